@@ -1,0 +1,51 @@
+# Every target makes what it needs of .venv first, once.
+PYTHON ?= python3.11
+VENV := .venv
+PY := $(VENV)/bin/python
+PIP_ARGS ?=
+PIP := PIP_CONSTRAINT=constraints.txt $(PY) -m pip install --quiet $(PIP_ARGS)
+BACKENDS := jax tensorflow torch
+DEMO_ARGS ?=
+export TF_CPP_MIN_LOG_LEVEL = 3
+
+.PHONY: setup demo test lint format bench clean
+
+setup: $(VENV)/.dev
+
+$(PY):
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.examples: $(PY) pyproject.toml constraints.txt
+	$(PIP) --editable ".[examples]"
+	touch $@
+
+$(VENV)/.dev: $(PY) pyproject.toml constraints.txt
+	$(PIP) --editable ".[dev]"
+	touch $@ $(VENV)/.examples
+
+demo: $(VENV)/.examples
+	$(PY) examples/quickstart.py $(DEMO_ARGS)
+
+# One backend a process; all three run, and one that fails fails the whole.
+test: $(VENV)/.dev
+	@status=0; for backend in $(BACKENDS); do \
+		echo "== KERAS_BACKEND=$$backend"; \
+		KERAS_BACKEND=$$backend $(PY) -m pytest || status=1; \
+	done; exit $$status
+
+lint: $(VENV)/.dev
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+format: $(VENV)/.dev
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+bench: $(VENV)/.dev
+	@for backend in $(BACKENDS); do \
+		KERAS_BACKEND=$$backend $(PY) benchmarks/flat_in_experts.py || exit 1; \
+	done
+
+clean:
+	rm -rf $(VENV) dist build

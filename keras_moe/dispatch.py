@@ -1,0 +1,117 @@
+"""Floor 1: tokens to their experts and back. Pure functions.
+
+T tokens, D hidden_dim, E experts, K top_k, P routed pairs.
+
+`dispatch` sorts the routed pairs by expert, so that each expert's rows stand
+together; `combine` undoes it and sums each token's pairs with their weights.
+Both are gathers, and so are their gradients: a sort is a permutation, whose
+transpose is its inverse, where a scatter-add would be slow on every backend.
+"""
+
+from keras import ops
+
+from keras_moe.kernels import group_sizes_of
+from keras_moe.types import Tensor
+
+
+def sort_by_expert(
+    expert_index: Tensor, num_experts: int
+) -> tuple[Tensor, Tensor]:
+    """Orders pairs by expert; pairs of one expert keep their order.
+
+    Args:
+        expert_index: int32 `(P,)`; pairs with index E go to the end.
+        num_experts: E.
+
+    Returns:
+        order: int32 `(P,)`, the pair that stands at each sorted place.
+        tokens_per_expert: int32 `(E,)`.
+    """
+    order = ops.cast(ops.argsort(expert_index), "int32")
+    return order, group_sizes_of(expert_index, num_experts)
+
+
+def dispatch(
+    tokens: Tensor,
+    token_index: Tensor,
+    order: Tensor,
+    pairs_per_token: int | None = None,
+) -> Tensor:
+    """Copies each pair's token to the pair's sorted place.
+
+    Args:
+        tokens: `(T, D)`.
+        token_index: int32 `(P,)`, the token of each pair.
+        order: int32 `(P,)` from `sort_by_expert`.
+        pairs_per_token: K where token t's pairs stand at `t * K ...`; None
+            where a token has any number of pairs.
+
+    Returns:
+        `(P, D)`, rows sorted by expert.
+    """
+    source = ops.take(token_index, order)
+    if pairs_per_token is None:
+        return ops.take(tokens, source, axis=0)
+    inverse = ops.argsort(order)
+
+    def backward(rows):
+        return _sum_pairs(ops.take(rows, inverse, axis=0), pairs_per_token)
+
+    return _linear_with_transpose(
+        lambda x: ops.take(x, source, axis=0), backward, tokens
+    )
+
+
+def combine(
+    rows: Tensor,
+    token_index: Tensor,
+    combine_weights: Tensor,
+    order: Tensor,
+    num_tokens: int | Tensor,
+    pairs_per_token: int | None = None,
+) -> Tensor:
+    """Brings sorted rows back and sums each token's pairs by weight.
+
+    Args:
+        rows: `(P, D)`, sorted by expert; zero for pairs not computed.
+        token_index: int32 `(P,)`, the token of each pair.
+        combine_weights: `(P,)`.
+        order: int32 `(P,)` from `sort_by_expert`.
+        num_tokens: T.
+        pairs_per_token: K where token t's pairs stand at `t * K ...`, so that
+            the sum is over a fixed axis; None sums by segments.
+
+    Returns:
+        `(T, D)`; zero for a token without pairs.
+    """
+    weights = ops.cast(combine_weights, rows.dtype)
+    if pairs_per_token is None:
+        weighted = rows * ops.expand_dims(ops.take(weights, order), -1)
+        token = ops.take(token_index, order)
+        return ops.segment_sum(weighted, token, num_segments=num_tokens)
+    inverse = ops.argsort(order)
+    pairs = _linear_with_transpose(
+        lambda x: ops.take(x, inverse, axis=0),
+        lambda y: ops.take(y, order, axis=0),
+        rows,
+    )
+    return _sum_pairs(pairs * ops.expand_dims(weights, -1), pairs_per_token)
+
+
+def _sum_pairs(pairs, pairs_per_token):
+    """Sums each token's K consecutive rows: `(T * K, D) -> (T, D)`."""
+    shape = (-1, pairs_per_token, pairs.shape[-1])
+    return ops.sum(ops.reshape(pairs, shape), axis=1)
+
+
+def _linear_with_transpose(forward, transpose, x):
+    """Applies the linear map `forward`, with `transpose` as its gradient."""
+
+    @ops.custom_gradient
+    def apply(x):
+        def backward(*args, upstream=None):
+            return transpose(args[0] if upstream is None else upstream)
+
+        return forward(x), backward
+
+    return apply(x)

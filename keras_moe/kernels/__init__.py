@@ -1,0 +1,169 @@
+"""Floor 0: the only heavy work, one implementation a backend.
+
+P routed pairs sorted by expert (the rows), E experts (the groups), D
+hidden_dim, F intermediate_dim. This is the one place that picks who computes:
+the file named like the running backend, or the reference where there is none
+or where `use` asks for it. All of them give the values and the gradients of
+`reference.py`.
+"""
+
+import contextlib
+import importlib
+from collections.abc import Iterator
+from types import ModuleType
+
+import keras
+from keras import ops
+
+from keras_moe.kernels import reference
+from keras_moe.kernels.reference import FFNWeights, ffn
+from keras_moe.types import Activation, Tensor
+
+__all__ = [
+    "FFNWeights",
+    "ffn",
+    "group_sizes_of",
+    "grouped_ffn",
+    "grouped_matmul",
+    "implementation",
+    "use",
+]
+
+_BACKENDS = ("jax", "tensorflow", "torch")
+_forced: list[str] = []
+
+
+def implementation() -> ModuleType:
+    """Returns the module that computes: the running backend's, or forced."""
+    name = _forced[-1] if _forced else keras.backend.backend()
+    if name not in _BACKENDS:
+        return reference
+    return importlib.import_module(f"keras_moe.kernels.{name}")
+
+
+@contextlib.contextmanager
+def use(name: str) -> Iterator[None]:
+    """Forces an implementation for what is traced or run inside the `with`.
+
+    Args:
+        name: `"reference"`, or the running backend's name.
+
+    Raises:
+        ValueError: where `name` is neither.
+    """
+    allowed = ("reference", keras.backend.backend())
+    if name not in allowed:
+        raise ValueError(
+            f"`name` must be one of {allowed}: kernels run on the backend that "
+            f"is running. Received: name={name!r}. Set KERAS_BACKEND to use "
+            "another backend's."
+        )
+    _forced.append(name)
+    try:
+        yield
+    finally:
+        _forced.pop()
+
+
+def group_sizes_of(expert_index: Tensor, num_experts: int) -> Tensor:
+    """Counts the pairs of each expert.
+
+    Args:
+        expert_index: int32 `(P,)`; pairs with index E belong to no group.
+        num_experts: E.
+
+    Returns:
+        int32 `(E,)`.
+    """
+    experts = ops.arange(num_experts, dtype="int32")
+    chosen = ops.equal(ops.reshape(expert_index, (-1, 1)), experts)
+    return ops.sum(ops.cast(chosen, "int32"), axis=0)
+
+
+def grouped_matmul(x: Tensor, kernel: Tensor, group_sizes: Tensor) -> Tensor:
+    """Multiplies each row by its group's matrix.
+
+    Row p of group e becomes `x[p] @ kernel[e]`; rows behind the last group
+    become zero. Only the matrices of non-empty groups are read.
+
+    Args:
+        x: float `(P, D)`, rows sorted by group.
+        kernel: `(E, D, F)`, the dtype of `x`.
+        group_sizes: int32 `(E,)`, rows of each group; the sum is at most P.
+
+    Returns:
+        `(P, F)`, the dtype of `x`.
+
+    Raises:
+        ValueError: where ranks, widths or dtypes do not fit.
+    """
+    x, kernel = ops.convert_to_tensor(x), ops.convert_to_tensor(kernel)
+    group_sizes = ops.cast(group_sizes, "int32")
+    _check_operands(x, "kernel", kernel, group_sizes, x.shape[-1])
+    return implementation().grouped_matmul(x, kernel, group_sizes)
+
+
+def grouped_ffn(
+    x: Tensor,
+    weights: FFNWeights,
+    group_sizes: Tensor,
+    activation: Activation,
+    dropout: Activation | None = None,
+) -> Tensor:
+    """Runs each row through its group's feed-forward network, in one pass.
+
+    Equal by definition to its grouped matmuls: `down(activation(up(x)))`, or
+    `down(activation(gate(x)) * up(x))` where there is a gate (Shazeer 2020,
+    "GLU Variants Improve Transformer", eq. 5-6). Rows behind the last group
+    become zero.
+
+    Args:
+        x: float `(P, D)`, rows sorted by group.
+        weights: stacked kernels and biases, the dtype of `x`.
+        group_sizes: int32 `(E,)`, rows of each group; the sum is at most P.
+        activation: elementwise function.
+        dropout: function of the hidden rows `(P, F)`, or None. With one, the
+            composition runs instead of the single pass.
+
+    Returns:
+        `(P, D)`, the dtype of `x`.
+
+    Raises:
+        ValueError: where ranks, widths or dtypes do not fit.
+    """
+    x = ops.convert_to_tensor(x)
+    tensors = [None if w is None else ops.convert_to_tensor(w) for w in weights]
+    weights = FFNWeights(*tensors)
+    group_sizes = ops.cast(group_sizes, "int32")
+    _check_operands(
+        x, "weights.up_kernel", weights.up_kernel, group_sizes, x.shape[-1]
+    )
+    _check_operands(
+        x,
+        "weights.down_kernel",
+        weights.down_kernel,
+        group_sizes,
+        weights.up_kernel.shape[-1],
+    )
+    if dropout is not None:
+        matmul = implementation().grouped_matmul
+        return reference.grouped_ffn(
+            x, weights, group_sizes, activation, matmul, dropout
+        )
+    return implementation().grouped_ffn(x, weights, group_sizes, activation)
+
+
+def _check_operands(x, name, kernel, group_sizes, width):
+    expected = (group_sizes.shape[0], width)
+    if len(x.shape) == 2 and tuple(kernel.shape[:-1]) == expected:
+        if keras.backend.standardize_dtype(
+            x.dtype
+        ) == keras.backend.standardize_dtype(kernel.dtype):
+            return
+    raise ValueError(
+        f"`x` must be (P, D) and `{name}` (E, {width}, ...) of the same dtype, "
+        f"with E = len(group_sizes). Received: x of shape {tuple(x.shape)} and "
+        f"dtype {x.dtype}, {name} of shape {tuple(kernel.shape)} and dtype "
+        f"{kernel.dtype}, group_sizes of shape {tuple(group_sizes.shape)}. "
+        "Flatten the leading axes of `x` and cast both to one dtype."
+    )

@@ -1,0 +1,156 @@
+"""What arguments must be, said in one form: the argument in backticks, the
+rule, what was received, the remedy."""
+
+import keras
+
+from keras_moe.types import Activation, Shape, Tensor
+
+
+def check_positive_int(name: str, value: object) -> int:
+    """Returns `value` where it is an integer above 0."""
+    is_int = isinstance(value, int) and not isinstance(value, bool)
+    if is_int and value > 0:  # type: ignore[operator]
+        return value  # type: ignore[return-value]
+    raise ValueError(
+        f"`{name}` must be an integer above 0. Received: {name}={value!r}. "
+        f"Pass, for instance, {name}=2."
+    )
+
+
+def check_choice(name: str, value: str, choices: tuple[str, ...]) -> str:
+    """Returns `value` where it is one of `choices`."""
+    if value in choices:
+        return value
+    raise ValueError(
+        f"`{name}` must be one of {choices}. Received: {name}={value!r}. "
+        f"The default is {choices[0]!r}."
+    )
+
+
+def check_rate(name: str, value: float) -> float:
+    """Returns `value` where it is a number in 0 <= value < 1."""
+    if _is_number(value) and 0 <= value < 1:
+        return value
+    raise ValueError(
+        f"`{name}` must be a number in 0 <= {name} < 1. Received: "
+        f"{name}={value!r}. Pass 0 to switch it off."
+    )
+
+
+def check_weight(name: str, value: float) -> float:
+    """Returns `value` where it is a finite number, 0 or above."""
+    if _is_number(value) and 0 <= value < float("inf"):
+        return value
+    raise ValueError(
+        f"`{name}` must be a finite number, 0 or above. Received: "
+        f"{name}={value!r}. Pass 0 to switch it off."
+    )
+
+
+def check_capacity_factor(name: str, value: float | None) -> float | None:
+    """Returns `value` where it is None or a finite number above 0."""
+    if value is None or (_is_number(value) and 0 < value < float("inf")):
+        return value
+    raise ValueError(
+        f"`{name}` must be None (no token is dropped) or a finite number above "
+        f"0. Received: {name}={value!r}. 1.25 is a common start."
+    )
+
+
+def check_top_k(top_k: int, num_experts: int) -> int:
+    """Returns `top_k` where it is 1 ... num_experts."""
+    check_positive_int("top_k", top_k)
+    if top_k <= num_experts:
+        return top_k
+    raise ValueError(
+        "`top_k` must be at most `num_experts`: a token's experts are "
+        f"distinct. Received: top_k={top_k}, num_experts={num_experts}. Lower "
+        "`top_k` or raise `num_experts`."
+    )
+
+
+def check_activation(activation: object) -> Activation:
+    """Returns the Keras activation that `activation` names."""
+    try:
+        return keras.activations.get(activation)
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            "`activation` must be a name in keras.activations or a function. "
+            f"Received: activation={activation!r}. Try 'relu', 'gelu' or "
+            "'silu'."
+        ) from error
+
+
+def check_input_shape(shape: Shape) -> int:
+    """Returns the last dimension of `(..., D)` where D is known."""
+    if len(shape) < 2:
+        raise ValueError(
+            "`inputs` must have rank 2 or more, (..., hidden_dim). Received: "
+            f"shape {tuple(shape)}. Add a batch axis."
+        )
+    if shape[-1] is None:
+        raise ValueError(
+            "`inputs` must have a known last dimension: it sizes the weights. "
+            f"Received: shape {tuple(shape)}. Give the model's Input a fixed "
+            "last dimension."
+        )
+    return shape[-1]
+
+
+def check_built_width(inputs: Tensor, hidden_dim: int | None) -> None:
+    """Raises where the last dimension is not the one the layer has."""
+    if inputs.shape[-1] != hidden_dim:
+        raise ValueError(
+            f"`inputs` must have {hidden_dim} as last dimension, the one this "
+            f"layer was built with. Received: shape {tuple(inputs.shape)}. "
+            "Project the inputs to that width or build another layer."
+        )
+
+
+def check_floating(inputs: Tensor) -> None:
+    """Raises where the inputs are not floating-point numbers."""
+    dtype = keras.backend.standardize_dtype(inputs.dtype)
+    if "float" not in dtype:
+        raise ValueError(
+            f"`inputs` must be floating-point. Received: dtype {dtype}. Embed "
+            "token ids with keras.layers.Embedding, or cast the inputs."
+        )
+
+
+def check_mask_shape(mask: Tensor, inputs: Tensor) -> None:
+    """Raises where a mask `(...)` does not fit inputs `(..., D)`."""
+    expected, received = tuple(inputs.shape[:-1]), tuple(mask.shape)
+    fits = len(expected) == len(received) and all(
+        None in pair or pair[0] == pair[1]
+        for pair in zip(expected, received, strict=True)
+    )
+    if not fits:
+        raise ValueError(
+            "`mask` must have the shape of `inputs` without its last axis: one "
+            f"bool a token. Received: mask of shape {received}, inputs of "
+            f"shape {tuple(inputs.shape)}. Pass a mask of shape {expected}."
+        )
+
+
+def _is_number(value):
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def check_nothing_lost(
+    name: str, layer: object, arguments: dict, defaults: dict
+) -> None:
+    """Raises where an argument is set that a given layer would override."""
+
+    def plain(value):
+        return keras.saving.serialize_keras_object(value)
+
+    for argument, value in arguments.items():
+        default = defaults[argument]
+        own = getattr(layer, argument, default)
+        if plain(value) not in (plain(default), plain(own)):
+            raise ValueError(
+                f"`{argument}` must be left out where `{name}` is given: the "
+                f"layer brings its own. Received: {argument}={value!r}, {name} "
+                f"with {argument}={own!r}. Set it on the layer passed as "
+                f"`{name}`."
+            )

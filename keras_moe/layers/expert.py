@@ -1,0 +1,213 @@
+"""A bank of feed-forward experts with stacked weights.
+
+D hidden_dim, F intermediate_dim, E experts, P routed pairs.
+"""
+
+import keras
+from keras import ops
+
+from keras_moe import kernels
+from keras_moe.layers import checks
+from keras_moe.layers.initializers import PerExpert
+from keras_moe.types import Shape, Tensor
+
+
+@keras.saving.register_keras_serializable(package="keras_moe")
+class Expert(keras.layers.Layer):
+    """E feed-forward networks of two or three matrices each.
+
+    Ungated: `down(activation(up(x)))` (Vaswani et al. 2017, eq. 2). Gated:
+    `down(activation(gate(x)) * up(x))` (Shazeer 2020, eq. 5-6; SwiGLU with
+    `activation="silu"`). With `num_experts=1` it is a dense feed-forward
+    network that takes inputs of any rank.
+
+    Args:
+        intermediate_dim: F, the inner width. 4 * D in a dense transformer;
+            divide by `top_k` for the cost of a dense layer.
+        num_experts: E.
+        hidden_dim: D; None takes it from the inputs.
+        activation: name or function.
+        gated: whether there is a gate matrix.
+        use_bias: whether each matrix has a bias.
+        dropout: rate on the hidden units, in training only.
+        kernel_initializer, bias_initializer: Keras initializers, applied to
+            each expert as if it stood alone.
+        kernel_regularizer, bias_regularizer: Keras regularizers, applied to
+            each stacked weight.
+        seed: int, for the dropout.
+        **kwargs: of `keras.layers.Layer`.
+
+    Weights: `up_kernel` `(E, D, F)`, `up_bias` `(E, F)`, `down_kernel`
+    `(E, F, D)`, `down_bias` `(E, D)`; gated, also `gate_kernel` `(E, D, F)`
+    and `gate_bias` `(E, F)`.
+
+    Call arguments:
+        x: float `(P, D)`, rows sorted by expert; any `(..., D)` where E is 1.
+        group_sizes: int32 `(E,)`, rows of each expert; may be left out where
+            E is 1. Rows behind the last group come out as zero.
+        training: bool; dropout acts only in training.
+
+    Returns:
+        A tensor like `x`, in the compute dtype.
+
+    Raises:
+        ValueError: for an argument out of its range, inputs of integers, of
+            rank below 2 or of another width, or missing `group_sizes`.
+    """
+
+    def __init__(
+        self,
+        intermediate_dim: int,
+        num_experts: int = 1,
+        hidden_dim: int | None = None,
+        activation="relu",
+        gated: bool = False,
+        use_bias: bool = True,
+        dropout: float = 0.0,
+        kernel_initializer="glorot_uniform",
+        bias_initializer="zeros",
+        kernel_regularizer=None,
+        bias_regularizer=None,
+        seed: int | None = None,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self.supports_masking = True
+        self.intermediate_dim = checks.check_positive_int(
+            "intermediate_dim", intermediate_dim
+        )
+        self.num_experts = checks.check_positive_int("num_experts", num_experts)
+        if hidden_dim is not None:
+            checks.check_positive_int("hidden_dim", hidden_dim)
+        self.hidden_dim = hidden_dim
+        self.activation = checks.check_activation(activation)
+        self.gated = gated
+        self.use_bias = use_bias
+        self.dropout = checks.check_rate("dropout", dropout)
+        self.kernel_initializer = keras.initializers.get(kernel_initializer)
+        self.bias_initializer = keras.initializers.get(bias_initializer)
+        self.kernel_regularizer = keras.regularizers.get(kernel_regularizer)
+        self.bias_regularizer = keras.regularizers.get(bias_regularizer)
+        self.seed = seed
+        self.seed_generator = keras.random.SeedGenerator(seed)
+
+    def build(self, input_shape: Shape) -> None:
+        """Creates the weights for inputs `(..., D)`."""
+        width = checks.check_input_shape(input_shape)
+        if self.hidden_dim not in (None, width):
+            raise ValueError(
+                "`hidden_dim` must be the last dimension of the inputs: an "
+                "expert's output has the width of its input. Received: "
+                f"hidden_dim={self.hidden_dim}, inputs of shape "
+                f"{tuple(input_shape)}. Leave `hidden_dim` out to take it from "
+                "the inputs."
+            )
+        self.hidden_dim = width
+        self.up_kernel, self.up_bias = self._add_linear("up", width, None)
+        self.gate_kernel = self.gate_bias = None
+        if self.gated:
+            self.gate_kernel, self.gate_bias = self._add_linear(
+                "gate", width, None
+            )
+        self.down_kernel, self.down_bias = self._add_linear("down", None, width)
+
+    def _add_linear(self, name, fan_in, fan_out):
+        """Adds a stacked kernel and bias; None stands for F."""
+        inputs = fan_in or self.intermediate_dim
+        outputs = fan_out or self.intermediate_dim
+        kernel = self.add_weight(
+            name=f"{name}_kernel",
+            shape=(self.num_experts, inputs, outputs),
+            initializer=PerExpert(self.kernel_initializer, f"{name}_kernel"),
+            regularizer=self.kernel_regularizer,
+        )
+        if not self.use_bias:
+            return kernel, None
+        bias = self.add_weight(
+            name=f"{name}_bias",
+            shape=(self.num_experts, outputs),
+            initializer=PerExpert(self.bias_initializer, f"{name}_bias"),
+            regularizer=self.bias_regularizer,
+        )
+        return kernel, bias
+
+    def call(
+        self, x: Tensor, group_sizes: Tensor | None = None, training=None
+    ) -> Tensor:
+        """Runs each row through its expert; see the class."""
+        checks.check_floating(x)
+        checks.check_built_width(x, self.hidden_dim)
+        dropout = self._drop if training and self.dropout else None
+        if group_sizes is None:
+            return kernels.ffn(
+                x, self._only_weights(), self.activation, dropout=dropout
+            )
+        self._check_group_sizes(group_sizes)
+        return kernels.grouped_ffn(
+            x, self._weights(), group_sizes, self.activation, dropout=dropout
+        )
+
+    def _weights(self):
+        return kernels.FFNWeights(
+            up_kernel=self.up_kernel,
+            down_kernel=self.down_kernel,
+            up_bias=self.up_bias,
+            down_bias=self.down_bias,
+            gate_kernel=self.gate_kernel,
+            gate_bias=self.gate_bias,
+        )
+
+    def _only_weights(self):
+        """The weights of the one expert, without the axis E."""
+        if self.num_experts > 1:
+            raise ValueError(
+                "`group_sizes` is needed where there is more than one expert: "
+                "it says whose each row is. Received: group_sizes=None, "
+                f"num_experts={self.num_experts}. Pass int32 (E,) counts, or "
+                "put the layer into MoEBlock(experts=...)."
+            )
+        return kernels.FFNWeights(
+            *(None if w is None else ops.squeeze(w, 0) for w in self._weights())
+        )
+
+    def _check_group_sizes(self, group_sizes):
+        if tuple(group_sizes.shape) != (self.num_experts,):
+            raise ValueError(
+                f"`group_sizes` must have the shape ({self.num_experts},), one "
+                f"count an expert. Received: shape {tuple(group_sizes.shape)}."
+                " Count the rows of each expert, empty ones included."
+            )
+
+    def _drop(self, hidden):
+        return keras.random.dropout(
+            hidden, self.dropout, seed=self.seed_generator
+        )
+
+    def compute_output_spec(self, x, group_sizes=None, training=None):
+        """Returns the symbolic output of symbolic inputs."""
+        checks.check_floating(x)
+        return keras.KerasTensor(x.shape, self.compute_dtype)
+
+    def get_config(self) -> dict:
+        """Returns the arguments that build this layer again."""
+        serialize_initializer = keras.initializers.serialize
+        serialize_regularizer = keras.regularizers.serialize
+        return {
+            **super().get_config(),
+            "intermediate_dim": self.intermediate_dim,
+            "num_experts": self.num_experts,
+            "hidden_dim": self.hidden_dim,
+            "activation": keras.activations.serialize(self.activation),
+            "gated": self.gated,
+            "use_bias": self.use_bias,
+            "dropout": self.dropout,
+            "kernel_initializer": serialize_initializer(
+                self.kernel_initializer
+            ),
+            "bias_initializer": serialize_initializer(self.bias_initializer),
+            "kernel_regularizer": serialize_regularizer(
+                self.kernel_regularizer
+            ),
+            "bias_regularizer": serialize_regularizer(self.bias_regularizer),
+            "seed": self.seed,
+        }

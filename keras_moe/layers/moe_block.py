@@ -1,0 +1,349 @@
+"""The mixture-of-experts block: router, dispatch, experts, combine.
+
+T tokens, D hidden_dim, F intermediate_dim, E experts, K top_k, P pairs.
+"""
+
+import keras
+from keras import ops
+
+from keras_moe import dispatch, losses, routing
+from keras_moe.layers import checks
+from keras_moe.layers.expert import Expert
+from keras_moe.layers.router import Router, assignment_spec, flatten_tokens
+from keras_moe.layers.statistics import RoutingStatistics
+from keras_moe.types import Shape, Tensor
+
+
+@keras.saving.register_keras_serializable(package="keras_moe")
+class MoEBlock(keras.layers.Layer):
+    """Sends each token through its best K of E feed-forward experts.
+
+    Takes the place of a `Dense -> activation -> Dense` in any model. The cost
+    follows K, not E: only the chosen experts compute a token (Shazeer et al.
+    2017, "Outrageously Large Neural Networks", eq. 1).
+
+    Args:
+        num_experts: E. 8 is a common start, 64 and more with small experts.
+        intermediate_dim: F, the inner width of each expert. The dense layer's
+            width divided by `top_k` keeps the dense layer's cost. None where
+            `experts` is given.
+        top_k: K, experts a token is sent to, 1 to E. The K weights are
+            renormalised to sum to one; with K = 1 the weight is the router's
+            probability (Fedus et al. 2021, eq. 2), so that the router learns.
+        capacity_factor: None (dropless), or the factor above 0 by which an
+            expert's places in training exceed its even share,
+            `C = ceil(K * T * capacity_factor / E)`. Pairs beyond C are
+            dropped: their token keeps its other experts, or comes out as
+            zero, which a residual connection turns into a pass-through.
+        eval_capacity_factor: the same outside training. None, the default,
+            drops nothing there, whatever `capacity_factor` is.
+        priority: `"position"` keeps the earlier tokens, `"score"` those with
+            the highest router probability.
+        activation, gated, use_bias, dropout, kernel_initializer,
+        kernel_regularizer: of the experts; see `Expert`.
+        shared_expert_dim: inner width of one more expert that sees every token
+            (DeepSeekMoE, Dai et al. 2024, eq. 9), or None.
+        router: a configured router with the same `num_experts`; None builds
+            `Router(num_experts, top_k, jitter=jitter)`.
+        experts: a configured `Expert` with the same `num_experts`.
+        load_balancing_weight: weight of the load-balancing loss that training
+            adds, 0 or above. 0.01 is Switch's.
+        router_z_weight: weight of the router z-loss; 0.001 is ST-MoE's.
+        jitter: of the router; see `Router`.
+        seed: int, for jitter and dropout.
+        **kwargs: of `keras.layers.Layer`.
+
+    Attributes:
+        router, experts, shared_expert: the layers inside.
+        expert_load: float32 `(E,)`, share of the pairs that chose each
+            expert: the mean over the training batches since
+            `reset_statistics()`, before capacity drops any.
+        fraction_dropped: float32 `(1,)`, share of the pairs that capacity
+            dropped, over the same batches.
+
+    Call arguments:
+        inputs: float `(..., D)` of rank 2 or more.
+        mask: bool `(...)`, False for padding. Padding is sent nowhere, counts
+            nowhere and comes out as zero.
+        training: bool.
+        return_assignment: whether to return `(outputs, assignment)`, with the
+            `Assignment` as it was carried out, after capacity.
+
+    Returns:
+        `(..., D)`, in the compute dtype.
+
+    Raises:
+        ValueError: for an argument out of its range, a router or experts that
+            disagree with the block, inputs of rank below 2, of unknown width
+            or of integers, or a mask that does not fit.
+    """
+
+    def __init__(
+        self,
+        num_experts: int,
+        intermediate_dim: int | None = None,
+        top_k: int = 2,
+        capacity_factor: float | None = None,
+        eval_capacity_factor: float | None = None,
+        priority: str = "position",
+        activation="relu",
+        gated: bool = False,
+        use_bias: bool = True,
+        shared_expert_dim: int | None = None,
+        router=None,
+        experts=None,
+        load_balancing_weight: float = 0.01,
+        router_z_weight: float = 0.0,
+        jitter: float = 0.0,
+        dropout: float = 0.0,
+        kernel_initializer="glorot_uniform",
+        kernel_regularizer=None,
+        seed: int | None = None,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self.supports_masking = True
+        self.num_experts = checks.check_positive_int("num_experts", num_experts)
+        self.capacity_factor = checks.check_capacity_factor(
+            "capacity_factor", capacity_factor
+        )
+        self.eval_capacity_factor = checks.check_capacity_factor(
+            "eval_capacity_factor", eval_capacity_factor
+        )
+        self.priority = checks.check_choice(
+            "priority", priority, routing.PRIORITIES
+        )
+        self.load_balancing_weight = checks.check_weight(
+            "load_balancing_weight", load_balancing_weight
+        )
+        self.router_z_weight = checks.check_weight(
+            "router_z_weight", router_z_weight
+        )
+        self.seed = seed
+        self._set_router(router, {"top_k": top_k, "jitter": jitter})
+        style = {
+            "activation": checks.check_activation(activation),
+            "gated": gated,
+            "use_bias": use_bias,
+            "dropout": dropout,
+            "kernel_initializer": keras.initializers.get(kernel_initializer),
+            "kernel_regularizer": keras.regularizers.get(kernel_regularizer),
+        }
+        self._set_experts(experts, intermediate_dim, style)
+        self._set_shared_expert(shared_expert_dim, style)
+        self.statistics = RoutingStatistics(num_experts, name="statistics")
+
+    def _set_router(self, router, arguments):
+        self._router_given = router is not None
+        if self._router_given:
+            self._check_num_experts("router", router)
+            defaults = {"top_k": 2, "jitter": 0.0}
+            checks.check_nothing_lost("router", router, arguments, defaults)
+            self.router = router
+            return
+        top_k = checks.check_top_k(arguments["top_k"], self.num_experts)
+        self.router = Router(
+            self.num_experts,
+            normalize_weights=top_k > 1,
+            seed=self.seed,
+            dtype=self.dtype_policy,
+            name="router",
+            **arguments,
+        )
+
+    def _set_experts(self, experts, intermediate_dim, style):
+        self._experts_given = experts is not None
+        if self._experts_given:
+            self._check_num_experts("experts", experts)
+            arguments = {**style, "intermediate_dim": intermediate_dim}
+            checks.check_nothing_lost(
+                "experts", experts, arguments, _EXPERT_DEFAULTS
+            )
+            self.experts = experts
+            return
+        self.experts = Expert(
+            intermediate_dim,
+            self.num_experts,
+            seed=self.seed,
+            dtype=self.dtype_policy,
+            name="experts",
+            **style,
+        )
+
+    def _set_shared_expert(self, intermediate_dim, style):
+        """The shared expert is built in the style of the routed ones."""
+        self.shared_expert_dim = intermediate_dim
+        self.shared_expert = None
+        if intermediate_dim is None:
+            return
+        checks.check_positive_int("shared_expert_dim", intermediate_dim)
+        self.shared_expert = Expert(
+            intermediate_dim,
+            seed=self.seed,
+            dtype=self.dtype_policy,
+            name="shared_expert",
+            **{n: getattr(self.experts, n, v) for n, v in style.items()},
+        )
+
+    def _check_num_experts(self, name, layer):
+        if layer.num_experts != self.num_experts:
+            raise ValueError(
+                f"`{name}` must have the block's `num_experts`. Received: "
+                f"num_experts={self.num_experts}, {name} with num_experts="
+                f"{layer.num_experts}. Build both with the same number."
+            )
+
+    def build(self, input_shape: Shape) -> None:
+        """Creates the weights for inputs `(..., D)`."""
+        self.hidden_dim = checks.check_input_shape(input_shape)
+        tokens_shape = (None, self.hidden_dim)
+        for layer in (self.router, self.experts, self.shared_expert):
+            if layer is not None and not layer.built:
+                layer.build(tokens_shape)
+        self.statistics.build()
+
+    def call(
+        self,
+        inputs: Tensor,
+        mask: Tensor | None = None,
+        training=None,
+        return_assignment: bool = False,
+    ):
+        """Routes, computes and combines; see the class."""
+        tokens, token_mask = flatten_tokens(inputs, mask, self.hidden_dim)
+        chosen = self.router(tokens, mask=token_mask, training=training)
+        kept = self._apply_capacity(chosen, ops.shape(tokens)[0], training)
+        outputs = self._run_experts(tokens, kept, training)
+        if self.shared_expert is not None:
+            shared = self.shared_expert(tokens, training=training)
+            outputs = ops.add(outputs, _zero_padding(shared, token_mask))
+        if training:
+            self._add_losses(chosen, token_mask)
+            self.statistics.update(chosen.expert_index, kept.expert_index)
+        outputs = ops.reshape(outputs, ops.shape(inputs))
+        return (outputs, kept) if return_assignment else outputs
+
+    def _apply_capacity(self, assignment, num_tokens, training):
+        factor = self.capacity_factor if training else self.eval_capacity_factor
+        if factor is None:
+            return assignment
+        capacity = routing.expert_capacity(
+            num_tokens, self.num_experts, self.router.pairs_per_token, factor
+        )
+        return routing.apply_capacity(assignment, capacity, self.priority)
+
+    def _run_experts(self, tokens, assignment, training):
+        """Dispatch, experts, combine: `(T, D)` to `(T, D)`."""
+        pairs_per_token = self.router.pairs_per_token
+        order, tokens_per_expert = dispatch.sort_by_expert(
+            assignment.expert_index, self.num_experts
+        )
+        rows = dispatch.dispatch(
+            tokens, assignment.token_index, order, pairs_per_token
+        )
+        rows = self.experts(
+            rows, group_sizes=tokens_per_expert, training=training
+        )
+        return dispatch.combine(
+            rows,
+            assignment.token_index,
+            assignment.combine_weights,
+            order,
+            ops.shape(tokens)[0],
+            pairs_per_token,
+        )
+
+    def _add_losses(self, chosen, token_mask):
+        if self.load_balancing_weight:
+            loss = losses.load_balancing_loss(
+                chosen.router_probs, chosen.expert_index, token_mask
+            )
+            self.add_loss(self.load_balancing_weight * loss)
+        if self.router_z_weight:
+            loss = losses.router_z_loss(chosen.router_logits, token_mask)
+            self.add_loss(self.router_z_weight * loss)
+
+    @property
+    def expert_load(self):
+        """Share of the pairs that chose each expert, float32 `(E,)`."""
+        return self.statistics.expert_load
+
+    @property
+    def fraction_dropped(self):
+        """Share of the pairs that capacity dropped, float32 `(1,)`."""
+        return self.statistics.fraction_dropped
+
+    def reset_statistics(self) -> None:
+        """Starts the running means of load and drops afresh."""
+        self.statistics.reset()
+
+    def compute_output_spec(
+        self, inputs, mask=None, training=None, return_assignment=False
+    ):
+        """Returns the symbolic outputs of symbolic inputs."""
+        checks.check_floating(inputs)
+        outputs = keras.KerasTensor(inputs.shape, self.compute_dtype)
+        if not return_assignment:
+            return outputs
+        return outputs, assignment_spec(
+            inputs.shape, self.num_experts, self.router.pairs_per_token
+        )
+
+    def compute_mask(self, inputs, mask=None):
+        """Passes the mask on; an `Assignment` has none."""
+        return mask
+
+    def get_config(self) -> dict:
+        """Returns the arguments that build this layer again."""
+        serialize = keras.saving.serialize_keras_object
+        config = {
+            **super().get_config(),
+            "num_experts": self.num_experts,
+            "capacity_factor": self.capacity_factor,
+            "eval_capacity_factor": self.eval_capacity_factor,
+            "priority": self.priority,
+            "shared_expert_dim": self.shared_expert_dim,
+            "load_balancing_weight": self.load_balancing_weight,
+            "router_z_weight": self.router_z_weight,
+            "seed": self.seed,
+        }
+        if self._router_given:
+            config["router"] = serialize(self.router)
+        else:
+            own = self.router.get_config()
+            config.update({name: own[name] for name in ("top_k", "jitter")})
+        if self._experts_given:
+            config["experts"] = serialize(self.experts)
+        else:
+            own = self.experts.get_config()
+            config.update({name: own[name] for name in _EXPERT_DEFAULTS})
+        return config
+
+    @classmethod
+    def from_config(cls, config: dict):
+        """Builds the layer that `get_config` describes."""
+        config = dict(config)
+        for name in ("router", "experts"):
+            if name in config:
+                config[name] = keras.saving.deserialize_keras_object(
+                    config[name]
+                )
+        return super().from_config(config)
+
+
+def _zero_padding(outputs, token_mask):
+    if token_mask is None:
+        return outputs
+    valid = ops.expand_dims(token_mask, -1)
+    return ops.where(valid, outputs, ops.zeros_like(outputs))
+
+
+_EXPERT_DEFAULTS = {
+    "intermediate_dim": None,
+    "activation": keras.activations.relu,
+    "gated": False,
+    "use_bias": True,
+    "dropout": 0.0,
+    "kernel_initializer": keras.initializers.GlorotUniform(),
+    "kernel_regularizer": None,
+}

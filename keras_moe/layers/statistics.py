@@ -1,0 +1,74 @@
+"""Running means of what a block's router did in training.
+
+E experts, P routed pairs.
+"""
+
+import keras
+from keras import ops
+
+from keras_moe import metrics
+from keras_moe.types import Tensor
+
+
+class RoutingStatistics(keras.layers.Layer):
+    """Holds a block's expert load and dropped share as weights.
+
+    A `keras.metrics.Metric` updated inside `call` fails on JAX, and FSDP
+    refuses scalars: these are non-trainable float32 weights of rank 1, means
+    over the training batches since the last `reset()`.
+
+    Args:
+        num_experts: E.
+        **kwargs: of `keras.layers.Layer`.
+
+    Weights: `expert_load` `(E,)`, share of the pairs that chose each expert,
+    before capacity; `fraction_dropped` `(1,)`, share of the pairs that
+    capacity dropped; `num_batches` `(1,)`, batches counted.
+    """
+
+    def __init__(self, num_experts: int, **kwargs):
+        super().__init__(**kwargs)
+        self.num_experts = num_experts
+
+    def build(self, input_shape=None) -> None:
+        """Creates the weights; the shape of the inputs does not matter."""
+        self.expert_load = self._add_mean("expert_load", self.num_experts)
+        self.fraction_dropped = self._add_mean("fraction_dropped", 1)
+        self.num_batches = self._add_mean("num_batches", 1)
+
+    def _add_mean(self, name, size):
+        return self.add_weight(
+            name=name,
+            shape=(size,),
+            initializer="zeros",
+            dtype="float32",
+            trainable=False,
+            autocast=False,
+            aggregation="mean",
+        )
+
+    def update(self, chosen_index: Tensor, kept_index: Tensor) -> None:
+        """Counts one batch; a batch in which nothing was routed is none.
+
+        Args:
+            chosen_index: int32 `(P,)`, each pair's expert as the router chose.
+            kept_index: int32 `(P,)`, the same after capacity.
+        """
+        load = metrics.expert_load(chosen_index, self.num_experts)
+        dropped = metrics.fraction_dropped(
+            chosen_index, kept_index, self.num_experts
+        )
+        counted = ops.cast(ops.sum(load, keepdims=True) > 0, "float32")
+        num_batches = ops.add(self.num_batches, counted)
+        step = counted / ops.maximum(num_batches, 1.0)
+        self._move(self.expert_load, load, step)
+        self._move(self.fraction_dropped, dropped, step)
+        self.num_batches.assign(num_batches)
+
+    def _move(self, mean, value, step):
+        mean.assign(ops.add(mean, step * ops.subtract(value, mean)))
+
+    def reset(self) -> None:
+        """Starts the means afresh."""
+        for mean in (self.expert_load, self.fraction_dropped, self.num_batches):
+            mean.assign(ops.zeros(mean.shape))

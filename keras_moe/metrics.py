@@ -1,0 +1,76 @@
+"""Floor 1: what to watch while routing. Pure functions, float32.
+
+T tokens, E experts, P routed pairs; a pair with index E is not computed.
+"""
+
+from keras import ops
+
+from keras_moe.kernels import group_sizes_of
+from keras_moe.types import Tensor
+
+
+def expert_load(expert_index: Tensor, num_experts: int) -> Tensor:
+    """Share of the routed pairs that each expert received, `(E,)`.
+
+    Sums to one; zero everywhere where nothing was routed.
+
+    Args:
+        expert_index: int `(P,)`.
+        num_experts: E.
+    """
+    counts = ops.cast(group_sizes_of(expert_index, num_experts), "float32")
+    return counts / ops.maximum(ops.sum(counts), 1.0)
+
+
+def load_imbalance(load: Tensor) -> Tensor:
+    """Largest load over mean load, a scalar.
+
+    1 at perfect balance, E when one expert receives everything, 0 where
+    nothing was routed.
+
+    Args:
+        load: `(E,)`, counts or shares.
+    """
+    load = ops.cast(load, "float32")
+    return ops.max(load) / ops.maximum(ops.mean(load), 1e-20)
+
+
+def fraction_dropped(
+    expert_index: Tensor, kept_expert_index: Tensor, num_experts: int
+) -> Tensor:
+    """Share of the routed pairs that capacity dropped, a scalar in 0 ... 1.
+
+    Padding was never routed and does not count.
+
+    Args:
+        expert_index: int `(P,)`, before capacity.
+        kept_expert_index: int `(P,)`, after it.
+        num_experts: E.
+    """
+
+    def routed(index):
+        return ops.sum(ops.cast(index < num_experts, "float32"))
+
+    before, after = routed(expert_index), routed(kept_expert_index)
+    return (before - after) / ops.maximum(before, 1.0)
+
+
+def router_entropy(
+    router_probs: Tensor, token_mask: Tensor | None = None
+) -> Tensor:
+    """Mean entropy of the tokens' router probabilities, in nats, a scalar.
+
+    `log(E)` when a router cannot tell the experts apart, 0 when it is sure.
+
+    Args:
+        router_probs: float `(T, E)`.
+        token_mask: bool `(T,)`, False for padding, which does not count.
+    """
+    probs = ops.cast(router_probs, "float32")
+    logs = ops.log(ops.maximum(probs, 1e-30))
+    entropy = ops.negative(ops.sum(probs * logs, axis=-1))
+    if token_mask is None:
+        token_mask = ops.ones_like(entropy, dtype="bool")
+    valid = ops.where(token_mask, entropy, ops.zeros_like(entropy))
+    count = ops.sum(ops.cast(token_mask, "float32"))
+    return ops.sum(valid) / ops.maximum(count, 1.0)
