@@ -84,11 +84,14 @@ def combine(
     Returns:
         `(T, D)`; zero for a token without pairs.
     """
+    rows = ops.convert_to_tensor(rows)
     weights = ops.cast(combine_weights, rows.dtype)
     if pairs_per_token is None:
         weighted = rows * ops.expand_dims(ops.take(weights, order), -1)
         token = ops.take(token_index, order)
-        return ops.segment_sum(weighted, token, num_segments=num_tokens)
+        # One segment more than there are: on torch none would mean unknown.
+        sums = ops.segment_sum(weighted, token, num_segments=num_tokens + 1)
+        return sums[:num_tokens]
     inverse = ops.argsort(order)
     pairs = _linear_with_transpose(
         lambda x: ops.take(x, inverse, axis=0),

@@ -66,12 +66,13 @@ def top_k_assignment(
         An `Assignment` whose pairs of token t stand at `t * K ... t * K + K-1`
         from its best expert down.
     """
+    router_logits = ops.convert_to_tensor(router_logits)
     num_experts = router_logits.shape[-1]
     scores, router_probs = _scores(router_logits, scoring)
     chosen = _top_k(scores, top_k)
     if scoring == "topk_softmax":
         logits = ops.take_along_axis(router_logits, chosen, axis=-1)
-        weights = ops.softmax(logits, axis=-1)
+        weights = _softmax(logits)
     else:
         weights = ops.take_along_axis(scores, chosen, axis=-1)
         if normalize_weights:
@@ -157,8 +158,13 @@ def _scores(router_logits, scoring):
         scores = ops.sigmoid(router_logits)
         total = ops.sum(scores, axis=-1, keepdims=True)
         return scores, scores / ops.maximum(total, 1e-20)
-    probs = ops.softmax(router_logits, axis=-1)
+    probs = _softmax(router_logits)
     return probs, probs
+
+
+def _softmax(logits):
+    """A softmax that does not warn of a single expert, as `ops.softmax` does."""
+    return ops.exp(ops.log_softmax(logits, axis=-1))
 
 
 def _top_k(scores, top_k):

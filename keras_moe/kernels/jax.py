@@ -8,7 +8,8 @@ number of blocks that is data slices a block's rows and its expert's weights,
 and writes at the block's offset. The part of a last block that reaches into
 the next group is masked, and the next block overwrites it. Work follows
 `P + E * B` rows at most, never `E * P`; the gradient is a loop of the same
-shape, because XLA cannot differentiate a loop of unknown length.
+shape, because XLA cannot differentiate a loop of unknown length. Each loop is
+jitted here, so that calls outside `jit` compile it once and not every time.
 """
 
 import functools
@@ -40,6 +41,7 @@ def grouped_ffn(
 
 
 @jax.custom_vjp
+@jax.jit
 def _grouped_matmul(x, kernel, group_sizes):
     def block(rows, matrix):
         return (rows[0] @ matrix,), None
@@ -50,10 +52,12 @@ def _grouped_matmul(x, kernel, group_sizes):
     return outputs[0]
 
 
+@jax.jit
 def _grouped_matmul_forward(x, kernel, group_sizes):
     return _grouped_matmul(x, kernel, group_sizes), (x, kernel, group_sizes)
 
 
+@jax.jit
 def _grouped_matmul_backward(residuals, dy):
     x, kernel, group_sizes = residuals
 
@@ -74,6 +78,7 @@ _grouped_matmul.defvjp(_grouped_matmul_forward, _grouped_matmul_backward)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+@functools.partial(jax.jit, static_argnums=0)
 def _grouped_ffn(activation, x, weights, group_sizes):
     def block(rows, w):
         return (ffn(rows[0], w, activation),), None
@@ -83,6 +88,7 @@ def _grouped_ffn(activation, x, weights, group_sizes):
     return outputs[0]
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def _grouped_ffn_forward(activation, x, weights, group_sizes):
     def block(rows, w):
         before = _before_activation(rows[0], w)
@@ -97,6 +103,7 @@ def _grouped_ffn_forward(activation, x, weights, group_sizes):
     return y, (x, weights, group_sizes, before)
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def _grouped_ffn_backward(activation, residuals, dy):
     x, weights, group_sizes, before = residuals
 

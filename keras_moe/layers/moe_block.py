@@ -9,7 +9,12 @@ from keras import ops
 from keras_moe import dispatch, losses, routing
 from keras_moe.layers import checks
 from keras_moe.layers.expert import Expert
-from keras_moe.layers.router import Router, assignment_spec, flatten_tokens
+from keras_moe.layers.router import (
+    Router,
+    assignment_spec,
+    flatten_tokens,
+    zero_padding,
+)
 from keras_moe.layers.statistics import RoutingStatistics
 from keras_moe.types import Shape, Tensor
 
@@ -216,7 +221,7 @@ class MoEBlock(keras.layers.Layer):
         outputs = self._run_experts(tokens, kept, training)
         if self.shared_expert is not None:
             shared = self.shared_expert(tokens, training=training)
-            outputs = ops.add(outputs, _zero_padding(shared, token_mask))
+            outputs = outputs + zero_padding(shared, token_mask)
         if training:
             self._add_losses(chosen, token_mask)
             self.statistics.update(chosen.expert_index, kept.expert_index)
@@ -329,13 +334,6 @@ class MoEBlock(keras.layers.Layer):
                     config[name]
                 )
         return super().from_config(config)
-
-
-def _zero_padding(outputs, token_mask):
-    if token_mask is None:
-        return outputs
-    valid = ops.expand_dims(token_mask, -1)
-    return ops.where(valid, outputs, ops.zeros_like(outputs))
 
 
 _EXPERT_DEFAULTS = {

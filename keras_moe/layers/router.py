@@ -115,18 +115,15 @@ class Router(keras.layers.Layer):
         """Routes tokens `(..., D)`; see the class."""
         tokens, token_mask = flatten_tokens(x, mask, self.hidden_dim)
         return routing.top_k_assignment(
-            self._logits(tokens, token_mask, training),
+            self._logits(tokens, training),
             self.top_k,
             self.scoring,
             self.normalize_weights,
             token_mask,
         )
 
-    def _logits(self, tokens, token_mask, training):
+    def _logits(self, tokens, training):
         tokens = ops.cast(tokens, "float32")
-        if token_mask is not None:  # NaN in padding must not reach a gradient
-            valid = ops.expand_dims(token_mask, -1)
-            tokens = ops.where(valid, tokens, ops.zeros_like(tokens))
         if training and self.jitter > 0:
             tokens = tokens * keras.random.uniform(
                 ops.shape(tokens),
@@ -171,6 +168,9 @@ def flatten_tokens(
 ) -> tuple[Tensor, Tensor | None]:
     """Returns inputs `(..., D)` as `(T, D)` and their mask as bool `(T,)`.
 
+    Padding reads as zeros from here on: NaN there would reach the gradient of
+    every weight that multiplies it, whatever is masked later.
+
     Raises:
         ValueError: where the inputs are integers or of another width, or the
             mask does not fit them.
@@ -182,7 +182,16 @@ def flatten_tokens(
         return tokens, None
     mask = ops.convert_to_tensor(mask)
     checks.check_mask_shape(mask, inputs)
-    return tokens, ops.cast(ops.reshape(mask, (-1,)), "bool")
+    token_mask = ops.cast(ops.reshape(mask, (-1,)), "bool")
+    return zero_padding(tokens, token_mask), token_mask
+
+
+def zero_padding(tokens: Tensor, token_mask: Tensor | None) -> Tensor:
+    """Returns tokens `(T, D)` with zeros where the mask `(T,)` is False."""
+    if token_mask is None:
+        return tokens
+    valid = ops.expand_dims(token_mask, -1)
+    return ops.where(valid, tokens, ops.zeros_like(tokens))
 
 
 def assignment_spec(

@@ -98,16 +98,16 @@ class TransformerEncoderBlock(keras.layers.Layer):
         return_assignment: bool = False,
     ):
         """Attends, then runs the feed-forward part; see the class."""
-        x = ops.add(inputs, self._attend(inputs, mask, training))
+        x = inputs + self._attend(inputs, mask, training)
         normed = self.moe_norm(x)
         options = {"mask": mask} if self._moe_takes_mask else {}
         if not return_assignment:
             outputs = self.moe(normed, training=training, **options)
-            return ops.add(x, self.drop(outputs, training=training))
+            return x + self.drop(outputs, training=training)
         outputs, assignment = self.moe(
             normed, training=training, return_assignment=True, **options
         )
-        return ops.add(x, self.drop(outputs, training=training)), assignment
+        return x + self.drop(outputs, training=training), assignment
 
     def _attend(self, inputs, mask, training):
         x = self.attention_norm(inputs)

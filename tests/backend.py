@@ -1,0 +1,108 @@
+"""Values and gradients on whichever backend runs; the only tests' branch."""
+
+import keras
+import numpy as np
+from keras import ops
+
+BACKEND = keras.backend.backend()
+
+
+def to_numpy(tensor):
+    """Returns a float32 (or integer) NumPy array of a tensor."""
+    if BACKEND == "torch":
+        tensor = ops.convert_to_tensor(tensor).detach()
+    array = ops.convert_to_numpy(tensor)
+    if "float" in str(array.dtype):
+        array = array.astype("float32")
+    return np.asarray(array)
+
+
+def value_and_gradients(function, *arrays, compiled=False):
+    """Returns `function(*arrays)` and the gradients of its weighted sum.
+
+    The weights of the sum are fixed random numbers, so that a gradient sees
+    every element. `compiled` runs under `jax.jit` or `tf.function`
+    (`"xla"`: with `jit_compile=True`).
+    """
+    tensors = [ops.convert_to_tensor(a) for a in arrays]
+    if BACKEND == "jax":
+        import jax
+
+        def total(*tensors):
+            y = function(*tensors)
+            return _weighted_sum(y), y
+
+        run = jax.value_and_grad(
+            total, argnums=tuple(range(len(tensors))), has_aux=True
+        )
+        (_, y), gradients = (jax.jit(run) if compiled else run)(*tensors)
+    elif BACKEND == "torch":
+        tensors = [t.detach().requires_grad_() for t in tensors]
+        y = function(*tensors)
+        _weighted_sum(y).backward()
+        gradients = [t.grad for t in tensors]
+    else:
+        import tensorflow as tf
+
+        def run(*tensors):
+            with tf.GradientTape() as tape:
+                tape.watch(tensors)
+                y = function(*tensors)
+                total = _weighted_sum(y)
+            return y, tape.gradient(total, tensors)
+
+        if compiled:
+            run = tf.function(run, jit_compile=compiled == "xla")
+        y, gradients = run(*tensors)
+    return to_numpy(y), [to_numpy(g) for g in gradients]
+
+
+def layer_gradients(layer, x, *, training=False, **kwargs):
+    """Returns a layer's output and the gradients of its weighted sum.
+
+    The gradients are a dict: `"inputs"` and each trainable weight's path
+    below the layer. Losses added by the layer are not part of the sum.
+    """
+    layer(ops.convert_to_tensor(x), training=training, **kwargs)  # build
+    variables = layer.trainable_variables
+    names = [v.path.split("/", 1)[1] for v in variables]
+    if BACKEND == "jax":
+        frozen = [v.value for v in layer.non_trainable_variables]
+
+        def function(x, *weights):
+            y, _ = layer.stateless_call(
+                weights, frozen, x, training=training, **kwargs
+            )
+            return y
+
+        values = [v.value for v in variables]
+        y, gradients = value_and_gradients(function, x, *values)
+    elif BACKEND == "torch":
+        import torch
+
+        x = torch.tensor(x, requires_grad=True)
+        layer.zero_grad()
+        y = layer(x, training=training, **kwargs)
+        _weighted_sum(y).backward()
+        gradients = [x.grad, *(v.value.grad for v in variables)]
+    else:
+        import tensorflow as tf
+
+        x = tf.convert_to_tensor(x)
+        values = [v.value for v in variables]
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = layer(x, training=training, **kwargs)
+            total = _weighted_sum(y)
+        gradients = tape.gradient(total, [x, *values])
+    gradients = [to_numpy(g) for g in gradients]
+    return to_numpy(y), dict(zip(["inputs", *names], gradients, strict=True))
+
+
+def upstream(shape):
+    """The weights of the sum that is differentiated: fixed, of `shape`."""
+    return np.random.default_rng(7).normal(size=tuple(shape)).astype("float32")
+
+
+def _weighted_sum(y):
+    return ops.sum(ops.multiply(ops.cast(y, "float32"), upstream(y.shape)))

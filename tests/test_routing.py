@@ -1,0 +1,185 @@
+"""Who goes where: values derived by hand.
+
+Logits are written as logarithms, so that their softmax is the numbers inside.
+"""
+
+import numpy as np
+import pytest
+from backend import to_numpy
+
+from keras_moe import routing
+
+LOGITS = np.log(
+    np.array([[0.5, 0.25, 0.125, 0.125], [0.1, 0.2, 0.3, 0.4]], dtype="float32")
+)
+
+
+def arrays(assignment):
+    return routing.Assignment(*(to_numpy(field) for field in assignment))
+
+
+def test_softmax_then_top_k():
+    """Token 0: 1/2 and 1/4 of 3/4; token 1: 4/10 and 3/10 of 7/10."""
+    a = arrays(routing.top_k_assignment(LOGITS, 2))
+    np.testing.assert_array_equal(a.token_index, [0, 0, 1, 1])
+    np.testing.assert_array_equal(a.expert_index, [0, 1, 3, 2])
+    np.testing.assert_allclose(
+        a.combine_weights, [2 / 3, 1 / 3, 4 / 7, 3 / 7], rtol=1e-6
+    )
+    np.testing.assert_allclose(a.router_probs, np.exp(LOGITS), rtol=1e-6)
+    np.testing.assert_allclose(a.router_logits, LOGITS)
+
+
+def test_weights_not_normalized_are_the_probabilities():
+    a = arrays(routing.top_k_assignment(LOGITS, 2, normalize_weights=False))
+    np.testing.assert_allclose(
+        a.combine_weights, [0.5, 0.25, 0.4, 0.3], rtol=1e-6
+    )
+
+
+@pytest.mark.parametrize("normalize_weights", [True, False])
+def test_top_k_then_softmax_sums_to_one_either_way(normalize_weights):
+    """A softmax of log p over the chosen is p over the sum of the chosen."""
+    a = arrays(
+        routing.top_k_assignment(LOGITS, 2, "topk_softmax", normalize_weights)
+    )
+    np.testing.assert_array_equal(a.expert_index, [0, 1, 3, 2])
+    np.testing.assert_allclose(
+        a.combine_weights, [2 / 3, 1 / 3, 4 / 7, 3 / 7], rtol=1e-6
+    )
+
+
+def test_sigmoid_scores_each_expert_for_itself():
+    """sigmoid(log(p / (1 - p))) is p; 0.8 and 0.6 need not sum to one."""
+    p = np.array([[0.2, 0.8, 0.6, 0.4]], dtype="float32")
+    logits = np.log(p / (1 - p))
+    a = arrays(routing.top_k_assignment(logits, 2, "sigmoid", False))
+    np.testing.assert_array_equal(a.expert_index, [1, 2])
+    np.testing.assert_allclose(a.combine_weights, [0.8, 0.6], rtol=1e-6)
+    np.testing.assert_allclose(a.router_probs, p / 2, rtol=1e-6)
+    a = arrays(routing.top_k_assignment(logits, 2, "sigmoid", True))
+    np.testing.assert_allclose(a.combine_weights, [4 / 7, 3 / 7], rtol=1e-6)
+
+
+def test_equal_scores_go_to_the_lower_index():
+    a = arrays(routing.top_k_assignment(np.zeros((2, 64), "float32"), 3))
+    np.testing.assert_array_equal(a.expert_index, [0, 1, 2, 0, 1, 2])
+
+
+def test_padding_goes_nowhere():
+    mask = np.array([False, True])
+    a = arrays(routing.top_k_assignment(LOGITS, 2, token_mask=mask))
+    np.testing.assert_array_equal(a.expert_index, [4, 4, 3, 2])
+    np.testing.assert_allclose(
+        a.combine_weights, [0, 0, 4 / 7, 3 / 7], rtol=1e-6
+    )
+
+
+def test_nan_logits_reach_only_their_own_token():
+    logits = np.concatenate([LOGITS[:1] * np.nan, LOGITS])
+    a = arrays(routing.top_k_assignment(logits, 2))
+    np.testing.assert_array_equal(a.expert_index[2:], [0, 1, 3, 2])
+    np.testing.assert_allclose(
+        a.combine_weights[2:], [2 / 3, 1 / 3, 4 / 7, 3 / 7], rtol=1e-6
+    )
+    assert set(a.expert_index[:2]) <= {0, 1, 2, 3}
+
+
+def test_no_tokens():
+    a = arrays(routing.top_k_assignment(np.zeros((0, 4), "float32"), 2))
+    assert a.expert_index.shape == a.token_index.shape == (0,)
+    assert a.router_probs.shape == (0, 4)
+
+
+@pytest.mark.parametrize(
+    "num_tokens, num_experts, top_k, factor, capacity",
+    [
+        (8, 4, 1, 1.0, 2),  # 8 / 4
+        (8, 4, 2, 1.0, 4),  # 16 / 4
+        (8, 4, 1, 1.25, 3),  # 10 / 4 = 2.5
+        (10, 4, 1, 1.0, 3),  # 10 / 4 = 2.5
+        (100, 10, 1, 1.1, 11),  # 110 / 10; in floats 11.000000000000002
+        (1, 64, 2, 1.0, 1),  # 2 / 64
+        (6, 3, 1, 0.5, 1),  # 3 / 3
+        (0, 4, 2, 1.0, 0),
+    ],
+)
+def test_expert_capacity(num_tokens, num_experts, top_k, factor, capacity):
+    assert (
+        routing.expert_capacity(num_tokens, num_experts, top_k, factor)
+        == capacity
+    )
+
+
+def probabilities(rows):
+    return np.log(np.array(rows, dtype="float32"))
+
+
+# Tokens 0, 1, 2 and 4 prefer expert 0, token 3 expert 1.
+CROWD = probabilities(
+    [[0.6, 0.4], [0.9, 0.1], [0.7, 0.3], [0.2, 0.8], [0.8, 0.2]]
+)
+
+
+def test_capacity_by_position_keeps_the_earlier_tokens():
+    a = routing.top_k_assignment(CROWD, 1, normalize_weights=False)
+    kept = arrays(routing.apply_capacity(a, 2, "position"))
+    np.testing.assert_array_equal(kept.expert_index, [0, 0, 2, 1, 2])
+    np.testing.assert_allclose(
+        kept.combine_weights, [0.6, 0.9, 0, 0.8, 0], rtol=1e-6
+    )
+
+
+def test_capacity_by_score_keeps_the_highest_scores():
+    """0.9 and 0.8 are the two highest of 0.6, 0.9, 0.7 and 0.8."""
+    a = routing.top_k_assignment(CROWD, 1, normalize_weights=False)
+    kept = arrays(routing.apply_capacity(a, 2, "score"))
+    np.testing.assert_array_equal(kept.expert_index, [2, 0, 2, 1, 0])
+    np.testing.assert_allclose(
+        kept.combine_weights, [0, 0.9, 0, 0.8, 0.8], rtol=1e-6
+    )
+
+
+def test_the_order_in_which_capacity_drops():
+    """One place at a time: position fills 0, 1, 2, 4; score 1, 4, 2, 0."""
+    a = routing.top_k_assignment(CROWD, 1)
+    for priority, order in (
+        ("position", [0, 1, 2, 4]),
+        ("score", [1, 4, 2, 0]),
+    ):
+        for capacity in range(5):
+            kept = arrays(routing.apply_capacity(a, capacity, priority))
+            tokens = np.flatnonzero(kept.expert_index == 0)
+            assert sorted(tokens) == sorted(order[:capacity])
+
+
+def test_position_ranks_by_token_whichever_choice_it_was():
+    """Token 0's second choice comes before token 1's first."""
+    logits = probabilities([[0.6, 0.4], [0.1, 0.9]])
+    a = routing.top_k_assignment(logits, 2)
+    kept = arrays(routing.apply_capacity(a, 1, "position"))
+    np.testing.assert_array_equal(kept.expert_index, [0, 1, 2, 2])
+    kept = arrays(routing.apply_capacity(a, 1, "score"))
+    np.testing.assert_array_equal(kept.expert_index, [0, 2, 1, 2])
+
+
+def test_equal_scores_are_kept_by_position():
+    a = routing.top_k_assignment(np.zeros((5, 2), "float32"), 1)
+    kept = arrays(routing.apply_capacity(a, 3, "score"))
+    np.testing.assert_array_equal(kept.expert_index, [0, 0, 0, 2, 2])
+
+
+def test_padding_uses_no_capacity():
+    mask = np.array([False, False, True, True, True])
+    a = routing.top_k_assignment(CROWD, 1, token_mask=mask)
+    for priority in routing.PRIORITIES:
+        kept = arrays(routing.apply_capacity(a, 2, priority))
+        np.testing.assert_array_equal(kept.expert_index, [2, 2, 0, 1, 0])
+
+
+def test_a_nan_token_takes_no_place_by_score():
+    logits = CROWD.copy()
+    logits[0] = np.nan  # its scores are read as the lowest
+    a = routing.top_k_assignment(logits, 1)
+    kept = arrays(routing.apply_capacity(a, 2, "score"))
+    np.testing.assert_array_equal(kept.expert_index[1:], [0, 2, 1, 0])
