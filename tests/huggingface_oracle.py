@@ -1,0 +1,75 @@
+"""Runs a Hugging Face MoE block on random weights; `python THIS NAME OUT`.
+
+A process of its own, because torch is not the backend of every test run.
+Writes inputs, weights (in keras_moe's names and layout), the output and the
+gradients of its sum weighted by `upstream`.
+"""
+
+import sys
+
+import numpy as np
+import torch
+from transformers import MixtralConfig, Qwen3MoeConfig
+from transformers.models.mixtral.modeling_mixtral import MixtralSparseMoeBlock
+from transformers.models.qwen3_moe.modeling_qwen3_moe import (
+    Qwen3MoeSparseMoeBlock,
+)
+
+D, F, E = 16, 24, 8
+
+
+def build(name):
+    sizes = {"hidden_size": D, "hidden_act": "silu"}
+    if name == "mixtral":
+        config = MixtralConfig(
+            **sizes,
+            intermediate_size=F,
+            num_local_experts=E,
+            num_experts_per_tok=2,
+        )
+        block = MixtralSparseMoeBlock
+    else:
+        config = Qwen3MoeConfig(
+            **sizes,
+            moe_intermediate_size=F,
+            num_experts=E,
+            num_experts_per_tok=3,
+            norm_topk_prob=name == "qwen3_normalized",
+        )
+        block = Qwen3MoeSparseMoeBlock
+    config._experts_implementation = "eager"
+    return block(config)
+
+
+def in_keras_layout(router, gate_up, down):
+    """Linear layers hold (out, in); gate stands before up."""
+    gate, up = gate_up[:, :F], gate_up[:, F:]
+    return {
+        "router/kernel": router.T,
+        "experts/gate_kernel": gate.transpose(1, 2),
+        "experts/up_kernel": up.transpose(1, 2),
+        "experts/down_kernel": down.transpose(1, 2),
+    }
+
+
+def main(name, out):
+    torch.manual_seed(0)
+    block = build(name)
+    parameters = dict(block.named_parameters())
+    for parameter in parameters.values():
+        torch.nn.init.normal_(parameter, std=0.3)
+    order = ("gate.weight", "experts.gate_up_proj", "experts.down_proj")
+    weights = [parameters[n] for n in order]
+    x = torch.randn(3, 11, D, requires_grad=True)
+    upstream = torch.randn(3, 11, D)
+    y = block(x)
+    (y * upstream).sum().backward()
+    arrays = {"x": x, "upstream": upstream, "y": y, "gradient:inputs": x.grad}
+    arrays |= in_keras_layout(*weights)
+    gradients = in_keras_layout(*(w.grad for w in weights))
+    arrays |= {f"gradient:{name}": g for name, g in gradients.items()}
+    np.savez(out, **{n: a.detach().numpy() for n, a in arrays.items()})
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

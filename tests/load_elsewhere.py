@@ -1,0 +1,24 @@
+"""Loads every `.keras` file of a folder; `python THIS FOLDER`, any backend.
+
+For each NAME.keras writes NAME.BACKEND.npy, its prediction for x.npy.
+"""
+
+import pathlib
+import sys
+
+import keras
+import numpy as np
+import zoo  # noqa: F401  (registers the layers)
+
+
+def main(folder):
+    folder = pathlib.Path(folder)
+    x = np.load(folder / "x.npy")
+    for path in sorted(folder.glob("*.keras")):
+        model = keras.saving.load_model(path)
+        name = f"{path.stem}.{keras.backend.backend()}.npy"
+        np.save(folder / name, model.predict(x, verbose=0))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

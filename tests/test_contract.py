@@ -1,0 +1,147 @@
+"""What every layer does, on every backend, whatever it is."""
+
+import keras
+import numpy as np
+import pytest
+from backend import BACKEND, to_numpy
+from zoo import LAYERS, WIDTH, model_of
+
+every_layer = pytest.mark.parametrize("make", LAYERS.values(), ids=LAYERS)
+
+
+def task(rng, samples=64, length=5):
+    """A regression that a small model can begin to learn."""
+    x = rng.normal(size=(samples, length, WIDTH)).astype("float32")
+    y = np.tanh(x[..., :2].sum((1, 2), keepdims=True))[:, 0]
+    return x, y
+
+
+def losses_of_training(model, x, y, epochs=8, **compile_options):
+    model.compile(keras.optimizers.Adam(0.01), "mse", **compile_options)
+    history = model.fit(x, y, batch_size=32, epochs=epochs, verbose=0)
+    return history.history["loss"]
+
+
+@every_layer
+def test_config_round_trip(make):
+    layer = make()
+    again = type(layer).from_config(layer.get_config())
+    assert again.get_config() == layer.get_config()
+    layer.build((None, 5, WIDTH))
+    again = type(layer).from_config(layer.get_config())
+    again.build((None, 5, WIDTH))
+    assert [w.shape for w in again.weights] == [w.shape for w in layer.weights]
+
+
+@every_layer
+def test_symbolic_and_eager_shapes_agree(make, rng):
+    layer = make()
+    symbolic = layer(keras.Input((5, WIDTH), batch_size=3))
+    eager = layer(rng.normal(size=(3, 5, WIDTH)).astype("float32"))
+    assert tuple(symbolic.shape) == tuple(eager.shape) == (3, 5, WIDTH)
+    dtype = keras.backend.standardize_dtype
+    assert dtype(symbolic.dtype) == dtype(eager.dtype) == "float32"
+    assert layer(keras.Input((None, WIDTH))).shape == (None, None, WIDTH)
+
+
+@every_layer
+def test_training_lowers_the_loss(make, rng):
+    losses = losses_of_training(model_of(make()), *task(rng))
+    assert np.isfinite(losses).all()
+    assert losses[-1] < 0.8 * losses[0]
+
+
+@every_layer
+def test_run_eagerly_trains_to_the_same_loss(make, rng):
+    """Draws aside, eager and compiled steps are the same computation."""
+    x, y = task(rng)
+    results = []
+    for eagerly in (True, False):
+        keras.utils.set_random_seed(1)
+        model = model_of(make())
+        results.append(
+            losses_of_training(model, x, y, epochs=2, run_eagerly=eagerly)
+        )
+    np.testing.assert_allclose(results[0], results[1], rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+def test_mixed_precision(name, policy, rng):
+    """Half-precision outputs, float32 routers and statistics, it trains."""
+    if (BACKEND, policy) == ("jax", "mixed_float16") and "Transformer" in name:
+        pytest.skip("keras.layers.MultiHeadAttention has no float16 on JAX CPU")
+    make = LAYERS[name]
+    keras.config.set_dtype_policy(policy)
+    layer = make()
+    x, y = task(rng)
+    output = layer(x)
+    half = policy.removeprefix("mixed_")
+    assert keras.backend.standardize_dtype(output.dtype) == half
+    assert np.isfinite(to_numpy(output)).all()
+    assert {
+        keras.backend.standardize_dtype(w.dtype) for w in layer.weights
+    } <= {
+        "float32",
+        "uint32",
+        "int64",
+    }
+    losses = losses_of_training(model_of(make()), x, y)
+    assert np.isfinite(losses).all()
+    assert losses[-1] < 0.9 * losses[0]
+
+
+@every_layer
+def test_any_batch_size_and_length(make, rng):
+    """One model, several shapes; a token's result is that of its own row."""
+    model = model_of(make())
+    x = rng.normal(size=(7, 9, WIDTH)).astype("float32")
+    whole = model.predict(x, batch_size=7, verbose=0)
+    parts = model.predict(x, batch_size=2, verbose=0)
+    assert whole.shape == parts.shape == (7, 1)
+    shorter = model.predict(x[:3, :4], verbose=0)
+    assert np.isfinite(shorter).all()
+    np.testing.assert_allclose(to_numpy(model(x[:3, :4])), shorter, atol=1e-5)
+
+
+@every_layer
+def test_saving_and_loading(make, rng, tmp_path):
+    x, y = task(rng)
+    model = model_of(make())
+    losses_of_training(model, x, y, epochs=1)
+    model.save(tmp_path / "model.keras")
+    again = keras.saving.load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(
+        again.predict(x, verbose=0), model.predict(x, verbose=0)
+    )
+    for one, other in zip(again.weights, model.weights, strict=True):
+        np.testing.assert_array_equal(to_numpy(one), to_numpy(other))
+
+
+SLOW_TO_COMPILE = BACKEND == "torch"  # torch.compile builds C++ for a minute
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+@pytest.mark.parametrize(
+    "name",
+    ["MoEBlock full"]
+    if SLOW_TO_COMPILE
+    else ["MoEBlock", "MoEBlock full", "MoEBlock of layers", "Expert gated"],
+)
+def test_jit_compile_trains_like_without(name, rng):
+    """Also on TensorFlow, where XLA takes another path and must not abort."""
+    x, y = task(rng)
+    results = []
+    for jit_compile in (False, True):
+        keras.utils.set_random_seed(1)
+        layer = LAYERS[name]()
+        for part in layer._flatten_layers():  # XLA draws other random numbers
+            part.dropout = part.jitter = 0.0
+        model = model_of(layer)
+        losses = losses_of_training(
+            model, x, y, epochs=3, jit_compile=jit_compile
+        )
+        results.append([*losses, *model.predict(x, verbose=0)[:, 0]])
+        assert model.jit_compile is jit_compile
+    np.testing.assert_allclose(results[0], results[1], rtol=1e-3, atol=1e-4)

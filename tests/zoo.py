@@ -1,0 +1,98 @@
+"""Every public layer, as the contract test and the other backends build it."""
+
+import keras
+from keras import ops
+
+import keras_moe
+
+WIDTH = 8
+
+
+@keras.saving.register_keras_serializable(package="tests")
+class Combined(keras.layers.Layer):
+    """Makes a router a layer like the others: it scales its input.
+
+    Each token is multiplied by 1 + the sum over its pairs of the combine
+    weight times the expert's number.
+    """
+
+    def __init__(self, router, **kwargs):
+        super().__init__(**kwargs)
+        self.router = router
+
+    def build(self, input_shape):
+        if not self.router.built:  # a deserialised one is
+            self.router.build(input_shape)
+
+    def call(self, x, training=None):
+        assignment = self.router(x, training=training)
+        number = ops.cast(assignment.expert_index, "float32") + 1
+        pairs = ops.reshape(
+            assignment.combine_weights * number,
+            (-1, self.router.pairs_per_token),
+        )
+        scale = ops.reshape(ops.sum(pairs, axis=-1), ops.shape(x)[:-1])
+        return x * ops.cast(1 + scale[..., None], x.dtype)
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+    def get_config(self):
+        router = keras.saving.serialize_keras_object(self.router)
+        return {**super().get_config(), "router": router}
+
+    @classmethod
+    def from_config(cls, config):
+        router = keras.saving.deserialize_keras_object(config.pop("router"))
+        return cls(router=router, **config)
+
+
+LAYERS = {
+    "Router": lambda **kw: Combined(keras_moe.Router(5, use_bias=True, **kw)),
+    "Router sigmoid": lambda **kw: Combined(
+        keras_moe.Router(5, 3, "sigmoid", normalize_weights=False, **kw)
+    ),
+    "Expert": lambda **kw: keras_moe.Expert(12, **kw),
+    "Expert gated": lambda **kw: keras_moe.Expert(
+        12, activation="silu", gated=True, dropout=0.1, **kw
+    ),
+    "MoEBlock": lambda **kw: keras_moe.MoEBlock(5, 12, **kw),
+    "MoEBlock full": lambda **kw: keras_moe.MoEBlock(
+        5,
+        12,
+        top_k=1,
+        capacity_factor=1.5,
+        eval_capacity_factor=2.0,
+        priority="score",
+        activation="silu",
+        gated=True,
+        shared_expert_dim=6,
+        router_z_weight=0.001,
+        jitter=0.01,
+        dropout=0.1,
+        kernel_regularizer="l2",
+        **kw,
+    ),
+    "MoEBlock of layers": lambda **kw: keras_moe.MoEBlock(
+        5,
+        router=keras_moe.Router(5, 3, "topk_softmax", **kw),
+        experts=keras_moe.Expert(12, 5, use_bias=False, **kw),
+        **kw,
+    ),
+    "TransformerEncoderBlock": lambda **kw: keras_moe.TransformerEncoderBlock(
+        2, keras_moe.MoEBlock(5, 12, **kw), **kw
+    ),
+    "TransformerEncoderBlock dense": lambda **kw: (
+        keras_moe.TransformerEncoderBlock(
+            2, keras_moe.Expert(12, **kw), dropout=0.1, **kw
+        )
+    ),
+}
+
+
+def model_of(layer, length=None):
+    """A small model around a layer: (B, S, WIDTH) to (B, 1)."""
+    inputs = keras.Input((length, WIDTH))
+    x = layer(keras.layers.Dense(WIDTH)(inputs))
+    x = keras.layers.GlobalAveragePooling1D()(x)
+    return keras.Model(inputs, keras.layers.Dense(1, dtype="float32")(x))
