@@ -122,7 +122,10 @@ SLOW_TO_COMPILE = BACKEND == "torch"  # torch.compile builds C++ for a minute
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+@pytest.mark.filterwarnings(  # of dynamo, while it traces Keras itself
+    "ignore::DeprecationWarning",
+    "ignore:The .grad attribute of a Tensor:UserWarning",
+)
 @pytest.mark.parametrize(
     "name",
     ["MoEBlock full"]

@@ -1,0 +1,65 @@
+"""The floors of the house: nobody imports upwards or sideways."""
+
+import ast
+import pathlib
+
+import pytest
+
+import keras_moe
+
+ROOT = pathlib.Path(keras_moe.__file__).parent
+FLOORS = {
+    "types": -1,
+    "kernels": 0,
+    "routing": 1,
+    "dispatch": 1,
+    "losses": 1,
+    "metrics": 1,
+    "layers": 2,
+    "callbacks": 3,
+    "__init__": 4,
+}
+FILES = sorted(ROOT.rglob("*.py"))
+BACKENDS = {"jax", "tensorflow", "torch"}
+
+
+def room_of(path):
+    """The module or folder right below the package that a file is in."""
+    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+def imports_of(path):
+    """Every dotted name that a file imports, wherever the import stands."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_go_down(path):
+    room = room_of(path)
+    assert room in FLOORS, f"{room} has no floor: add it to FLOORS"
+    for name in imports_of(path):
+        if not name.startswith("keras_moe."):
+            continue
+        other = name.split(".")[1]
+        if other == room or room == "__init__":
+            continue
+        assert FLOORS[other] < FLOORS[room], f"{path} imports {name}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_only_its_own_kernel_file_imports_a_backend(path):
+    for name in imports_of(path):
+        assert not name.startswith("keras.src"), f"{path} imports {name}"
+        backend = name.split(".")[0]
+        if backend in BACKENDS:
+            assert room_of(path) == "kernels", f"{path} imports {name}"
+            assert path.stem.startswith(backend), f"{path} imports {name}"
+
+
+def test_every_floor_is_inhabited():
+    assert {room_of(path) for path in FILES} == set(FLOORS)

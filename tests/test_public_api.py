@@ -1,0 +1,92 @@
+"""What is public, that it says what it is, and what importing it costs."""
+
+import inspect
+import json
+import subprocess
+import sys
+
+import keras
+import pytest
+
+import keras_moe
+
+LAYERS = {"Expert", "MoEBlock", "Router", "TransformerEncoderBlock"}
+
+
+def test_all_is_what_there_is():
+    assert set(keras_moe.layers.__all__) == LAYERS
+    assert set(keras_moe.__all__) == LAYERS | {
+        "Assignment",
+        "__version__",
+        "callbacks",
+        "layers",
+        "losses",
+        "metrics",
+        "routing",
+    }
+    for name in keras_moe.__all__:
+        assert hasattr(keras_moe, name)
+    assert keras_moe.__all__ == sorted(keras_moe.__all__)
+
+
+def public_objects():
+    for module in (
+        keras_moe.callbacks,
+        keras_moe.layers,
+        keras_moe.losses,
+        keras_moe.metrics,
+        keras_moe.routing,
+        keras_moe.kernels,
+    ):
+        for name, value in vars(module).items():
+            mine = getattr(value, "__module__", "").startswith("keras_moe")
+            if mine and callable(value) and not name.startswith("_"):
+                yield pytest.param(value, id=f"{module.__name__}.{name}")
+
+
+@pytest.mark.parametrize("value", list(public_objects()))
+def test_public_things_are_documented_and_typed(value):
+    assert inspect.getdoc(value)
+    if inspect.isfunction(value):
+        signature = inspect.signature(value)
+        for parameter in signature.parameters.values():
+            if parameter.name in ("linear", "matmul"):
+                continue  # functions of the same file, named by their default
+            assert parameter.annotation is not parameter.empty, parameter
+        assert signature.return_annotation is not signature.empty
+
+
+@pytest.mark.parametrize("name", sorted(LAYERS))
+def test_layers_are_registered_under_the_packages_name(name):
+    cls = getattr(keras_moe, name)
+    assert keras.saving.get_registered_name(cls) == f"keras_moe>{name}"
+
+
+def test_the_version_is_the_distributions():
+    from importlib.metadata import version
+
+    assert keras_moe.__version__ == version("keras-moe")
+
+
+def test_importing_needs_keras_and_its_backend_only():
+    """And adds less than 0.3 s; other backends and extras stay out."""
+    program = """
+import sys, time, json
+import keras
+before = set(sys.modules)
+start = time.perf_counter()
+import keras_moe
+seconds = time.perf_counter() - start
+print(json.dumps([seconds, sorted(set(sys.modules) - before)]))
+"""
+    out = subprocess.run(
+        [sys.executable, "-c", program],
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
+    seconds, modules = json.loads(out.splitlines()[-1])
+    new = {name.split(".")[0] for name in modules}
+    foreign = {n for n in new if n not in sys.stdlib_module_names}
+    assert foreign == {"keras_moe"}
+    assert seconds < 0.3

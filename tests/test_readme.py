@@ -1,0 +1,43 @@
+"""The README's Python blocks run, in order, as one script."""
+
+import pathlib
+import re
+
+import keras_moe
+
+ROOT = pathlib.Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def test_python_blocks_run(tmp_path, monkeypatch):
+    blocks = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    assert len(blocks) >= 4
+    (tmp_path / "saved_models").mkdir()
+    monkeypatch.chdir(tmp_path)
+    namespace = {}
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), namespace)
+    assert (tmp_path / "saved_models" / "model.keras").exists()
+    assert len(namespace["history"].history["moe/imbalance"]) == 1
+    assert namespace["outputs"].shape == (256, 10, 64)
+    assert namespace["classifier"].output_shape == (None, None, 5)
+
+
+def test_it_claims_the_parameters_of_its_example():
+    """Eight experts of 128 against a dense 256: four times the kernels."""
+    block = keras_moe.MoEBlock(8, 128, use_bias=False)
+    dense = keras_moe.Expert(256, use_bias=False)
+    for layer in (block, dense):
+        layer.build((None, 64))
+    assert block.experts.count_params() == 4 * dense.count_params()
+
+
+def test_every_public_layer_is_named():
+    for name in keras_moe.layers.__all__:
+        assert f"`{name}`" in README
+
+
+def test_the_make_targets_it_names_exist():
+    makefile = (ROOT / "Makefile").read_text()
+    for target in set(re.findall(r"make (\w+)", README)):
+        assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target
