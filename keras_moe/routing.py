@@ -163,7 +163,7 @@ def _scores(router_logits, scoring):
 
 
 def _softmax(logits):
-    """A softmax that does not warn of a single expert, as `ops.softmax` does."""
+    """`ops.softmax`, without its warning where there is one expert."""
     return ops.exp(ops.log_softmax(logits, axis=-1))
 
 
