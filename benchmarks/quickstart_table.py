@@ -1,0 +1,85 @@
+"""Runs the quickstart for three seeds on each backend; makes its table.
+
+    python benchmarks/quickstart_table.py [--write README.md]
+
+`--write FILE` puts the table between `<!-- quickstart-table -->` and
+`<!-- /quickstart-table -->` in FILE.
+"""
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from statistics import mean
+
+BACKENDS = ("jax", "tensorflow", "torch")
+SEEDS = (0, 1, 2)
+QUICKSTART = Path(__file__).parents[1] / "examples" / "quickstart.py"
+START, END = "<!-- quickstart-table -->", "<!-- /quickstart-table -->"
+HEAD = (
+    "| trained on | MoE accuracy, mean (min) | dense twin, mean (min) | other "
+    "backends | SavedModel | LiteRT | seconds |\n|---|---|---|---|---|---|---|"
+)
+
+
+def run(backend, seed, folder):
+    """Runs the quickstart once; returns its results."""
+    subprocess.run(
+        [sys.executable, QUICKSTART, "--backend", backend, "--seed", str(seed)]
+        + ["--output", folder],
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
+    return json.loads((Path(folder) / "results.json").read_text())
+
+
+def row(backend, results):
+    """Returns a backend's row: means, minima and largest differences."""
+
+    def accuracy(kind):
+        values = [r["accuracy"][kind] for r in results]
+        return f"{mean(values):.4f} ({min(values):.4f})"
+
+    def largest(*names):
+        return max(
+            r["differences"][n]["largest"] for r in results for n in names
+        )
+
+    others = [other for other in BACKENDS if other != backend]
+    seconds = mean(r["seconds"] for r in results)
+    return (
+        f"| {backend} | {accuracy('moe')} | {accuracy('dense')} | "
+        f"{largest(*others):.1e} | {largest('saved_model'):.1e} | "
+        f"{largest('litert'):.1e} | {seconds:.0f} |"
+    )
+
+
+def write(path, table):
+    """Replaces what stands between the two markers."""
+    text = path.read_text()
+    marked = re.compile(f"{START}.*?{END}", re.DOTALL)
+    if not marked.search(text):
+        raise SystemExit(f"error: {path} has no {START} ... {END}. Add them.")
+    path.write_text(marked.sub(f"{START}\n{table}\n{END}", text))
+
+
+def main():
+    """Prints the table; writes it where asked."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--write", type=Path)
+    options = parser.parse_args()
+    rows = []
+    for backend in BACKENDS:
+        with tempfile.TemporaryDirectory() as folder:
+            rows.append(row(backend, [run(backend, s, folder) for s in SEEDS]))
+        print(rows[-1], flush=True)
+    table = "\n".join([HEAD, *rows])
+    if options.write:
+        write(options.write, table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+"""The quickstart, quick, as `make demo` runs it; on this backend."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from backend import BACKEND
+
+EXAMPLES = pathlib.Path(__file__).parents[1] / "examples"
+sys.path.insert(0, str(EXAMPLES))
+
+
+def run(*arguments):
+    return subprocess.run(
+        [sys.executable, EXAMPLES / "quickstart.py", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The folder that a quick run wrote, and what it printed."""
+    output = tmp_path_factory.mktemp("quickstart")
+    done = run("--quick", "--backend", BACKEND, "--output", output)
+    assert done.returncode == 0, done.stderr
+    return output, done.stdout
+
+
+@pytest.mark.slow
+def test_results(finished):
+    output, _ = finished
+    results = json.loads((output / "results.json").read_text())
+    assert results["backend"] == BACKEND
+    # One in ten is chance; 36 steps reach 0.5 to 0.8.
+    assert all(value > 0.3 for value in results["accuracy"].values())
+    others = {"jax", "tensorflow", "torch"} - {BACKEND}
+    assert results["differences"].keys() == others | {"saved_model", "litert"}
+    for difference in results["differences"].values():
+        assert difference["largest"] <= difference["tolerance"]
+    # 360 images of 16 tokens, two experts each.
+    for counts in results["tokens_per_expert"].values():
+        assert sum(counts) == 360 * 16 * 2
+        assert len(counts) == 8
+
+
+@pytest.mark.slow
+def test_artifacts(finished):
+    output, _ = finished
+    for name in ("moe.keras", "dense.keras", "moe.tflite", "saved_model"):
+        assert (output / name).exists()
+    assert (output / "routing.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+def test_the_table_ends_it(finished):
+    _, printed = finished
+    table = printed[printed.index("held-out digits") :]
+    for row in ("accuracy", "tokens per expert", "litert", "wall time"):
+        assert row in table
+
+
+def test_an_unwritable_output_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    done = run("--quick", "--output", tmp_path / "file" / "below")
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert "Choose another --output" in done.stderr
+
+
+def test_the_twin_costs_what_the_moe_costs_per_token():
+    """Active parameters differ by the router and the experts' biases."""
+    import quickstart_model as quickstart
+
+    moe = quickstart.count_parameters(quickstart.build_model("moe"))
+    dense = quickstart.count_parameters(quickstart.build_model("dense"))
+    D, E, K = quickstart.HIDDEN_DIM, quickstart.NUM_EXPERTS, quickstart.TOP_K
+    assert dense["active"] == dense["total"]
+    extra = quickstart.NUM_BLOCKS * (D * E + (K - 1) * D)
+    assert moe["active"] == dense["active"] + extra
+
+
+def test_shifted_copies_are_of_training_images_only():
+    import quickstart_model as quickstart
+
+    (x, y), (test_x, test_y) = quickstart.load_data()
+    assert len(x) == len(y) == 9 * 1437
+    assert len(test_x) == len(test_y) == 360
+    down = quickstart.shift(test_x[:1], 1, 0)
+    np.testing.assert_array_equal(down[:, 1:], test_x[:1, :-1])
+    assert (down[:, 0] == 0).all()
+    held_out = {image.tobytes() for image in test_x}
+    # A few digits of the data set come twice; shifts of others never match.
+    assert not held_out & {image.tobytes() for image in x[1437:]}
