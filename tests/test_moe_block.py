@@ -88,6 +88,17 @@ def test_shared_expert_sees_every_token(rng):
     np.testing.assert_allclose(both, to_numpy(routed(x)) + shared, atol=1e-5)
 
 
+@pytest.mark.parametrize("seed", [None, 3])
+def test_shared_expert_does_not_start_as_a_routed_one(seed):
+    initializer = keras.initializers.GlorotUniform(seed=seed)
+    block = MoEBlock(
+        2, 10, shared_expert_dim=10, kernel_initializer=initializer
+    )
+    block.build((None, 6))
+    shared = to_numpy(block.shared_expert.up_kernel)
+    assert (to_numpy(block.experts.up_kernel) != shared).all()
+
+
 def test_dropless_outputs_do_not_depend_on_the_other_tokens(rng):
     x = draw(rng, 40, 6)
     block = MoEBlock(8, 10, top_k=2)

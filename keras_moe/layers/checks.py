@@ -134,23 +134,3 @@ def check_mask_shape(mask: Tensor, inputs: Tensor) -> None:
 
 def _is_number(value):
     return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def check_nothing_lost(
-    name: str, layer: object, arguments: dict, defaults: dict
-) -> None:
-    """Raises where an argument is set that a given layer would override."""
-
-    def plain(value):
-        return keras.saving.serialize_keras_object(value)
-
-    for argument, value in arguments.items():
-        default = defaults[argument]
-        own = getattr(layer, argument, default)
-        if plain(value) not in (plain(default), plain(own)):
-            raise ValueError(
-                f"`{argument}` must be left out where `{name}` is given: the "
-                f"layer brings its own. Received: {argument}={value!r}, {name} "
-                f"with {argument}={own!r}. Set it on the layer passed as "
-                f"`{name}`."
-            )

@@ -30,15 +30,22 @@ class PerExpert:
     def __call__(self, shape: tuple[int, ...], dtype=None) -> Tensor:
         """Returns the stacked weight, `shape`, of `dtype`."""
         num_experts, *own = shape
-        return ops.stack(
-            [self._own(e)(tuple(own), dtype) for e in range(num_experts)]
+        draws = (
+            reseeded(self.initializer, self.name, e) for e in range(num_experts)
         )
+        return ops.stack([draw(tuple(own), dtype) for draw in draws])
 
-    def _own(self, expert):
-        seed = getattr(self.initializer, "seed", None)
-        if not isinstance(seed, int):
-            return self.initializer
-        words = [seed % 2**32, zlib.crc32(self.name.encode()), expert]
-        own_seed = int(np.random.SeedSequence(words).generate_state(1)[0])
-        config = {**self.initializer.get_config(), "seed": own_seed}
-        return type(self.initializer).from_config(config)
+
+def reseeded(initializer, name: str, index: int):
+    """Returns the initializer with a seed of its own for `name` and `index`.
+
+    One that draws nothing, or brings a `SeedGenerator` that moves on by
+    itself, comes back as it is.
+    """
+    seed = getattr(initializer, "seed", None)
+    if not isinstance(seed, int):
+        return initializer
+    words = [seed % 2**32, zlib.crc32(name.encode()), index]
+    own_seed = int(np.random.SeedSequence(words).generate_state(1)[0])
+    config = {**initializer.get_config(), "seed": own_seed}
+    return type(initializer).from_config(config)

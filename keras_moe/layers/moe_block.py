@@ -7,10 +7,8 @@ import keras
 from keras import ops
 
 from keras_moe import dispatch, losses, routing
-from keras_moe.layers import checks
-from keras_moe.layers.expert import Expert
+from keras_moe.layers import checks, parts
 from keras_moe.layers.router import (
-    Router,
     assignment_spec,
     flatten_tokens,
     zero_padding,
@@ -125,8 +123,14 @@ class MoEBlock(keras.layers.Layer):
             "router_z_weight", router_z_weight
         )
         self.seed = seed
-        self._set_router(router, {"top_k": top_k, "jitter": jitter})
-        style = {
+        routing_arguments = {"top_k": top_k, "jitter": jitter}
+        common = {"seed": seed, "dtype": self.dtype_policy}
+        self._router_given = router is not None
+        self.router = parts.router_of(
+            router, num_experts, routing_arguments, common
+        )
+        arguments = {
+            "intermediate_dim": intermediate_dim,
             "activation": checks.check_activation(activation),
             "gated": gated,
             "use_bias": use_bias,
@@ -134,69 +138,13 @@ class MoEBlock(keras.layers.Layer):
             "kernel_initializer": keras.initializers.get(kernel_initializer),
             "kernel_regularizer": keras.regularizers.get(kernel_regularizer),
         }
-        self._set_experts(experts, intermediate_dim, style)
-        self._set_shared_expert(shared_expert_dim, style)
-        self.statistics = RoutingStatistics(num_experts, name="statistics")
-
-    def _set_router(self, router, arguments):
-        self._router_given = router is not None
-        if self._router_given:
-            self._check_num_experts("router", router)
-            defaults = {"top_k": 2, "jitter": 0.0}
-            checks.check_nothing_lost("router", router, arguments, defaults)
-            self.router = router
-            return
-        top_k = checks.check_top_k(arguments["top_k"], self.num_experts)
-        self.router = Router(
-            self.num_experts,
-            normalize_weights=top_k > 1,
-            seed=self.seed,
-            dtype=self.dtype_policy,
-            name="router",
-            **arguments,
-        )
-
-    def _set_experts(self, experts, intermediate_dim, style):
         self._experts_given = experts is not None
-        if self._experts_given:
-            self._check_num_experts("experts", experts)
-            arguments = {**style, "intermediate_dim": intermediate_dim}
-            checks.check_nothing_lost(
-                "experts", experts, arguments, _EXPERT_DEFAULTS
-            )
-            self.experts = experts
-            return
-        self.experts = Expert(
-            intermediate_dim,
-            self.num_experts,
-            seed=self.seed,
-            dtype=self.dtype_policy,
-            name="experts",
-            **style,
+        self.experts = parts.experts_of(experts, num_experts, arguments, common)
+        self.shared_expert_dim = shared_expert_dim
+        self.shared_expert = parts.shared_expert_of(
+            shared_expert_dim, self.experts, arguments, common
         )
-
-    def _set_shared_expert(self, intermediate_dim, style):
-        """The shared expert is built in the style of the routed ones."""
-        self.shared_expert_dim = intermediate_dim
-        self.shared_expert = None
-        if intermediate_dim is None:
-            return
-        checks.check_positive_int("shared_expert_dim", intermediate_dim)
-        self.shared_expert = Expert(
-            intermediate_dim,
-            seed=self.seed,
-            dtype=self.dtype_policy,
-            name="shared_expert",
-            **{n: getattr(self.experts, n, v) for n, v in style.items()},
-        )
-
-    def _check_num_experts(self, name, layer):
-        if layer.num_experts != self.num_experts:
-            raise ValueError(
-                f"`{name}` must have the block's `num_experts`. Received: "
-                f"num_experts={self.num_experts}, {name} with num_experts="
-                f"{layer.num_experts}. Build both with the same number."
-            )
+        self.statistics = RoutingStatistics(num_experts, name="statistics")
 
     def build(self, input_shape: Shape) -> None:
         """Creates the weights for inputs `(..., D)`."""
@@ -300,7 +248,6 @@ class MoEBlock(keras.layers.Layer):
 
     def get_config(self) -> dict:
         """Returns the arguments that build this layer again."""
-        serialize = keras.saving.serialize_keras_object
         config = {
             **super().get_config(),
             "num_experts": self.num_experts,
@@ -312,16 +259,20 @@ class MoEBlock(keras.layers.Layer):
             "router_z_weight": self.router_z_weight,
             "seed": self.seed,
         }
-        if self._router_given:
-            config["router"] = serialize(self.router)
-        else:
-            own = self.router.get_config()
-            config.update({name: own[name] for name in ("top_k", "jitter")})
-        if self._experts_given:
-            config["experts"] = serialize(self.experts)
-        else:
-            own = self.experts.get_config()
-            config.update({name: own[name] for name in _EXPERT_DEFAULTS})
+        for name, layer, given, arguments in (
+            ("router", self.router, self._router_given, parts.ROUTER_DEFAULTS),
+            (
+                "experts",
+                self.experts,
+                self._experts_given,
+                parts.EXPERT_DEFAULTS,
+            ),
+        ):
+            if given:
+                config[name] = keras.saving.serialize_keras_object(layer)
+            else:
+                own = layer.get_config()
+                config |= {argument: own[argument] for argument in arguments}
         return config
 
     @classmethod
@@ -334,14 +285,3 @@ class MoEBlock(keras.layers.Layer):
                     config[name]
                 )
         return super().from_config(config)
-
-
-_EXPERT_DEFAULTS = {
-    "intermediate_dim": None,
-    "activation": keras.activations.relu,
-    "gated": False,
-    "use_bias": True,
-    "dropout": 0.0,
-    "kernel_initializer": keras.initializers.GlorotUniform(),
-    "kernel_regularizer": None,
-}

@@ -1,0 +1,108 @@
+"""What a block is made of: layers it was given, or built from its arguments.
+
+A layer that was given brings its own arguments. One that is passed to the
+block as well, and differs, would be lost without a word: that is an error.
+"""
+
+import keras
+
+from keras_moe.layers import checks
+from keras_moe.layers.expert import Expert
+from keras_moe.layers.initializers import reseeded
+from keras_moe.layers.router import Router
+
+ROUTER_DEFAULTS = {"top_k": 2, "jitter": 0.0}
+EXPERT_DEFAULTS = {
+    "intermediate_dim": None,
+    "activation": keras.activations.relu,
+    "gated": False,
+    "use_bias": True,
+    "dropout": 0.0,
+    "kernel_initializer": keras.initializers.GlorotUniform(),
+    "kernel_regularizer": None,
+}
+
+
+def router_of(router, num_experts: int, arguments: dict, common: dict):
+    """Returns the given router, or a `Router` of the arguments.
+
+    Args:
+        router: a layer with `num_experts`, or None.
+        num_experts: E.
+        arguments: what ROUTER_DEFAULTS names.
+        common: `seed` and `dtype` of a layer that is built.
+    """
+    if router is not None:
+        _check_num_experts("router", router, num_experts)
+        _check_nothing_lost("router", router, arguments, ROUTER_DEFAULTS)
+        return router
+    top_k = checks.check_top_k(arguments["top_k"], num_experts)
+    # The one weight of top-1 must stay the probability, or nothing is learned.
+    normalize_weights = top_k > 1
+    return Router(
+        num_experts,
+        normalize_weights=normalize_weights,
+        name="router",
+        **arguments,
+        **common,
+    )
+
+
+def experts_of(experts, num_experts: int, arguments: dict, common: dict):
+    """Returns the given experts, or an `Expert` bank of the arguments.
+
+    Args:
+        experts: a layer with `num_experts`, or None.
+        num_experts: E.
+        arguments: what EXPERT_DEFAULTS names.
+        common: `seed` and `dtype` of a layer that is built.
+    """
+    if experts is not None:
+        _check_num_experts("experts", experts, num_experts)
+        _check_nothing_lost("experts", experts, arguments, EXPERT_DEFAULTS)
+        return experts
+    return Expert(
+        num_experts=num_experts, name="experts", **arguments, **common
+    )
+
+
+def shared_expert_of(
+    intermediate_dim: int | None, experts, arguments: dict, common: dict
+) -> Expert | None:
+    """Returns one expert in the style of the routed ones, or None."""
+    if intermediate_dim is None:
+        return None
+    checks.check_positive_int("shared_expert_dim", intermediate_dim)
+    style = {n: getattr(experts, n, v) for n, v in arguments.items()}
+    style["intermediate_dim"] = intermediate_dim
+    style["kernel_initializer"] = reseeded(
+        style["kernel_initializer"], "shared_expert", 0
+    )
+    return Expert(name="shared_expert", **style, **common)
+
+
+def _check_num_experts(name, layer, num_experts):
+    if layer.num_experts != num_experts:
+        raise ValueError(
+            f"`{name}` must have the block's `num_experts`. Received: "
+            f"num_experts={num_experts}, {name} with num_experts="
+            f"{layer.num_experts}. Build both with the same number."
+        )
+
+
+def _check_nothing_lost(name, layer, arguments, defaults):
+    """Raises where an argument is set that the given layer overrides."""
+
+    def plain(value):
+        return keras.saving.serialize_keras_object(value)
+
+    for argument, value in arguments.items():
+        default = defaults[argument]
+        own = getattr(layer, argument, default)
+        if plain(value) not in (plain(default), plain(own)):
+            raise ValueError(
+                f"`{argument}` must be left out where `{name}` is given: the "
+                f"layer brings its own. Received: {argument}={value!r}, {name} "
+                f"with {argument}={own!r}. Set it on the layer passed as "
+                f"`{name}`."
+            )
