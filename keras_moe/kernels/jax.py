@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from keras_moe.kernels.blocks import block_rows
 from keras_moe.kernels.reference import FFNWeights, ffn, linear
 from keras_moe.types import Activation, Tensor
 
@@ -175,7 +176,7 @@ def _map_blocks(block, rows, weights, group_sizes, widths, summed=False):
         (None unless `summed`), each (E, ...).
     """
     num_rows, dtype = rows[0].shape[0], rows[0].dtype
-    size = _block_rows(num_rows, group_sizes.shape[0])
+    size = block_rows(num_rows, group_sizes.shape[0])
     starts, ends, experts, count = _blocks(group_sizes, num_rows, size)
     rows = [jnp.pad(r, ((0, size), (0, 0))) for r in rows]
     outputs = tuple(jnp.zeros((num_rows + size, w), dtype) for w in widths)
@@ -211,13 +212,6 @@ def _map_blocks(block, rows, weights, group_sizes, widths, summed=False):
     if summed:
         sums = jax.tree.map(lambda s, w: s.astype(w.dtype), sums, weights)
     return tuple(o[:num_rows] for o in outputs), sums
-
-
-def _block_rows(num_rows, num_groups):
-    """A quarter more than the even share, so that most groups fit in one."""
-    share = -(-5 * num_rows // (4 * num_groups))
-    rounded = share if share <= 8 else -(-share // 8) * 8
-    return max(1, min(rounded, num_rows))
 
 
 def _blocks(group_sizes, num_rows, size):

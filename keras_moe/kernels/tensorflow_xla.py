@@ -11,6 +11,7 @@ family exists only inside an XLA computation, which is where this file runs.
 import tensorflow as tf
 from tensorflow.compiler.tf2xla.python import xla
 
+from keras_moe.kernels.blocks import block_rows
 from keras_moe.kernels.reference import FFNWeights, linear
 from keras_moe.types import Activation, Tensor
 
@@ -154,7 +155,9 @@ def _map_blocks(block, rows, banks, group_sizes, widths, summed=False):
         (an empty list unless `summed`), each (E, ...).
     """
     dtype, num_rows = rows[0].dtype, tf.shape(rows[0])[0]
-    size = _block_rows(rows[0].shape[0], group_sizes.shape[0])
+    size = UNKNOWN_P_BLOCK_ROWS
+    if rows[0].shape[0] is not None:
+        size = block_rows(rows[0].shape[0], group_sizes.shape[0])
     starts, ends, experts, count = _blocks(group_sizes, num_rows, size)
     rows = [tf.pad(r, [[0, size], [0, 0]]) for r in rows]
     outputs = [tf.zeros((num_rows + size, w), dtype) for w in widths]
@@ -181,15 +184,6 @@ def _map_blocks(block, rows, banks, group_sizes, widths, summed=False):
     )
     sums = [tf.cast(s, b.dtype) for s, b in zip(sums, banks, strict=False)]
     return [o[:num_rows] for o in outputs], sums
-
-
-def _block_rows(num_rows, num_groups):
-    """A quarter more than the even share, so that most groups fit in one."""
-    if num_rows is None:
-        return UNKNOWN_P_BLOCK_ROWS
-    share = -(-5 * num_rows // (4 * num_groups))
-    rounded = share if share <= 8 else -(-share // 8) * 8
-    return max(1, min(rounded, num_rows))
 
 
 def _blocks(group_sizes, num_rows, size):

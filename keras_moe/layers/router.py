@@ -140,6 +140,10 @@ class Router(keras.layers.Layer):
         checks.check_floating(x)
         return assignment_spec(x.shape, self.num_experts, self.pairs_per_token)
 
+    def compute_mask(self, x, mask=None) -> None:
+        """Returns None: the mask is in the `Assignment` already."""
+        return None
+
     def get_config(self) -> dict:
         """Returns the arguments that build this layer again."""
         return {
