@@ -97,7 +97,9 @@ def feed_forward(kind):
     """Returns E experts of width F, or one of the width a token gets: K * F."""
     if kind == "dense":
         return keras_moe.Expert(TOP_K * INTERMEDIATE_DIM)
-    return keras_moe.MoEBlock(NUM_EXPERTS, INTERMEDIATE_DIM, top_k=TOP_K)
+    return keras_moe.MoEBlock(
+        NUM_EXPERTS, INTERMEDIATE_DIM, top_k=TOP_K, name="moe"
+    )
 
 
 def train(kind, data, epochs, seed):
