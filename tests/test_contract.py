@@ -42,6 +42,7 @@ def test_symbolic_and_eager_shapes_agree(make, rng):
     dtype = keras.backend.standardize_dtype
     assert dtype(symbolic.dtype) == dtype(eager.dtype) == "float32"
     assert layer(keras.Input((None, WIDTH))).shape == (None, None, WIDTH)
+    assert layer.compute_output_shape((3, 5, WIDTH)) == (3, 5, WIDTH)
 
 
 @every_layer

@@ -121,6 +121,9 @@ def test_an_assignment_in_a_functional_model(rng):
     assert assignment.expert_index.shape == (None,)
     fixed = router(keras.Input((4, 6), batch_size=3))
     assert fixed.expert_index.shape == (36,)
+    shapes = router.compute_output_shape((3, 4, 6))
+    assert shapes.expert_index == (36,)
+    assert shapes.router_probs == (12, 5)
     model = keras.Model(inputs, assignment.router_probs)
     np.testing.assert_allclose(
         to_numpy(model(x)), to_numpy(router(x).router_probs), rtol=1e-6

@@ -183,6 +183,10 @@ class Expert(keras.layers.Layer):
             hidden, self.dropout, seed=self.seed_generator
         )
 
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
+        """Returns the shape of the outputs: that of the inputs."""
+        return tuple(input_shape)
+
     def compute_output_spec(self, x, group_sizes=None, training=None):
         """Returns the symbolic output of symbolic inputs."""
         checks.check_floating(x)

@@ -230,6 +230,10 @@ class MoEBlock(keras.layers.Layer):
         """Starts the running means of load and drops afresh."""
         self.statistics.reset()
 
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
+        """Returns the shape of the outputs: that of the inputs."""
+        return tuple(input_shape)
+
     def compute_output_spec(
         self, inputs, mask=None, training=None, return_assignment=False
     ):

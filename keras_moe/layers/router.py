@@ -135,6 +135,13 @@ class Router(keras.layers.Layer):
         logits = ops.matmul(tokens, self.kernel)
         return logits if self.bias is None else ops.add(logits, self.bias)
 
+    def compute_output_shape(self, input_shape: Shape) -> Assignment:
+        """Returns the shapes of the `Assignment` of inputs `(..., D)`."""
+        spec = assignment_spec(
+            input_shape, self.num_experts, self.pairs_per_token
+        )
+        return Assignment(*(field.shape for field in spec))
+
     def compute_output_spec(self, x, mask=None, training=None) -> Assignment:
         """Returns the symbolic `Assignment` of symbolic inputs."""
         checks.check_floating(x)

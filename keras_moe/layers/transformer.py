@@ -116,6 +116,10 @@ class TransformerEncoderBlock(keras.layers.Layer):
         x = self.attention(x, x, attention_mask=mask, training=training)
         return self.drop(x, training=training)
 
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
+        """Returns the shape of the outputs: that of the inputs."""
+        return tuple(input_shape)
+
     def compute_output_spec(
         self, inputs, mask=None, training=None, return_assignment=False
     ):
