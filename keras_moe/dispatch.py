@@ -8,15 +8,28 @@ Both are gathers, and so are their gradients: a sort is a permutation, whose
 transpose is its inverse, where a scatter-add would be slow on every backend.
 """
 
+from typing import NamedTuple
+
 from keras import ops
 
 from keras_moe.kernels import group_sizes_of
 from keras_moe.types import Tensor
 
 
+class PairOrder(NamedTuple):
+    """A permutation of the routed pairs, and its inverse.
+
+    order: int32 `(P,)`, the pair that stands at each sorted place.
+    place: int32 `(P,)`, the sorted place of each pair.
+    """
+
+    order: Tensor
+    place: Tensor
+
+
 def sort_by_expert(
     expert_index: Tensor, num_experts: int
-) -> tuple[Tensor, Tensor]:
+) -> tuple[PairOrder, Tensor]:
     """Orders pairs by expert; pairs of one expert keep their order.
 
     Args:
@@ -24,17 +37,17 @@ def sort_by_expert(
         num_experts: E.
 
     Returns:
-        order: int32 `(P,)`, the pair that stands at each sorted place.
-        tokens_per_expert: int32 `(E,)`.
+        The order, and how many pairs each expert has, int32 `(E,)`.
     """
     order = ops.cast(ops.argsort(expert_index), "int32")
-    return order, group_sizes_of(expert_index, num_experts)
+    place = ops.cast(ops.argsort(order), "int32")
+    return PairOrder(order, place), group_sizes_of(expert_index, num_experts)
 
 
 def dispatch(
     tokens: Tensor,
     token_index: Tensor,
-    order: Tensor,
+    pair_order: PairOrder,
     pairs_per_token: int | None = None,
 ) -> Tensor:
     """Copies each pair's token to the pair's sorted place.
@@ -42,20 +55,20 @@ def dispatch(
     Args:
         tokens: `(T, D)`.
         token_index: int32 `(P,)`, the token of each pair.
-        order: int32 `(P,)` from `sort_by_expert`.
+        pair_order: from `sort_by_expert`.
         pairs_per_token: K where token t's pairs stand at `t * K ...`; None
             where a token has any number of pairs.
 
     Returns:
         `(P, D)`, rows sorted by expert.
     """
-    source = ops.take(token_index, order)
+    source = ops.take(token_index, pair_order.order)
     if pairs_per_token is None:
         return ops.take(tokens, source, axis=0)
-    inverse = ops.argsort(order)
 
     def backward(rows):
-        return _sum_pairs(ops.take(rows, inverse, axis=0), pairs_per_token)
+        pairs = ops.take(rows, pair_order.place, axis=0)
+        return _sum_pairs(pairs, pairs_per_token)
 
     return _linear_with_transpose(
         lambda x: ops.take(x, source, axis=0), backward, tokens
@@ -66,7 +79,7 @@ def combine(
     rows: Tensor,
     token_index: Tensor,
     combine_weights: Tensor,
-    order: Tensor,
+    pair_order: PairOrder,
     num_tokens: int | Tensor,
     pairs_per_token: int | None = None,
 ) -> Tensor:
@@ -76,7 +89,7 @@ def combine(
         rows: `(P, D)`, sorted by expert; zero for pairs not computed.
         token_index: int32 `(P,)`, the token of each pair.
         combine_weights: `(P,)`.
-        order: int32 `(P,)` from `sort_by_expert`.
+        pair_order: from `sort_by_expert`.
         num_tokens: T.
         pairs_per_token: K where token t's pairs stand at `t * K ...`, so that
             the sum is over a fixed axis; None sums by segments.
@@ -86,15 +99,15 @@ def combine(
     """
     rows = ops.convert_to_tensor(rows)
     weights = ops.cast(combine_weights, rows.dtype)
+    order, place = pair_order
     if pairs_per_token is None:
         weighted = rows * ops.expand_dims(ops.take(weights, order), -1)
         token = ops.take(token_index, order)
         # One segment more than there are: on torch none would mean unknown.
         sums = ops.segment_sum(weighted, token, num_segments=num_tokens + 1)
         return sums[:num_tokens]
-    inverse = ops.argsort(order)
     pairs = _linear_with_transpose(
-        lambda x: ops.take(x, inverse, axis=0),
+        lambda x: ops.take(x, place, axis=0),
         lambda y: ops.take(y, order, axis=0),
         rows,
     )

@@ -14,7 +14,12 @@ TOKEN_INDEX = np.array([0, 0, 1, 1, 2, 2, 3, 3], "int32")
 
 def test_sorting_is_stable_and_counts():
     order, counts = dispatch.sort_by_expert(EXPERT_INDEX, NUM_EXPERTS)
-    np.testing.assert_array_equal(to_numpy(order), [1, 3, 6, 2, 5, 0, 7, 4])
+    np.testing.assert_array_equal(
+        to_numpy(order.order), [1, 3, 6, 2, 5, 0, 7, 4]
+    )
+    np.testing.assert_array_equal(
+        to_numpy(order.place), [5, 0, 3, 1, 7, 4, 2, 6]
+    )
     np.testing.assert_array_equal(to_numpy(counts), [3, 2, 2])
 
 

@@ -188,11 +188,11 @@ class MoEBlock(keras.layers.Layer):
     def _run_experts(self, tokens, assignment, training):
         """Dispatch, experts, combine: `(T, D)` to `(T, D)`."""
         pairs_per_token = self.router.pairs_per_token
-        order, tokens_per_expert = dispatch.sort_by_expert(
+        pair_order, tokens_per_expert = dispatch.sort_by_expert(
             assignment.expert_index, self.num_experts
         )
         rows = dispatch.dispatch(
-            tokens, assignment.token_index, order, pairs_per_token
+            tokens, assignment.token_index, pair_order, pairs_per_token
         )
         rows = self.experts(
             rows, group_sizes=tokens_per_expert, training=training
@@ -201,7 +201,7 @@ class MoEBlock(keras.layers.Layer):
             rows,
             assignment.token_index,
             assignment.combine_weights,
-            order,
+            pair_order,
             ops.shape(tokens)[0],
             pairs_per_token,
         )
