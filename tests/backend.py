@@ -7,6 +7,11 @@ from keras import ops
 BACKEND = keras.backend.backend()
 
 
+def draw(rng, *shape):
+    """Returns standard normal numbers, float32."""
+    return rng.normal(size=shape).astype("float32")
+
+
 def to_numpy(tensor):
     """Returns a float32 (or integer) NumPy array of a tensor."""
     if BACKEND == "torch":

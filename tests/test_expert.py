@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from backend import to_numpy
+from backend import draw, to_numpy
 from keras import ops
 
 from keras_moe import Expert
@@ -22,10 +22,6 @@ INITIALIZERS = [
     "truncated_normal",
     "variance_scaling",
 ]
-
-
-def draw(rng, *shape):
-    return rng.normal(size=shape).astype("float32")
 
 
 def dense_ffn(x, layer, e):

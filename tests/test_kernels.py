@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from backend import BACKEND, to_numpy, value_and_gradients
+from backend import BACKEND, draw, to_numpy, value_and_gradients
 from keras import ops
 
 from keras_moe import kernels
@@ -21,10 +21,6 @@ MODES = {  # `compiled` of value_and_gradients; a JAX loop always compiles
     "tensorflow": [False, True, "xla"],
     "torch": [False],
 }[BACKEND]
-
-
-def draw(rng, *shape, dtype="float32"):
-    return rng.normal(size=shape).astype(dtype)
 
 
 def ffn_weights(rng, gated, use_bias):

@@ -3,14 +3,10 @@
 import keras
 import numpy as np
 import pytest
-from backend import layer_gradients, to_numpy
+from backend import draw, layer_gradients, to_numpy
 from keras import ops
 
 from keras_moe import Router, routing
-
-
-def draw(rng, *shape):
-    return rng.normal(size=shape).astype("float32")
 
 
 def test_it_is_a_linear_map_and_top_k(rng):
