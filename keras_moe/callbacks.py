@@ -4,6 +4,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_moe import metrics
 from keras_moe.layers import MoEBlock
 
 
@@ -61,10 +62,9 @@ def find_blocks(model: keras.Model) -> list[MoEBlock]:
 
 
 def _figures(block):
-    load = ops.convert_to_numpy(block.expert_load)
+    imbalance = metrics.load_imbalance(block.expert_load)
     dropped = ops.convert_to_numpy(block.fraction_dropped)
-    mean = max(float(load.mean()), 1e-20)
     return {
-        "imbalance": float(load.max()) / mean,
+        "imbalance": float(ops.convert_to_numpy(imbalance)),
         "fraction_dropped": float(dropped[0]),
     }
