@@ -1,68 +1,30 @@
 """Floor 0: the only heavy work, one implementation a backend.
 
 P routed pairs sorted by expert (the rows), E experts (the groups), D
-hidden_dim, F intermediate_dim. This is the one place that picks who computes:
-the file named like the running backend, or the reference where there is none
-or where `use` asks for it. All of them give the values and the gradients of
-`reference.py`.
+hidden_dim, F intermediate_dim. `choice.py` is the one place that picks who
+computes: a formulation of the running backend, or the reference where there
+is none or where `use` asks for it. All of them give the values and the
+gradients of `reference.py`.
 """
-
-import contextlib
-import importlib
-from collections.abc import Iterator
-from types import ModuleType
 
 import keras
 from keras import ops
 
 from keras_moe.kernels import reference
+from keras_moe.kernels.choice import formulations, implementation, use
 from keras_moe.kernels.reference import FFNWeights, ffn
 from keras_moe.types import Activation, Tensor
 
 __all__ = [
     "FFNWeights",
     "ffn",
+    "formulations",
     "group_sizes_of",
     "grouped_ffn",
     "grouped_matmul",
     "implementation",
     "use",
 ]
-
-_BACKENDS = ("jax", "tensorflow", "torch")
-_forced: list[str] = []
-
-
-def implementation() -> ModuleType:
-    """Returns the module that computes: the running backend's, or forced."""
-    name = _forced[-1] if _forced else keras.backend.backend()
-    if name not in _BACKENDS:
-        return reference
-    return importlib.import_module(f"keras_moe.kernels.{name}")
-
-
-@contextlib.contextmanager
-def use(name: str) -> Iterator[None]:
-    """Forces an implementation for what is traced or run inside the `with`.
-
-    Args:
-        name: `"reference"`, or the running backend's name.
-
-    Raises:
-        ValueError: where `name` is neither.
-    """
-    allowed = ("reference", keras.backend.backend())
-    if name not in allowed:
-        raise ValueError(
-            f"`name` must be one of {allowed}: kernels run on the backend that "
-            f"is running. Received: name={name!r}. Set KERAS_BACKEND to use "
-            "another backend's."
-        )
-    _forced.append(name)
-    try:
-        yield
-    finally:
-        _forced.pop()
 
 
 def group_sizes_of(expert_index: Tensor, num_experts: int) -> Tensor:
@@ -100,7 +62,8 @@ def grouped_matmul(x: Tensor, kernel: Tensor, group_sizes: Tensor) -> Tensor:
     x, kernel = ops.convert_to_tensor(x), ops.convert_to_tensor(kernel)
     group_sizes = ops.cast(group_sizes, "int32")
     _check_operands(x, "kernel", kernel, group_sizes, x.shape[-1])
-    return implementation().grouped_matmul(x, kernel, group_sizes)
+    chosen = implementation(x, kernel)
+    return chosen.grouped_matmul(x, kernel, group_sizes)
 
 
 def grouped_ffn(
@@ -109,6 +72,7 @@ def grouped_ffn(
     group_sizes: Tensor,
     activation: Activation,
     dropout: Activation | None = None,
+    remat: bool = False,
 ) -> Tensor:
     """Runs each row through its group's feed-forward network, in one pass.
 
@@ -124,6 +88,9 @@ def grouped_ffn(
         activation: elementwise function.
         dropout: function of the hidden rows `(P, F)`, or None. With one, the
             composition runs instead of the single pass.
+        remat: whether the gradient computes the hidden rows a second time
+            and nothing of width F is kept between. It is what gradient
+            checkpointing is; not for use with `dropout`.
 
     Returns:
         `(P, D)`, the dtype of `x`.
@@ -145,12 +112,12 @@ def grouped_ffn(
         group_sizes,
         weights.up_kernel.shape[-1],
     )
+    chosen = implementation(x, weights.up_kernel)
     if dropout is not None:
-        matmul = implementation().grouped_matmul
-        return reference.grouped_ffn(
-            x, weights, group_sizes, activation, matmul, dropout
+        return reference.composition(
+            x, weights, group_sizes, activation, chosen.grouped_matmul, dropout
         )
-    return implementation().grouped_ffn(x, weights, group_sizes, activation)
+    return chosen.grouped_ffn(x, weights, group_sizes, activation, remat)
 
 
 def _check_operands(x, name, kernel, group_sizes, width):

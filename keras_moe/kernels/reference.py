@@ -6,6 +6,7 @@ what it need be. The backend files compute the same values and gradients from
 the rows of each group alone; the tests compare them with this file.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 from keras import ops
@@ -62,10 +63,21 @@ def grouped_ffn(
     weights: FFNWeights,
     group_sizes: Tensor,
     activation: Activation,
-    matmul=grouped_matmul,
+    remat: bool = False,
+) -> Tensor:
+    """The whole expert; `remat` changes no value, and nothing here."""
+    return composition(x, weights, group_sizes, activation, grouped_matmul)
+
+
+def composition(
+    x: Tensor,
+    weights: FFNWeights,
+    group_sizes: Tensor,
+    activation: Activation,
+    matmul: Callable,
     dropout: Activation | None = None,
 ) -> Tensor:
-    """The whole expert, as the composition that defines it."""
+    """The whole expert, as the grouped matmuls that define it."""
 
     def linear(rows, kernel, bias):
         y = matmul(rows, kernel, group_sizes)

@@ -2,17 +2,19 @@
 
 P rows, sorted by group; E groups; D input and F output width; B rows a block.
 
-The twin of `jax.py`, with `tf.while_loop` for `fori_loop`; see there for the
-idea. XLA fixes P when it compiles, after this code has been traced, so B
-cannot depend on a P that the trace does not know. The `xla.dynamic_slice`
-family exists only inside an XLA computation, which is where this file runs.
+One loop over a number of blocks that is data: a step slices a block's rows
+and its expert's weights and writes at the sorted place, where the next block
+overwrites what was too much. XLA fixes P when it compiles, after this code has
+been traced, so B cannot depend on a P that the trace does not know. The
+`xla.dynamic_slice` family exists only inside an XLA computation, which is
+where this file runs.
 """
 
 import tensorflow as tf
 from tensorflow.compiler.tf2xla.python import xla
 
-from keras_moe.kernels.blocks import block_rows
-from keras_moe.kernels.reference import FFNWeights, linear
+from keras_moe.kernels import tensorflow_ffn as one
+from keras_moe.kernels.reference import FFNWeights
 from keras_moe.types import Activation, Tensor
 
 UNKNOWN_P_BLOCK_ROWS = 64
@@ -55,6 +57,7 @@ def grouped_ffn(
     weights: FFNWeights,
     group_sizes: Tensor,
     activation: Activation,
+    remat: bool = False,
 ) -> Tensor:
     """Up, gate, activation and down of one block before the next one's."""
     names = [n for n, w in weights._asdict().items() if w is not None]
@@ -65,20 +68,20 @@ def grouped_ffn(
 
     @tf.custom_gradient
     def forward(x, *banks):
-        return _ffn_forward(x, banks, named, group_sizes, activation)
+        return _ffn_forward(x, banks, named, group_sizes, activation, remat)
 
     return forward(x, *banks)
 
 
-def _ffn_forward(x, banks, named, group_sizes, activation):
+def _ffn_forward(x, banks, named, group_sizes, activation, remat):
     _, inner, width = named(banks).down_kernel.shape
-    kept = 1 if named(banks).gate_kernel is None else 2
+    kept = 0 if remat else 1 + (named(banks).gate_kernel is not None)
 
     def block(rows, slices):
         w = named(slices)
-        before = _before_activation(rows[0], w)
-        hidden = _hidden(activation, *before)
-        return [linear(hidden, w.down_kernel, w.down_bias), *before], []
+        before = one.before_activation(rows[0], w)
+        y = one.after_activation(activation, before, w)
+        return [y, *before[:kept]], []
 
     (y, *before), _ = _map_blocks(
         block, [x], banks, group_sizes, [width, *[inner] * kept]
@@ -86,11 +89,15 @@ def _ffn_forward(x, banks, named, group_sizes, activation):
 
     def backward(dy):
         def block(rows, slices):
-            return _ffn_backward_block(rows, named(slices), activation)
+            (x, dy, *before), w = rows, named(slices)
+            before = before or one.before_activation(x, w)
+            wide = one.wide_dtype(x.dtype)
+            dx, dw = one.gradients(x, dy, before, w, activation, wide)
+            return [dx], dw
 
         (dx,), dbanks = _map_blocks(
             block,
-            [dy, x, *before],
+            [x, dy, *before],
             banks,
             group_sizes,
             [x.shape[-1]],
@@ -99,42 +106,6 @@ def _ffn_forward(x, banks, named, group_sizes, activation):
         return dx, *dbanks
 
     return y, backward
-
-
-def _ffn_backward_block(rows, w, activation):
-    dy, x, *before = rows
-    with tf.GradientTape() as tape:
-        tape.watch(before)
-        hidden = _hidden(activation, *before)
-    d_hidden = tf.matmul(dy, w.down_kernel, transpose_b=True)
-    d_up, *d_gate = tape.gradient(hidden, before, output_gradients=d_hidden)
-    dx = tf.matmul(d_up, w.up_kernel, transpose_b=True)
-    gate_kernel = gate_bias = None
-    if d_gate:
-        dx += tf.matmul(d_gate[0], w.gate_kernel, transpose_b=True)
-        gate_kernel = _outer(x, d_gate[0])
-        gate_bias = _sum_rows(d_gate[0], w.gate_bias)
-    dw = FFNWeights(
-        up_kernel=_outer(x, d_up),
-        down_kernel=_outer(hidden, dy),
-        up_bias=_sum_rows(d_up, w.up_bias),
-        down_bias=_sum_rows(dy, w.down_bias),
-        gate_kernel=gate_kernel,
-        gate_bias=gate_bias,
-    )
-    return [dx], [d for d in dw if d is not None]
-
-
-def _before_activation(rows, w):
-    """Returns `[up]`, or `[up, gate]` of a gated expert, each (B, F)."""
-    up = linear(rows, w.up_kernel, w.up_bias)
-    if w.gate_kernel is None:
-        return [up]
-    return [up, linear(rows, w.gate_kernel, w.gate_bias)]
-
-
-def _hidden(activation, up, gate=None):
-    return activation(up) if gate is None else activation(gate) * up
 
 
 def _map_blocks(block, rows, banks, group_sizes, widths, summed=False):
@@ -157,11 +128,11 @@ def _map_blocks(block, rows, banks, group_sizes, widths, summed=False):
     dtype, num_rows = rows[0].dtype, tf.shape(rows[0])[0]
     size = UNKNOWN_P_BLOCK_ROWS
     if rows[0].shape[0] is not None:
-        size = block_rows(rows[0].shape[0], group_sizes.shape[0])
+        size = _block_rows(rows[0].shape[0], group_sizes.shape[0])
     starts, ends, experts, count = _blocks(group_sizes, num_rows, size)
     rows = [tf.pad(r, [[0, size], [0, 0]]) for r in rows]
     outputs = [tf.zeros((num_rows + size, w), dtype) for w in widths]
-    sums = [tf.zeros(b.shape, _wide(b.dtype)) for b in banks if summed]
+    sums = [tf.zeros(b.shape, one.wide_dtype(b.dtype)) for b in banks if summed]
 
     def step(i, outputs, sums):
         start, expert = starts[i], experts[i]
@@ -184,6 +155,13 @@ def _map_blocks(block, rows, banks, group_sizes, widths, summed=False):
     )
     sums = [tf.cast(s, b.dtype) for s, b in zip(sums, banks, strict=False)]
     return [o[:num_rows] for o in outputs], sums
+
+
+def _block_rows(num_rows, num_groups):
+    """B, a quarter more than the even share: most groups fit in one."""
+    share = -(-5 * num_rows // (4 * num_groups))
+    rounded = share if share <= 8 else -(-share // 8) * 8
+    return max(1, min(rounded, num_rows))
 
 
 def _blocks(group_sizes, num_rows, size):
@@ -216,18 +194,7 @@ def _where(mine, rows):
     return tf.where(mine, rows, tf.zeros_like(rows))
 
 
-def _wide(dtype):
-    """The dtype gradients are summed in: float32 or better."""
-    return dtype if dtype.size >= 4 else tf.float32
-
-
 def _outer(a, b):
     """`a^T b`, summed over the rows: `(., .)`."""
-    wide = _wide(a.dtype)
+    wide = one.wide_dtype(a.dtype)
     return tf.matmul(tf.cast(a, wide), tf.cast(b, wide), transpose_a=True)
-
-
-def _sum_rows(rows, like):
-    if like is None:
-        return None
-    return tf.reduce_sum(tf.cast(rows, _wide(rows.dtype)), axis=0)

@@ -1,27 +1,23 @@
-"""The grouped kernels on TensorFlow: split by counts, one matmul an expert.
+"""TensorFlow, forward only: split by counts, one matmul an expert.
 
 P rows, sorted by group; E groups; D input and F output width. `tf.split` and
 `tf.unstack` along the first axis share their input's buffer, and a matmul of
-no rows costs nothing, so the work follows the rows. The weights must reach
-`tf.unstack` as tensors: a `tf.gather` from a variable anywhere would turn
-every later read of that variable into a copy.
+no rows costs nothing, so the work follows the rows. It has no loop and no
+operation that LiteRT lacks, so this is what exported models hold. Its
+gradients are right but slow: they stack the experts' parts once more.
 
-XLA has no split of unknown sizes. Under `jit_compile=True` the loop over
-blocks in `tensorflow_xla.py` takes over.
+The weights must reach `tf.unstack` as tensors: a `tf.gather` from a variable
+anywhere would turn every later read of that variable into a copy.
 """
 
 import tensorflow as tf
-from tensorflow.python.ops import control_flow_util
 
-from keras_moe.kernels import tensorflow_xla
 from keras_moe.kernels.reference import FFNWeights, ffn
 from keras_moe.types import Activation, Tensor
 
 
 def grouped_matmul(x: Tensor, kernel: Tensor, group_sizes: Tensor) -> Tensor:
     """Multiplies each row by its group's matrix: `(P, D) -> (P, F)`."""
-    if _compiles_with_xla():
-        return tensorflow_xla.grouped_matmul(x, kernel, group_sizes)
     return _map_groups(
         tf.matmul, x, (kernel,), group_sizes, kernel.shape[0], kernel.shape[-1]
     )
@@ -32,22 +28,21 @@ def grouped_ffn(
     weights: FFNWeights,
     group_sizes: Tensor,
     activation: Activation,
+    remat: bool = False,
 ) -> Tensor:
     """Up, gate, activation and down of one expert before the next one's."""
-    if _compiles_with_xla():
-        return tensorflow_xla.grouped_ffn(x, weights, group_sizes, activation)
+    num_groups, _, width = weights.down_kernel.shape
+    banks = {n: w for n, w in weights._asdict().items() if w is not None}
 
     def expert(rows, *slices):
-        return ffn(rows, FFNWeights(*slices), activation)
+        own = FFNWeights(**dict(zip(banks, slices, strict=True)))
+        return ffn(rows, own, activation)
 
-    num_groups, _, width = weights.down_kernel.shape
-    return _map_groups(expert, x, weights, group_sizes, num_groups, width)
-
-
-def _compiles_with_xla():
-    """Whether the graph being traced is inside a `jit_compile=True` one."""
-    graph = tf.compat.v1.get_default_graph()
-    return control_flow_util.GraphOrParentsInXlaContext(graph)
+    if remat:
+        expert = tf.recompute_grad(expert)
+    return _map_groups(
+        expert, x, banks.values(), group_sizes, num_groups, width
+    )
 
 
 def _map_groups(expert, x, banks, group_sizes, num_groups, width):
@@ -55,10 +50,7 @@ def _map_groups(expert, x, banks, group_sizes, num_groups, width):
     rest = tf.shape(x)[0] - tf.reduce_sum(group_sizes)
     sizes = tf.concat([group_sizes, rest[None]], axis=0)
     parts = tf.split(x, sizes, axis=0, num=num_groups + 1)
-    slices = [
-        [None] * num_groups if b is None else tf.unstack(b, num_groups)
-        for b in banks
-    ]
+    slices = [tf.unstack(bank, num_groups) for bank in banks]
     outputs = [
         expert(parts[e], *(s[e] for s in slices)) for e in range(num_groups)
     ]

@@ -1,11 +1,12 @@
-"""The grouped kernels on PyTorch: split by counts, one matmul an expert.
+"""PyTorch, large banks of rows: split by counts, one matmul an expert.
 
 P rows, sorted by group; E groups; D input and F output width; n rows of one
 group. Empty groups are skipped, so their weights are neither read nor
-multiplied. The gradient is written by hand for one reason: each expert's part
-goes straight to its place in the bank's gradient. Autograd would make E
-separate tensors and stack them, which for many experts costs more than the
-products.
+multiplied, and one expert's hidden rows stay in cache between its matmuls.
+The gradient is written by hand for one reason: each expert's part goes
+straight to its place in the bank's gradient. Autograd would make E separate
+tensors and stack them, which for many experts costs more than the products.
+The row counts are read on the host: on CUDA this would stop the queue.
 """
 
 import torch
@@ -27,11 +28,15 @@ def grouped_ffn(
     weights: FFNWeights,
     group_sizes: Tensor,
     activation: Activation,
+    remat: bool = False,
 ) -> Tensor:
     """Up, gate, activation and down of one expert before the next one's."""
     if x.is_meta:
         return x.new_empty((x.shape[0], weights.down_kernel.shape[-1]))
-    return _run(_GroupedFFN, group_sizes, activation, x, *weights)
+    tensors = [x, *(w for w in weights if w is not None)]
+    learns = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+    keeps = learns and not remat
+    return _run(_GroupedFFN, group_sizes, activation, keeps, x, *weights)
 
 
 @torch.compiler.disable  # the row counts are data: the host must read them
@@ -63,34 +68,36 @@ class _GroupedMatmul(torch.autograd.Function):
 
 class _GroupedFFN(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, sizes, activation, x, *weights):
+    def forward(ctx, sizes, activation, keeps, x, *weights):
         w = FFNWeights(*weights)
         ctx.sizes, ctx.activation = sizes, activation
         y = _empty_rows(x, w.down_kernel.shape[-1], sizes)
-        up = x.new_empty((x.shape[0], w.up_kernel.shape[-1]))
-        gate = None if w.gate_kernel is None else torch.empty_like(up)
+        kept = _before_buffers(x, w, x.shape[0]) if keeps else []
+        scratch = [] if keeps else _before_buffers(x, w, max(sizes, default=0))
         for e, rows in _groups(sizes):
-            _linear(x[rows], w.up_kernel, w.up_bias, e, up[rows])
-            hidden = up[rows]
-            if gate is None:
-                hidden = activation(hidden)
-            else:
-                _linear(x[rows], w.gate_kernel, w.gate_bias, e, gate[rows])
-                hidden = activation(gate[rows]) * hidden
+            length = rows.stop - rows.start
+            before = [b[rows] for b in kept] or [b[:length] for b in scratch]
+            _before_activation(x[rows], w, e, before)
+            hidden = _hidden(activation, *before)
             _linear(hidden, w.down_kernel, w.down_bias, e, y[rows])
-        ctx.save_for_backward(x, up, gate, *weights)
+        ctx.save_for_backward(x, *weights, *kept)
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx, dy):
-        x, up, gate, *weights = ctx.saved_tensors
-        w = FFNWeights(*weights)
+        x, *weights = ctx.saved_tensors
+        count = len(FFNWeights._fields)
+        w, kept = FFNWeights(*weights[:count]), weights[count:]
+        scratch = [] if kept else _before_buffers(x, w, max(ctx.sizes))
         dx = _empty_rows(x, x.shape[-1], ctx.sizes)
         dw = FFNWeights(*(_empty_bank(b, ctx.sizes) for b in w))
         for e, rows in _groups(ctx.sizes):
-            before = (up[rows],) if gate is None else (up[rows], gate[rows])
-            hidden, vjp = _hidden(ctx.activation, before)
+            length = rows.stop - rows.start
+            before = [b[rows] for b in kept] or [b[:length] for b in scratch]
+            if scratch:
+                _before_activation(x[rows], w, e, before)
+            hidden, vjp = _hidden_and_vjp(ctx.activation, before)
             _add_linear_gradient(
                 hidden, dy[rows], dw.down_kernel, dw.down_bias, e
             )
@@ -102,7 +109,20 @@ class _GroupedFFN(torch.autograd.Function):
                     x[rows], d_gate[0], dw.gate_kernel, dw.gate_bias, e
                 )
                 dx[rows].addmm_(d_gate[0], w.gate_kernel[e].T)
-        return None, None, dx, *dw
+        return None, None, None, dx, *dw
+
+
+def _before_buffers(x, w, length):
+    """Uninitialised `[up]`, or `[up, gate]` of gated experts, `(length, F)`."""
+    count = 1 if w.gate_kernel is None else 2
+    shape = (length, w.up_kernel.shape[-1])
+    return [x.new_empty(shape) for _ in range(count)]
+
+
+def _before_activation(rows, w, e, out):
+    _linear(rows, w.up_kernel, w.up_bias, e, out[0])
+    if w.gate_kernel is not None:
+        _linear(rows, w.gate_kernel, w.gate_bias, e, out[1])
 
 
 def _groups(sizes):
@@ -145,12 +165,15 @@ def _add_linear_gradient(rows, dy, dkernel, dbias, e):
         torch.sum(dy, dim=0, out=dbias[e])
 
 
-def _hidden(activation, before):
-    """Returns the hidden rows of `up` (and `gate`), and their vjp."""
+def _hidden(activation, up, gate=None):
+    return activation(up) if gate is None else activation(gate) * up
+
+
+def _hidden_and_vjp(activation, before):
+    """Returns the hidden rows of `[up]` or `[up, gate]`, and their vjp."""
     with torch.enable_grad():
         leaves = [b.detach().requires_grad_() for b in before]
-        up, *gate = leaves
-        hidden = activation(gate[0]) * up if gate else activation(up)
+        hidden = _hidden(activation, *leaves)
 
     def vjp(d_hidden):
         return torch.autograd.grad(hidden, leaves, d_hidden)

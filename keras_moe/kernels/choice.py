@@ -1,0 +1,127 @@
+"""Which formulation computes: one rule a backend, and what it rests on.
+
+P rows, E groups, F inner width. Every formulation is a module of this folder
+with the same two functions. `use` forces one; otherwise the running backend's
+rule decides from the device and from sizes that are known when the call is
+traced. S, L, D1, D8, `limit` and `limitE` are those of `benchmarks/`, which
+measures every formulation.
+"""
+
+import contextlib
+import importlib
+from collections.abc import Iterator
+from types import ModuleType
+
+import keras
+
+from keras_moe.kernels import reference
+from keras_moe.types import Tensor
+
+_forced: list[str] = []
+
+
+def formulations() -> tuple[str, ...]:
+    """Returns the names of the running backend's formulations."""
+    return _RULES[keras.backend.backend()][0]
+
+
+def implementation(x: Tensor, kernel: Tensor) -> ModuleType:
+    """Returns the module for rows `x` `(P, D)` and a kernel `(E, D, F)`."""
+    backend = keras.backend.backend()
+    if _forced:
+        name = _forced[-1]
+    elif backend in _RULES:
+        name = _RULES[backend][1](x, kernel.shape[0], kernel.shape[-1])
+    else:
+        name = "reference"
+    if name == "reference":
+        return reference
+    return importlib.import_module(f"keras_moe.kernels.{name}")
+
+
+@contextlib.contextmanager
+def use(name: str) -> Iterator[None]:
+    """Forces a formulation for what is traced or run inside the `with`.
+
+    `tensorflow_xla` runs inside `jit_compile=True` alone, TensorFlow's others
+    outside of it.
+
+    Args:
+        name: `"reference"`, or one of `formulations()`.
+
+    Raises:
+        ValueError: where `name` is neither.
+    """
+    allowed = ("reference", *formulations())
+    if name not in allowed:
+        raise ValueError(
+            f"`name` must be one of {allowed}: kernels run on the backend that "
+            f"is running. Received: name={name!r}. Set KERAS_BACKEND to use "
+            "another backend's."
+        )
+    _forced.append(name)
+    try:
+        yield
+    finally:
+        _forced.pop()
+
+
+def _jax(x, num_groups, inner):
+    """Accelerators have a grouped matmul of their own; on CPU it multiplies
+    every row by every matrix. Slices of the weights up to 8 rows a group: D1
+    1.3 times `limitE` where blocks take 4, D8 1.1 for 2.9; at 32 rows a group
+    they lose, 1.4 to 1."""
+    import jax
+
+    if jax.default_backend() != "cpu":
+        return "jax_ragged_dot"
+    if x.shape[0] <= 8 * num_groups:
+        return "jax_few_rows"
+    return "jax_blocks"
+
+
+def _tensorflow(x, num_groups, inner):
+    """XLA has no slices of unknown length: blocks inside `jit_compile=True`.
+    Elsewhere unrolled (S f+b 1.22 times `limit`, a loop 1.30), but for many
+    experts where a tape records: 24 blocks of 128 took two minutes to trace,
+    the loop 11 seconds. `predict` and `export` record nothing, and LiteRT has
+    no such loop."""
+    import tensorflow as tf
+    from tensorflow.python.eager import record
+    from tensorflow.python.ops import control_flow_util
+
+    graph = tf.compat.v1.get_default_graph()
+    if control_flow_util.GraphOrParentsInXlaContext(graph):
+        return "tensorflow_xla"
+    if num_groups > 8 and record.could_possibly_record():
+        return "tensorflow_loop"
+    return "tensorflow_split"
+
+
+def _torch(x, num_groups, inner):
+    """CUDA: no count on the host. On CPU `torch_split` keeps an expert's
+    hidden rows in cache: forward it wins (S 1.24 times `limit` against 1.67),
+    but for groups so small that the calls are the cost; in training it wins
+    where all hidden rows together do not fit (L, 64 MiB: 1.16 against 1.29;
+    S, 4 MiB: 1.29 against 1.17)."""
+    import torch
+
+    if not hasattr(torch.nn.functional, "grouped_mm"):
+        return "torch_split"
+    if x.device.type == "cuda":
+        return "torch_grouped_mm"
+    few = x.shape[0] < 16 * num_groups
+    fits = x.shape[0] * inner * x.element_size() <= 16 << 20
+    if fits and (few or torch.is_grad_enabled()):
+        return "torch_grouped_mm"
+    return "torch_split"
+
+
+_RULES = {
+    "jax": (("jax_blocks", "jax_few_rows", "jax_ragged_dot"), _jax),
+    "tensorflow": (
+        ("tensorflow_loop", "tensorflow_split", "tensorflow_xla"),
+        _tensorflow,
+    ),
+    "torch": (("torch_split", "torch_grouped_mm"), _torch),
+}

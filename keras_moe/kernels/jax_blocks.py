@@ -1,0 +1,162 @@
+"""JAX on CPU, many rows: blocks of sorted rows, one expert a block.
+
+P rows, sorted by group; E groups; D input and F output width; B rows a block.
+
+The loop is `jax_loop.py`'s. XLA cannot differentiate a loop of unknown
+length, so the gradient is a loop of the same shape, written by hand. Each is
+jitted here, so that calls outside `jit` compile it once and not every time.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from keras_moe.kernels.blocks import block_sizes
+from keras_moe.kernels.jax_loop import map_blocks
+from keras_moe.kernels.reference import FFNWeights, ffn, linear
+from keras_moe.types import Activation, Tensor
+
+
+def grouped_matmul(x: Tensor, kernel: Tensor, group_sizes: Tensor) -> Tensor:
+    """Multiplies each row by its group's matrix: `(P, D) -> (P, F)`."""
+    return _grouped_matmul(x, kernel, group_sizes)
+
+
+def grouped_ffn(
+    x: Tensor,
+    weights: FFNWeights,
+    group_sizes: Tensor,
+    activation: Activation,
+    remat: bool = False,
+) -> Tensor:
+    """Up, gate, activation and down of one block before the next one's."""
+    return _grouped_ffn(activation, remat, x, weights, group_sizes)
+
+
+# --- one grouped matmul -----------------------------------------------------
+
+
+@jax.custom_vjp
+@jax.jit
+def _grouped_matmul(x, kernel, group_sizes):
+    def block(rows, matrix):
+        return (rows[0] @ matrix,), None
+
+    (y,), _ = _map(block, (x,), kernel, group_sizes, (kernel.shape[-1],))
+    return y[: x.shape[0]]
+
+
+@jax.jit
+def _grouped_matmul_forward(x, kernel, group_sizes):
+    return _grouped_matmul(x, kernel, group_sizes), (x, kernel, group_sizes)
+
+
+@jax.jit
+def _grouped_matmul_backward(residuals, dy):
+    x, kernel, group_sizes = residuals
+
+    def block(rows, matrix):
+        x_rows, dy_rows = rows
+        return (dy_rows @ matrix.T,), _outer(x_rows, dy_rows)
+
+    (dx,), dkernel = _map(
+        block, (x, dy), kernel, group_sizes, (x.shape[-1],), summed=True
+    )
+    return dx[: x.shape[0]], dkernel, None
+
+
+_grouped_matmul.defvjp(_grouped_matmul_forward, _grouped_matmul_backward)
+
+
+# --- the whole expert -------------------------------------------------------
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+@partial(jax.jit, static_argnums=(0, 1))
+def _grouped_ffn(activation, remat, x, weights, group_sizes):
+    def block(rows, w):
+        return (ffn(rows[0], w, activation),), None
+
+    width = weights.down_kernel.shape[-1]
+    (y,), _ = _map(block, (x,), weights, group_sizes, (width,))
+    return y[: x.shape[0]]
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _grouped_ffn_forward(activation, remat, x, weights, group_sizes):
+    if remat:
+        y = _grouped_ffn(activation, remat, x, weights, group_sizes)
+        return y, (x, weights, group_sizes, [])
+
+    def block(rows, w):
+        before = _before_activation(rows[0], w)
+        hidden = _hidden(activation, *before)
+        return (linear(hidden, w.down_kernel, w.down_bias), *before), None
+
+    inner = weights.up_kernel.shape[-1]
+    kept = 1 if weights.gate_kernel is None else 2
+    widths = (weights.down_kernel.shape[-1], *[inner] * kept)
+    (y, *before), _ = _map(block, (x,), weights, group_sizes, widths)
+    return y[: x.shape[0]], (x, weights, group_sizes, before)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _grouped_ffn_backward(activation, remat, residuals, dy):
+    x, weights, group_sizes, before = residuals
+
+    def block(rows, w):
+        dy_rows, x_rows, *before_rows = rows
+        before_rows = before_rows or _before_activation(x_rows, w)
+        hidden, vjp = jax.vjp(partial(_hidden, activation), *before_rows)
+        d_up, *d_gate = vjp(dy_rows @ w.down_kernel.T)
+        dx = d_up @ w.up_kernel.T
+        gate_kernel = gate_bias = None
+        if d_gate:
+            dx = dx + d_gate[0] @ w.gate_kernel.T
+            gate_kernel = _outer(x_rows, d_gate[0])
+            gate_bias = _sum_rows(d_gate[0], w.gate_bias)
+        return (dx,), FFNWeights(
+            up_kernel=_outer(x_rows, d_up),
+            down_kernel=_outer(hidden, dy_rows),
+            up_bias=_sum_rows(d_up, w.up_bias),
+            down_bias=_sum_rows(dy_rows, w.down_bias),
+            gate_kernel=gate_kernel,
+            gate_bias=gate_bias,
+        )
+
+    rows, width = (dy, x, *before), (x.shape[-1],)
+    (dx,), dweights = _map(
+        block, rows, weights, group_sizes, width, summed=True
+    )
+    return dx[: x.shape[0]], dweights, None
+
+
+_grouped_ffn.defvjp(_grouped_ffn_forward, _grouped_ffn_backward)
+
+
+def _map(block, rows, weights, group_sizes, widths, summed=False):
+    sizes = block_sizes(rows[0].shape[0], group_sizes.shape[0])
+    return map_blocks(block, rows, weights, group_sizes, widths, sizes, summed)
+
+
+def _before_activation(rows, w):
+    """Returns `(up,)`, or `(up, gate)` of a gated expert, each (B, F)."""
+    up = linear(rows, w.up_kernel, w.up_bias)
+    if w.gate_kernel is None:
+        return (up,)
+    return up, linear(rows, w.gate_kernel, w.gate_bias)
+
+
+def _hidden(activation, up, gate=None):
+    return activation(up) if gate is None else activation(gate) * up
+
+
+def _outer(a, b):
+    """`a^T b`, summed over the rows in float32 or better: `(., .)`."""
+    wide = jnp.promote_types(a.dtype, "float32")
+    return jnp.matmul(a.T, b, preferred_element_type=wide)
+
+
+def _sum_rows(rows, like):
+    return None if like is None else jnp.sum(rows, axis=0, dtype="float32")

@@ -1,0 +1,86 @@
+"""PyTorch, small banks of rows and CUDA: the library's own grouped matmul.
+
+P rows, sorted by group; E groups; D input and F output width.
+
+`torch.nn.functional.grouped_mm` makes one call of a whole bank, and on CUDA
+needs no count on the host. It wants row strides that are multiples of 16
+bytes, so that odd widths are padded here; and leaves the rows behind the last
+group as it found them. Speed on CUDA was not timed here.
+"""
+
+import torch
+from torch.utils.checkpoint import checkpoint
+
+from keras_moe.kernels import reference
+from keras_moe.kernels.reference import FFNWeights
+from keras_moe.types import Activation, Tensor
+
+ALIGNMENT_BYTES = 16
+
+
+def grouped_matmul(x: Tensor, kernel: Tensor, group_sizes: Tensor) -> Tensor:
+    """Multiplies each row by its group's matrix: `(P, D) -> (P, F)`."""
+    if x.is_meta:  # keras infers shapes with tensors that hold no values
+        return x.new_empty((x.shape[0], kernel.shape[-1]))
+    return _run(x, group_sizes, lambda x, mm: mm(x, kernel))
+
+
+def grouped_ffn(
+    x: Tensor,
+    weights: FFNWeights,
+    group_sizes: Tensor,
+    activation: Activation,
+    remat: bool = False,
+) -> Tensor:
+    """Whole banks of rows through up, gate, activation and down."""
+    if x.is_meta:
+        return x.new_empty((x.shape[0], weights.down_kernel.shape[-1]))
+
+    def ffn(x, mm):
+        def linear(rows, kernel, bias):
+            y = mm(rows, kernel)
+            if bias is None:
+                return y
+            return reference.add_grouped_bias(y, bias, group_sizes)
+
+        return reference.ffn(x, weights, activation, linear)
+
+    if remat:
+        return checkpoint(_run, x, group_sizes, ffn, use_reentrant=False)
+    return _run(x, group_sizes, ffn)
+
+
+@torch.compiler.disable  # compiled, grouped_mm refuses float32 on CPU
+def _run(x, group_sizes, function):
+    """Calls `function(x, mm)`; rows behind the last group are zero."""
+    ends = torch.cumsum(group_sizes, 0).to(torch.int32)
+    if x.device.type == "cpu" and int(ends[-1]) == x.shape[0]:
+        return function(x, lambda rows, kernel: _matmul(rows, kernel, ends))
+    mine = torch.arange(x.shape[0], device=x.device)[:, None] < ends[-1]
+    x = torch.where(mine, x, 0)
+    y = function(x, lambda rows, kernel: _matmul(rows, kernel, ends))
+    return torch.where(mine, y, 0)
+
+
+def _matmul(rows, kernel, ends):
+    depth, width = kernel.shape[1:]
+    step = ALIGNMENT_BYTES // rows.element_size()
+    if depth % step or width % step:
+        rows = torch.nn.functional.pad(rows, (0, -depth % step))
+        kernel = torch.nn.functional.pad(
+            kernel, (0, -width % step, 0, -depth % step)
+        )
+    y = torch.nn.functional.grouped_mm(rows.contiguous(), kernel, offs=ends)
+    return _ContiguousGradient.apply(y)[:, :width]
+
+
+class _ContiguousGradient(torch.autograd.Function):
+    """The identity; its gradient is laid out as grouped_mm's needs it."""
+
+    @staticmethod
+    def forward(ctx, y):
+        return y.view_as(y)
+
+    @staticmethod
+    def backward(ctx, dy):
+        return dy.contiguous()
