@@ -37,6 +37,17 @@ def check_rate(name: str, value: float) -> float:
     )
 
 
+def check_remat(remat: bool, dropout: float) -> bool:
+    """Returns `remat` where it goes with `dropout`."""
+    if not (remat and dropout):
+        return remat
+    raise ValueError(
+        "`remat` must be False where there is dropout: the units would be "
+        "dropped anew when they are computed again. Received: "
+        f"remat={remat!r}, dropout={dropout!r}. Set one of them to 0."
+    )
+
+
 def check_weight(name: str, value: float) -> float:
     """Returns `value` where it is a finite number, 0 or above."""
     if _is_number(value) and 0 <= value < float("inf"):

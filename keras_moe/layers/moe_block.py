@@ -43,7 +43,7 @@ class MoEBlock(keras.layers.Layer):
         priority: `"position"` keeps the earlier tokens, `"score"` those with
             the highest router probability.
         activation, gated, use_bias, dropout, kernel_initializer,
-        kernel_regularizer: of the experts; see `Expert`.
+        kernel_regularizer, remat: of the experts; see `Expert`.
         shared_expert_dim: inner width of one more expert that sees every token
             (DeepSeekMoE, Dai et al. 2024, eq. 9), or None.
         router: a configured router with the same `num_experts`; None builds
@@ -101,6 +101,7 @@ class MoEBlock(keras.layers.Layer):
         dropout: float = 0.0,
         kernel_initializer="glorot_uniform",
         kernel_regularizer=None,
+        remat: bool = False,
         seed: int | None = None,
         **kwargs,
     ):
@@ -137,6 +138,7 @@ class MoEBlock(keras.layers.Layer):
             "dropout": dropout,
             "kernel_initializer": keras.initializers.get(kernel_initializer),
             "kernel_regularizer": keras.regularizers.get(kernel_regularizer),
+            "remat": remat,
         }
         self._experts_given = experts is not None
         self.experts = parts.experts_of(experts, num_experts, arguments, common)

@@ -20,6 +20,7 @@ EXPERT_DEFAULTS = {
     "dropout": 0.0,
     "kernel_initializer": keras.initializers.GlorotUniform(),
     "kernel_regularizer": None,
+    "remat": False,
 }
 
 
