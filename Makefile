@@ -6,9 +6,11 @@ PIP_ARGS ?=
 PIP := PIP_CONSTRAINT=constraints.txt $(PY) -m pip install --quiet $(PIP_ARGS)
 BACKENDS := jax tensorflow torch
 DEMO_ARGS ?=
+BENCH_ARGS ?=
+BENCH_OUT ?= benchmarks/results
 export TF_CPP_MIN_LOG_LEVEL = 3
 
-.PHONY: setup demo test lint format bench clean
+.PHONY: setup demo test lint format bench bench-quick clean
 
 setup: $(VENV)/.dev
 
@@ -22,6 +24,10 @@ $(VENV)/.examples: $(PY) pyproject.toml constraints.txt
 $(VENV)/.dev: $(PY) pyproject.toml constraints.txt
 	$(PIP) --editable ".[dev]"
 	touch $@ $(VENV)/.examples
+
+$(VENV)/.bench: $(VENV)/.dev
+	$(PIP) --editable ".[bench]"
+	touch $@
 
 demo: $(VENV)/.examples
 	$(PY) examples/quickstart.py $(DEMO_ARGS)
@@ -44,10 +50,16 @@ format: $(VENV)/.dev
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
-bench: $(VENV)/.dev
+# One backend a process, by turns; --write puts the tables into the README.
+bench: $(VENV)/.bench
 	@for backend in $(BACKENDS); do \
-		KERAS_BACKEND=$$backend $(PY) benchmarks/flat_in_experts.py || exit 1; \
+		KERAS_BACKEND=$$backend $(PY) benchmarks/run.py \
+			--out $(BENCH_OUT) $(BENCH_ARGS) || exit 1; \
 	done
+	$(PY) benchmarks/report.py $(BENCH_OUT)
+
+bench-quick: BENCH_ARGS += --quick
+bench-quick: bench
 
 clean:
 	rm -rf $(VENV) dist build

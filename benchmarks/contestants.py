@@ -1,0 +1,167 @@
+"""Who is timed: the two limits, keras_moe, and (in `peers.py`) the others.
+
+T tokens, D hidden_dim, F intermediate_dim, E experts, K top_k, P = T * K.
+"""
+
+from typing import NamedTuple
+
+import keras
+import numpy as np
+import peers
+from calls import BACKEND, KINDS, call_of
+from keras import ops
+from problem import Problem
+
+import keras_moe
+from keras_moe import kernels
+
+
+class Contestant(NamedTuple):
+    """One row of the tables.
+
+    layer: Keras layer from rows to rows of width D.
+    problem: where its weights and tokens come from.
+    is_limit: takes the P sorted rows and is not a MoE; not compared.
+    kinds: what it is timed for.
+    """
+
+    name: str
+    layer: keras.layers.Layer
+    problem: Problem
+    is_limit: bool = False
+    kinds: tuple = KINDS
+
+    def call(self, kind):
+        """Returns the function to time; see `calls.call_of`."""
+        x = self.problem.pair_rows if self.is_limit else self.problem.x
+        return call_of(kind, self.layer, x, np.resize(self.problem.dy, x.shape))
+
+
+class Networks(keras.layers.Layer):
+    """Separate SwiGLU networks, each on its share of the rows; no routing.
+
+    One network on all rows is `limit`; one an expert, on as many rows as the
+    expert has, is `limitE`. An expert without rows has no network.
+
+    Args:
+        intermediate_dim: F.
+        counts: rows of each network.
+    """
+
+    def __init__(self, intermediate_dim, counts, **kwargs):
+        super().__init__(**kwargs)
+        self.intermediate_dim = intermediate_dim
+        self.counts = [int(count) for count in counts if count]
+
+    def build(self, input_shape):
+        D, F = input_shape[-1], self.intermediate_dim
+        self.kernels = [
+            [self.add_weight(s) for s in ((D, F), (D, F), (F, D))]
+            for _ in self.counts
+        ]
+
+    def call(self, x, training=None):
+        ends = np.cumsum(self.counts)[:-1].tolist()
+        parts = ops.split(x, ends) if ends else [x]
+        rows = [
+            ops.matmul(ops.silu(ops.matmul(p, gate)) * ops.matmul(p, up), down)
+            for p, (gate, up, down) in zip(parts, self.kernels, strict=True)
+        ]
+        return ops.concatenate(rows) if ends else rows[0]
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+
+class Forced(keras.layers.Layer):
+    """A block that computes with a formulation of the kernels by name."""
+
+    def __init__(self, block, formulation, **kwargs):
+        super().__init__(dtype=block.dtype_policy, **kwargs)
+        self.block, self.formulation = block, formulation
+        self.built = True
+
+    def call(self, x, training=None):
+        with kernels.use(self.formulation):
+            return self.block(x, training=training)
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+
+def limits(problem):
+    """Returns `limit` and `limitE`."""
+    return [
+        Contestant(name, Networks(problem.shape.F, counts), problem, True)
+        for name, counts in (
+            ("limit", [problem.chosen.size]),
+            ("limitE", problem.counts),
+        )
+    ]
+
+
+def ours(problem, forced=False):
+    """Returns keras_moe's block, and one for each formulation it can run."""
+    block = moe_block(problem.shape, load_balancing_weight=0.0)
+    block.build(problem.x.shape)
+    block.router.kernel.assign(problem.router)
+    for name in ("gate", "up", "down"):
+        kernel = getattr(block.experts, f"{name}_kernel")
+        kernel.assign(peers.fitting(getattr(problem, name), kernel.shape))
+    found = [Contestant("keras_moe", block, problem)]
+    for name in formulations(problem.shape) if forced else ():
+        layer = Forced(block, name)
+        found.append(Contestant(f"keras_moe, {name}", layer, problem))
+    return found
+
+
+def moe_block(shape, **options):
+    """Returns a `MoEBlock` of SwiGLU experts without biases, not built."""
+    return keras_moe.MoEBlock(
+        shape.E,
+        shape.F,
+        top_k=shape.K,
+        activation="silu",
+        gated=True,
+        use_bias=False,
+        **options,
+    )
+
+
+def dense_twin(shape):
+    """Returns the dense network of the same active FLOPs: K * F wide."""
+    return keras_moe.Expert(
+        shape.K * shape.F, activation="silu", gated=True, use_bias=False
+    )
+
+
+def formulations(shape):
+    """The kernels' names to force: what runs here, and in bearable time.
+
+    `tensorflow_xla` needs `jit_compile=True`, which the models here have not;
+    `jax_ragged_dot` takes E times as long on CPU.
+    """
+    left_out = {"tensorflow_xla"}
+    if shape.E > 8:
+        left_out.add("jax_ragged_dot")
+    return [name for name in kernels.formulations() if name not in left_out]
+
+
+def others(problem, only=None):
+    """Returns the peers that are installed and run on this backend.
+
+    Args:
+        problem: their weights and tokens.
+        only: names; the others are left out. None keeps all.
+    """
+    found = peers.kerashub(problem) | peers.einsum(problem)
+    if BACKEND == "torch":
+        import peers_torch
+
+        found |= peers_torch.transformers(problem)
+        found |= peers_torch.lucidrains(problem)
+    return [
+        Contestant(name, build(), problem)
+        for name, build in found.items()
+        if only is None or name in only
+    ]

@@ -1,0 +1,134 @@
+"""`model.fit` and `model.predict` of a 6-block MoE transformer.
+
+`KERAS_BACKEND=torch python benchmarks/end_to_end.py`; `run.py` runs it. 8
+sequences of 512 tokens a batch, D = 512, 16 experts of F = 1024, K = 2, SwiGLU
+without biases, load-balancing loss, Adam: keras_moe's block, the dense network
+of the same active FLOPs (K * F wide), and KerasHub's Qwen3-MoE block, in the
+same transformer. B batch, S sequence length, D hidden_dim.
+"""
+
+import sys
+import time
+
+import contestants
+import keras
+import numpy as np
+import options
+import peers
+from measure import ratio
+from shapes import Shape
+
+import keras_moe
+
+BLOCKS, BATCH, LENGTH, VOCABULARY, STEPS = 6, 8, 512, 1000, 2
+SHAPE = Shape(T=BATCH * LENGTH, D=512, F=1024, E=16, K=2)
+QUICK = Shape(T=2 * 128, D=128, F=256, E=16, K=2)
+PEER = "KerasHub Qwen3-MoE"
+LOSS_WEIGHT = 0.01
+
+
+class FirstOutput(keras.layers.Layer):
+    """A layer from `(B, S, D)` that returns its outputs first."""
+
+    def __init__(self, block, **kwargs):
+        super().__init__(**kwargs)
+        self.block = block
+
+    def build(self, input_shape):
+        self.block.build(input_shape)
+
+    def call(self, x, training=None):
+        return self.block(x, training=training)[0]
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+
+def network(name, shape):
+    """Returns the feed-forward part of one transformer block."""
+    if name == "dense":
+        return contestants.dense_twin(shape)
+    if name == "keras_moe":
+        return contestants.moe_block(shape, load_balancing_weight=LOSS_WEIGHT)
+    return FirstOutput(peers.kerashub_blocks(shape, LOSS_WEIGHT)[name])
+
+
+def build(name, shape, batch, length, optimizer="adam"):
+    """Returns a compiled language model."""
+    inputs = keras.Input((length,), batch, dtype="int32")
+    x = keras.layers.Embedding(VOCABULARY, shape.D)(inputs)
+    for _ in range(BLOCKS):
+        x = keras_moe.TransformerEncoderBlock(8, network(name, shape))(x)
+    outputs = keras.layers.Dense(VOCABULARY)(x)
+    model = keras.Model(inputs, outputs)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(optimizer, loss)
+    return model
+
+
+def turn(model, kind, ids, batch):
+    """Returns seconds a step of `fit` or `predict` on all the ids."""
+    start = time.perf_counter()
+    if kind == "fit":
+        targets = np.roll(ids, -1, axis=1)
+        model.fit(ids, targets, batch_size=batch, shuffle=False, verbose=0)
+    else:
+        model.predict(ids, batch_size=batch, verbose=0)
+    return (time.perf_counter() - start) * batch / len(ids)
+
+
+def measure(models, kind, batch, length, rounds):
+    """Returns the seconds a step of each model, one a round, by turns.
+
+    KerasHub's takes many times as long: one turn, of one step.
+    """
+    rng = np.random.default_rng(0)
+    ids = rng.integers(0, VOCABULARY, (STEPS * batch, length))
+    for model in models.values():
+        turn(model, kind, ids[:batch], batch)  # trace, compile, warm up
+    fast = [name for name in models if name != PEER]
+    times = {name: [] for name in models}
+    for i in range(rounds):
+        taken = {name: 0.0 for name in fast}
+        for name in fast + fast[::-1]:
+            taken[name] += turn(models[name], kind, ids, batch) / 2
+        if PEER in models and i == 0:
+            taken[PEER] = turn(models[PEER], kind, ids[:batch], batch)
+        for name, seconds in taken.items():
+            times[name].append(seconds)
+    return times
+
+
+def main():
+    """Writes a record a model for `fit` and for `predict`."""
+    parser = options.parser_of(__doc__)
+    parser.add_argument("--optimizer", default="adam")
+    parser.add_argument("--intermediate-dim", type=int)
+    parser.add_argument("--rounds", type=int)
+    args = parser.parse_args()
+    shape, batch = (QUICK, 2) if args.quick else (SHAPE, BATCH)
+    if args.intermediate_dim:
+        shape = shape._replace(F=args.intermediate_dim)
+    length = shape.T // batch
+    names = ["dense", "keras_moe"]
+    if peers.installed("keras_hub") and not args.no_peers:
+        names.append(PEER)
+    models = {n: build(n, shape, batch, length, args.optimizer) for n in names}
+    records = []
+    for kind in ("fit", "predict"):
+        rounds = args.rounds or (2 if args.quick else 3)
+        times = measure(models, kind, batch, length, rounds)
+        for name, taken in times.items():
+            seconds = float(np.median(taken))
+            record = {"part": "end_to_end", "kind": kind, "name": name}
+            record |= {"status": "ok", "seconds": seconds}
+            record["tokens_per_second"] = shape.T / seconds
+            record["to_dense"] = list(ratio(taken, times["dense"]))
+            record["optimizer"] = args.optimizer
+            records.append(record)
+            print(record, file=sys.stderr)
+    options.write(records, args.out)
+
+
+if __name__ == "__main__":
+    main()

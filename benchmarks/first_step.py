@@ -1,0 +1,101 @@
+"""How long the first training step takes: tracing, compiling, one step.
+
+`KERAS_BACKEND=jax python benchmarks/first_step.py`; `run.py` runs it. 24
+transformer blocks with 128 experts each, small enough (D = F = 64, T = 256, K
+= 2) that tracing and compiling are what takes time, against the same with
+dense networks of K * F; each in a process of its own, by turns.
+"""
+
+import json
+import statistics
+import subprocess
+import sys
+import time
+
+import options
+from measure import ratio
+from shapes import Shape
+
+BATCH, LENGTH = 4, 64
+SHAPE = Shape(T=BATCH * LENGTH, D=64, F=64, E=128, K=2)
+KINDS = ("dense", "moe")
+
+
+def build(kind, blocks):
+    """Returns a compiled model of transformer blocks."""
+    import contestants
+    import keras
+
+    import keras_moe
+
+    inputs = keras.Input((LENGTH, SHAPE.D), BATCH)
+    x = inputs
+    for _ in range(blocks):
+        if kind == "moe":
+            network = contestants.moe_block(SHAPE)
+        else:
+            network = contestants.dense_twin(SHAPE)
+        x = keras_moe.TransformerEncoderBlock(4, network)(x)
+    model = keras.Model(inputs, x)
+    model.compile("adam", "mse")
+    return model
+
+
+def measure_one(kind, blocks):
+    """Returns seconds of building and of three steps; in a child."""
+    import contestants  # noqa: F401  (its imports are not what is timed)
+    import numpy as np
+
+    x = np.random.default_rng(0).normal(size=(BATCH, LENGTH, SHAPE.D))
+    x = x.astype("float32")
+    start = time.perf_counter()
+    model = build(kind, blocks)
+    taken = {"build": time.perf_counter() - start}
+    for name in ("first", "second", "third"):
+        start = time.perf_counter()
+        model.train_on_batch(x, x)
+        taken[name] = time.perf_counter() - start
+    return taken
+
+
+def in_child(kind, blocks):
+    """Runs `measure_one` in a fresh process."""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", __file__, "--child", kind]
+        + ["--blocks", str(blocks)],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def main():
+    """Writes one record a kind of model."""
+    parser = options.parser_of(__doc__)
+    parser.add_argument("--child", choices=KINDS)
+    parser.add_argument("--blocks", type=int)
+    parser.add_argument("--rounds", type=int)
+    args = parser.parse_args()
+    blocks = args.blocks or (6 if args.quick else 24)
+    if args.child:
+        print(json.dumps(measure_one(args.child, blocks)))
+        return
+    rounds = args.rounds or (1 if args.quick else 3)
+    taken = {kind: [] for kind in KINDS}
+    for i in range(rounds):
+        for kind in KINDS if i % 2 == 0 else KINDS[::-1]:
+            taken[kind].append(in_child(kind, blocks))
+    records = []
+    for kind, found in taken.items():
+        median = {n: statistics.median(f[n] for f in found) for n in found[0]}
+        first, dense = ([f["first"] for f in taken[k]] for k in (kind, "dense"))
+        record = {"part": "first_step", "name": kind, "blocks": blocks}
+        record |= {"status": "ok", **median}
+        records.append(record | {"to_dense": list(ratio(first, dense))})
+        print(records[-1], file=sys.stderr)
+    options.write(records, args.out)
+
+
+if __name__ == "__main__":
+    main()

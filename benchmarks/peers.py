@@ -1,0 +1,118 @@
+"""The other blocks, with a problem's weights in their own layout.
+
+T tokens, D hidden_dim, F intermediate_dim, E experts, K top_k, C capacity.
+
+Each function returns a dict of names and functions that build a Keras layer
+from `(T, D)` to `(T, D)`. A peer that is not installed is left out. None of
+them gathers from a TensorFlow variable, which would slow down every later read
+of it.
+
+Tutel and MegaBlocks are not here: Tutel has no package on PyPI, and MegaBlocks
+does not run without a GPU (`import megablocks` asks for `megablocks_ops`, a
+CUDA extension, and `stk` for Triton).
+"""
+
+import functools
+import importlib.util
+
+import keras
+import numpy as np
+from einsum_moe import EinsumMoE
+
+CAPACITY_FACTOR = 1.25
+
+
+def installed(package):
+    """Whether a package can be imported."""
+    return importlib.util.find_spec(package) is not None
+
+
+def fitting(array, shape):
+    """Returns an array, its last two axes swapped where `shape` says so."""
+    if array.shape == tuple(shape):
+        return array
+    return np.swapaxes(array, -1, -2)
+
+
+class TokensOnly(keras.layers.Layer):
+    """Calls a layer of `(1, T, D)` that returns its outputs first."""
+
+    def __init__(self, block, **kwargs):
+        super().__init__(dtype=block.dtype_policy, **kwargs)
+        self.block = block
+
+    def build(self, input_shape):
+        if not self.block.built:
+            self.block.build((1, *input_shape))
+
+    def call(self, x, training=None):
+        outputs, _ = self.block(x[None], training=training)
+        return outputs[0]
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+
+def kerashub_blocks(shape, loss_weight=0.0):
+    """Returns KerasHub's blocks by name, not built; empty without KerasHub."""
+    if not installed("keras_hub"):
+        return {}
+    from keras_hub.src.models.mixtral import mixtral_decoder as mixtral
+    from keras_hub.src.models.qwen3_moe import qwen3_moe_decoder as qwen3
+
+    sizes = (shape.D, shape.F, shape.E, shape.K)
+    return {
+        "KerasHub Qwen3-MoE": qwen3.Qwen3SparseMoeBlock(
+            *sizes,
+            norm_top_k_prob=True,
+            router_aux_loss_coefficient=loss_weight,
+        ),
+        "KerasHub Mixtral": mixtral.MixtralSparseMoeBlock(
+            *sizes, router_aux_loss_coef=loss_weight
+        ),
+    }
+
+
+def kerashub(problem):
+    """KerasHub's Qwen3-MoE and Mixtral blocks, on every backend."""
+    if not installed("keras_hub"):
+        return {}
+    names = ("KerasHub Qwen3-MoE", "KerasHub Mixtral")
+    return {n: functools.partial(_kerashub_layer, n, problem) for n in names}
+
+
+def _kerashub_layer(name, problem):
+    layer = TokensOnly(kerashub_blocks(problem.shape)[name])
+    layer.build(problem.x.shape)
+    router, *banks = layer.trainable_weights
+    kernels = [problem.gate, problem.up]
+    if len(banks) == 2:  # Qwen3: gate and up side by side
+        kernels = [np.concatenate(kernels, axis=-1)]
+    router.assign(problem.router)
+    for bank, kernel in zip(banks, [*kernels, problem.down], strict=True):
+        bank.assign(kernel)
+    return layer
+
+
+def einsum(problem):
+    """The one-hot einsum: capacity 1.25, and the least that drops nothing."""
+    T, _, _, E, K, _ = problem.shape
+    capacities = {
+        f"capacity {CAPACITY_FACTOR}": -int(-K * T * CAPACITY_FACTOR // E),
+        "capacity of the fullest": int(problem.counts.max()),
+    }
+    return {
+        f"one-hot einsum, {name}": functools.partial(
+            _einsum_layer, problem, capacity
+        )
+        for name, capacity in capacities.items()
+    }
+
+
+def _einsum_layer(problem, capacity):
+    shape = problem.shape
+    layer = EinsumMoE(shape.E, shape.F, shape.K, capacity)
+    layer.build(problem.x.shape)
+    for weight in ("router", "gate", "up", "down"):
+        getattr(layer, weight).assign(getattr(problem, weight))
+    return layer

@@ -1,0 +1,86 @@
+"""Makes tables and plots of what `run.py` wrote.
+
+    python benchmarks/report.py results [--write README.md]
+
+reads `results/*.json`, prints Markdown and writes `results/report.md` and PNG
+plots. `--write FILE` puts the main tables between `<!-- benchmark-table -->`
+and `<!-- /benchmark-table -->` in FILE. A figure is a ratio of times, the
+median of the rounds with its quartiles; 1 is the limit.
+"""
+
+import argparse
+import json
+import re
+from pathlib import Path
+
+import plots
+import tables
+
+START, END = "<!-- benchmark-table -->", "<!-- /benchmark-table -->"
+ORDER = ("jax", "tensorflow", "torch")
+
+
+def load(folder):
+    """Returns the results of the backends that ran.
+
+    Raises:
+        SystemExit: where there is none.
+    """
+    paths = [folder / f"{backend}.json" for backend in ORDER]
+    results = [json.loads(p.read_text()) for p in paths if p.exists()]
+    if not results:
+        raise SystemExit(
+            f"error: no results in {folder}. Run benchmarks/run.py --out "
+            f"{folder} first."
+        )
+    return results
+
+
+def main_part(results):
+    """The tables for the README."""
+    parts = [tables.main_table(results), tables.claims_table(results)]
+    return "\n\n".join([*parts, tables.environment(results)])
+
+
+def everything(results):
+    """The main part, then every contestant, backend by backend."""
+    parts = ["# Benchmarks", main_part(results)]
+    for result in results:
+        records = tables.find(result, part="blocks")
+        for dtype in dict.fromkeys(r.get("dtype") for r in records):
+            if dtype:
+                parts.append(f"## {result['backend']}, {dtype}")
+                parts.append(tables.all_table(result, dtype))
+        failed = [r for r in result["records"] if r["name"] == r["part"]]
+        parts += [f"{r['part']} {r['status']}" for r in failed]
+    return "\n\n".join(parts)
+
+
+def write(path, text):
+    """Replaces what stands between the two markers."""
+    whole = path.read_text()
+    marked = re.compile(f"{START}.*?{END}", re.DOTALL)
+    if not marked.search(whole):
+        raise SystemExit(f"error: {path} has no {START} ... {END}. Add them.")
+    replaced = marked.sub(lambda _: f"{START}\n{text}\n{END}", whole)
+    path.write_text(replaced)
+
+
+def main():
+    """Prints the report, writes it and the plots."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--write", type=Path)
+    args = parser.parse_args()
+    results = load(args.folder)
+    text = everything(results)
+    print(text)
+    (args.folder / "report.md").write_text(text + "\n")
+    for path in plots.draw_all(results, args.folder):
+        print(path)
+    if args.write:
+        write(args.write, main_part(results))
+
+
+if __name__ == "__main__":
+    main()

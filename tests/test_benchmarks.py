@@ -1,0 +1,307 @@
+"""The benchmarks compare right, time right and report right; tiny, fast.
+
+T tokens, D hidden_dim, F intermediate_dim, E experts, K top_k.
+"""
+
+import json
+import pathlib
+import sys
+import warnings
+
+import numpy as np
+import pytest
+from backend import BACKEND
+
+BENCHMARKS = pathlib.Path(__file__).parents[1] / "benchmarks"
+sys.path.insert(0, str(BENCHMARKS))
+
+import measure  # noqa: E402
+import problem as problems  # noqa: E402
+from shapes import Shape  # noqa: E402
+
+TINY = Shape(T=48, D=16, F=24, E=4, K=2)
+
+
+class Clock:
+    """Time that passes only where a fake call says so."""
+
+    def __init__(self):
+        self.now, self.log = 0.0, []
+
+    def __call__(self):
+        return self.now
+
+    def call(self, name, seconds):
+        def run():
+            self.log.append(name)
+            self.now += seconds
+
+        return run
+
+
+# --- measuring --------------------------------------------------------------
+
+
+def test_turns_go_there_and_back():
+    clock = Clock()
+    calls = {name: clock.call(name, 1.0) for name in "abc"}
+    limits = measure.Limits(budget=0, rounds=(2, 9), turn=0.5)
+    times = measure.interleave(calls, "a", limits, clock)
+    assert "".join(clock.log) == "abc" + "abccba" * 2
+    assert times == {"a": [1, 1], "b": [1, 1], "c": [1, 1]}
+
+
+def test_a_fast_call_fills_its_turn_and_the_budget_sets_the_rounds():
+    clock = Clock()
+    calls = {"a": clock.call("a", 0.25), "b": clock.call("b", 0.125)}
+    limits = measure.Limits(budget=10, rounds=(1, 9), turn=0.5)
+    times = measure.interleave(calls, "a", limits, clock)
+    # A round is four turns of half a second: five fit into ten seconds.
+    assert times == {"a": [0.25] * 5, "b": [0.125] * 5}
+    # Two calls fill a turn of a, four fill one of b; and one each at first.
+    assert clock.log.count("a") == 1 + 5 * 2 * 2
+    assert clock.log.count("b") == 1 + 5 * 2 * 4
+
+
+def test_a_slow_one_takes_fewer_turns():
+    clock = Clock()
+    calls = {"a": clock.call("a", 0.25), "slow": clock.call("slow", 1.0)}
+    limits = measure.Limits(budget=0, rounds=(4, 4), turn=0.25)
+    times = measure.interleave(calls, "a", limits, clock)
+    assert times == {"a": [0.25] * 4, "slow": [1.0] * 2}
+
+
+def test_the_ratio_is_taken_within_a_round():
+    # Ratios 2, 1, 4, 3, whatever the machine did between the rounds.
+    times, base = [2.0, 10.0, 4.0, 3.0], [1.0, 10.0, 1.0, 1.0]
+    # Sorted 1, 2, 3, 4: the quartiles interpolate at 1.75 and 3.25.
+    assert measure.ratio(times, base) == (2.5, 1.75, 3.25)
+    assert measure.ratio([6.0], base) == (6.0, 6.0, 6.0)
+
+
+def test_peak_memory_sees_what_was_freed():
+    def call():
+        np.ones(50_000_000 // 8).sum()
+
+    before = measure.resident()
+    grown = measure.peak_resident(call) - before
+    assert 45_000_000 < grown < 80_000_000
+    assert measure.resident() - before < 10_000_000
+
+
+# --- the problem ------------------------------------------------------------
+
+
+def test_skewed_routing_sends_the_share_to_expert_0():
+    skewed = problems.draw(Shape(T=50, D=16, F=8, E=5, K=1, skewed=True))
+    assert skewed.counts[0] == 30
+    assert skewed.counts.sum() == 50
+
+
+def test_every_choice_is_clear():
+    drawn = problems.draw(TINY, "bfloat16")
+    ranked = np.sort(drawn.x @ drawn.router, axis=-1)
+    assert (ranked[:, -2] - ranked[:, -3] > problems.MARGIN).all()
+
+
+@pytest.mark.parametrize("top_k", [1, 2])
+def test_the_reference_gradient_is_the_slope(top_k):
+    drawn = problems.draw(Shape(T=6, D=5, F=4, E=3, K=top_k))
+    expected = problems.reference(drawn)
+    step = np.zeros_like(drawn.x)
+    step[2, 3] = 1e-2
+
+    def loss(x):
+        y = problems.reference(drawn._replace(x=x)).y
+        return (y.astype("float64") * drawn.dy).sum()
+
+    slope = (loss(drawn.x + step) - loss(drawn.x - step)) / 2e-2
+    assert slope == pytest.approx(expected.dx[2, 3], rel=2e-3, abs=2e-3)
+
+
+# --- contestants ------------------------------------------------------------
+
+
+def statuses(contestants):
+    """Each contestant's verdicts, after one call of each kind."""
+    import cells
+
+    references, found = {}, {}
+    for one in contestants:
+        found[one.name] = [
+            cells._prepare(one, kind, references)[0] for kind in one.kinds
+        ]
+    return found
+
+
+def test_ours_and_the_limits_are_right():
+    import contestants
+
+    drawn = problems.draw(TINY)
+    cast = contestants.limits(drawn) + contestants.ours(drawn, forced=True)
+    found = statuses(c._replace(kinds=("forward", "f+b")) for c in cast)
+    assert {"limit", "limitE", "keras_moe"} <= found.keys()
+    for name, verdicts in found.items():
+        assert verdicts == ["ok"] * 2, (name, verdicts)
+
+
+def test_a_block_that_drops_tokens_is_found_out():
+    import cells
+    import contestants
+
+    drawn = problems.draw(TINY)
+    expected = problems.reference(drawn)
+    (one,) = contestants.ours(drawn)
+    result = np.array(one.call("forward")())
+    result[:12] = 0  # a quarter of the tokens
+    verdict = cells.verdict("forward", result, expected, "float32")
+    assert verdict.startswith("differs on 25.0% of the tokens")
+
+
+def test_the_einsum_block_is_right():
+    import peers
+
+    _check_peers(peers.einsum(problems.draw(TINY)))
+
+
+def test_the_peers_are_right():
+    import peers
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the peers' own
+        pytest.importorskip("keras_hub", reason="KerasHub is not installed")
+        drawn = problems.draw(TINY)
+        _check_peers(peers.kerashub(drawn))
+
+
+@pytest.mark.skipif(BACKEND != "torch", reason="blocks of torch alone")
+def test_the_peers_of_torch_are_right():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the peers' own
+        import peers_torch
+
+        drawn = problems.draw(TINY)
+        _check_peers(peers_torch.transformers(drawn))
+        _check_peers(peers_torch.lucidrains(drawn))
+
+
+def _check_peers(builders):
+    """All but those of a fixed capacity must be right in values and slopes."""
+    import contestants
+
+    drawn = problems.draw(TINY)
+    cast = [
+        contestants.Contestant(name, build(), drawn, kinds=("forward", "f+b"))
+        for name, build in builders.items()
+    ]
+    for name, verdicts in statuses(cast).items():
+        assert verdicts == ["ok"] * 2 or "capacity 1.25" in name, verdicts
+
+
+def test_a_cell_has_a_record_for_each_kind():
+    import cells
+    import contestants
+
+    drawn = problems.draw(TINY)
+    cast = contestants.limits(drawn) + contestants.ours(drawn)
+    quick = measure.QUICK
+    records = cells.measure_cell(cast, ("forward",), quick=True, part="x")
+    assert [r["name"] for r in records] == ["limit", "limitE", "keras_moe"]
+    assert all(r["status"] == "ok" and r["part"] == "x" for r in records)
+    assert records[0]["to_limit"] == [1.0, 1.0, 1.0]
+    assert records[2]["rounds"] >= quick.rounds[0]
+
+
+# --- the report -------------------------------------------------------------
+
+
+def result_of(**fields):
+    """A result of one record, as `run.py` writes it."""
+    versions = {"keras": "3.15"}
+    return {
+        "backend": "torch",
+        "pinned": False,
+        "quick": True,
+        "machine": {
+            "cpu": "a cpu",
+            "cores": 2,
+            "memory_gb": 8,
+            "versions": versions,
+            "commit": "abc",
+            "date": "2026-01-01",
+        },
+        "records": [],
+    } | fields
+
+
+def timed(name, shape, seconds, **fields):
+    ratios = {"to_limit": [seconds, 1.0, 9.0], "to_limitE": [0.5, 0.4, 0.6]}
+    return {
+        "part": "blocks",
+        "name": name,
+        "shape": shape,
+        "kind": "forward",
+        "dtype": "float32",
+        "status": "ok",
+        "seconds": seconds,
+        **ratios,
+        **fields,
+    }
+
+
+def test_report_of_a_hand_made_result(tmp_path, monkeypatch, capsys):
+    import report
+
+    records = [
+        timed("limit", "S", 1.0),
+        timed("keras_moe", "S", 1.5),
+        timed("keras_moe", "D1", 1.5),
+        timed("KerasHub Qwen3-MoE", "S", 6.0, to_keras_moe=[4.0] * 3),
+        timed("dropper", "S", 1.0, status="differs on 3.0% of the tokens"),
+    ]
+    for e, ratio in ((8, 1.0), (128, 1.5)):
+        ratios = [ratio, ratio, ratio]
+        fields = {"part": "experts", "E": e, "to_limitE": ratios}
+        records.append(timed("keras_moe", None, 1.0, **fields))
+    text = json.dumps(result_of(records=records))
+    (tmp_path / "torch.json").write_text(text)
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before {report.START} old {report.END} after")
+    command = ["report.py", str(tmp_path), "--write", str(readme)]
+    monkeypatch.setattr(sys, "argv", command)
+    report.main()
+    printed = capsys.readouterr().out
+    assert "| torch | S | 1.50 (1.00-9.00); 1.40 | -; 1.20 |" in printed
+    assert "| torch | D1 | 0.50 (0.40-0.60); 1.05 |" in printed
+    # The growth is 1.5 / 1.0, and 1.25 is aimed at.
+    assert "over ours, S forward | >= 3.0 | 4.00 |" in printed
+    assert "128, forward | <= 1.25 | 1.50 (missed: <= 1.25) |" in printed
+    assert "differs on 3.0% of the tokens" in printed
+    assert "before <!-- benchmark-table -->\n| backend" in readme.read_text()
+    assert readme.read_text().endswith("<!-- /benchmark-table --> after")
+    for name in ("experts", "peers_S"):
+        image = (tmp_path / f"{name}.png").read_bytes()
+        assert image.startswith(b"\x89PNG")
+
+
+def test_report_without_results_says_what_to_run(tmp_path):
+    import report
+
+    with pytest.raises(SystemExit, match="run.py --out"):
+        report.load(tmp_path)
+
+
+def test_the_bound_of_memory_adds_weights_and_gradients():
+    import memory
+
+    dense = {"weights": 10, "peak": 100}
+    # 60 bytes more of weights, and as many of gradients.
+    assert memory.bound(dense, {"weights": 70, "peak": 0}) == 220
+
+
+def test_an_unknown_shape_is_one_line():
+    import options
+
+    assert options.chosen("L,S", ("S", "M", "L")) == ["S", "L"]
+    with pytest.raises(SystemExit, match="S, M, L. Received: X"):
+        options.chosen("S,X", ("S", "M", "L"))
