@@ -17,7 +17,9 @@ from shapes import DECODE, SHAPES, Shape
 QUICK = {"S": ("forward", "f+b", "train")}
 QUICK |= {"M": ("forward",), "D1": ("forward",)}
 MAIN_PEERS = ("KerasHub Qwen3-MoE", "transformers Qwen3-MoE, grouped_mm")
-EVERY_PEER = ("S", "D1")  # the others take these two: they are many times M
+EVERY_PEER = ("S", "D1")  # the others' shapes: at M and L they take minutes
+DENSE_PEER_SHAPES = ("S", "L", "D1")  # KerasHub's, which compute every expert
+PEER_KINDS = ("forward", "f+b")
 HALF = ("S", "M")  # shapes for bfloat16
 
 
@@ -38,7 +40,9 @@ def cast_of(problem, name, quick, peers):
         main = peer.name in MAIN_PEERS
         if not main and (quick or name not in EVERY_PEER):
             continue
-        kinds = ("forward", "f+b", "train") if main else ("forward", "f+b")
+        if "KerasHub" in peer.name and name not in DENSE_PEER_SHAPES:
+            continue
+        kinds = ("forward", "f+b", "train") if name == "S" else PEER_KINDS
         cast.append(peer._replace(kinds=kinds))
     return cast
 
