@@ -120,6 +120,41 @@ def test_remat_changes_no_value(rng, sizes, gated, compiled):
     compare(function, [x, *weights.values()], compiled)
 
 
+def kept_shapes(function, arrays):
+    """Shapes of what the forward pass keeps for the backward pass."""
+    if BACKEND == "jax":
+        import jax
+
+        _, vjp = jax.vjp(function, *arrays)
+        return [leaf.shape for leaf in jax.tree.leaves(vjp)]
+    import torch
+
+    shapes = []
+
+    def keep(tensor):
+        shapes.append(tuple(tensor.shape))
+        return tensor
+
+    tensors = [torch.tensor(array, requires_grad=True) for array in arrays]
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+        function(*tensors)
+    return shapes
+
+
+@pytest.mark.skipif(
+    BACKEND == "tensorflow", reason="a graph does not tell what it keeps"
+)
+@pytest.mark.parametrize("remat", [False, True])
+def test_remat_keeps_no_hidden_rows(rng, formulation, remat):
+    sizes = np.array([3, 1, 5, 2], "int32")
+    weights = ffn_weights(rng, gated=True, use_bias=True)
+    silu = keras.activations.silu
+    function = ffn_function(weights, sizes, silu, remat=remat)
+    shapes = kept_shapes(function, [draw(rng, 11, D), *weights.values()])
+    hidden = [s for s in shapes if s[-1:] == (F,) and s[0] >= 11]
+    assert bool(hidden) is not remat
+
+
 @pytest.mark.parametrize("rows", [300, 1000])
 def test_many_rows_and_uneven_groups(rng, rows, compiled):
     """More rows than a block holds, groups that end anywhere in a block."""
