@@ -21,8 +21,12 @@ _forced: list[str] = []
 
 
 def formulations() -> tuple[str, ...]:
-    """Returns the names of the running backend's formulations."""
-    return _RULES[keras.backend.backend()][0]
+    """Returns the names of the formulations that this installation has."""
+    backend = keras.backend.backend()
+    names = _RULES[backend][0] if backend in _RULES else ()
+    if backend == "torch" and not _has_grouped_mm():
+        names = tuple(name for name in names if name != "torch_grouped_mm")
+    return names
 
 
 def implementation(x: Tensor, kernel: Tensor) -> ModuleType:
@@ -106,7 +110,7 @@ def _torch(x, num_groups, inner):
     S, 4 MiB: 1.29 against 1.17)."""
     import torch
 
-    if not hasattr(torch.nn.functional, "grouped_mm"):
+    if not _has_grouped_mm():
         return "torch_split"
     if x.device.type == "cuda":
         return "torch_grouped_mm"
@@ -115,6 +119,13 @@ def _torch(x, num_groups, inner):
     if fits and (few or torch.is_grad_enabled()):
         return "torch_grouped_mm"
     return "torch_split"
+
+
+def _has_grouped_mm():
+    """Whether this release of torch has it; 2.6, the least we ask for, not."""
+    import torch
+
+    return hasattr(torch.nn.functional, "grouped_mm")
 
 
 _RULES = {
