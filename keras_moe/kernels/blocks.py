@@ -11,8 +11,8 @@ def block_sizes(num_rows: int, num_groups: int) -> tuple[int, ...]:
     XLA compiles each size by itself and the rows of a group are data, so a
     group is filled up to the next size, and one above the largest is cut.
     The sizes lie close around the even share P / E, where a balanced router
-    puts the groups. One size of 1.25 shares cost 7 to 25 % more at the shapes
-    S, M and L of `benchmarks/`; more sizes than these gained nothing.
+    puts the groups. One size of 1.25 shares cost 5 to 20 % more at the shapes
+    S, M and L of `benchmarks/`; more sizes than these gained nothing clear.
 
     Args:
         num_rows: P.

@@ -73,8 +73,8 @@ def use(name: str) -> Iterator[None]:
 def _jax(x, num_groups, inner):
     """Accelerators have a grouped matmul of their own; on CPU it multiplies
     every row by every matrix. Slices of the weights up to 8 rows a group: D1
-    1.3 times `limitE` where blocks take 4, D8 1.1 for 2.9; at 32 rows a group
-    they lose, 1.4 to 1."""
+    1.5 times `limitE` where blocks take 4.2, D8 1.3 for 2.4; at 32 rows a
+    group and more they lose (S forward, 2.7 times `limit` against 1.4)."""
     import jax
 
     if jax.default_backend() != "cpu":
@@ -86,7 +86,7 @@ def _jax(x, num_groups, inner):
 
 def _tensorflow(x, num_groups, inner):
     """XLA has no slices of unknown length: blocks inside `jit_compile=True`.
-    Elsewhere unrolled (S f+b 1.22 times `limit`, a loop 1.30), but for many
+    Elsewhere unrolled (S f+b 1.24 times `limit`, a loop 1.35), but for many
     experts where a tape records: 24 blocks of 128 took two minutes to trace,
     the loop 11 seconds. `predict` and `export` record nothing, and LiteRT has
     no such loop."""
@@ -104,10 +104,10 @@ def _tensorflow(x, num_groups, inner):
 
 def _torch(x, num_groups, inner):
     """CUDA: no count on the host. On CPU `torch_split` keeps an expert's
-    hidden rows in cache: forward it wins (S 1.24 times `limit` against 1.67),
-    but for groups so small that the calls are the cost; in training it wins
-    where all hidden rows together do not fit (L, 64 MiB: 1.16 against 1.29;
-    S, 4 MiB: 1.29 against 1.17)."""
+    hidden rows in cache: forward it wins (S 1.34 times `limit` against 1.43,
+    L 0.99 against 1.18), but for groups so small that the calls are the cost;
+    in training it wins where all hidden rows together do not fit (f+b of L,
+    64 MiB: 1.26 against 1.33; of S, 4 MiB: 1.45 against 1.37)."""
     import torch
 
     if not _has_grouped_mm():
