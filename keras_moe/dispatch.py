@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from keras import ops
 
-from keras_moe.kernels import group_sizes_of
+from keras_moe.kernels import group_sizes_of, inverse_permutation
 from keras_moe.types import Tensor
 
 
@@ -40,8 +40,8 @@ def sort_by_expert(
         The order, and how many pairs each expert has, int32 `(E,)`.
     """
     order = ops.cast(ops.argsort(expert_index), "int32")
-    place = ops.cast(ops.argsort(order), "int32")
-    return PairOrder(order, place), group_sizes_of(expert_index, num_experts)
+    pair_order = PairOrder(order, inverse_permutation(order))
+    return pair_order, group_sizes_of(expert_index, num_experts)
 
 
 def dispatch(

@@ -13,7 +13,11 @@ from typing import NamedTuple
 
 from keras import ops
 
-from keras_moe.kernels import group_sizes_of
+from keras_moe.kernels import (
+    group_sizes_of,
+    inverse_permutation,
+    top_k_index,
+)
 from keras_moe.types import Tensor
 
 SCORINGS = ("softmax", "topk_softmax", "sigmoid")
@@ -69,7 +73,7 @@ def top_k_assignment(
     router_logits = ops.convert_to_tensor(router_logits)
     num_experts = router_logits.shape[-1]
     scores, router_probs = _scores(router_logits, scoring)
-    chosen = _top_k(scores, top_k)
+    chosen = top_k_index(scores, top_k)
     if scoring == "topk_softmax":
         logits = ops.take_along_axis(router_logits, chosen, axis=-1)
         weights = _softmax(logits)
@@ -167,16 +171,6 @@ def _softmax(logits):
     return ops.exp(ops.log_softmax(logits, axis=-1))
 
 
-def _top_k(scores, top_k):
-    """The K best of each row, `(T, K)`; a stable sort settles equal scores.
-
-    NaN is read as the lowest score: a sort that meets one may do anything.
-    """
-    ranked = ops.where(ops.isnan(scores), ops.zeros_like(scores), scores)
-    ranked = ops.stop_gradient(ranked)
-    return ops.argsort(ops.negative(ranked), axis=-1)[:, :top_k]
-
-
 def _token_index(num_tokens, top_k):
     pairs = ops.arange(num_tokens * top_k, dtype="int32")
     return ops.floor_divide(pairs, top_k)
@@ -194,5 +188,5 @@ def _rank_within_expert(expert_index, num_experts, score=None):
     sizes = group_sizes_of(expert_index, num_experts)
     ends = ops.cumsum(sizes)
     starts = ops.concatenate([ops.zeros_like(ends[:1]), ends])
-    place = ops.argsort(order)  # the inverse permutation
-    return ops.cast(place, "int32") - ops.take(starts, expert_index)
+    place = inverse_permutation(ops.cast(order, "int32"))
+    return place - ops.take(starts, expert_index)

@@ -7,6 +7,9 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import keras
 import numpy as np
 import pytest
+from kernel_cases import RUNS
+
+from keras_moe import kernels
 
 
 @pytest.fixture(autouse=True)
@@ -26,3 +29,16 @@ def default_dtype_policy():
     """Puts the global dtype policy back after a test that sets it."""
     yield
     keras.config.set_dtype_policy("float32")
+
+
+@pytest.fixture(params=RUNS, ids=lambda run: f"{run[0]}-{run[1]}")
+def formulation(request):
+    """Forces each formulation in turn; yields its name."""
+    with kernels.use(request.param[0]):
+        yield request.param[0]
+
+
+@pytest.fixture
+def compiled(request, formulation):
+    """How the formulation is run."""
+    return request.node.callspec.params["formulation"][1]

@@ -12,6 +12,11 @@ from keras import ops
 
 from keras_moe.kernels import reference
 from keras_moe.kernels.choice import formulations, implementation, use
+from keras_moe.kernels.indices import (
+    group_sizes_of,
+    inverse_permutation,
+    top_k_index,
+)
 from keras_moe.kernels.reference import FFNWeights, ffn
 from keras_moe.types import Activation, Tensor
 
@@ -23,23 +28,10 @@ __all__ = [
     "grouped_ffn",
     "grouped_matmul",
     "implementation",
+    "inverse_permutation",
+    "top_k_index",
     "use",
 ]
-
-
-def group_sizes_of(expert_index: Tensor, num_experts: int) -> Tensor:
-    """Counts the pairs of each expert.
-
-    Args:
-        expert_index: int32 `(P,)`; pairs with index E belong to no group.
-        num_experts: E.
-
-    Returns:
-        int32 `(E,)`.
-    """
-    experts = ops.arange(num_experts, dtype="int32")
-    chosen = ops.equal(ops.reshape(expert_index, (-1, 1)), experts)
-    return ops.sum(ops.cast(chosen, "int32"), axis=0)
 
 
 def grouped_matmul(x: Tensor, kernel: Tensor, group_sizes: Tensor) -> Tensor:
