@@ -19,6 +19,7 @@ QUICK |= {"M": ("forward",), "D1": ("forward",)}
 MAIN_PEERS = ("KerasHub Qwen3-MoE", "transformers Qwen3-MoE, grouped_mm")
 EVERY_PEER = ("S", "D1")  # the others' shapes: at M and L they take minutes
 DENSE_PEER_SHAPES = ("S", "L", "D1")  # KerasHub's, which compute every expert
+COMPILED = ("S", "L")  # compiling a model takes a minute on torch
 PEER_KINDS = ("forward", "f+b")
 HALF = ("S", "M")  # shapes for bfloat16
 
@@ -33,7 +34,10 @@ def kinds_of(name, quick):
 def cast_of(problem, name, quick, peers):
     """Returns the contestants of a shape: the main peers, or every one."""
     cast = contestants.limits(problem)
-    cast += contestants.ours(problem, forced=not quick)
+    own = contestants.ours(problem, forced=not quick)
+    cast += own
+    if not quick and name in COMPILED:
+        cast += contestants.compiled(own[0])
     if not peers or (quick and name == "M"):
         return cast
     for peer in contestants.others(problem):

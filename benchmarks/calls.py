@@ -15,13 +15,15 @@ KINDS = ("forward", "f+b", "train")
 BACKEND = keras.backend.backend()
 
 
-def call_of(kind, layer, x, dy):
+def call_of(kind, layer, x, dy, compiled=False):
     """Returns a function without arguments.
 
     Args:
         kind: one of `KINDS`.
         layer: a Keras layer from `(N, D)` to `(N, D)`.
         x: `(N, D)` NumPy array. dy: the outputs' gradient, or the targets.
+        compiled: `jit_compile=True` of TensorFlow, torch.compile of torch;
+            JAX compiles always.
 
     Returns:
         The function. Of `forward` it returns the outputs; of `f+b` those, the
@@ -30,11 +32,11 @@ def call_of(kind, layer, x, dy):
     x = ops.convert_to_tensor(x, layer.compute_dtype)
     dy = ops.convert_to_tensor(dy, layer.compute_dtype)
     if kind == "f+b":
-        return _GRADIENTS[BACKEND](layer, x, dy)
+        return _GRADIENTS[BACKEND](layer, x, dy, compiled)
     if kind == "forward":
-        model = model_of(x.shape, layer)
+        model = model_of(x.shape, layer, compiled=compiled)
         return lambda: model.predict_on_batch(x)
-    model = model_of(x.shape, Scale(), layer)
+    model = model_of(x.shape, Scale(), layer, compiled=compiled)
     return lambda: model.train_on_batch(x, dy)
 
 
@@ -48,18 +50,19 @@ class Scale(keras.layers.Layer):
         return x * ops.cast(self.scale, x.dtype)
 
 
-def model_of(shape, *layers):
+def model_of(shape, *layers, compiled=False):
     """Returns a compiled model of the layers, of static shapes."""
     inputs = keras.Input(shape[1:], shape[0], dtype=layers[-1].compute_dtype)
     outputs = inputs
     for layer in layers:
         outputs = layer(outputs)
     model = keras.Model(inputs, outputs)
-    model.compile(keras.optimizers.SGD(1e-5), "mse")
+    jit_compile = "auto" if BACKEND == "jax" else compiled
+    model.compile(keras.optimizers.SGD(1e-5), "mse", jit_compile=jit_compile)
     return model
 
 
-def _jax_gradients(layer, x, dy):
+def _jax_gradients(layer, x, dy, compiled):
     import jax
 
     _build(layer, x)
@@ -81,12 +84,12 @@ def _jax_gradients(layer, x, dy):
     return call
 
 
-def _tensorflow_gradients(layer, x, dy):
+def _tensorflow_gradients(layer, x, dy, compiled):
     import tensorflow as tf
 
     _build(layer, x)
 
-    @tf.function(jit_compile=False)
+    @tf.function(jit_compile=compiled)
     def run(x, dy):
         with tf.GradientTape() as tape:
             tape.watch(x)
@@ -98,15 +101,16 @@ def _tensorflow_gradients(layer, x, dy):
     return lambda: run(x, dy)
 
 
-def _torch_gradients(layer, x, dy):
+def _torch_gradients(layer, x, dy, compiled):
     import torch
 
     _build(layer, x)
     x = x.detach().requires_grad_()
     values = [v.value for v in layer.trainable_variables]
+    run = torch.compile(layer) if compiled else layer
 
     def call():
-        y = layer(x, training=False)
+        y = run(x, training=False)
         dx, *d_weights = torch.autograd.grad(y, [x, *values], dy)
         return y.detach(), dx, d_weights
 

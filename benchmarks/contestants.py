@@ -23,6 +23,7 @@ class Contestant(NamedTuple):
     problem: where its weights and tokens come from.
     is_limit: takes the P sorted rows and is not a MoE; not compared.
     kinds: what it is timed for.
+    compiled: see `calls.call_of`.
     """
 
     name: str
@@ -30,11 +31,13 @@ class Contestant(NamedTuple):
     problem: Problem
     is_limit: bool = False
     kinds: tuple = KINDS
+    compiled: bool = False
 
     def call(self, kind):
         """Returns the function to time; see `calls.call_of`."""
         x = self.problem.pair_rows if self.is_limit else self.problem.x
-        return call_of(kind, self.layer, x, np.resize(self.problem.dy, x.shape))
+        dy = np.resize(self.problem.dy, x.shape)
+        return call_of(kind, self.layer, x, dy, self.compiled)
 
 
 class Networks(keras.layers.Layer):
@@ -115,6 +118,16 @@ def ours(problem, forced=False):
     return found
 
 
+def compiled(contestant):
+    """Returns it under the backend's compiler; JAX has nothing to add."""
+    if BACKEND == "jax":
+        return []
+    name = f"{contestant.name}, jit_compile=True"
+    return [
+        contestant._replace(name=name, compiled=True, kinds=("forward", "f+b"))
+    ]
+
+
 def moe_block(shape, **options):
     """Returns a `MoEBlock` of SwiGLU experts without biases, not built."""
     return keras_moe.MoEBlock(
@@ -138,7 +151,7 @@ def dense_twin(shape):
 def formulations(shape):
     """The kernels' names to force: what runs here, and in bearable time.
 
-    `tensorflow_xla` needs `jit_compile=True`, which the models here have not;
+    `tensorflow_xla` needs `jit_compile=True` and has a row of that name;
     `jax_ragged_dot` takes E times as long on CPU.
     """
     left_out = {"tensorflow_xla"}

@@ -15,6 +15,7 @@ TARGETS["tensorflow"] |= {"D1": (1.05,), "D8": (1.05,)}
 TARGETS["jax"] |= {"D1": (1.4,), "D8": (1.8,)}
 KINDS = ("forward", "f+b", "train")
 OURS, HUB = "keras_moe", "KerasHub Qwen3-MoE"
+COMPILED = f"{OURS}, jit_compile=True"
 GROUPED = "transformers Qwen3-MoE, grouped_mm"
 
 
@@ -173,6 +174,15 @@ CLAIMS += [
     )
     for s in ("S", "M", "L", "D1", "D8")
     for k in (KINDS if s[0] != "D" else KINDS[:1])
+]
+CLAIMS += [
+    (
+        f"jit_compile=True over without, {s} {k}",
+        "<= 1.0",
+        _faster(COMPILED, s, k),
+    )
+    for s in ("S", "L")
+    for k in ("forward", "f+b")
 ]
 CLAIMS += [
     ("growth over limitE, E 8 to 128, forward", "<= 1.25", growth("forward")),
