@@ -6,9 +6,20 @@ inputs (..., D) -> tokens (T, D) -> Router: Assignment -> dispatch -> Expert
 
 from keras_moe import callbacks, layers, losses, metrics, routing
 from keras_moe.layers import (
+    AttentionRouter,
+    CosineRouter,
     Expert,
+    ExpertChoiceRouter,
+    GShardRouter,
+    HashRouter,
     MoEBlock,
+    NoisyTopKRouter,
+    ReLURouter,
     Router,
+    RuleRouter,
+    SinkhornRouter,
+    SwitchRouter,
+    TopPRouter,
     TransformerEncoderBlock,
 )
 from keras_moe.routing import Assignment
@@ -17,9 +28,20 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Assignment",
+    "AttentionRouter",
+    "CosineRouter",
     "Expert",
+    "ExpertChoiceRouter",
+    "GShardRouter",
+    "HashRouter",
     "MoEBlock",
+    "NoisyTopKRouter",
+    "ReLURouter",
     "Router",
+    "RuleRouter",
+    "SinkhornRouter",
+    "SwitchRouter",
+    "TopPRouter",
     "TransformerEncoderBlock",
     "__version__",
     "callbacks",

@@ -6,16 +6,21 @@ padded batch has the loss of the batch without its padding, and a batch of
 padding alone has the loss zero.
 """
 
+import math
+
 from keras import ops
 
-from keras_moe.kernels import group_sizes_of
+from keras_moe.kernels import group_sizes_of, sum_over_replicas
 from keras_moe.types import Tensor
+
+LOAD_BALANCING = ("switch", "per_sequence", "global_batch")
 
 
 def load_balancing_loss(
     router_probs: Tensor,
     expert_index: Tensor,
     token_mask: Tensor | None = None,
+    over_replicas: bool = False,
 ) -> Tensor:
     """Load-balancing loss of Switch Transformers (Fedus et al. 2021, eq. 4-6).
 
@@ -27,17 +32,79 @@ def load_balancing_loss(
 
     Args:
         router_probs: float32 `(T, E)`.
-        expert_index: int `(T, K)` or flat `(T * K,)`, the chosen experts
-            before any is dropped for capacity; an index E is not counted.
-        token_mask: bool `(T,)`.
+        expert_index: int `(T, K)` or flat `(P,)`, the chosen experts before
+            any is dropped for capacity; E and above are not counted.
+        token_mask: bool `(T,)`; with it, pairs are K a token in order.
+        over_replicas: whether `f_e` is that of the batches of all replicas
+            (Qiu et al. 2025, "Demons in the Detail", section 3): experts may
+            then specialise on what one replica's batch is full of.
     """
     num_experts = router_probs.shape[-1]
     if token_mask is not None:
         expert_index = _mask_pairs(expert_index, token_mask, num_experts)
-    counts = ops.cast(group_sizes_of(expert_index, num_experts), "float32")
+    return balance_of_pairs(
+        router_probs, expert_index, token_mask, over_replicas
+    )
+
+
+def balance_of_pairs(
+    router_probs: Tensor,
+    expert_index: Tensor,
+    token_mask: Tensor | None = None,
+    over_replicas: bool = False,
+) -> Tensor:
+    """`load_balancing_loss` of an `Assignment`: padding pairs have index E."""
+    num_experts = router_probs.shape[-1]
+    flat = ops.reshape(expert_index, (-1,))
+    counts = ops.cast(group_sizes_of(flat, num_experts), "float32")
+    if over_replicas:
+        counts = sum_over_replicas(counts)
     share = counts / ops.maximum(ops.sum(counts), 1.0)
     mean_prob = _mean_over_tokens(router_probs, token_mask)
     return num_experts * ops.sum(ops.stop_gradient(share) * mean_prob)
+
+
+def sequence_balancing_loss(
+    router_probs: Tensor,
+    token_index: Tensor,
+    expert_index: Tensor,
+    num_sequences: int | Tensor,
+    token_mask: Tensor | None = None,
+) -> Tensor:
+    """Load-balancing loss of each sequence by itself (DeepSeek-V3, eq. 17-20).
+
+    The mean over the sequences that are not all padding of `E * sum_e f_e *
+    P_e`, with shares and probabilities of the sequence's own tokens.
+
+    Args:
+        router_probs: float32 `(T, E)`, sequence by sequence.
+        token_index, expert_index: int32 `(P,)`; E and above are not counted.
+        num_sequences: B, a divisor of T.
+        token_mask: bool `(T,)`.
+    """
+    num_experts = router_probs.shape[-1]
+    num_tokens = ops.shape(router_probs)[0]
+    length = num_tokens // num_sequences
+    sequence = ops.floor_divide(token_index, length)
+    columns = num_experts + 1
+    slots = sequence * columns + ops.minimum(expert_index, num_experts)
+    ones = ops.cast(ops.ones_like(slots), "float32")
+    counts = ops.segment_sum(ones, slots, num_sequences * columns)
+    counts = ops.reshape(counts, (num_sequences, columns))[:, :num_experts]
+    pairs = ops.sum(counts, axis=-1, keepdims=True)
+    share = counts / ops.maximum(pairs, 1.0)
+    valid = ops.ones_like(router_probs[:, :1])
+    if token_mask is not None:
+        valid = ops.cast(ops.expand_dims(token_mask, -1), "float32")
+    by_sequence = (num_sequences, length, -1)
+    tokens = ops.sum(ops.reshape(valid, by_sequence), axis=1)
+    probs = ops.sum(ops.reshape(router_probs * valid, by_sequence), axis=1)
+    mean_prob = probs / ops.maximum(tokens, 1.0)
+    losses = num_experts * ops.sum(
+        ops.stop_gradient(share) * mean_prob, axis=-1
+    )
+    alive = ops.sum(ops.cast(tokens > 0, "float32"))
+    return ops.sum(losses) / ops.maximum(alive, 1.0)
 
 
 def router_z_loss(
@@ -73,6 +140,34 @@ def importance_loss(
     mean = ops.mean(importance)
     variance = ops.mean(ops.square(importance - mean))
     return variance / ops.maximum(ops.square(mean), 1e-20)
+
+
+def load_loss(
+    router_logits: Tensor,
+    noisy_logits: Tensor,
+    noise_std: float | Tensor,
+    top_k: int,
+    token_mask: Tensor | None = None,
+) -> Tensor:
+    """Load loss of Shazeer et al. 2017 (eq. 8-11), unweighted.
+
+    The squared coefficient of variation over experts of `P(x, e)` in the mean
+    over tokens: the probability that expert e would be among token x's K best
+    if its noise were drawn again, `Phi((logit - threshold) / noise_std)`. As
+    in V-MoE (Riquelme et al. 2021, appendix A.2) the threshold is the K-th
+    largest noisy logit, where the paper leaves the expert itself out.
+
+    Args:
+        router_logits: float32 `(T, E)`, without noise.
+        noisy_logits: float32 `(T, E)`, by which experts were chosen.
+        noise_std: standard deviation of the noise, a number or `(T, E)`.
+        top_k: K.
+        token_mask: bool `(T,)`.
+    """
+    threshold = ops.top_k(noisy_logits, top_k)[0][:, -1:]
+    z = (router_logits - threshold) / noise_std
+    probs = 0.5 * (1.0 + ops.erf(z / math.sqrt(2.0)))
+    return importance_loss(probs, token_mask)
 
 
 def _mask_pairs(expert_index, token_mask, num_experts):

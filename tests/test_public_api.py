@@ -10,11 +10,26 @@ import pytest
 
 import keras_moe
 
-LAYERS = {"Expert", "MoEBlock", "Router", "TransformerEncoderBlock"}
+ROUTERS = {
+    "AttentionRouter",
+    "CosineRouter",
+    "ExpertChoiceRouter",
+    "GShardRouter",
+    "HashRouter",
+    "NoisyTopKRouter",
+    "ReLURouter",
+    "Router",
+    "RuleRouter",
+    "SinkhornRouter",
+    "SwitchRouter",
+    "TopPRouter",
+}
+LAYERS = {"Expert", "MoEBlock", "TransformerEncoderBlock"} | ROUTERS
+TO_BUILD_ON = {"BaseRouter", "LearnedRouter", "TokenBatch"}
 
 
 def test_all_is_what_there_is():
-    assert set(keras_moe.layers.__all__) == LAYERS
+    assert set(keras_moe.layers.__all__) == LAYERS | TO_BUILD_ON
     assert set(keras_moe.__all__) == LAYERS | {
         "Assignment",
         "__version__",

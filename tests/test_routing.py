@@ -68,7 +68,9 @@ def test_equal_scores_go_to_the_lower_index():
 
 def test_padding_goes_nowhere():
     mask = np.array([False, True])
-    a = arrays(routing.top_k_assignment(LOGITS, 2, token_mask=mask))
+    a = arrays(
+        routing.top_k_assignment(LOGITS, 2, conditions=routing.Conditions(mask))
+    )
     np.testing.assert_array_equal(a.expert_index, [4, 4, 3, 2])
     np.testing.assert_allclose(
         a.combine_weights, [0, 0, 4 / 7, 3 / 7], rtol=1e-6
@@ -171,7 +173,7 @@ def test_equal_scores_are_kept_by_position():
 
 def test_padding_uses_no_capacity():
     mask = np.array([False, False, True, True, True])
-    a = routing.top_k_assignment(CROWD, 1, token_mask=mask)
+    a = routing.top_k_assignment(CROWD, 1, conditions=routing.Conditions(mask))
     for priority in routing.PRIORITIES:
         kept = arrays(routing.apply_capacity(a, 2, priority))
         np.testing.assert_array_equal(kept.expert_index, [2, 2, 0, 1, 0])

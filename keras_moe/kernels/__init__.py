@@ -12,9 +12,11 @@ from keras import ops
 
 from keras_moe.kernels import reference
 from keras_moe.kernels.choice import formulations, implementation, use
-from keras_moe.kernels.indices import (
+from keras_moe.kernels.primitives import (
     group_sizes_of,
     inverse_permutation,
+    require,
+    sum_over_replicas,
     top_k_index,
 )
 from keras_moe.kernels.reference import FFNWeights, ffn
@@ -29,6 +31,8 @@ __all__ = [
     "grouped_matmul",
     "implementation",
     "inverse_permutation",
+    "require",
+    "sum_over_replicas",
     "top_k_index",
     "use",
 ]

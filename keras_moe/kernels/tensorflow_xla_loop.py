@@ -48,7 +48,7 @@ def map_blocks(
         (an empty list unless `summed`), each (E, ...).
     """
     dtype, num_rows = rows[0].dtype, tf.shape(rows[0])[0]
-    sizes = (UNKNOWN_P_BLOCK_ROWS,)
+    sizes: tuple[int, ...] = (UNKNOWN_P_BLOCK_ROWS,)
     if rows[0].shape[0] is not None:
         sizes = block_sizes(rows[0].shape[0], group_sizes.shape[0])
     largest = sizes[-1]

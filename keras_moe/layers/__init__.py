@@ -2,7 +2,42 @@
 
 from keras_moe.layers.expert import Expert
 from keras_moe.layers.moe_block import MoEBlock
-from keras_moe.layers.router import Router
+from keras_moe.layers.routers import (
+    AttentionRouter,
+    BaseRouter,
+    CosineRouter,
+    ExpertChoiceRouter,
+    GShardRouter,
+    HashRouter,
+    LearnedRouter,
+    NoisyTopKRouter,
+    ReLURouter,
+    Router,
+    RuleRouter,
+    SinkhornRouter,
+    SwitchRouter,
+    TokenBatch,
+    TopPRouter,
+)
 from keras_moe.layers.transformer import TransformerEncoderBlock
 
-__all__ = ["Expert", "MoEBlock", "Router", "TransformerEncoderBlock"]
+__all__ = [
+    "AttentionRouter",
+    "BaseRouter",
+    "CosineRouter",
+    "Expert",
+    "ExpertChoiceRouter",
+    "GShardRouter",
+    "HashRouter",
+    "LearnedRouter",
+    "MoEBlock",
+    "NoisyTopKRouter",
+    "ReLURouter",
+    "Router",
+    "RuleRouter",
+    "SinkhornRouter",
+    "SwitchRouter",
+    "TokenBatch",
+    "TopPRouter",
+    "TransformerEncoderBlock",
+]

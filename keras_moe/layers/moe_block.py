@@ -8,12 +8,10 @@ from keras import ops
 
 from keras_moe import dispatch, losses, routing
 from keras_moe.layers import checks, parts
-from keras_moe.layers.router import (
-    assignment_spec,
-    flatten_tokens,
-    zero_padding,
-)
+from keras_moe.layers.null_experts import NullExperts
+from keras_moe.layers.routers.tokens import flatten_tokens, zero_padding
 from keras_moe.layers.statistics import RoutingStatistics
+from keras_moe.routing import Assignment
 from keras_moe.types import Shape, Tensor
 
 
@@ -49,8 +47,12 @@ class MoEBlock(keras.layers.Layer):
         router: a configured router with the same `num_experts`; None builds
             `Router(num_experts, top_k, jitter=jitter)`.
         experts: a configured `Expert` with the same `num_experts`.
-        load_balancing_weight: weight of the load-balancing loss that training
-            adds, 0 or above. 0.01 is Switch's.
+        load_balancing: `"switch"` balances the batch; `"per_sequence"` each
+            sequence, the axis before the last, by itself; `"global_batch"`
+            the batches of all replicas together. See `keras_moe.losses`.
+        load_balancing_weight: weight of that loss, 0 or above, in training.
+            None is the router's own: 0.01, Switch's, and 0 for a router that
+            balances in another way.
         router_z_weight: weight of the router z-loss; 0.001 is ST-MoE's.
         jitter: of the router; see `Router`.
         seed: int, for jitter and dropout.
@@ -69,6 +71,10 @@ class MoEBlock(keras.layers.Layer):
         mask: bool `(...)`, False for padding. Padding is sent nowhere, counts
             nowhere and comes out as zero.
         training: bool.
+        router_inputs: what the router needs beside the tokens: ids for
+            `HashRouter` and `RuleRouter`.
+        replay: an `Assignment` of an earlier call, whose choices are taken
+            again; see `BaseRouter`.
         return_assignment: whether to return `(outputs, assignment)`, with the
             `Assignment` as it was carried out, after capacity.
 
@@ -95,7 +101,8 @@ class MoEBlock(keras.layers.Layer):
         shared_expert_dim: int | None = None,
         router=None,
         experts=None,
-        load_balancing_weight: float = 0.01,
+        load_balancing: str = "switch",
+        load_balancing_weight: float | None = None,
         router_z_weight: float = 0.0,
         jitter: float = 0.0,
         dropout: float = 0.0,
@@ -117,9 +124,12 @@ class MoEBlock(keras.layers.Layer):
         self.priority = checks.check_choice(
             "priority", priority, routing.PRIORITIES
         )
-        self.load_balancing_weight = checks.check_weight(
-            "load_balancing_weight", load_balancing_weight
+        self.load_balancing = checks.check_choice(
+            "load_balancing", load_balancing, losses.LOAD_BALANCING
         )
+        self.load_balancing_weight = load_balancing_weight
+        if load_balancing_weight is not None:
+            checks.check_weight("load_balancing_weight", load_balancing_weight)
         self.router_z_weight = checks.check_weight(
             "router_z_weight", router_z_weight
         )
@@ -146,13 +156,25 @@ class MoEBlock(keras.layers.Layer):
         self.shared_expert = parts.shared_expert_of(
             shared_expert_dim, self.experts, arguments, common
         )
+        self.null_experts = None
+        if self.router.num_null_experts:
+            self.null_experts = NullExperts(
+                self.router.num_null_experts,
+                name="null_experts",
+                dtype=self.dtype_policy,
+            )
         self.statistics = RoutingStatistics(num_experts, name="statistics")
 
     def build(self, input_shape: Shape) -> None:
         """Creates the weights for inputs `(..., D)`."""
         self.hidden_dim = checks.check_input_shape(input_shape)
         tokens_shape = (None, self.hidden_dim)
-        for layer in (self.router, self.experts, self.shared_expert):
+        for layer in (
+            self.router,
+            self.experts,
+            self.shared_expert,
+            self.null_experts,
+        ):
             if layer is not None and not layer.built:
                 layer.build(tokens_shape)
         self.statistics.build()
@@ -162,18 +184,28 @@ class MoEBlock(keras.layers.Layer):
         inputs: Tensor,
         mask: Tensor | None = None,
         training=None,
+        router_inputs: Tensor | None = None,
+        replay: Assignment | None = None,
         return_assignment: bool = False,
     ):
         """Routes, computes and combines; see the class."""
         tokens, token_mask = flatten_tokens(inputs, mask, self.hidden_dim)
-        chosen = self.router(tokens, mask=token_mask, training=training)
+        chosen = self.router(
+            inputs,
+            mask=mask,
+            training=training,
+            router_inputs=router_inputs,
+            replay=replay,
+        )
         kept = self._apply_capacity(chosen, ops.shape(tokens)[0], training)
         outputs = self._run_experts(tokens, kept, training)
+        if self.null_experts is not None:
+            outputs = outputs + self.null_experts(tokens, kept)
         if self.shared_expert is not None:
             shared = self.shared_expert(tokens, training=training)
             outputs = outputs + zero_padding(shared, token_mask)
         if training:
-            self._add_losses(chosen, token_mask)
+            self._add_losses(chosen, token_mask, inputs)
             self.statistics.update(chosen.expert_index, kept.expert_index)
         outputs = ops.reshape(outputs, ops.shape(inputs))
         return (outputs, kept) if return_assignment else outputs
@@ -183,7 +215,7 @@ class MoEBlock(keras.layers.Layer):
         if factor is None:
             return assignment
         capacity = routing.expert_capacity(
-            num_tokens, self.num_experts, self.router.pairs_per_token, factor
+            num_tokens, self.num_experts, self.router.top_k, factor
         )
         return routing.apply_capacity(assignment, capacity, self.priority)
 
@@ -208,15 +240,43 @@ class MoEBlock(keras.layers.Layer):
             pairs_per_token,
         )
 
-    def _add_losses(self, chosen, token_mask):
-        if self.load_balancing_weight:
-            loss = losses.load_balancing_loss(
-                chosen.router_probs, chosen.expert_index, token_mask
-            )
-            self.add_loss(self.load_balancing_weight * loss)
+    def _add_losses(self, chosen, token_mask, inputs):
+        if self.router.has_loss:
+            self.add_loss(chosen.router_loss)
+        weight = self.load_balancing_weight
+        if weight is None:
+            weight = self.router.load_balancing_weight
+        if weight:
+            loss = self._balancing_loss(chosen, token_mask, inputs)
+            self.add_loss(weight * loss)
         if self.router_z_weight:
             loss = losses.router_z_loss(chosen.router_logits, token_mask)
             self.add_loss(self.router_z_weight * loss)
+
+    def _balancing_loss(self, chosen, token_mask, inputs):
+        if self.load_balancing == "per_sequence":
+            length = checks.check_sequence_length(ops.shape(inputs))
+            return losses.sequence_balancing_loss(
+                chosen.router_probs,
+                chosen.token_index,
+                chosen.expert_index,
+                ops.shape(chosen.router_probs)[0] // length,
+                token_mask,
+            )
+        return losses.balance_of_pairs(
+            chosen.router_probs,
+            chosen.expert_index,
+            token_mask,
+            over_replicas=self.load_balancing == "global_batch",
+        )
+
+    def disable_experts(self, expert_indices) -> None:
+        """Switches experts off; see `BaseRouter.disable_experts`."""
+        self.router.disable_experts(expert_indices)
+
+    def enable_experts(self, expert_indices=None) -> None:
+        """Switches experts on again; see `BaseRouter.enable_experts`."""
+        self.router.enable_experts(expert_indices)
 
     @property
     def expert_load(self):
@@ -237,16 +297,20 @@ class MoEBlock(keras.layers.Layer):
         return tuple(input_shape)
 
     def compute_output_spec(
-        self, inputs, mask=None, training=None, return_assignment=False
+        self,
+        inputs,
+        mask=None,
+        training=None,
+        router_inputs=None,
+        replay=None,
+        return_assignment=False,
     ):
         """Returns the symbolic outputs of symbolic inputs."""
         checks.check_floating(inputs)
         outputs = keras.KerasTensor(inputs.shape, self.compute_dtype)
         if not return_assignment:
             return outputs
-        return outputs, assignment_spec(
-            inputs.shape, self.num_experts, self.router.pairs_per_token
-        )
+        return outputs, self.router.assignment_spec(inputs.shape)
 
     def compute_mask(self, inputs, mask=None):
         """Passes the mask on; an `Assignment` has none."""
@@ -261,6 +325,7 @@ class MoEBlock(keras.layers.Layer):
             "eval_capacity_factor": self.eval_capacity_factor,
             "priority": self.priority,
             "shared_expert_dim": self.shared_expert_dim,
+            "load_balancing": self.load_balancing,
             "load_balancing_weight": self.load_balancing_weight,
             "router_z_weight": self.router_z_weight,
             "seed": self.seed,

@@ -9,7 +9,7 @@ import keras
 from keras_moe.layers import checks
 from keras_moe.layers.expert import Expert
 from keras_moe.layers.initializers import reseeded
-from keras_moe.layers.router import Router
+from keras_moe.layers.routers import Router
 
 ROUTER_DEFAULTS = {"top_k": 2, "jitter": 0.0}
 EXPERT_DEFAULTS = {

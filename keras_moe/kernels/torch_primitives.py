@@ -1,6 +1,7 @@
-"""PyTorch: what `indices.py` asks for, where keras.ops is slow on it.
+"""PyTorch: the primitives that keras.ops has not, or slowly.
 
-T tokens, E experts, K top_k, P routed pairs.
+T tokens, E experts, K top_k, P routed pairs. What each does is said in
+`primitives.py`.
 """
 
 import torch
@@ -35,4 +36,23 @@ def group_sizes_of(expert_index: Tensor, num_experts: int) -> Tensor:
     """How many pairs each expert has, int32 `(E,)`; no count on the host."""
     sizes = expert_index.new_zeros(num_experts + 1, dtype=torch.int32)
     ones = torch.ones_like(expert_index, dtype=torch.int32)
-    return sizes.scatter_add_(0, expert_index.long(), ones)[:num_experts]
+    slots = expert_index.long().clamp(max=num_experts)
+    return sizes.scatter_add_(0, slots, ones)[:num_experts]
+
+
+def sum_over_replicas(x: Tensor) -> Tensor:
+    """Over the processes of `torch.distributed`, where it is initialised."""
+    distributed = torch.distributed
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return x
+    x = x.detach().clone()
+    distributed.all_reduce(x)
+    return x
+
+
+def require(valid: Tensor, message: str) -> Tensor:
+    """Not for shapes only, in torch.compile and torch.export, nor on CUDA."""
+    hidden = valid.device.type != "cpu" or torch.compiler.is_compiling()
+    if not hidden and not bool(valid.all()):
+        raise ValueError(message)
+    return valid

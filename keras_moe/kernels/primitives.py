@@ -1,0 +1,112 @@
+"""Counting, ranking, turning round; replicas; values that break a rule.
+
+T tokens, E experts, K top_k, P routed pairs. Nothing here has a gradient.
+Where keras.ops cannot do it, or is slow, a function of the same name stands
+in `jax_primitives.py`, `tensorflow_primitives.py` or `torch_primitives.py`.
+"""
+
+import importlib
+
+import keras
+from keras import ops
+
+from keras_moe.types import Tensor
+
+TWINS = ("jax", "tensorflow", "torch")
+
+
+def top_k_index(scores: Tensor, top_k: int) -> Tensor:
+    """Returns the columns of each row's K largest scores, the best first.
+
+    Of equal scores the lower column comes first, on every backend. NaN is
+    read as zero, since a sort that meets one may do anything; and so is -0.0,
+    which some sorts put below 0.0.
+
+    Args:
+        scores: float32 `(T, E)`.
+        top_k: K.
+
+    Returns:
+        int32 `(T, K)`.
+    """
+    scores = ops.stop_gradient(ops.convert_to_tensor(scores))
+    ordered = ops.abs(scores) > 0
+    scores = ops.where(ordered, scores, ops.zeros_like(scores))
+    own = _twin("top_k_index")
+    index = own(scores, top_k) if own else ops.top_k(scores, top_k)[1]
+    return ops.cast(index, "int32")
+
+
+def inverse_permutation(order: Tensor) -> Tensor:
+    """Returns where each element of a permutation went.
+
+    Args:
+        order: int32 `(P,)`, the element at each place.
+
+    Returns:
+        int32 `(P,)`, the place of each element.
+    """
+    order = ops.convert_to_tensor(order)
+    if own := _twin("inverse_permutation"):
+        return own(order)
+    size = ops.shape(order)[0]
+    places = ops.arange(size, dtype="int32")
+    return ops.scatter(ops.expand_dims(order, -1), places, (size,))
+
+
+def group_sizes_of(expert_index: Tensor, num_experts: int) -> Tensor:
+    """Counts the pairs of each expert.
+
+    Args:
+        expert_index: int32 `(P,)`; pairs with an index of E or above belong
+            to no group.
+        num_experts: E.
+
+    Returns:
+        int32 `(E,)`.
+    """
+    expert_index = ops.convert_to_tensor(expert_index)
+    if own := _twin("group_sizes_of"):
+        return own(expert_index, num_experts)
+    experts = ops.arange(num_experts, dtype="int32")
+    chosen = ops.equal(ops.reshape(expert_index, (-1, 1)), experts)
+    return ops.sum(ops.cast(chosen, "int32"), axis=0)
+
+
+def sum_over_replicas(x: Tensor) -> Tensor:
+    """Returns the sum of a tensor over the replicas of a data-parallel step.
+
+    JAX needs none: its programs see the whole batch, however it is sharded.
+
+    Args:
+        x: any shape, the same on each replica.
+    """
+    own = _twin("sum_over_replicas")
+    return own(x) if own else x
+
+
+def require(valid: Tensor, message: str) -> Tensor:
+    """Raises unless all of `valid` is True; returns it.
+
+    A program that JAX or XLA compiles cannot raise, and on CUDA a look at the
+    values would stop the queue: there nothing is checked, and the caller must
+    make sure that a wrong value shows.
+
+    Args:
+        valid: bool, any shape.
+        message: the error's.
+
+    Raises:
+        ValueError: on values; tf.errors.InvalidArgumentError in a graph.
+    """
+    own = _twin("require")
+    return own(valid, message) if own else valid
+
+
+def _twin(name):
+    """The running backend's own function of this name, or None."""
+    backend = keras.backend.backend()
+    if backend not in TWINS:
+        return None
+    module = importlib.import_module(f"keras_moe.kernels.{backend}_primitives")
+    return getattr(module, name, None)

@@ -1,0 +1,34 @@
+"""The routers: small layers that own weights and name one function of
+`keras_moe.routing` each. `base.py` has what they share.
+"""
+
+from keras_moe.layers.routers.attention import AttentionRouter
+from keras_moe.layers.routers.base import BaseRouter, TokenBatch
+from keras_moe.layers.routers.cosine import CosineRouter
+from keras_moe.layers.routers.expert_choice import ExpertChoiceRouter
+from keras_moe.layers.routers.fixed import HashRouter, RuleRouter
+from keras_moe.layers.routers.gshard import GShardRouter
+from keras_moe.layers.routers.noisy_top_k import NoisyTopKRouter
+from keras_moe.layers.routers.relu import ReLURouter
+from keras_moe.layers.routers.router import LearnedRouter, Router
+from keras_moe.layers.routers.sinkhorn import SinkhornRouter
+from keras_moe.layers.routers.switch import SwitchRouter
+from keras_moe.layers.routers.top_p import TopPRouter
+
+__all__ = [
+    "AttentionRouter",
+    "BaseRouter",
+    "CosineRouter",
+    "ExpertChoiceRouter",
+    "GShardRouter",
+    "HashRouter",
+    "LearnedRouter",
+    "NoisyTopKRouter",
+    "ReLURouter",
+    "Router",
+    "RuleRouter",
+    "SinkhornRouter",
+    "SwitchRouter",
+    "TokenBatch",
+    "TopPRouter",
+]

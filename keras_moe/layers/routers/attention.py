@@ -1,0 +1,95 @@
+"""Routing by what a token attends to.
+
+B sequences, S sequence length, T = B * S tokens, D hidden_dim, E experts, R
+routing_dim.
+"""
+
+import math
+
+import keras
+from keras import ops
+
+from keras_moe.layers import checks
+from keras_moe.layers.routers.base import TokenBatch
+from keras_moe.layers.routers.router import Router
+from keras_moe.types import Tensor
+
+
+@keras.saving.register_keras_serializable(package="keras_moe")
+class AttentionRouter(Router):
+    """Scores experts by attention: each token reads its context, and what it
+    read queries a key of each expert.
+
+    `context = softmax(q k^T / sqrt(R)) v` over the tokens of its sequence
+    (Vaswani et al. 2017, eq. 1, one head), and the logits are `(q + context)
+    K_experts / sqrt(R)`. Attention over expert keys is in the manner of the
+    attention router of Yuan 2.0-M32 (Wu et al. 2024), which has no context.
+    The sequence is the axis before the last; inputs of rank 2 are tokens
+    without neighbours. Time and memory of the attention follow S squared.
+
+    Args:
+        num_experts: E.
+        top_k: K.
+        routing_dim: R, width of queries and keys.
+        causal: whether a token reads itself and earlier ones only.
+        **kwargs: of `Router`.
+
+    Weights: `query_kernel`, `key_kernel`, `value_kernel` `(D, R)`, `kernel`
+    `(R, E + N)`, the experts' keys, beside those of `Router`.
+    """
+
+    arguments = (*Router.arguments, "routing_dim", "causal")
+
+    def __init__(
+        self,
+        num_experts: int,
+        top_k: int = 2,
+        routing_dim: int = 32,
+        causal: bool = False,
+        **kwargs,
+    ):
+        super().__init__(num_experts, top_k=top_k, **kwargs)
+        self.routing_dim = checks.check_positive_int("routing_dim", routing_dim)
+        self.causal = causal
+
+    def build_scores(self) -> None:
+        """Creates the projections and the experts' keys."""
+        shape = (self.hidden_dim, self.routing_dim)
+        self.query_kernel = self.add_kernel("query_kernel", shape)
+        self.key_kernel = self.add_kernel("key_kernel", shape)
+        self.value_kernel = self.add_kernel("value_kernel", shape)
+        self.kernel = self.add_kernel(
+            "kernel", (self.routing_dim, self.num_columns)
+        )
+
+    def scores(self, tokens: Tensor, batch: TokenBatch) -> Tensor:
+        """Returns the logits `(T, E + N)` of tokens and their context."""
+        scale = 1 / math.sqrt(self.routing_dim)
+        query = ops.matmul(tokens, self.query_kernel)
+        key = ops.matmul(tokens, self.key_kernel)
+        value = ops.matmul(tokens, self.value_kernel)
+        shape = ops.shape(batch.inputs)
+        if len(shape) == 2:
+            context = value
+        else:
+            sequences = (-1, shape[-2], self.routing_dim)
+            query_, key, value = (
+                ops.reshape(x, sequences) for x in (query, key, value)
+            )
+            attention = ops.matmul(query_, ops.transpose(key, (0, 2, 1)))
+            attention = self._masked(attention * scale, batch, shape[-2])
+            context = ops.matmul(ops.softmax(attention, axis=-1), value)
+            context = ops.reshape(context, (-1, self.routing_dim))
+        return ops.matmul(query + context, self.kernel) * scale
+
+    def _masked(self, attention, batch, length):
+        """Puts what must not be read, `(B, S, S)`, far below the rest."""
+        token_mask = batch.conditions.token_mask
+        if token_mask is not None:
+            readable = ops.reshape(token_mask, (-1, 1, length))
+            attention = ops.where(readable, attention, -1e30)
+        if self.causal:
+            place = ops.arange(length, dtype="int32")
+            earlier = ops.expand_dims(place, -1) >= place
+            attention = ops.where(earlier, attention, -1e30)
+        return attention

@@ -1,0 +1,281 @@
+"""What every router shares: tokens in, an Assignment out.
+
+T tokens, D hidden_dim, E experts, N null experts, K top_k, P routed pairs.
+
+A router is a small layer that owns weights and names one function of
+`keras_moe.routing`. It subclasses `BaseRouter` and writes `route`.
+"""
+
+from typing import NamedTuple
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_moe import kernels
+from keras_moe.layers import checks
+from keras_moe.layers.routers.tokens import flatten_tokens
+from keras_moe.routing import Assignment, Conditions
+from keras_moe.types import Shape, Tensor
+
+
+def without(arguments: tuple[str, ...], *names: str) -> tuple[str, ...]:
+    """Returns the argument names that a subclass does not fix."""
+    return tuple(name for name in arguments if name not in names)
+
+
+class TokenBatch(NamedTuple):
+    """What a router is asked about.
+
+    tokens: float32 `(T, D)`, zero where there is padding.
+    inputs: `(..., D)`, as they came.
+    router_inputs: as they came, or None.
+    training: bool.
+    conditions: padding, experts that are off, a replay.
+    """
+
+    tokens: Tensor
+    inputs: Tensor
+    router_inputs: Tensor | None
+    training: bool
+    conditions: Conditions
+
+
+class BaseRouter(keras.layers.Layer):
+    """Base of all routers; computes in float32 under every dtype policy.
+
+    A subclass writes `route(batch)`, names its own arguments in `arguments`
+    (attributes of the same names are what `get_config` saves), and creates
+    its weights in `build`, after the base's.
+
+    Args:
+        num_experts: E.
+        expert_dropout: rate below 1 at which each expert is switched off for
+            a training step, so that a model learns to do without it; as many
+            as a token needs stay on.
+        seed: int, for whatever the router draws.
+        **kwargs: of `keras.layers.Layer`.
+
+    Weights: `expert_enabled` `(E,)`, 1 or 0, not trained.
+
+    Call arguments:
+        x: float `(..., D)`.
+        mask: bool `(...)`, False for padding, which is sent nowhere.
+        training: bool; what is random happens in training alone.
+        router_inputs: what the router needs beside the tokens, if anything.
+        replay: an `Assignment` of an earlier call on as many tokens, whose
+            choices are taken again; weights and losses are computed anew, so
+            that gradients flow. Pairs it did not compute are left out, and
+            what is normalised is so among the others.
+
+    Returns:
+        An `Assignment` of the flattened tokens.
+
+    Raises:
+        ValueError: for an argument out of its range, an input of rank below
+            2, of unknown width or of integers, a mask that does not fit, and
+            router inputs that are missing or not used.
+    """
+
+    arguments: tuple[str, ...] = ("num_experts", "expert_dropout", "seed")
+    router_inputs_use = "none"  # or "optional", or "required"
+    num_null_experts = 0
+    top_k: int = 1  # experts of a token, the mean where that varies
+    load_balancing_weight = 0.0  # a block's, where it is told nothing else
+    has_loss = False  # whether `router_loss` is more than zero
+
+    def __init__(
+        self,
+        num_experts: int,
+        expert_dropout: float = 0.0,
+        seed: int | None = None,
+        **kwargs,
+    ):
+        super().__init__(autocast=False, **kwargs)
+        self.supports_masking = True
+        self.num_experts = checks.check_positive_int("num_experts", num_experts)
+        self.expert_dropout = checks.check_rate(
+            "expert_dropout", expert_dropout
+        )
+        self.seed = seed
+        self.seed_generator = keras.random.SeedGenerator(seed)
+
+    @property
+    def pairs_per_token(self) -> int | None:
+        """K where the pairs of token t stand at `t * K ... t * K + K-1`."""
+        return self.top_k
+
+    def route(self, batch: TokenBatch) -> Assignment:
+        """Decides; what a subclass writes."""
+        raise NotImplementedError
+
+    def build(self, input_shape: Shape) -> None:
+        """Creates the weights for inputs `(..., D)`."""
+        self.hidden_dim = checks.check_input_shape(input_shape)
+        self.expert_enabled = self.add_router_weight(
+            "expert_enabled", (self.num_experts,), "ones", trainable=False
+        )
+
+    def add_router_weight(self, name, shape, initializer, **options):
+        """Adds a float32 weight that no dtype policy casts."""
+        if options.get("trainable") is False:
+            options["aggregation"] = "mean"
+        return self.add_weight(
+            name=name,
+            shape=shape,
+            initializer=initializer,
+            dtype="float32",
+            autocast=False,
+            **options,
+        )
+
+    def call(
+        self,
+        x: Tensor,
+        mask: Tensor | None = None,
+        training=None,
+        router_inputs: Tensor | None = None,
+        replay: Assignment | None = None,
+    ) -> Assignment:
+        """Routes tokens `(..., D)`; see the class."""
+        checks.check_router_inputs_given(
+            type(self).__name__, router_inputs, self.router_inputs_use
+        )
+        tokens, token_mask = flatten_tokens(x, mask, self.hidden_dim)
+        conditions = Conditions(token_mask, self._available(training), replay)
+        return self.route(
+            TokenBatch(
+                ops.cast(tokens, "float32"),
+                x,
+                router_inputs,
+                bool(training),
+                conditions,
+            )
+        )
+
+    def _available(self, training):
+        """Bool `(E,)`: enabled, and not dropped for this step."""
+        available = ops.greater(self.expert_enabled, 0)
+        if not (training and self.expert_dropout):
+            return available
+        drawn = keras.random.uniform(
+            (self.num_experts,), seed=self.seed_generator, dtype="float32"
+        )
+        drawn = ops.where(available, drawn, -1.0)
+        least = kernels.top_k_index(drawn[None], self.least_experts)[0]
+        experts = ops.arange(self.num_experts, dtype="int32")
+        stays = ops.any(ops.equal(least[:, None], experts), axis=0)
+        kept = ops.logical_or(drawn >= self.expert_dropout, stays)
+        return ops.logical_and(available, kept)
+
+    @property
+    def least_experts(self) -> int:
+        """How many experts must be on: as many as a token needs."""
+        return min(self.num_experts, max(1, int(self.top_k)))
+
+    def disable_experts(self, expert_indices) -> None:
+        """Switches experts off: their tokens go to the next best.
+
+        Nothing is compiled anew: it is a weight that changes, which is saved
+        with the others.
+
+        Args:
+            expert_indices: iterable of int, each in 0 ... E - 1.
+
+        Raises:
+            ValueError: where an index is out of range, fewer experts would
+                be left than a token needs, or the router is not built.
+        """
+        self._check_built()
+        found = checks.check_expert_indices(
+            expert_indices,
+            self.num_experts,
+            self.least_experts,
+            set(self.disabled_experts),
+        )
+        self._set_enabled(found, 0.0)
+
+    def enable_experts(self, expert_indices=None) -> None:
+        """Switches experts on again; None for all.
+
+        Args:
+            expert_indices: iterable of int, or None.
+
+        Raises:
+            ValueError: where an index is out of range, or the router is not
+                built.
+        """
+        self._check_built()
+        if expert_indices is None:
+            expert_indices = range(self.num_experts)
+        found = checks.check_expert_indices(
+            expert_indices, self.num_experts, 0, set()
+        )
+        self._set_enabled(found, 1.0)
+
+    @property
+    def disabled_experts(self) -> list[int]:
+        """The experts that are switched off."""
+        enabled = self.expert_enabled.numpy()
+        return [e for e, on in enumerate(enabled) if not on]
+
+    def _check_built(self):
+        if not self.built:
+            raise ValueError(
+                "`disable_experts` and `enable_experts` need a built layer. "
+                f"Received: {self.name}, not built. Call it on inputs first."
+            )
+
+    def _set_enabled(self, indices, value):
+        enabled = np.array(self.expert_enabled.numpy())
+        enabled[indices] = value
+        self.expert_enabled.assign(enabled)
+
+    def compute_output_shape(self, input_shape: Shape, **kwargs) -> Assignment:
+        """Returns the shapes of the `Assignment` of inputs `(..., D)`."""
+        spec = self.assignment_spec(input_shape)
+        return Assignment(*(field.shape for field in spec))
+
+    def compute_output_spec(
+        self, x, mask=None, training=None, router_inputs=None, replay=None
+    ) -> Assignment:
+        """Returns the symbolic `Assignment` of symbolic inputs."""
+        checks.check_floating(x)
+        checks.check_router_inputs_given(
+            type(self).__name__, router_inputs, self.router_inputs_use
+        )
+        return self.assignment_spec(x.shape)
+
+    def assignment_spec(self, input_shape: Shape) -> Assignment:
+        """Returns the symbolic `Assignment` for inputs of `(..., D)`."""
+        tokens: int | None = 1
+        for size in input_shape[:-1]:
+            tokens = None if tokens is None or size is None else tokens * size
+        per_token = self.pairs_per_token
+        known = tokens is not None and per_token is not None
+        pairs = tokens * per_token if known else None  # type: ignore[operator]
+
+        def spec(shape, dtype):
+            return keras.KerasTensor(shape, dtype)
+
+        columns = self.num_experts + self.num_null_experts
+        return Assignment(
+            token_index=spec((pairs,), "int32"),
+            expert_index=spec((pairs,), "int32"),
+            combine_weights=spec((pairs,), "float32"),
+            router_probs=spec((tokens, self.num_experts), "float32"),
+            router_logits=spec((tokens, columns), "float32"),
+            router_loss=spec((), "float32"),
+        )
+
+    def compute_mask(self, x, mask=None) -> None:
+        """Returns None: the mask is in the `Assignment` already."""
+        return None
+
+    def get_config(self) -> dict:
+        """Returns the arguments that build this layer again."""
+        own = {
+            name: keras.saving.serialize_keras_object(getattr(self, name))
+            for name in self.arguments
+        }
+        return {**super().get_config(), **own}

@@ -1,0 +1,81 @@
+"""Routing by the angle between token and expert.
+
+T tokens, D hidden_dim, E experts, R routing_dim.
+"""
+
+import keras
+from keras import ops
+
+from keras_moe.layers import checks
+from keras_moe.layers.routers.base import TokenBatch
+from keras_moe.layers.routers.router import Router
+from keras_moe.types import Tensor
+
+
+@keras.saving.register_keras_serializable(package="keras_moe")
+class CosineRouter(Router):
+    """Scores experts by cosine similarity in a narrow space (X-MoE: Chi et
+    al. 2022, "On the Representation Collapse of Sparse Mixture of Experts",
+    eq. 5-7).
+
+    `cos(x P, e_i) / temperature` for an embedding `e_i` of each expert: no
+    expert wins by the length of its embedding, and the hidden states are not
+    drawn to the experts' few directions.
+
+    Args:
+        num_experts: E.
+        top_k: K.
+        routing_dim: R, the width of the space; None is half of E, at least 2.
+        temperature: what the learned temperature starts from, above 0; it
+            stays above 0.01.
+        **kwargs: of `Router`.
+
+    Weights: `projection` `(D, R)`, `kernel` `(R, E + N)`, the embeddings, and
+    `log_temperature` `(1,)`, beside those of `Router`.
+    """
+
+    arguments = (*Router.arguments, "routing_dim", "temperature")
+
+    def __init__(
+        self,
+        num_experts: int,
+        top_k: int = 2,
+        routing_dim: int | None = None,
+        temperature: float = 0.3,
+        **kwargs,
+    ):
+        super().__init__(num_experts, top_k=top_k, **kwargs)
+        if routing_dim is not None:
+            checks.check_positive_int("routing_dim", routing_dim)
+        self.routing_dim = routing_dim
+        self.temperature = checks.check_above(
+            "temperature", temperature, 0, float("inf")
+        )
+
+    def build_scores(self) -> None:
+        """Creates projection, embeddings and temperature."""
+        width = self.routing_dim or max(2, self.num_columns // 2)
+        self.projection = self.add_kernel(
+            "projection", (self.hidden_dim, width)
+        )
+        self.kernel = self.add_kernel("kernel", (width, self.num_columns))
+        self.log_temperature = self.add_router_weight(
+            "log_temperature",
+            (1,),
+            keras.initializers.Constant(float(ops.log(self.temperature))),
+        )
+
+    def scores(self, tokens: Tensor, batch: TokenBatch) -> Tensor:
+        """Returns the cosines over the temperature, `(T, E + N)`."""
+        tokens = ops.matmul(tokens, self.projection)
+        cosines = ops.matmul(
+            _unit(tokens, -1), _unit(ops.convert_to_tensor(self.kernel), 0)
+        )
+        temperature = ops.maximum(ops.exp(self.log_temperature), 0.01)
+        return cosines / temperature
+
+
+def _unit(x, axis):
+    """Divides by the Euclidean length along an axis; zero stays zero."""
+    square = ops.sum(ops.square(x), axis=axis, keepdims=True)
+    return x * ops.rsqrt(ops.maximum(square, 1e-12))

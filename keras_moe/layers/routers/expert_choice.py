@@ -1,0 +1,89 @@
+"""Experts choose their tokens.
+
+T tokens, E experts, C places an expert, P = E * C routed pairs.
+"""
+
+import warnings
+
+import keras
+from keras import ops
+
+from keras_moe import routing
+from keras_moe.layers import checks
+from keras_moe.layers.routers.base import TokenBatch
+from keras_moe.layers.routers.router import LearnedRouter
+from keras_moe.routing import Assignment
+
+
+@keras.saving.register_keras_serializable(package="keras_moe")
+class ExpertChoiceRouter(LearnedRouter):
+    """Each expert takes its `C = ceil(c * T / E)` best tokens of the batch
+    (Zhou et al. 2022, "Mixture-of-Experts with Expert Choice Routing").
+
+    The load is even by construction and needs no loss. A token gets as many
+    experts as want it, none included; it should have a residual connection.
+
+    **It sees the future**: whether an expert takes a token depends on all
+    tokens of the batch, later ones and those of other sequences too. In a
+    causal language model it leaks what is to be predicted, and at generation
+    it has no batch to choose from. It warns of that, unless `bidirectional`
+    says that the model may look ahead.
+
+    Args:
+        num_experts: E.
+        experts_per_token: c, experts a token has in the mean, above 0, at
+            most E; the paper's capacity factor. 2 is its default.
+        bidirectional: whether the model is no causal one; silences the
+            warning.
+        **kwargs: of `LearnedRouter`.
+    """
+
+    arguments = (
+        *LearnedRouter.arguments,
+        "experts_per_token",
+        "bidirectional",
+    )
+    load_balancing_weight = 0.0
+
+    def __init__(
+        self,
+        num_experts: int,
+        experts_per_token: float = 2.0,
+        bidirectional: bool = False,
+        **kwargs,
+    ):
+        super().__init__(num_experts, **kwargs)
+        self.experts_per_token = checks.check_above(
+            "experts_per_token", experts_per_token, 0, num_experts
+        )
+        self.top_k = experts_per_token  # type: ignore[assignment]
+        self.bidirectional = bidirectional
+        if not bidirectional:
+            warnings.warn(
+                "ExpertChoiceRouter looks at all tokens of the batch, later "
+                "ones too: do not use it in a causal model. Pass "
+                "bidirectional=True where tokens may see each other.",
+                stacklevel=2,
+            )
+
+    @property
+    def pairs_per_token(self) -> None:
+        """None: a token has any number of experts."""
+        return None
+
+    @property
+    def least_experts(self) -> int:
+        """One expert must be on."""
+        return 1
+
+    def route(self, batch: TokenBatch) -> Assignment:
+        """Lets the experts choose."""
+        capacity = routing.expert_capacity(
+            ops.shape(batch.tokens)[0],
+            self.num_experts,
+            self.experts_per_token,
+            1.0,
+        )
+        return routing.expert_choice_assignment(
+            self.logits(batch), capacity, batch.conditions
+        )

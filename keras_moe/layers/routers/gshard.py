@@ -1,0 +1,60 @@
+"""GShard's router: a second expert only where it is worth it.
+
+T tokens, K = 2.
+"""
+
+import keras
+from keras import ops
+
+from keras_moe import routing
+from keras_moe.layers import checks
+from keras_moe.layers.routers.base import TokenBatch, without
+from keras_moe.layers.routers.router import Router
+from keras_moe.routing import Assignment
+from keras_moe.types import Tensor
+
+
+@keras.saving.register_keras_serializable(package="keras_moe")
+class GShardRouter(Router):
+    """Sends each token to its best expert, and maybe to its second.
+
+    Args:
+        num_experts: E, 2 or more.
+        second_expert: `"random"` keeps the second in training with
+            probability `min(1, w2 / threshold)` and always in evaluation;
+            `"threshold"` keeps it where `w2 > threshold`; `"all"` always.
+        threshold: above 0, at most 1. 0.5 is GShard's (Lepikhin et al. 2020,
+            algorithm 1, line 18), 0.2 ST-MoE's (Zoph et al. 2022).
+        **kwargs: of `Router`, without `top_k` and `normalize_weights`.
+    """
+
+    arguments = (
+        *without(Router.arguments, "top_k", "normalize_weights"),
+        "second_expert",
+        "threshold",
+    )
+
+    def __init__(
+        self,
+        num_experts: int,
+        second_expert: str = "random",
+        threshold: float = 0.5,
+        **kwargs,
+    ):
+        super().__init__(num_experts, top_k=2, normalize_weights=True, **kwargs)
+        self.second_expert = checks.check_choice(
+            "second_expert", second_expert, routing.SECOND_EXPERTS
+        )
+        self.threshold = checks.check_above("threshold", threshold, 0, 1)
+
+    def choose(self, logits: Tensor, batch: TokenBatch) -> Assignment:
+        """Chooses two and drops the second where it is weak."""
+        assignment = super().choose(logits, batch)
+        if self.second_expert == "threshold":
+            return routing.drop_weak_second(assignment, self.threshold)
+        if self.second_expert == "all" or not batch.training:
+            return assignment
+        noise = keras.random.uniform(
+            ops.shape(logits)[:1], dtype="float32", seed=self.seed_generator
+        )
+        return routing.drop_weak_second(assignment, self.threshold, noise)

@@ -1,0 +1,82 @@
+"""The router of the sparsely-gated mixture-of-experts layer.
+
+T tokens, D hidden_dim, E experts, K top_k.
+"""
+
+import keras
+from keras import ops
+
+from keras_moe import losses, routing
+from keras_moe.layers import checks
+from keras_moe.layers.routers.base import TokenBatch, without
+from keras_moe.layers.routers.router import Router
+from keras_moe.routing import Assignment
+from keras_moe.types import Tensor
+
+
+@keras.saving.register_keras_serializable(package="keras_moe")
+class NoisyTopKRouter(Router):
+    """Top-k of noisy logits, the noise learned (Shazeer et al. 2017).
+
+    In training `H(x) = x W_g + N(0, 1) * softplus(x W_noise)` (eq. 4), and the
+    weights are a softmax over its K largest (eq. 3, 5). The losses of
+    importance (eq. 6-7) and load (eq. 8-11) take the place of a block's.
+
+    Args:
+        num_experts: E.
+        top_k: K.
+        importance_weight, load_weight: of the two losses; 0.1 is the paper's.
+        **kwargs: of `Router`, without `scoring`, `normalize_weights` and
+            `noise_std`.
+
+    Weights: those of `Router`, and `noise_kernel` `(D, E + N)`, zero at first.
+    """
+
+    arguments = (
+        *without(Router.arguments, "scoring", "normalize_weights", "noise_std"),
+        "importance_weight",
+        "load_weight",
+    )
+    load_balancing_weight = 0.0
+    has_loss = True
+
+    def __init__(
+        self,
+        num_experts: int,
+        top_k: int = 2,
+        importance_weight: float = 0.1,
+        load_weight: float = 0.1,
+        **kwargs,
+    ):
+        super().__init__(
+            num_experts, top_k=top_k, scoring="topk_softmax", **kwargs
+        )
+        self.importance_weight = checks.check_weight(
+            "importance_weight", importance_weight
+        )
+        self.load_weight = checks.check_weight("load_weight", load_weight)
+
+    def build_scores(self) -> None:
+        """Creates the kernels of the logits and of the noise."""
+        super().build_scores()
+        self.noise_kernel = self.add_router_weight(
+            "noise_kernel", (self.hidden_dim, self.num_columns), "zeros"
+        )
+
+    def choose(self, logits: Tensor, batch: TokenBatch) -> Assignment:
+        """Adds the noise and, in training, the losses."""
+        if not batch.training:
+            return super().choose(logits, batch)
+        noise_std = ops.softplus(ops.matmul(batch.tokens, self.noise_kernel))
+        noisy = logits + self.normal_like(logits) * noise_std
+        assignment = super().choose(noisy, batch)
+        token_mask = batch.conditions.token_mask
+        gates = routing.dense_weights(assignment, self.top_k)
+        importance = losses.importance_loss(gates, token_mask)
+        load = losses.load_loss(
+            logits, noisy, noise_std, self.top_k, token_mask
+        )
+        return assignment._replace(
+            router_loss=self.importance_weight * importance
+            + self.load_weight * load
+        )

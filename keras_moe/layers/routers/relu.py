@@ -1,0 +1,104 @@
+"""A router without a hard choice.
+
+T tokens, E experts, K top_k, M max_experts.
+"""
+
+import keras
+from keras import ops
+
+from keras_moe import routing
+from keras_moe.layers import checks
+from keras_moe.layers.routers.base import TokenBatch
+from keras_moe.layers.routers.router import LearnedRouter
+from keras_moe.routing import Assignment
+from keras_moe.types import Shape
+
+
+@keras.saving.register_keras_serializable(package="keras_moe")
+class ReLURouter(LearnedRouter):
+    """Uses every expert whose logit is above zero, by that logit (ReMoE: Wang
+    et al. 2024).
+
+    Differentiable everywhere: an expert comes in and goes out with weight
+    zero. Tokens have different numbers of experts; an L1 loss, balanced over
+    the experts (eq. 10-11), whose coefficient a controller moves each
+    training step (eq. 8), holds their mean at K. At first about half of all
+    experts are on, so that early steps cost more than later ones.
+
+    Args:
+        num_experts: E.
+        top_k: K, the mean number of experts of a token that is aimed at.
+        max_experts: M, the most experts of a token; the largest count. None
+            is E, the paper's, which sorts T * E pairs, computed or not.
+        l1_start: the coefficient's first value; 1e-8 is the paper's.
+        l1_growth: factor above 1 by which it moves a step; 1.2 is the
+            paper's.
+        **kwargs: of `LearnedRouter`.
+
+    Weights: `kernel`, `bias`, and `l1_coefficient` `(1,)`, not trained by
+    gradients.
+    """
+
+    arguments = (
+        *LearnedRouter.arguments,
+        "top_k",
+        "max_experts",
+        "l1_start",
+        "l1_growth",
+    )
+    load_balancing_weight = 0.0
+    has_loss = True
+
+    def __init__(
+        self,
+        num_experts: int,
+        top_k: int = 2,
+        max_experts: int | None = None,
+        l1_start: float = 1e-8,
+        l1_growth: float = 1.2,
+        **kwargs,
+    ):
+        super().__init__(num_experts, **kwargs)
+        self.top_k = checks.check_top_k(top_k, num_experts)
+        self.max_experts = max_experts
+        if max_experts is not None:
+            checks.check_max_experts(max_experts, top_k, num_experts)
+        self.l1_start = checks.check_above("l1_start", l1_start, 0, 1e9)
+        self.l1_growth = checks.check_above("l1_growth", l1_growth, 1, 1e9)
+
+    @property
+    def pairs_per_token(self) -> int:
+        """M."""
+        return self.max_experts or self.num_experts
+
+    def build(self, input_shape: Shape) -> None:
+        """Creates the weights for inputs `(..., D)`."""
+        super().build(input_shape)
+        self.l1_coefficient = self.add_router_weight(
+            "l1_coefficient",
+            (1,),
+            keras.initializers.Constant(self.l1_start),
+            trainable=False,
+        )
+
+    def route(self, batch: TokenBatch) -> Assignment:
+        """Uses the positive logits; moves the coefficient in training."""
+        logits = self.logits(batch)
+        coefficient = ops.convert_to_tensor(self.l1_coefficient)
+        if batch.training:
+            self.l1_coefficient.assign(
+                routing.next_l1_coefficient(
+                    coefficient,
+                    logits,
+                    self.top_k,
+                    self.l1_growth,
+                    batch.conditions.token_mask,
+                )
+            )
+        return routing.relu_assignment(
+            logits,
+            self.pairs_per_token,
+            self.top_k,
+            coefficient,
+            batch.conditions,
+        )

@@ -1,0 +1,52 @@
+"""A router whose assignment is balanced by optimal transport."""
+
+import keras
+
+from keras_moe import routing
+from keras_moe.layers import checks
+from keras_moe.layers.routers.base import TokenBatch
+from keras_moe.layers.routers.router import LearnedRouter
+from keras_moe.routing import Assignment
+
+
+@keras.saving.register_keras_serializable(package="keras_moe")
+class SinkhornRouter(LearnedRouter):
+    """Chooses by a balanced transport plan in training (S-BASE: Clark et al.
+    2022, "Unified Scaling Laws for Routed Language Models", section 2.2).
+
+    The plan gives every expert nearly the same number of tokens, without a
+    loss. The weight is the probability of the logits. In evaluation the K
+    largest logits are chosen, as in the paper and in BASE (Lewis et al. 2021),
+    so that a token does not depend on the batch.
+
+    Args:
+        num_experts: E.
+        top_k: K; 1 is the papers'.
+        num_iterations: of Sinkhorn's scaling, 1 or more.
+        **kwargs: of `LearnedRouter`.
+    """
+
+    arguments = (*LearnedRouter.arguments, "top_k", "num_iterations")
+    load_balancing_weight = 0.0
+
+    def __init__(
+        self,
+        num_experts: int,
+        top_k: int = 1,
+        num_iterations: int = 8,
+        **kwargs,
+    ):
+        super().__init__(num_experts, **kwargs)
+        self.top_k = checks.check_top_k(top_k, num_experts)
+        self.num_iterations = checks.check_positive_int(
+            "num_iterations", num_iterations
+        )
+
+    def route(self, batch: TokenBatch) -> Assignment:
+        """Chooses by the plan in training, by the logits otherwise."""
+        return routing.sinkhorn_assignment(
+            self.logits(batch),
+            self.top_k,
+            self.num_iterations if batch.training else None,
+            batch.conditions,
+        )

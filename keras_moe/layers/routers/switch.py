@@ -1,0 +1,36 @@
+"""Switch Transformer's router: one expert a token."""
+
+import keras
+
+from keras_moe.layers.routers.base import without
+from keras_moe.layers.routers.router import Router
+
+
+@keras.saving.register_keras_serializable(package="keras_moe")
+class SwitchRouter(Router):
+    """Sends each token to its one best expert (Fedus et al. 2021, "Switch
+    Transformers", section 2).
+
+    The weight is the probability (eq. 2), from which the router learns. The
+    paper's loss (eq. 4-6) is what `MoEBlock` adds, with the weight 0.01.
+
+    Args:
+        num_experts: E.
+        jitter: in training the inputs are multiplied by noise drawn uniformly
+            from `1 - jitter ... 1 + jitter`.
+        **kwargs: of `Router`, without `top_k`, `scoring` and
+            `normalize_weights`.
+    """
+
+    arguments = without(
+        Router.arguments, "top_k", "scoring", "normalize_weights"
+    )
+
+    def __init__(self, num_experts: int, jitter: float = 0.01, **kwargs):
+        super().__init__(
+            num_experts,
+            top_k=1,
+            normalize_weights=False,
+            jitter=jitter,
+            **kwargs,
+        )

@@ -1,0 +1,60 @@
+"""Inputs of any rank as a flat list of tokens.
+
+T tokens, D hidden_dim.
+"""
+
+from keras import ops
+
+from keras_moe.layers import checks
+from keras_moe.types import Tensor
+
+
+def flatten_tokens(
+    inputs: Tensor, mask: Tensor | None, hidden_dim: int
+) -> tuple[Tensor, Tensor | None]:
+    """Returns inputs `(..., D)` as `(T, D)` and their mask as bool `(T,)`.
+
+    Padding reads as zeros from here on: NaN there would reach the gradient of
+    every weight that multiplies it, whatever is masked later.
+
+    Raises:
+        ValueError: where the inputs are integers or of another width, or the
+            mask does not fit them.
+    """
+    checks.check_floating(inputs)
+    checks.check_built_width(inputs, hidden_dim)
+    tokens = ops.reshape(inputs, (-1, hidden_dim))
+    if mask is None:
+        return tokens, None
+    mask = ops.convert_to_tensor(mask)
+    checks.check_mask_shape(mask, inputs)
+    token_mask = ops.cast(ops.reshape(mask, (-1,)), "bool")
+    return zero_padding(tokens, token_mask), token_mask
+
+
+def zero_padding(tokens: Tensor, token_mask: Tensor | None) -> Tensor:
+    """Returns tokens `(T, D)` with zeros where the mask `(T,)` is False."""
+    if token_mask is None:
+        return tokens
+    valid = ops.expand_dims(token_mask, -1)
+    return ops.where(valid, tokens, ops.zeros_like(tokens))
+
+
+def flatten_ids(ids: Tensor, inputs: Tensor) -> Tensor:
+    """Returns ids of tokens, or of whole sequences, as int32 `(T,)`.
+
+    Args:
+        ids: int of the shape of `inputs` without its last axis, or of its
+            first axes only: one id for all that is behind them.
+        inputs: `(..., D)`.
+
+    Raises:
+        ValueError: where the ids are no integers or do not fit.
+    """
+    ids = ops.convert_to_tensor(ids)
+    checks.check_router_inputs(ids, inputs)
+    leading = ops.shape(inputs)[:-1]
+    for _ in range(len(leading) - len(ids.shape)):
+        ids = ops.expand_dims(ids, -1)
+    ids = ops.broadcast_to(ops.cast(ids, "int32"), leading)
+    return ops.reshape(ids, (-1,))

@@ -1,0 +1,62 @@
+"""Floor 1: who goes where, with what weight. Pure functions.
+
+Every algorithm is a function of logits or scores and of the batch's
+`Conditions`, in a file of its own, and ends in one form, an `Assignment`.
+"""
+
+from keras_moe.routing.assignment import (
+    Assignment,
+    Conditions,
+    dense_weights,
+    pair_scores,
+    token_choice,
+)
+from keras_moe.routing.capacity import (
+    PRIORITIES,
+    apply_capacity,
+    expert_capacity,
+)
+from keras_moe.routing.expert_choice import expert_choice_assignment
+from keras_moe.routing.fixed import (
+    cyclic_scores,
+    fixed_assignment,
+    hash_scores,
+    rule_scores,
+)
+from keras_moe.routing.relu import next_l1_coefficient, relu_assignment
+from keras_moe.routing.second_expert import SECOND_EXPERTS, drop_weak_second
+from keras_moe.routing.sinkhorn import sinkhorn, sinkhorn_assignment
+from keras_moe.routing.top_k import (
+    SCORINGS,
+    balanced_bias,
+    keep_best_groups,
+    top_k_assignment,
+)
+from keras_moe.routing.top_p import top_p_assignment
+
+__all__ = [
+    "PRIORITIES",
+    "SCORINGS",
+    "SECOND_EXPERTS",
+    "Assignment",
+    "Conditions",
+    "apply_capacity",
+    "balanced_bias",
+    "cyclic_scores",
+    "dense_weights",
+    "drop_weak_second",
+    "expert_capacity",
+    "expert_choice_assignment",
+    "fixed_assignment",
+    "hash_scores",
+    "keep_best_groups",
+    "next_l1_coefficient",
+    "pair_scores",
+    "relu_assignment",
+    "rule_scores",
+    "sinkhorn",
+    "sinkhorn_assignment",
+    "token_choice",
+    "top_k_assignment",
+    "top_p_assignment",
+]

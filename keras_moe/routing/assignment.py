@@ -1,0 +1,196 @@
+"""What every routing algorithm ends in: a flat list of routed pairs.
+
+T tokens, E experts, N null experts, K top_k, P routed pairs.
+
+A pair whose `expert_index` is E is not computed (a padding token, one over
+capacity, a disabled expert): it sorts behind every expert, belongs to no
+group, costs nothing and contributes zero. E + 1 + j is null expert j, which
+costs nothing either: what it gives is no matter of the experts.
+"""
+
+from typing import NamedTuple
+
+from keras import ops
+
+from keras_moe.kernels import top_k_index
+from keras_moe.types import Tensor
+
+UNAVAILABLE = -1e30  # below every score, and no NaN in a difference of two
+
+
+class Assignment(NamedTuple):
+    """The routed pairs of a batch of tokens.
+
+    token_index: int32 `(P,)`, the token of each pair.
+    expert_index: int32 `(P,)`, its expert; E where it is not computed, above
+        E where it is a null expert's.
+    combine_weights: float32 `(P,)`, its share in the token's output.
+    router_probs: float32 `(T, E)`, non-negative, each row sums to one.
+    router_logits: float32 `(T, E + N)`, before any scoring.
+    router_loss: float32 scalar, the algorithm's own auxiliary loss with its
+        weight; zero where it has none.
+    """
+
+    token_index: Tensor
+    expert_index: Tensor
+    combine_weights: Tensor
+    router_probs: Tensor
+    router_logits: Tensor
+    router_loss: Tensor
+
+
+class Conditions(NamedTuple):
+    """What a batch lays down for any routing algorithm.
+
+    token_mask: bool `(T,)`, False for padding, which goes nowhere; or None.
+    available: bool `(E,)`, False for experts that are switched off; or None.
+    replay: an `Assignment` whose choices are taken again, or None. Weights
+        and probabilities are computed anew, so that gradients flow.
+    """
+
+    token_mask: Tensor | None = None
+    available: Tensor | None = None
+    replay: Assignment | None = None
+
+
+UNCONDITIONAL = Conditions()
+
+
+def choose(scores: Tensor, top_k: int, conditions: Conditions) -> Tensor:
+    """Returns the K best experts of each token, or the replayed ones.
+
+    Args:
+        scores: float32 `(T, E + N)`, what ranks the experts.
+        top_k: K.
+        conditions: of the batch; an expert that is not available is chosen
+            only where nothing else is left.
+
+    Returns:
+        int32 `(T, K)`; replayed pairs that were not computed have the number
+        of columns of `scores`.
+    """
+    if conditions.replay is None:
+        available = available_columns(conditions.available, scores.shape[-1])
+        if available is not None:
+            scores = ops.where(available, scores, UNAVAILABLE)
+        return top_k_index(scores, top_k)
+    recorded = ops.reshape(conditions.replay.expert_index, (-1, top_k))
+    num_experts = conditions.replay.router_probs.shape[-1]
+    nowhere = ops.equal(recorded, num_experts)
+    columns = ops.where(recorded > num_experts, recorded - 1, recorded)
+    return ops.where(nowhere, scores.shape[-1], columns)
+
+
+def token_choice(
+    router_logits: Tensor,
+    router_probs: Tensor,
+    chosen: Tensor,
+    weights: Tensor,
+    conditions: Conditions,
+    num_null_experts: int = 0,
+    router_loss: Tensor | None = None,
+) -> Assignment:
+    """Lists the pairs that tokens chose: those of token t at `t * K ...`.
+
+    Args:
+        router_logits: float32 `(T, E + N)`.
+        router_probs: float32 `(T, E + N)`; null experts' columns are left out
+            and the others made to sum to one again.
+        chosen: int `(T, K)`, columns of the logits; E + N is not computed.
+        weights: float32 `(T, K)`.
+        conditions: of the batch.
+        num_null_experts: N; they are the last columns.
+        router_loss: scalar, or None for zero.
+    """
+    num_columns = router_logits.shape[-1]
+    num_experts = num_columns - num_null_experts
+    top_k = chosen.shape[-1]
+    computed = chosen < num_columns
+    available = available_columns(conditions.available, num_columns)
+    if available is not None:
+        safe = ops.minimum(chosen, num_columns - 1)
+        computed = ops.logical_and(computed, ops.take(available, safe))
+    if conditions.token_mask is not None:
+        valid = ops.expand_dims(conditions.token_mask, -1)
+        computed = ops.logical_and(computed, valid)
+    index = ops.where(chosen >= num_experts, chosen + 1, chosen)
+    index = ops.where(computed, index, num_experts)
+    weights = ops.where(computed, weights, ops.zeros_like(weights))
+    if num_null_experts:
+        router_probs = normalized(router_probs[:, :num_experts])
+    num_pairs = ops.shape(router_logits)[0] * top_k
+    pairs = ops.arange(num_pairs, dtype="int32")
+    return Assignment(
+        token_index=ops.floor_divide(pairs, top_k),
+        expert_index=ops.cast(ops.reshape(index, (-1,)), "int32"),
+        combine_weights=ops.reshape(weights, (-1,)),
+        router_probs=router_probs,
+        router_logits=router_logits,
+        router_loss=no_loss() if router_loss is None else router_loss,
+    )
+
+
+def pair_values(values: Tensor, chosen: Tensor, missing: float = 0.0) -> Tensor:
+    """Gathers `(T, E + N)` at the chosen columns `(T, K)`.
+
+    A choice behind the last column, which is not computed, reads `missing`.
+    """
+    safe = ops.minimum(chosen, values.shape[-1] - 1)
+    found = ops.take_along_axis(values, safe, axis=-1)
+    return ops.where(chosen < values.shape[-1], found, missing)
+
+
+def available_logits(router_logits: Tensor, conditions: Conditions) -> Tensor:
+    """Returns the logits, far below all others where not available."""
+    available = available_columns(conditions.available, router_logits.shape[-1])
+    if available is None:
+        return router_logits
+    return ops.where(available, router_logits, UNAVAILABLE)
+
+
+def available_columns(available: Tensor | None, num_columns: int):
+    """Returns `(E,)` as `(E + N,)`: null experts are always available."""
+    if available is None or available.shape[0] == num_columns:
+        return available
+    null_experts = ops.ones(num_columns - available.shape[0], dtype="bool")
+    return ops.concatenate([available, null_experts])
+
+
+def normalized(values: Tensor) -> Tensor:
+    """Divides non-negative `(T, .)` by its rows' sums; zero rows stay so."""
+    total = ops.sum(values, axis=-1, keepdims=True)
+    return values / ops.maximum(total, 1e-20)
+
+
+def softmax(logits: Tensor) -> Tensor:
+    """`ops.softmax`, without its warning where there is one expert."""
+    return ops.exp(ops.log_softmax(logits, axis=-1))
+
+
+def no_loss() -> Tensor:
+    """Returns the loss of an algorithm that has none of its own."""
+    return ops.zeros((), dtype="float32")
+
+
+def pair_scores(assignment: Assignment) -> Tensor:
+    """Returns the router probability of each pair, float32 `(P,)`."""
+    probs = ops.take(assignment.router_probs, assignment.token_index, axis=0)
+    expert = ops.expand_dims(assignment.expert_index, -1)
+    return ops.squeeze(pair_values(probs, expert), -1)
+
+
+def dense_weights(assignment: Assignment, pairs_per_token: int) -> Tensor:
+    """Returns the weights as a table, float32 `(T, E)`, zero where unused.
+
+    Args:
+        assignment: of a token-choice algorithm.
+        pairs_per_token: K.
+    """
+    num_experts = assignment.router_probs.shape[-1]
+    experts = ops.arange(num_experts, dtype="int32")
+    index = ops.reshape(assignment.expert_index, (-1, pairs_per_token, 1))
+    weights = ops.reshape(assignment.combine_weights, (-1, pairs_per_token, 1))
+    hits = ops.where(
+        ops.equal(index, experts), weights, ops.zeros_like(weights)
+    )
+    return ops.sum(hits, axis=1)

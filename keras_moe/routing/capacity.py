@@ -1,0 +1,84 @@
+"""How many pairs an expert takes, and which ones.
+
+T tokens, E experts, K top_k, C expert_capacity, P routed pairs.
+"""
+
+from fractions import Fraction
+
+from keras import ops
+
+from keras_moe.kernels import group_sizes_of, inverse_permutation
+from keras_moe.routing.assignment import Assignment, pair_scores
+from keras_moe.types import Tensor
+
+PRIORITIES = ("position", "score")
+
+
+def expert_capacity(
+    num_tokens: int | Tensor,
+    num_experts: int,
+    top_k: float,
+    capacity_factor: float,
+) -> int | Tensor:
+    """Returns `C = ceil(K * T * capacity_factor / E)`, in integers.
+
+    K is included, as V-MoE, MegaBlocks and MaxText define it: a factor of 1
+    holds every pair when the load is even. The factor is read as the decimal
+    that was written (1.1 is 11/10), so that no rounding adds a slot.
+
+    Args:
+        num_tokens: T, padding included: C is a matter of shapes.
+        num_experts: E.
+        top_k: K, experts of a token; the mean where that varies.
+        capacity_factor: above 0. 1.25 is common in training, 2 in evaluation.
+    """
+    factor = Fraction(str(capacity_factor)).limit_denominator(1000)
+    factor *= Fraction(str(top_k)).limit_denominator(1000)
+    pairs = num_tokens * factor.numerator
+    return -(-pairs // (num_experts * factor.denominator))
+
+
+def apply_capacity(
+    assignment: Assignment, capacity: int | Tensor, priority: str = "position"
+) -> Assignment:
+    """Drops the pairs that find their expert full.
+
+    Args:
+        assignment: from any router.
+        capacity: C, pairs an expert takes.
+        priority: `"position"` keeps the earlier tokens, whichever choice the
+            expert was of theirs, so that no token depends on a later one.
+            `"score"` keeps the pairs with the highest router probability
+            (batch-priority routing, Riquelme et al. 2021, section 4; by pair,
+            where the paper ranks whole tokens), equal ones by position.
+
+    Returns:
+        The same assignment; dropped pairs have `expert_index == E` and weight
+        zero. The weights of a token's other pairs do not grow.
+    """
+    num_experts = assignment.router_probs.shape[-1]
+    score = pair_scores(assignment) if priority == "score" else None
+    rank = _rank_within_expert(assignment.expert_index, num_experts, score)
+    null = assignment.expert_index > num_experts  # these have no limit
+    kept = ops.logical_or(rank < capacity, null)
+    weights = assignment.combine_weights
+    return assignment._replace(
+        expert_index=ops.where(kept, assignment.expert_index, num_experts),
+        combine_weights=ops.where(kept, weights, ops.zeros_like(weights)),
+    )
+
+
+def _rank_within_expert(expert_index, num_experts, score=None):
+    """How many pairs of the same expert stand before each, int32 `(P,)`."""
+    if score is None:
+        order = ops.argsort(expert_index)
+    else:
+        finite = ops.where(ops.isnan(score), ops.zeros_like(score), score)
+        by_score = ops.argsort(ops.negative(ops.stop_gradient(finite)))
+        order = ops.argsort(ops.take(expert_index, by_score))
+        order = ops.take(by_score, order)
+    sizes = group_sizes_of(expert_index, num_experts)
+    ends = ops.cumsum(sizes)
+    starts = ops.concatenate([ops.zeros_like(ends[:1]), ends])
+    place = inverse_permutation(ops.cast(order, "int32"))
+    return place - ops.take(starts, ops.minimum(expert_index, num_experts))

@@ -1,0 +1,86 @@
+"""Experts choose tokens.
+
+T tokens, E experts, C expert_capacity, P = E * C routed pairs.
+"""
+
+from keras import ops
+
+from keras_moe.kernels import top_k_index
+from keras_moe.routing.assignment import (
+    UNAVAILABLE,
+    UNCONDITIONAL,
+    Assignment,
+    Conditions,
+    available_logits,
+    no_loss,
+    softmax,
+)
+from keras_moe.types import Tensor
+
+
+def expert_choice_assignment(
+    router_logits: Tensor,
+    capacity: int | Tensor,
+    conditions: Conditions = UNCONDITIONAL,
+) -> Assignment:
+    """Each expert takes its C best tokens (Zhou et al. 2022, "Mixture-of-
+    Experts with Expert Choice Routing", eq. 1-3).
+
+    Every expert has the same load, and a token has any number of experts,
+    none included. The weight is the token's probability of that expert. A
+    token's experts depend on all other tokens, later ones too.
+
+    Args:
+        router_logits: float32 `(T, E)`.
+        capacity: C; at most T are taken.
+        conditions: of the batch; padding is never chosen.
+
+    Returns:
+        An `Assignment` whose pairs of expert e stand at `e * C ... e * C + C-1`
+        from its best token down.
+    """
+    _num_tokens, num_experts = (
+        ops.shape(router_logits)[0],
+        router_logits.shape[1],
+    )
+    probs = softmax(available_logits(router_logits, conditions))
+    if conditions.replay is not None:
+        token = conditions.replay.token_index
+        expert = conditions.replay.expert_index
+    else:
+        token, expert = _best_tokens(probs, capacity, conditions.token_mask)
+    computed = expert < num_experts
+    if conditions.available is not None:
+        safe = ops.minimum(expert, num_experts - 1)
+        computed = ops.logical_and(
+            computed, ops.take(conditions.available, safe)
+        )
+    flat = token * num_experts + ops.minimum(expert, num_experts - 1)
+    weights = ops.take(ops.reshape(probs, (-1,)), flat)
+    if conditions.token_mask is not None:
+        valid = ops.take(conditions.token_mask, token)
+        computed = ops.logical_and(computed, valid)
+    return Assignment(
+        token_index=token,
+        expert_index=ops.where(computed, expert, num_experts),
+        combine_weights=ops.where(computed, weights, ops.zeros_like(weights)),
+        router_probs=probs,
+        router_logits=router_logits,
+        router_loss=no_loss(),
+    )
+
+
+def _best_tokens(probs, capacity, token_mask):
+    """Each expert's best tokens and their expert, int32 `(E * C,)` both."""
+    num_tokens, num_experts = ops.shape(probs)[0], probs.shape[1]
+    both_known = isinstance(num_tokens, int) and isinstance(capacity, int)
+    least = min if both_known else ops.minimum
+    capacity = least(capacity, num_tokens)
+    scores = ops.transpose(probs)
+    if token_mask is not None:
+        scores = ops.where(token_mask, scores, UNAVAILABLE)
+    token = ops.reshape(top_k_index(scores, capacity), (-1,))
+    expert = ops.floor_divide(
+        ops.arange(num_experts * capacity, dtype="int32"), capacity
+    )
+    return token, expert

@@ -1,0 +1,123 @@
+"""Routing that is not learned: by hash, by number, by place, by rule.
+
+T tokens, E experts, K top_k.
+
+Each of these is a table of scores `(T, E)`, whose K largest are chosen: where
+an expert is switched off its tokens go to the next in their own order, and no
+other token moves.
+"""
+
+from keras import ops
+
+from keras_moe.routing.assignment import (
+    UNCONDITIONAL,
+    Assignment,
+    Conditions,
+    choose,
+    token_choice,
+)
+from keras_moe.types import Tensor
+
+
+def hash_scores(ids: Tensor, num_experts: int, seed: int = 0) -> Tensor:
+    """Pseudo-random scores of each id and expert, uniform in 0 ... 1.
+
+    Highest random weight hashing (Thaler and Ravishankar 1998): one hash
+    function an expert. An id always has the same experts (Roller et al. 2021,
+    "Hash Layers For Large Sparse Models", section 3.1); K of them are K
+    different hashes.
+
+    Args:
+        ids: int `(T,)`.
+        num_experts: E.
+        seed: another one gives other hash functions.
+
+    Returns:
+        float32 `(T, E)`.
+    """
+    experts = ops.arange(num_experts, dtype="int32")
+    salt = _mix(experts + 1 + (seed & 0xFFFFF) * num_experts)
+    mixed = _mix(ops.expand_dims(ops.cast(ids, "int32"), -1))
+    bits = _mix(ops.bitwise_xor(mixed, salt))
+    bits = ops.bitwise_and(bits, 0xFFFFFF)  # as many as a float32 holds
+    return ops.cast(bits, "float32") / float(1 << 24)
+
+
+def cyclic_scores(ids: Tensor, num_experts: int) -> Tensor:
+    """Scores that put expert `id mod E` first, the next behind it, and so on.
+
+    Args:
+        ids: int `(T,)`.
+        num_experts: E.
+
+    Returns:
+        float32 `(T, E)`.
+    """
+    experts = ops.arange(num_experts, dtype="int32")
+    first = ops.expand_dims(ops.mod(ops.cast(ids, "int32"), num_experts), -1)
+    distance = ops.mod(experts - first, num_experts)
+    return ops.negative(ops.cast(distance, "float32"))
+
+
+def rule_scores(
+    expert: Tensor, num_experts: int, default_expert: int | None
+) -> Tensor:
+    """Scores that put one expert first, then the default, then the next.
+
+    Args:
+        expert: int `(T,)`, 0 ... E - 1.
+        num_experts: E.
+        default_expert: who stands in, or None.
+
+    Returns:
+        float32 `(T, E)`.
+    """
+    scores = cyclic_scores(expert, num_experts)
+    experts = ops.arange(num_experts, dtype="int32")
+    if default_expert is not None:
+        is_default = ops.equal(experts, default_expert)
+        scores = ops.where(is_default, ops.ones_like(scores) / 2, scores)
+    chosen = ops.expand_dims(ops.cast(expert, "int32"), -1)
+    return ops.where(ops.equal(experts, chosen), ops.ones_like(scores), scores)
+
+
+def fixed_assignment(
+    scores: Tensor, top_k: int, conditions: Conditions = UNCONDITIONAL
+) -> Assignment:
+    """Sends each token to its K best experts, each by the weight 1 / K.
+
+    The logits are zero and the probabilities those of the choice, so that no
+    loss has a gradient.
+
+    Args:
+        scores: float32 `(T, E)`.
+        top_k: K.
+        conditions: of the batch.
+    """
+    num_experts = scores.shape[-1]
+    chosen = choose(scores, top_k, conditions)
+    experts = ops.arange(num_experts, dtype=chosen.dtype)
+    hits = ops.equal(ops.expand_dims(chosen, -1), experts)
+    probs = ops.sum(ops.cast(hits, "float32"), axis=1) / top_k
+    weights = ops.cast(ops.ones_like(chosen), "float32") / top_k
+    return token_choice(
+        ops.zeros_like(scores), probs, chosen, weights, conditions
+    )
+
+
+def _mix(x):
+    """Spreads int32 bits: a mixer in the manner of MurmurHash3's.
+
+    Sums and products wrap around, on every backend. The sign is masked away
+    before each shift, which would copy it.
+    """
+    for multiplier in (0x7FEB352D, 0x046CA68B):
+        x = ops.bitwise_xor(x, _shifted(x, 16))
+        x = ops.multiply(x, ops.cast(multiplier, "int32"))
+        x = ops.bitwise_xor(x, _shifted(x, 15))
+    return ops.bitwise_xor(x, _shifted(x, 16))
+
+
+def _shifted(x, bits):
+    shifted = ops.right_shift(x, bits)
+    return ops.bitwise_and(shifted, (1 << (32 - bits)) - 1)

@@ -1,0 +1,100 @@
+"""Weights that are zero where an expert is not needed.
+
+T tokens, E experts, K top_k, M the most experts a token may have.
+"""
+
+from keras import ops
+
+from keras_moe.kernels import sum_over_replicas
+from keras_moe.routing.assignment import (
+    UNCONDITIONAL,
+    Assignment,
+    Conditions,
+    available_logits,
+    choose,
+    normalized,
+    pair_values,
+    token_choice,
+)
+from keras_moe.types import Tensor
+
+
+def relu_assignment(
+    router_logits: Tensor,
+    max_experts: int,
+    top_k: float,
+    l1_coefficient: Tensor,
+    conditions: Conditions = UNCONDITIONAL,
+) -> Assignment:
+    """Each token uses every expert whose logit is above zero, by that logit
+    (Wang et al. 2024, "ReMoE: Fully Differentiable Mixture-of-Experts with
+    ReLU Routing", eq. 6; the load-balanced L1 loss is eq. 10-11).
+
+    Args:
+        router_logits: float32 `(T, E)`.
+        max_experts: M; of more than M positive logits the M largest count.
+        top_k: K, the mean number of experts that is aimed at.
+        l1_coefficient: float32 `(1,)`, weight of the L1 loss.
+        conditions: of the batch.
+
+    Returns:
+        An `Assignment` with M pairs a token, its best expert first; those of
+        weight zero are not computed.
+    """
+    gates = ops.relu(available_logits(router_logits, conditions))
+    chosen = choose(gates, max_experts, conditions)
+    weights = pair_values(gates, chosen)
+    chosen = ops.where(weights > 0, chosen, router_logits.shape[-1])
+    loss = l1_coefficient * _balanced_l1(gates, top_k, conditions.token_mask)
+    return token_choice(
+        router_logits,
+        normalized(gates + 1e-20),  # even where a token has no expert
+        chosen,
+        weights,
+        conditions,
+        router_loss=ops.sum(loss),
+    )
+
+
+def next_l1_coefficient(
+    l1_coefficient: Tensor,
+    router_logits: Tensor,
+    top_k: float,
+    growth: float,
+    token_mask: Tensor | None = None,
+) -> Tensor:
+    """Returns the coefficient for the next step (ReMoE, eq. 8).
+
+    It grows by the factor where more than K of E experts are active in the
+    mean, and shrinks by it where fewer are.
+
+    Args:
+        l1_coefficient: float32 `(1,)`.
+        router_logits: float32 `(T, E)`.
+        top_k: K.
+        growth: above 1; 1.2 in the paper.
+        token_mask: bool `(T,)`.
+    """
+    active = ops.cast(router_logits > 0, "float32")
+    valid = _valid(router_logits, token_mask)
+    count = sum_over_replicas(ops.sum(active * valid))
+    tokens = sum_over_replicas(ops.sum(valid))
+    direction = ops.sign(count - top_k * tokens)
+    return l1_coefficient * ops.power(float(growth), direction)
+
+
+def _balanced_l1(gates, top_k, token_mask):
+    """Mean over tokens and experts of each gate by its expert's load."""
+    num_experts = gates.shape[-1]
+    valid = _valid(gates, token_mask)
+    tokens = ops.maximum(ops.sum(valid), 1.0)
+    active = ops.sum(ops.cast(gates > 0, "float32") * valid, axis=0)
+    load = ops.stop_gradient(active) * (num_experts / top_k) / tokens
+    return ops.sum(gates * valid * load) / (tokens * num_experts)
+
+
+def _valid(values, token_mask):
+    """Float `(T, 1)`, zero for padding."""
+    if token_mask is None:
+        return ops.ones_like(values[:, :1])
+    return ops.cast(ops.expand_dims(token_mask, -1), "float32")

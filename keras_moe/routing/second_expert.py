@@ -1,0 +1,41 @@
+"""A second expert only where it is worth it.
+
+T tokens, K = 2.
+"""
+
+from keras import ops
+
+from keras_moe.routing.assignment import Assignment
+from keras_moe.types import Tensor
+
+SECOND_EXPERTS = ("random", "threshold", "all")
+
+
+def drop_weak_second(
+    assignment: Assignment, threshold: float, noise: Tensor | None = None
+) -> Assignment:
+    """Drops second experts of small weight; the first keeps its weight.
+
+    With noise, the second is kept with probability `min(1, w2 / threshold)`:
+    GShard (Lepikhin et al. 2020, algorithm 1, line 18) with `threshold=0.5`,
+    ST-MoE (Zoph et al. 2022, appendix C) with 0.2. Without, it is kept where
+    `w2 > threshold`.
+
+    Args:
+        assignment: of `top_k_assignment` with K = 2 and normalised weights.
+        threshold: above 0, at most 1.
+        noise: float32 `(T,)`, uniform in 0 ... 1, or None.
+    """
+    num_experts = assignment.router_probs.shape[-1]
+    second = ops.reshape(assignment.combine_weights, (-1, 2))[:, 1]
+    if noise is None:
+        kept = second > threshold
+    else:
+        kept = second > threshold * noise
+    kept = ops.stack([ops.ones_like(kept), kept], axis=-1)
+    kept = ops.reshape(kept, (-1,))
+    weights = assignment.combine_weights
+    return assignment._replace(
+        expert_index=ops.where(kept, assignment.expert_index, num_experts),
+        combine_weights=ops.where(kept, weights, ops.zeros_like(weights)),
+    )

@@ -1,0 +1,145 @@
+"""Tokens choose their K best experts; the bias that keeps them balanced.
+
+T tokens, E experts, N null experts, K top_k.
+"""
+
+from keras import ops
+
+from keras_moe.kernels import group_sizes_of, sum_over_replicas, top_k_index
+from keras_moe.routing.assignment import (
+    UNAVAILABLE,
+    UNCONDITIONAL,
+    Assignment,
+    Conditions,
+    available_columns,
+    available_logits,
+    choose,
+    normalized,
+    pair_values,
+    softmax,
+    token_choice,
+)
+from keras_moe.types import Tensor
+
+SCORINGS = ("softmax", "topk_softmax", "sigmoid")
+
+
+def top_k_assignment(
+    router_logits: Tensor,
+    top_k: int,
+    scoring: str = "softmax",
+    normalize_weights: bool = True,
+    conditions: Conditions = UNCONDITIONAL,
+    expert_bias: Tensor | None = None,
+    num_groups: int = 1,
+    top_k_groups: int = 1,
+    routed_scaling_factor: float = 1.0,
+    num_null_experts: int = 0,
+) -> Assignment:
+    """Sends each token to its K best experts (token choice).
+
+    `"softmax"` scores with a softmax over all experts and keeps the K largest
+    (Shazeer et al. 2017 without noise; Fedus et al. 2021, eq. 1).
+    `"topk_softmax"` takes the softmax over the K chosen logits alone (Jiang
+    et al. 2024, "Mixtral of Experts", section 2.1). `"sigmoid"` scores each
+    expert for itself (DeepSeek-V3, eq. 15). Of equal scores the expert with
+    the lower index wins, on every backend.
+
+    Args:
+        router_logits: float32 `(T, E + N)`, null experts last.
+        top_k: K, 1 to E. 1 or 2 for few experts, 8 for many small ones.
+        scoring: `"softmax"`, `"topk_softmax"` or `"sigmoid"`.
+        normalize_weights: whether a token's K weights are divided by their
+            sum. Leave it off for `top_k=1`, where the weight would become the
+            constant 1 and the router would learn from the losses alone.
+        conditions: of the batch: padding, experts that are off, a replay.
+        expert_bias: float32 `(E + N,)` added to the scores for the choice
+            and not for the weight (DeepSeek-V3, eq. 16), or None.
+        num_groups: groups of consecutive experts, a divisor of E; 1 for none.
+        top_k_groups: from how many of its best groups a token chooses. A
+            group is as good as its best expert (DeepSeek-V2, section 2.1.2),
+            under `"sigmoid"` as its two best (DeepSeek-V3, section 2.1.2).
+        routed_scaling_factor: the weights are multiplied by it at the end.
+        num_null_experts: N.
+
+    Returns:
+        An `Assignment` whose pairs of token t stand at `t * K ... t * K + K-1`
+        from its best expert down.
+    """
+    router_logits = ops.convert_to_tensor(router_logits)
+    masked = available_logits(router_logits, conditions)
+    scores = ops.sigmoid(masked) if scoring == "sigmoid" else softmax(masked)
+    router_probs = normalized(scores) if scoring == "sigmoid" else scores
+    ranked = scores if expert_bias is None else scores + expert_bias
+    if num_groups > 1:
+        available = available_columns(conditions.available, scores.shape[-1])
+        if available is not None:
+            ranked = ops.where(available, ranked, UNAVAILABLE)
+        best = 2 if scoring == "sigmoid" else 1
+        ranked = keep_best_groups(ranked, num_groups, top_k_groups, best)
+    chosen = choose(ranked, top_k, conditions)
+    if scoring == "topk_softmax":
+        weights = softmax(pair_values(masked, chosen, UNAVAILABLE))
+    else:
+        weights = pair_values(scores, chosen)
+        weights = normalized(weights) if normalize_weights else weights
+    if routed_scaling_factor != 1:
+        weights = weights * routed_scaling_factor
+    return token_choice(
+        router_logits,
+        router_probs,
+        chosen,
+        weights,
+        conditions,
+        num_null_experts,
+    )
+
+
+def keep_best_groups(
+    scores: Tensor, num_groups: int, top_k_groups: int, best: int
+) -> Tensor:
+    """Puts the scores outside a token's best groups below all others.
+
+    Args:
+        scores: float32 `(T, E)`.
+        num_groups: a divisor of E.
+        top_k_groups: groups kept.
+        best: how many of its experts' scores make a group's.
+
+    Returns:
+        `(T, E)`.
+    """
+    num_experts = scores.shape[-1]
+    size = num_experts // num_groups
+    grouped = ops.reshape(scores, (-1, num_groups, size))
+    strongest = ops.top_k(grouped, min(best, size))[0]
+    group_scores = ops.sum(strongest, axis=-1)
+    kept = top_k_index(group_scores, top_k_groups)
+    groups = ops.arange(num_groups, dtype="int32")
+    is_kept = ops.any(ops.equal(ops.expand_dims(kept, -1), groups), axis=1)
+    is_kept = ops.repeat(is_kept, size, axis=-1)
+    return ops.where(is_kept, scores, UNAVAILABLE)
+
+
+def balanced_bias(
+    expert_bias: Tensor,
+    expert_index: Tensor,
+    num_experts: int,
+    step_size: float,
+) -> Tensor:
+    """Moves each expert's bias against its load (Wang et al. 2024,
+    "Auxiliary-Loss-Free Load Balancing Strategy", algorithm 1).
+
+    `b_e + step_size * sign(mean load - load_e)`, with the load of all
+    replicas of a step taken together.
+
+    Args:
+        expert_bias: float32 `(E,)`.
+        expert_index: int32 `(P,)`, the chosen experts; E and more are not
+            counted.
+        num_experts: E.
+        step_size: above 0; 0.001 in the paper.
+    """
+    counts = ops.cast(group_sizes_of(expert_index, num_experts), "float32")
+    counts = sum_over_replicas(counts)
+    return expert_bias + step_size * ops.sign(ops.mean(counts) - counts)

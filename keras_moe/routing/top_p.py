@@ -1,0 +1,73 @@
+"""As many experts as it takes to be sure enough.
+
+T tokens, E experts, K the most experts a token may have.
+"""
+
+from keras import ops
+
+from keras_moe.routing.assignment import (
+    UNCONDITIONAL,
+    Assignment,
+    Conditions,
+    available_logits,
+    choose,
+    normalized,
+    pair_values,
+    softmax,
+    token_choice,
+)
+from keras_moe.types import Tensor
+
+
+def top_p_assignment(
+    router_logits: Tensor,
+    top_p: float,
+    top_k: int,
+    normalize_weights: bool = False,
+    entropy_weight: float = 0.0,
+    conditions: Conditions = UNCONDITIONAL,
+) -> Assignment:
+    """Sends each token to its best experts until their probabilities reach p
+    (Huang et al. 2024, "Harder Tasks Need More Experts: Dynamic Routing in
+    MoE Models", eq. 4-6; the entropy loss is eq. 7).
+
+    Args:
+        router_logits: float32 `(T, E)`.
+        top_p: p, above 0, at most 1.
+        top_k: K; a token has 1 to K experts.
+        normalize_weights: whether a token's weights are divided by their sum;
+            the paper leaves the probabilities.
+        entropy_weight: of the loss, the mean entropy of the probabilities in
+            nats, without which all experts would be needed.
+        conditions: of the batch.
+
+    Returns:
+        An `Assignment` with K pairs a token, its best expert first.
+    """
+    num_experts = router_logits.shape[-1]
+    probs = softmax(available_logits(router_logits, conditions))
+    chosen = choose(probs, top_k, conditions)
+    weights = pair_values(probs, chosen)
+    if conditions.replay is None:
+        before = ops.cumsum(weights, axis=-1) - weights
+        chosen = ops.where(before < top_p, chosen, num_experts)
+    weights = ops.where(chosen < num_experts, weights, ops.zeros_like(weights))
+    if normalize_weights:
+        weights = normalized(weights)
+    return token_choice(
+        router_logits,
+        probs,
+        chosen,
+        weights,
+        conditions,
+        router_loss=entropy_weight * _entropy(probs, conditions.token_mask),
+    )
+
+
+def _entropy(probs, token_mask):
+    logs = ops.log(ops.maximum(probs, 1e-30))
+    entropy = ops.negative(ops.sum(probs * logs, axis=-1))
+    if token_mask is None:
+        return ops.mean(entropy)
+    valid = ops.cast(token_mask, "float32")
+    return ops.sum(entropy * valid) / ops.maximum(ops.sum(valid), 1.0)
