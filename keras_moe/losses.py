@@ -82,6 +82,7 @@ def sequence_balancing_loss(
         num_sequences: B, a divisor of T.
         token_mask: bool `(T,)`.
     """
+    router_probs = ops.convert_to_tensor(router_probs)
     num_experts = router_probs.shape[-1]
     num_tokens = ops.shape(router_probs)[0]
     length = num_tokens // num_sequences
@@ -164,6 +165,7 @@ def load_loss(
         top_k: K.
         token_mask: bool `(T,)`.
     """
+    router_logits = ops.convert_to_tensor(router_logits)
     threshold = ops.top_k(noisy_logits, top_k)[0][:, -1:]
     z = (router_logits - threshold) / noise_std
     probs = 0.5 * (1.0 + ops.erf(z / math.sqrt(2.0)))

@@ -9,7 +9,8 @@ import sys
 
 import numpy as np
 import torch
-from transformers import MixtralConfig, Qwen3MoeConfig
+from transformers import DeepseekV3Config, MixtralConfig, Qwen3MoeConfig
+from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3MoE
 from transformers.models.mixtral.modeling_mixtral import MixtralSparseMoeBlock
 from transformers.models.qwen3_moe.modeling_qwen3_moe import (
     Qwen3MoeSparseMoeBlock,
@@ -28,6 +29,18 @@ def build(name):
             num_experts_per_tok=2,
         )
         block = MixtralSparseMoeBlock
+    elif name == "deepseek_v3":
+        config = DeepseekV3Config(
+            **sizes,
+            moe_intermediate_size=F,
+            n_routed_experts=E,
+            num_experts_per_tok=3,
+            n_group=4,
+            topk_group=2,
+            n_shared_experts=1,
+            routed_scaling_factor=2.5,
+        )
+        block = DeepseekV3MoE
     else:
         config = Qwen3MoeConfig(
             **sizes,
@@ -52,12 +65,25 @@ def in_keras_layout(router, gate_up, down):
     }
 
 
+def shared_in_keras_layout(gradients, parameters):
+    """The shared expert's, one expert of a bank; nothing without one."""
+    found = {}
+    for name in ("gate", "up", "down"):
+        parameter = parameters.get(f"shared_experts.{name}_proj.weight")
+        if parameter is not None:
+            value = parameter.grad if gradients else parameter
+            found[f"shared_expert/{name}_kernel"] = value.T[None]
+    return found
+
+
 def main(name, out):
     torch.manual_seed(0)
     block = build(name)
     parameters = dict(block.named_parameters())
     for parameter in parameters.values():
         torch.nn.init.normal_(parameter, std=0.3)
+    bias = getattr(block.gate, "e_score_correction_bias", torch.zeros(E))
+    bias.copy_(torch.linspace(-0.2, 0.2, E))
     order = ("gate.weight", "experts.gate_up_proj", "experts.down_proj")
     weights = [parameters[n] for n in order]
     x = torch.randn(3, 11, D, requires_grad=True)
@@ -67,6 +93,8 @@ def main(name, out):
     arrays = {"x": x, "upstream": upstream, "y": y, "gradient:inputs": x.grad}
     arrays |= in_keras_layout(*weights)
     gradients = in_keras_layout(*(w.grad for w in weights))
+    arrays |= {"expert_bias": bias} | shared_in_keras_layout(False, parameters)
+    gradients |= shared_in_keras_layout(True, parameters)
     arrays |= {f"gradient:{name}": g for name, g in gradients.items()}
     np.savez(out, **{n: a.detach().numpy() for n, a in arrays.items()})
 

@@ -10,14 +10,22 @@ import pytest
 
 from keras_moe import Expert, MoEBlock, Router
 
-BLOCKS = {  # (top_k, normalize_weights)
-    "mixtral": (2, True),
-    "qwen3_normalized": (3, True),
-    "qwen3": (3, False),
+ROUTERS = {  # arguments of Router(8, ...)
+    "mixtral": {"top_k": 2},
+    "qwen3_normalized": {"top_k": 3},
+    "qwen3": {"top_k": 3, "normalize_weights": False},
+    "deepseek_v3": {
+        "top_k": 3,
+        "scoring": "sigmoid",
+        "num_groups": 4,
+        "top_k_groups": 2,
+        "expert_bias": True,
+        "routed_scaling_factor": 2.5,
+    },
 }
 
 
-@pytest.fixture(scope="module", params=BLOCKS)
+@pytest.fixture(scope="module", params=ROUTERS)
 def oracle(request, tmp_path_factory):
     """The name of a block and what it computed."""
     out = tmp_path_factory.mktemp("oracle") / "arrays.npz"
@@ -28,25 +36,35 @@ def oracle(request, tmp_path_factory):
 
 def test_outputs_and_gradients(oracle, monkeypatch):
     name, arrays = oracle
-    top_k, normalize_weights = BLOCKS[name]
     block = MoEBlock(
         8,
-        router=Router(8, top_k, normalize_weights=normalize_weights),
-        experts=Expert(24, 8, activation="silu", gated=True, use_bias=False),
+        router=Router(8, name="router", **ROUTERS[name]),
+        experts=Expert(
+            24,
+            8,
+            activation="silu",
+            gated=True,
+            use_bias=False,
+            name="experts",
+        ),
+        shared_expert_dim=24 if name == "deepseek_v3" else None,
     )
     block.build((None, None, 16))
-    block.router.kernel.assign(arrays["router/kernel"])
-    for weight in ("gate_kernel", "up_kernel", "down_kernel"):
-        getattr(block.experts, weight).assign(arrays[f"experts/{weight}"])
+    if block.router.expert_bias:
+        block.router.expert_bias_weight.assign(arrays["expert_bias"])
+    for key, value in arrays.items():
+        part, _, weight = key.partition("/")
+        if weight and ":" not in part:
+            getattr(getattr(block, part), weight).assign(value)
     monkeypatch.setattr(backend, "upstream", lambda _: arrays["upstream"])
     y, gradients = backend.layer_gradients(block, arrays["x"])
     np.testing.assert_allclose(y, arrays["y"], atol=1e-5)
     wanted = {
-        key.removeprefix("gradient:").rsplit("/")[-1]: value
+        key.removeprefix("gradient:"): value
         for key, value in arrays.items()
         if key.startswith("gradient:")
     }
-    got = {name.rsplit("/")[-1]: g for name, g in gradients.items()}
+    got = {"/".join(n.split("/")[-2:]): g for n, g in gradients.items()}
     assert got.keys() == wanted.keys()
     for name, gradient in wanted.items():
         assert np.abs(gradient).max() > 0.01

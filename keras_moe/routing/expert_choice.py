@@ -39,10 +39,8 @@ def expert_choice_assignment(
         An `Assignment` whose pairs of expert e stand at `e * C ... e * C + C-1`
         from its best token down.
     """
-    _num_tokens, num_experts = (
-        ops.shape(router_logits)[0],
-        router_logits.shape[1],
-    )
+    router_logits = ops.convert_to_tensor(router_logits)
+    num_experts = router_logits.shape[1]
     probs = softmax(available_logits(router_logits, conditions))
     if conditions.replay is not None:
         token = conditions.replay.token_index

@@ -18,6 +18,8 @@ from keras_moe.routing.assignment import (
 )
 from keras_moe.types import Tensor
 
+MOST_L1 = 1e4
+
 
 def relu_assignment(
     router_logits: Tensor,
@@ -41,6 +43,7 @@ def relu_assignment(
         An `Assignment` with M pairs a token, its best expert first; those of
         weight zero are not computed.
     """
+    router_logits = ops.convert_to_tensor(router_logits)
     gates = ops.relu(available_logits(router_logits, conditions))
     chosen = choose(gates, max_experts, conditions)
     weights = pair_values(gates, chosen)
@@ -66,7 +69,8 @@ def next_l1_coefficient(
     """Returns the coefficient for the next step (ReMoE, eq. 8).
 
     It grows by the factor where more than K of E experts are active in the
-    mean, and shrinks by it where fewer are.
+    mean, up to 1e4 (the paper has no bound), and shrinks by it where fewer
+    are.
 
     Args:
         l1_coefficient: float32 `(1,)`.
@@ -75,12 +79,14 @@ def next_l1_coefficient(
         growth: above 1; 1.2 in the paper.
         token_mask: bool `(T,)`.
     """
+    router_logits = ops.convert_to_tensor(router_logits)
     active = ops.cast(router_logits > 0, "float32")
     valid = _valid(router_logits, token_mask)
     count = sum_over_replicas(ops.sum(active * valid))
     tokens = sum_over_replicas(ops.sum(valid))
     direction = ops.sign(count - top_k * tokens)
-    return l1_coefficient * ops.power(float(growth), direction)
+    moved = l1_coefficient * ops.power(float(growth), direction)
+    return ops.minimum(moved, MOST_L1)
 
 
 def _balanced_l1(gates, top_k, token_mask):

@@ -38,6 +38,7 @@ def sinkhorn_assignment(
             depend on the others.
         conditions: of the batch.
     """
+    router_logits = ops.convert_to_tensor(router_logits)
     probs = softmax(available_logits(router_logits, conditions))
     ranked = router_logits
     if num_iterations is not None:
@@ -70,7 +71,8 @@ def sinkhorn(
     Returns:
         float32 `(T, E)`, the logarithm of the plan, its rows summing to one.
     """
-    log_plan = ops.stop_gradient(router_logits)
+    log_plan = ops.stop_gradient(ops.convert_to_tensor(router_logits))
+    log_plan = available_logits(log_plan, conditions)
     for _ in range(num_iterations):
         weighed = log_plan
         if conditions.token_mask is not None:

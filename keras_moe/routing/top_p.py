@@ -44,6 +44,7 @@ def top_p_assignment(
     Returns:
         An `Assignment` with K pairs a token, its best expert first.
     """
+    router_logits = ops.convert_to_tensor(router_logits)
     num_experts = router_logits.shape[-1]
     probs = softmax(available_logits(router_logits, conditions))
     chosen = choose(probs, top_k, conditions)

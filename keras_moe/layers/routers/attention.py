@@ -12,6 +12,7 @@ from keras import ops
 from keras_moe.layers import checks
 from keras_moe.layers.routers.base import TokenBatch
 from keras_moe.layers.routers.router import Router
+from keras_moe.routing.assignment import softmax
 from keras_moe.types import Tensor
 
 
@@ -73,12 +74,12 @@ class AttentionRouter(Router):
             context = value
         else:
             sequences = (-1, shape[-2], self.routing_dim)
-            query_, key, value = (
+            queries, key, value = (
                 ops.reshape(x, sequences) for x in (query, key, value)
             )
-            attention = ops.matmul(query_, ops.transpose(key, (0, 2, 1)))
+            attention = ops.matmul(queries, ops.transpose(key, (0, 2, 1)))
             attention = self._masked(attention * scale, batch, shape[-2])
-            context = ops.matmul(ops.softmax(attention, axis=-1), value)
+            context = ops.matmul(softmax(attention), value)
             context = ops.reshape(context, (-1, self.routing_dim))
         return ops.matmul(query + context, self.kernel) * scale
 

@@ -32,7 +32,10 @@ class ReLURouter(LearnedRouter):
             is E, the paper's, which sorts T * E pairs, computed or not.
         l1_start: the coefficient's first value; 1e-8 is the paper's.
         l1_growth: factor above 1 by which it moves a step; 1.2 is the
-            paper's.
+            paper's, for tens of thousands of steps; 1.1 overshoots less.
+        use_bias: whether the logits have a bias, which the paper's have not:
+            of inputs whose mean is zero a linear map makes half of all
+            logits positive whatever the loss asks.
         **kwargs: of `LearnedRouter`.
 
     Weights: `kernel`, `bias`, and `l1_coefficient` `(1,)`, not trained by
@@ -56,9 +59,10 @@ class ReLURouter(LearnedRouter):
         max_experts: int | None = None,
         l1_start: float = 1e-8,
         l1_growth: float = 1.2,
+        use_bias: bool = True,
         **kwargs,
     ):
-        super().__init__(num_experts, **kwargs)
+        super().__init__(num_experts, use_bias=use_bias, **kwargs)
         self.top_k = checks.check_top_k(top_k, num_experts)
         self.max_experts = max_experts
         if max_experts is not None:

@@ -1,0 +1,371 @@
+"""Each learned router against its paper's equations, by hand or in NumPy."""
+
+import keras
+import numpy as np
+import pytest
+from backend import draw, to_numpy
+from keras import ops
+
+from keras_moe import (
+    AttentionRouter,
+    CosineRouter,
+    GShardRouter,
+    MoEBlock,
+    NoisyTopKRouter,
+    Router,
+    SinkhornRouter,
+    SwitchRouter,
+    losses,
+    routing,
+)
+
+D = 3
+
+
+def softmax(x, axis=-1):
+    e = np.exp(x - x.max(axis=axis, keepdims=True))
+    return e / e.sum(axis=axis, keepdims=True)
+
+
+def logit_router(router, width=D):
+    """Builds a router whose logits are its inputs."""
+    router.build((None, width))
+    router.kernel.assign(np.eye(width, router.num_columns))
+    return router
+
+
+def arrays(assignment):
+    return type(assignment)(*(to_numpy(field) for field in assignment))
+
+
+def test_switch_sends_each_token_to_one_expert_by_its_probability():
+    """Fedus et al. 2021, eq. 1-2: logits log 1, log 2, log 5."""
+    router = logit_router(SwitchRouter(3))
+    a = arrays(router(np.log([[1.0, 2.0, 5.0], [4, 3, 1]]).astype("float32")))
+    np.testing.assert_array_equal(a.expert_index, [2, 0])
+    np.testing.assert_allclose(a.combine_weights, [5 / 8, 4 / 8], rtol=1e-5)
+
+
+def test_switch_jitters_its_inputs_in_training():
+    """U(1 - eps, 1 + eps) on inputs of 1: logits within eps of 1."""
+    router = logit_router(SwitchRouter(3, jitter=0.1))
+    x = np.ones((200, 3), "float32")
+    drawn = to_numpy(router(x, training=True).router_logits)
+    assert np.abs(drawn - 1).max() <= 0.1 + 1e-6
+    assert 0.1 / 3**0.5 == pytest.approx(drawn.std(), rel=0.1)
+    np.testing.assert_array_equal(to_numpy(router(x).router_logits), x)
+
+
+def test_noise_std_adds_normal_noise_in_training():
+    router = logit_router(Router(3, noise_std=0.5))
+    x = np.zeros((2000, 3), "float32")
+    drawn = to_numpy(router(x, training=True).router_logits)
+    assert drawn.std() == pytest.approx(0.5, rel=0.05)
+    np.testing.assert_array_equal(to_numpy(router(x).router_logits), x)
+
+
+def noise_of(router, shape):
+    """What a router of this seed draws first."""
+    seed = keras.random.SeedGenerator(router.seed)
+    return to_numpy(keras.random.normal(shape, seed=seed))
+
+
+def test_noisy_top_k_in_training(rng):
+    """Shazeer et al. 2017, eq. 3-11, in NumPy; the noise is drawn again."""
+    from math import erf
+
+    router = logit_router(NoisyTopKRouter(3, 2, 0.3, 0.7, seed=5))
+    noise_kernel = draw(rng, D, 3)
+    router.noise_kernel.assign(noise_kernel)
+    x = draw(rng, 6, D)
+    a = arrays(router(x, training=True))
+    std = np.log1p(np.exp(x @ noise_kernel))
+    noisy = x + noise_of(router, (6, 3)) * std
+    order = np.argsort(-noisy, axis=-1)[:, :2]
+    np.testing.assert_array_equal(a.expert_index, order.ravel())
+    gates = softmax(np.take_along_axis(noisy, order, -1))
+    np.testing.assert_allclose(a.combine_weights, gates.ravel(), rtol=1e-4)
+    importance = np.zeros((6, 3))
+    np.put_along_axis(importance, order, gates, -1)
+    threshold = np.sort(noisy, axis=-1)[:, 1:2]  # the 2nd largest of 3
+    z = (x - threshold) / std
+    load = 0.5 * (1 + np.vectorize(erf)(z / 2**0.5))
+
+    def squared_variation(values):
+        total = values.sum(0)
+        return (total.std() / total.mean()) ** 2
+
+    wanted = 0.3 * squared_variation(importance)
+    wanted += 0.7 * squared_variation(load)
+    assert a.router_loss == pytest.approx(wanted, rel=1e-4)
+
+
+def test_noisy_top_k_is_plain_outside_training(rng):
+    router = logit_router(NoisyTopKRouter(3))
+    x = draw(rng, 5, D)
+    one, other = arrays(router(x)), arrays(router(x))
+    np.testing.assert_array_equal(one.combine_weights, other.combine_weights)
+    assert one.router_loss == 0
+    best = -np.sort(-x, axis=-1)[:, :2]
+    np.testing.assert_allclose(
+        one.combine_weights, softmax(best).ravel(), rtol=1e-5
+    )
+
+
+def test_load_loss_as_vmoe_derives_it():
+    """Three tokens, three experts, K = 2, noise of 0.1. With the 2nd largest
+    noisy logit of each token as threshold, the mean probabilities to be
+    chosen again are (0.999, 0.277, 0.234); 0.4857 is their CV squared."""
+    logits = np.array(
+        [[0.9, 0.06, 0.04], [0.7, 0.18, 0.12], [0.85, 0.05, 0.1]], "float32"
+    )
+    noise = np.array(
+        [
+            [-0.037, 0.026, -0.018],
+            [-0.074, 0.045, -0.015],
+            [-0.067, -0.059, 0.073],
+        ],
+        "float32",
+    )
+    loss = losses.load_loss(logits, logits + noise, 0.1, 2)
+    assert to_numpy(loss) == pytest.approx(0.485738645, rel=1e-5)
+    padded = losses.load_loss(
+        np.concatenate([logits, [[9, 9, 9]]]).astype("float32"),
+        np.concatenate([logits + noise, [[9, 9, 9]]]).astype("float32"),
+        0.1,
+        2,
+        np.array([True, True, True, False]),
+    )
+    assert to_numpy(padded) == pytest.approx(0.485738645, rel=1e-5)
+
+
+VMOE_GATES = np.array(
+    [[0.5, 0.4, 0.1], [0.3, 0.3, 0.4], [0.1, 0.2, 0.7], [0.8, 0.2, 0.0]],
+    "float32",
+)
+
+
+def test_gshard_loss_as_vmoe_derives_it():
+    """Mean gates (1.7, 1.1, 1.2) / 4, first choices (2, 0, 2) / 4: their
+    product summed, times 3, is 3 * 5.8 / 16 = 1.0875."""
+    loss = losses.load_balancing_loss(VMOE_GATES, VMOE_GATES.argmax(-1))
+    assert to_numpy(loss) == pytest.approx(1.0875, rel=1e-6)
+
+
+def test_importance_loss_as_vmoe_derives_it():
+    """Sums (1.7, 1.1, 1.2): mean 4/3, standard deviation 0.2624669."""
+    wanted = (0.2624669 / (4 / 3)) ** 2
+    loss = losses.importance_loss(VMOE_GATES)
+    assert to_numpy(loss) == pytest.approx(wanted, rel=1e-5)
+
+
+SECOND = np.log([[3.0, 1.0, 1e-9], [1.0, 1e-9, 1.0]]).astype("float32")
+
+
+def test_gshard_keeps_a_second_expert_above_the_threshold():
+    """Second weights 1/4 and 1/2; a dropped one leaves the first its 3/4."""
+    router = logit_router(GShardRouter(3, "threshold", threshold=0.3))
+    a = arrays(router(SECOND))
+    np.testing.assert_array_equal(a.expert_index, [0, 3, 0, 2])
+    np.testing.assert_allclose(a.combine_weights, [0.75, 0, 0.5, 0.5], 1e-4)
+
+
+def test_gshard_keeps_a_second_expert_in_proportion_to_its_weight():
+    """min(1, w2 / 0.5): half of the first token's, all of the second's."""
+    router = logit_router(GShardRouter(3, "random", threshold=0.5))
+    a = arrays(router(np.repeat(SECOND, 2000, axis=0), training=True))
+    kept = (a.expert_index.reshape(2, 2000, 2)[:, :, 1] < 3).mean(1)
+    assert kept[0] == pytest.approx(0.5, abs=0.04)
+    assert kept[1] == 1
+    evaluated = arrays(router(SECOND))
+    np.testing.assert_array_equal(evaluated.expert_index, [0, 1, 0, 2])
+
+
+def test_drop_weak_second_by_given_noise():
+    """Kept where noise * threshold < w2 = 1/4: 0.4 * 0.5 yes, 0.6 * 0.5 no."""
+    logits = np.repeat(SECOND[:1], 2, axis=0)
+    a = routing.drop_weak_second(
+        routing.top_k_assignment(logits, 2), 0.5, ops.array([0.4, 0.6])
+    )
+    np.testing.assert_array_equal(to_numpy(a.expert_index), [0, 1, 0, 3])
+
+
+def test_sinkhorn_of_two_by_two():
+    """exp(logits) = [[a, b], [c, d]] scales to a doubly stochastic matrix
+    whose diagonal is sqrt(ad) / (sqrt(ad) + sqrt(bc)); columns scaled to 1
+    and rows to 1 agree for two tokens and two experts."""
+    a, b, c, d = 8.0, 2.0, 3.0, 1.0
+    logits = np.log([[a, b], [c, d]]).astype("float32")
+    plan = np.exp(to_numpy(routing.sinkhorn(logits, num_iterations=50)))
+    p = (a * d) ** 0.5 / ((a * d) ** 0.5 + (b * c) ** 0.5)
+    np.testing.assert_allclose(plan, [[p, 1 - p], [1 - p, p]], rtol=1e-4)
+
+
+def test_sinkhorn_balances_where_top_1_collapses(rng):
+    """Every token prefers expert 0; the plan gives each its fourth."""
+    logits = draw(rng, 64, 4) + np.array([3, 0, 0, 0], "float32")
+    router = logit_router(SinkhornRouter(4), width=4)
+    plain = to_numpy(router(logits).expert_index)
+    assert (plain == 0).mean() > 0.8
+    balanced = to_numpy(router(logits, training=True).expert_index)
+    counts = np.bincount(balanced, minlength=4)
+    assert counts.max() <= 1.5 * 16
+    a = arrays(router(logits, training=True))
+    wanted = softmax(logits)[np.arange(64), balanced]
+    np.testing.assert_allclose(a.combine_weights, wanted, rtol=1e-4)
+
+
+def test_sinkhorn_leaves_padding_and_absent_experts_out(rng):
+    """The plan of the other tokens is that without the padding."""
+    logits = draw(rng, 12, 4)
+    mask = np.arange(12) < 9
+    available = np.array([True, False, True, True])
+    plan = routing.sinkhorn(
+        logits, routing.Conditions(ops.array(mask), ops.array(available))
+    )
+    wanted = routing.sinkhorn(logits[:9][:, [0, 2, 3]])
+    plan = np.exp(to_numpy(plan))
+    assert (plan[:, 1] == 0).all()
+    np.testing.assert_allclose(
+        plan[:9][:, [0, 2, 3]], np.exp(to_numpy(wanted)), rtol=1e-4
+    )
+
+
+def test_cosine_scores_the_angle():
+    """Chi et al. 2022, eq. 5: cos of 0 and 90 degrees, and 45, over 0.5;
+    neither the token's length nor the embeddings' matters."""
+    router = CosineRouter(2, 1, routing_dim=2, temperature=0.5)
+    router.build((None, 2))
+    router.projection.assign(np.eye(2))
+    router.kernel.assign([[5.0, 0.0], [0.0, 0.1]])
+    logits = to_numpy(router(np.array([[7.0, 0], [2, 2]])).router_logits)
+    half = 2 * 0.5**0.5
+    np.testing.assert_allclose(logits, [[2, 0], [half, half]], atol=1e-5)
+
+
+def test_cosine_temperature_is_learned_and_bounded():
+    router = CosineRouter(2, temperature=0.3)
+    router.build((None, 4))
+    assert any(w is router.log_temperature for w in router.trainable_weights)
+    start = np.exp(router.log_temperature.numpy())
+    np.testing.assert_allclose(start, [0.3], rtol=1e-5)
+    router.log_temperature.assign([-50.0])
+    logits = to_numpy(router(np.ones((1, 4), "float32")).router_logits)
+    assert np.abs(logits).max() <= 1 / 0.01 + 1e-3
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_attention_reads_the_context(rng, causal):
+    """One head of attention and a key an expert, token by token in NumPy."""
+    router = AttentionRouter(4, routing_dim=5, causal=causal)
+    router.build((None, None, D))
+    x = draw(rng, 2, 6, D)
+    mask = np.ones((2, 6), bool)
+    mask[1, 4:] = False
+    got = to_numpy(router(x, mask=mask).router_logits).reshape(2, 6, 4)
+    q, k, v = (
+        x @ getattr(router, f"{n}_kernel").numpy()
+        for n in ("query", "key", "value")
+    )
+    for b, t in np.argwhere(mask):
+        readable = mask[b] & (np.arange(6) <= t if causal else True)
+        share = softmax(k[b][readable] @ q[b, t] / 5**0.5)
+        context = share @ v[b][readable]
+        wanted = (q[b, t] + context) @ router.kernel.numpy() / 5**0.5
+        np.testing.assert_allclose(got[b, t], wanted, atol=1e-4)
+
+
+def test_attention_of_tokens_without_neighbours(rng):
+    router = AttentionRouter(4, routing_dim=5)
+    router.build((None, D))
+    x = draw(rng, 6, D)
+    flat = to_numpy(router(x).router_logits)
+    alone = to_numpy(router(x[:, None]).router_logits)
+    np.testing.assert_allclose(flat, alone, atol=1e-5)
+
+
+def test_groups_limit_the_choice():
+    """Softmax: a group is its best expert (DeepSeek-V2); sigmoid: its two
+    best (V3). Groups (0, 1), (2, 3), (4, 5), one of which is kept."""
+    logits = np.array([[3.0, -9, 2, 2, 0, 0]], "float32")
+    one = Router(6, 2, num_groups=3)
+    a = arrays(logit_router(one, 6)(logits))
+    np.testing.assert_array_equal(a.expert_index, [0, 1])
+    two = Router(6, 2, "sigmoid", num_groups=3)
+    a = arrays(logit_router(two, 6)(logits))
+    np.testing.assert_array_equal(a.expert_index, [2, 3])
+
+
+def test_expert_bias_decides_who_and_not_how_much():
+    """Probabilities 5/8, 2/8, 1/8; a bias of 0.6 lifts the last to first."""
+    router = logit_router(
+        Router(3, 1, normalize_weights=False, expert_bias=True)
+    )
+    router.expert_bias_weight.assign([0.0, 0.0, 0.6])
+    a = arrays(router(np.log([[5.0, 2.0, 1.0]]).astype("float32")))
+    np.testing.assert_array_equal(a.expert_index, [2])
+    np.testing.assert_allclose(a.combine_weights, [1 / 8], rtol=1e-5)
+
+
+def test_expert_bias_moves_against_the_load_in_training():
+    """Loads 3, 0, 1 of 4 pairs; the mean is 4/3: down, up, up."""
+    router = logit_router(Router(3, 1, expert_bias=True, expert_bias_step=0.5))
+    x = np.array([[9, 0, 0], [9, 0, 0], [9, 0, 0], [0, 0, 9]], "float32")
+    router(x)
+    np.testing.assert_array_equal(router.expert_bias_weight.numpy(), [0, 0, 0])
+    router(x, training=True)
+    moved = router.expert_bias_weight.numpy()
+    np.testing.assert_allclose(moved, [-0.5, 0.5, 0.5])
+
+
+def test_a_scaling_factor_comes_last():
+    router = logit_router(Router(3, 2, routed_scaling_factor=2.5))
+    a = arrays(router(np.log([[5.0, 2.0, 1.0]]).astype("float32")))
+    wanted = 2.5 * np.array([5 / 7, 2 / 7])
+    np.testing.assert_allclose(a.combine_weights, wanted, rtol=1e-5)
+
+
+def test_null_experts_by_hand():
+    """Columns: experts 0, 1; zero, identity, one constant. The token's two
+    best are expert 1 (weight 3/5) and identity (2/5)."""
+    block = MoEBlock(
+        2, 4, router=Router(2, 2, num_null_experts=3), use_bias=False
+    )
+    block.build((None, 5))
+    block.router.kernel.assign(np.eye(5))
+    x = np.log([[1.0, 3e3, 1.0, 2e3, 1.0]]).astype("float32")
+    y, a = block(x, return_assignment=True)
+    np.testing.assert_array_equal(to_numpy(a.expert_index), [1, 4])
+    np.testing.assert_allclose(to_numpy(a.combine_weights), [0.6, 0.4], 1e-4)
+    up, down = (
+        to_numpy(getattr(block.experts, f"{n}_kernel"))[1]
+        for n in ("up", "down")
+    )
+    wanted = 0.6 * np.maximum(x @ up, 0) @ down + 0.4 * x
+    np.testing.assert_allclose(to_numpy(y), wanted, rtol=1e-4, atol=1e-4)
+    probs = to_numpy(a.router_probs)
+    np.testing.assert_allclose(probs, [[1 / 3001, 3000 / 3001]], rtol=1e-3)
+
+
+def test_a_constant_null_expert_by_hand():
+    """MoE++, eq. 6: with softmax(W x) = (1/4, 3/4), x / 4 + 3 v / 4."""
+    block = MoEBlock(1, 4, router=Router(1, 1, num_null_experts=3))
+    block.build((None, 4))
+    block.router.kernel.assign(np.eye(4))
+    x = np.array([[0.0, 0, 0, 1]], "float32")  # the constant's column is last
+    mixer = np.zeros((4, 2))
+    mixer[3, 1] = np.log(3)
+    block.null_experts.mixer_kernel.assign(mixer)
+    block.null_experts.vectors.assign([[8.0, 4, 0, 0]])
+    y = to_numpy(block(x))
+    np.testing.assert_allclose(y, [[6, 3, 0, 0.25]], rtol=1e-4)
+
+
+def test_zero_experts_cost_and_give_nothing():
+    block = MoEBlock(1, 4, router=Router(1, 1, num_null_experts=1))
+    block.build((None, 2))
+    block.router.kernel.assign(np.eye(2))
+    y, a = block(np.array([[0.0, 5.0]]), return_assignment=True, training=True)
+    np.testing.assert_array_equal(to_numpy(a.expert_index), [2])
+    np.testing.assert_array_equal(to_numpy(y), [[0, 0]])
+    np.testing.assert_array_equal(to_numpy(block.expert_load), [0])
