@@ -167,7 +167,7 @@ def load_loss(
     """
     router_logits = ops.convert_to_tensor(router_logits)
     threshold = ops.top_k(noisy_logits, top_k)[0][:, -1:]
-    z = (router_logits - threshold) / noise_std
+    z = (router_logits - threshold) / ops.maximum(noise_std, 1e-6)
     probs = 0.5 * (1.0 + ops.erf(z / math.sqrt(2.0)))
     return importance_loss(probs, token_mask)
 

@@ -55,9 +55,11 @@ class RoutingStatistics(keras.layers.Layer):
             kept_index: int32 `(P,)`, the same after capacity.
         """
         load = metrics.expert_load(chosen_index, self.num_experts)
-        dropped = metrics.fraction_dropped(
-            chosen_index, kept_index, self.num_experts
-        )
+        dropped = ops.zeros((1,))
+        if kept_index is not chosen_index:
+            dropped = metrics.fraction_dropped(
+                chosen_index, kept_index, self.num_experts
+            )
         counted = ops.cast(ops.sum(load, keepdims=True) > 0, "float32")
         num_batches = ops.add(self.num_batches, counted)
         step = counted / ops.maximum(num_batches, 1.0)

@@ -52,39 +52,73 @@ class Conditions(NamedTuple):
     available: Tensor | None = None
     replay: Assignment | None = None
 
+    @property
+    def num_experts(self) -> int:
+        """E of the assignment that is replayed."""
+        return self.replay.router_probs.shape[-1]  # type: ignore[union-attr]
+
 
 UNCONDITIONAL = Conditions()
 
 
-def choose(scores: Tensor, top_k: int, conditions: Conditions) -> Tensor:
+class Choice(NamedTuple):
+    """The experts a token chose.
+
+    columns: int `(T, K)`, 0 ... E + N - 1.
+    computed: bool `(T, K)`, False for a choice that is not carried out; None
+        where all are.
+    """
+
+    columns: Tensor
+    computed: Tensor | None = None
+
+    def values(self, table: Tensor, missing: float = 0.0) -> Tensor:
+        """Gathers `(T, E + N)` at the choices; `missing` where not computed."""
+        found = ops.take_along_axis(table, self.columns, axis=-1)
+        if self.computed is None:
+            return found
+        return ops.where(self.computed, found, missing)
+
+    def only(self, condition: Tensor) -> "Choice":
+        """Leaves the choices where a bool `(T, K)` or `(T, 1)` is False out."""
+        if self.computed is not None:
+            condition = ops.logical_and(self.computed, condition)
+        return self._replace(computed=condition)
+
+
+def choose(scores: Tensor, top_k: int, conditions: Conditions) -> Choice:
     """Returns the K best experts of each token, or the replayed ones.
 
     Args:
-        scores: float32 `(T, E + N)`, what ranks the experts.
-        top_k: K.
-        conditions: of the batch; an expert that is not available is chosen
-            only where nothing else is left.
-
-    Returns:
-        int32 `(T, K)`; replayed pairs that were not computed have the number
-        of columns of `scores`.
+        scores: float32 `(T, E + N)`, what ranks the experts; far below all
+            others where an expert is not available.
+        top_k: K; as many experts are always available.
+        conditions: of the batch.
     """
     if conditions.replay is None:
-        available = available_columns(conditions.available, scores.shape[-1])
-        if available is not None:
-            scores = ops.where(available, scores, UNAVAILABLE)
-        return top_k_index(scores, top_k)
+        return Choice(top_k_index(scores, top_k))
+    num_experts, num_columns = conditions.num_experts, scores.shape[-1]
     recorded = ops.reshape(conditions.replay.expert_index, (-1, top_k))
-    num_experts = conditions.replay.router_probs.shape[-1]
-    nowhere = ops.equal(recorded, num_experts)
     columns = ops.where(recorded > num_experts, recorded - 1, recorded)
-    return ops.where(nowhere, scores.shape[-1], columns)
+    columns = ops.minimum(columns, num_columns - 1)
+    choice = Choice(columns, ops.not_equal(recorded, num_experts))
+    return only_available(choice, conditions, num_columns)
+
+
+def only_available(
+    choice: Choice, conditions: Conditions, num_columns: int
+) -> Choice:
+    """Leaves the choices of experts that are off out."""
+    available = available_columns(conditions.available, num_columns)
+    if available is None:
+        return choice
+    return choice.only(ops.take(available, choice.columns))
 
 
 def token_choice(
     router_logits: Tensor,
     router_probs: Tensor,
-    chosen: Tensor,
+    choice: Choice,
     weights: Tensor,
     conditions: Conditions,
     num_null_experts: int = 0,
@@ -96,28 +130,23 @@ def token_choice(
         router_logits: float32 `(T, E + N)`.
         router_probs: float32 `(T, E + N)`; null experts' columns are left out
             and the others made to sum to one again.
-        chosen: int `(T, K)`, columns of the logits; E + N is not computed.
-        weights: float32 `(T, K)`.
+        choice: columns of the logits.
+        weights: float32 `(T, K)`, of the choices.
         conditions: of the batch.
         num_null_experts: N; they are the last columns.
         router_loss: scalar, or None for zero.
     """
-    num_columns = router_logits.shape[-1]
-    num_experts = num_columns - num_null_experts
-    top_k = chosen.shape[-1]
-    computed = chosen < num_columns
-    available = available_columns(conditions.available, num_columns)
-    if available is not None:
-        safe = ops.minimum(chosen, num_columns - 1)
-        computed = ops.logical_and(computed, ops.take(available, safe))
+    num_experts = router_logits.shape[-1] - num_null_experts
     if conditions.token_mask is not None:
-        valid = ops.expand_dims(conditions.token_mask, -1)
-        computed = ops.logical_and(computed, valid)
-    index = ops.where(chosen >= num_experts, chosen + 1, chosen)
-    index = ops.where(computed, index, num_experts)
-    weights = ops.where(computed, weights, ops.zeros_like(weights))
+        choice = choice.only(ops.expand_dims(conditions.token_mask, -1))
+    index, computed = choice
     if num_null_experts:
-        router_probs = normalized(router_probs[:, :num_experts])
+        index = ops.where(index >= num_experts, index + 1, index)
+        router_probs = as_probabilities(router_probs[:, :num_experts])
+    if computed is not None:
+        index = ops.where(computed, index, num_experts)
+        weights = ops.where(computed, weights, ops.zeros_like(weights))
+    top_k = weights.shape[-1]
     num_pairs = ops.shape(router_logits)[0] * top_k
     pairs = ops.arange(num_pairs, dtype="int32")
     return Assignment(
@@ -128,16 +157,6 @@ def token_choice(
         router_logits=router_logits,
         router_loss=no_loss() if router_loss is None else router_loss,
     )
-
-
-def pair_values(values: Tensor, chosen: Tensor, missing: float = 0.0) -> Tensor:
-    """Gathers `(T, E + N)` at the chosen columns `(T, K)`.
-
-    A choice behind the last column, which is not computed, reads `missing`.
-    """
-    safe = ops.minimum(chosen, values.shape[-1] - 1)
-    found = ops.take_along_axis(values, safe, axis=-1)
-    return ops.where(chosen < values.shape[-1], found, missing)
 
 
 def available_logits(router_logits: Tensor, conditions: Conditions) -> Tensor:
@@ -162,6 +181,11 @@ def normalized(values: Tensor) -> Tensor:
     return values / ops.maximum(total, 1e-20)
 
 
+def as_probabilities(scores: Tensor) -> Tensor:
+    """Makes rows of non-negative `(T, .)` sum to one; zero rows are even."""
+    return normalized(scores + 1e-20)
+
+
 def softmax(logits: Tensor) -> Tensor:
     """`ops.softmax`, without its warning where there is one expert."""
     return ops.exp(ops.log_softmax(logits, axis=-1))
@@ -175,8 +199,9 @@ def no_loss() -> Tensor:
 def pair_scores(assignment: Assignment) -> Tensor:
     """Returns the router probability of each pair, float32 `(P,)`."""
     probs = ops.take(assignment.router_probs, assignment.token_index, axis=0)
-    expert = ops.expand_dims(assignment.expert_index, -1)
-    return ops.squeeze(pair_values(probs, expert), -1)
+    last = assignment.router_probs.shape[-1] - 1
+    expert = ops.expand_dims(ops.minimum(assignment.expert_index, last), -1)
+    return ops.squeeze(ops.take_along_axis(probs, expert, axis=-1), -1)
 
 
 def dense_weights(assignment: Assignment, pairs_per_token: int) -> Tensor:

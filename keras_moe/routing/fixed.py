@@ -13,6 +13,7 @@ from keras_moe.routing.assignment import (
     UNCONDITIONAL,
     Assignment,
     Conditions,
+    available_logits,
     choose,
     token_choice,
 )
@@ -95,13 +96,13 @@ def fixed_assignment(
         conditions: of the batch.
     """
     num_experts = scores.shape[-1]
-    chosen = choose(scores, top_k, conditions)
-    experts = ops.arange(num_experts, dtype=chosen.dtype)
-    hits = ops.equal(ops.expand_dims(chosen, -1), experts)
+    choice = choose(available_logits(scores, conditions), top_k, conditions)
+    experts = ops.arange(num_experts, dtype="int32")
+    hits = ops.equal(ops.expand_dims(choice.columns, -1), experts)
     probs = ops.sum(ops.cast(hits, "float32"), axis=1) / top_k
-    weights = ops.cast(ops.ones_like(chosen), "float32") / top_k
+    weights = ops.cast(ops.ones_like(choice.columns), "float32") / top_k
     return token_choice(
-        ops.zeros_like(scores), probs, chosen, weights, conditions
+        ops.zeros_like(scores), probs, choice, weights, conditions
     )
 
 

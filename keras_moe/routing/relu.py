@@ -10,10 +10,9 @@ from keras_moe.routing.assignment import (
     UNCONDITIONAL,
     Assignment,
     Conditions,
+    as_probabilities,
     available_logits,
     choose,
-    normalized,
-    pair_values,
     token_choice,
 )
 from keras_moe.types import Tensor
@@ -45,14 +44,15 @@ def relu_assignment(
     """
     router_logits = ops.convert_to_tensor(router_logits)
     gates = ops.relu(available_logits(router_logits, conditions))
-    chosen = choose(gates, max_experts, conditions)
-    weights = pair_values(gates, chosen)
-    chosen = ops.where(weights > 0, chosen, router_logits.shape[-1])
+    choice = choose(gates, max_experts, conditions)
+    weights = choice.values(gates)
+    if conditions.replay is None:
+        choice = choice.only(weights > 0)
     loss = l1_coefficient * _balanced_l1(gates, top_k, conditions.token_mask)
     return token_choice(
         router_logits,
-        normalized(gates + 1e-20),  # even where a token has no expert
-        chosen,
+        as_probabilities(gates),
+        choice,
         weights,
         conditions,
         router_loss=ops.sum(loss),

@@ -12,7 +12,6 @@ from keras_moe.routing.assignment import (
     Conditions,
     available_logits,
     choose,
-    pair_values,
     softmax,
     token_choice,
 )
@@ -39,13 +38,13 @@ def sinkhorn_assignment(
         conditions: of the batch.
     """
     router_logits = ops.convert_to_tensor(router_logits)
-    probs = softmax(available_logits(router_logits, conditions))
-    ranked = router_logits
+    ranked = available_logits(router_logits, conditions)
+    probs = softmax(ranked)
     if num_iterations is not None:
         ranked = sinkhorn(router_logits, conditions, num_iterations)
-    chosen = choose(ranked, top_k, conditions)
-    weights = pair_values(probs, chosen)
-    return token_choice(router_logits, probs, chosen, weights, conditions)
+    choice = choose(ranked, top_k, conditions)
+    weights = choice.values(probs)
+    return token_choice(router_logits, probs, choice, weights, conditions)
 
 
 def sinkhorn(

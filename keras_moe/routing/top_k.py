@@ -11,11 +11,11 @@ from keras_moe.routing.assignment import (
     UNCONDITIONAL,
     Assignment,
     Conditions,
-    available_columns,
+    as_probabilities,
     available_logits,
     choose,
     normalized,
-    pair_values,
+    only_available,
     softmax,
     token_choice,
 )
@@ -67,28 +67,34 @@ def top_k_assignment(
         from its best expert down.
     """
     router_logits = ops.convert_to_tensor(router_logits)
+    num_columns = router_logits.shape[-1]
     masked = available_logits(router_logits, conditions)
-    scores = ops.sigmoid(masked) if scoring == "sigmoid" else softmax(masked)
-    router_probs = normalized(scores) if scoring == "sigmoid" else scores
-    ranked = scores if expert_bias is None else scores + expert_bias
+    if scoring == "sigmoid":
+        scores = ops.sigmoid(masked)
+        router_probs = as_probabilities(scores)
+    else:
+        scores = router_probs = softmax(masked)
+    ranked = masked  # in the order of the scores, and not yet rounded
+    if expert_bias is not None or num_groups > 1:
+        biased = scores if expert_bias is None else scores + expert_bias
+        ranked = available_logits(biased, conditions)
     if num_groups > 1:
-        available = available_columns(conditions.available, scores.shape[-1])
-        if available is not None:
-            ranked = ops.where(available, ranked, UNAVAILABLE)
         best = 2 if scoring == "sigmoid" else 1
         ranked = keep_best_groups(ranked, num_groups, top_k_groups, best)
-    chosen = choose(ranked, top_k, conditions)
+    choice = choose(ranked, top_k, conditions)
+    if num_groups > 1:  # whose experts may all be off
+        choice = only_available(choice, conditions, num_columns)
     if scoring == "topk_softmax":
-        weights = softmax(pair_values(masked, chosen, UNAVAILABLE))
+        weights = softmax(choice.values(masked, UNAVAILABLE))
     else:
-        weights = pair_values(scores, chosen)
+        weights = choice.values(scores)
         weights = normalized(weights) if normalize_weights else weights
     if routed_scaling_factor != 1:
         weights = weights * routed_scaling_factor
     return token_choice(
         router_logits,
         router_probs,
-        chosen,
+        choice,
         weights,
         conditions,
         num_null_experts,

@@ -12,7 +12,6 @@ from keras_moe.routing.assignment import (
     available_logits,
     choose,
     normalized,
-    pair_values,
     softmax,
     token_choice,
 )
@@ -45,20 +44,20 @@ def top_p_assignment(
         An `Assignment` with K pairs a token, its best expert first.
     """
     router_logits = ops.convert_to_tensor(router_logits)
-    num_experts = router_logits.shape[-1]
-    probs = softmax(available_logits(router_logits, conditions))
-    chosen = choose(probs, top_k, conditions)
-    weights = pair_values(probs, chosen)
+    masked = available_logits(router_logits, conditions)
+    probs = softmax(masked)
+    choice = choose(masked, top_k, conditions)
+    weights = choice.values(probs)
     if conditions.replay is None:
         before = ops.cumsum(weights, axis=-1) - weights
-        chosen = ops.where(before < top_p, chosen, num_experts)
-    weights = ops.where(chosen < num_experts, weights, ops.zeros_like(weights))
+        choice = choice.only(before < top_p)
+        weights = choice.values(probs)
     if normalize_weights:
         weights = normalized(weights)
     return token_choice(
         router_logits,
         probs,
-        chosen,
+        choice,
         weights,
         conditions,
         router_loss=entropy_weight * _entropy(probs, conditions.token_mask),

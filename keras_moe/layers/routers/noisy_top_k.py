@@ -13,13 +13,16 @@ from keras_moe.layers.routers.router import Router
 from keras_moe.routing import Assignment
 from keras_moe.types import Tensor
 
+LEAST_NOISE = 0.01  # without, the losses' gradient grows beyond all bounds
+
 
 @keras.saving.register_keras_serializable(package="keras_moe")
 class NoisyTopKRouter(Router):
     """Top-k of noisy logits, the noise learned (Shazeer et al. 2017).
 
-    In training `H(x) = x W_g + N(0, 1) * softplus(x W_noise)` (eq. 4), and the
-    weights are a softmax over its K largest (eq. 3, 5). The losses of
+    In training `H(x) = x W_g + N(0, 1) * softplus(x W_noise)` (eq. 4; plus
+    0.01, which keeps some noise), and the weights are a softmax over its K
+    largest (eq. 3, 5). The losses of
     importance (eq. 6-7) and load (eq. 8-11) take the place of a block's.
 
     Args:
@@ -68,6 +71,7 @@ class NoisyTopKRouter(Router):
         if not batch.training:
             return super().choose(logits, batch)
         noise_std = ops.softplus(ops.matmul(batch.tokens, self.noise_kernel))
+        noise_std = noise_std + LEAST_NOISE
         noisy = logits + self.normal_like(logits) * noise_std
         assignment = super().choose(noisy, batch)
         token_mask = batch.conditions.token_mask

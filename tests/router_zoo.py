@@ -1,0 +1,80 @@
+"""Every router, as the tests of what all routers do build them."""
+
+import keras
+import numpy as np
+from keras import ops
+
+import keras_moe
+
+E, D = 6, 8
+
+ROUTERS = {
+    "Router": lambda **kw: keras_moe.Router(E, **kw),
+    "Router sigmoid": lambda **kw: keras_moe.Router(E, 3, "sigmoid", **kw),
+    "Router of groups": lambda **kw: keras_moe.Router(
+        E, 2, num_groups=3, top_k_groups=2, expert_bias=True, **kw
+    ),
+    "Router with null experts": lambda **kw: keras_moe.Router(
+        E, 2, "topk_softmax", num_null_experts=4, **kw
+    ),
+    "SwitchRouter": lambda **kw: keras_moe.SwitchRouter(E, **kw),
+    "GShardRouter": lambda **kw: keras_moe.GShardRouter(E, **kw),
+    "NoisyTopKRouter": lambda **kw: keras_moe.NoisyTopKRouter(E, **kw),
+    "ExpertChoiceRouter": lambda **kw: keras_moe.ExpertChoiceRouter(
+        E, bidirectional=True, **kw
+    ),
+    "SinkhornRouter": lambda **kw: keras_moe.SinkhornRouter(E, 2, **kw),
+    "CosineRouter": lambda **kw: keras_moe.CosineRouter(E, **kw),
+    "AttentionRouter": lambda **kw: keras_moe.AttentionRouter(E, **kw),
+    "HashRouter": lambda **kw: keras_moe.HashRouter(E, 2, **kw),
+    "HashRouter round robin": lambda **kw: keras_moe.HashRouter(
+        E, 2, "round_robin", **kw
+    ),
+    "RuleRouter": lambda **kw: keras_moe.RuleRouter(E, **kw),
+    "ReLURouter": lambda **kw: keras_moe.ReLURouter(E, **kw),
+    "TopPRouter": lambda **kw: keras_moe.TopPRouter(E, **kw),
+}
+NORMALIZED = {  # each computed token's weights sum to one
+    "Router",
+    "Router sigmoid",
+    "Router of groups",
+    "Router with null experts",
+    "NoisyTopKRouter",
+    "CosineRouter",
+    "AttentionRouter",
+    "HashRouter",
+    "HashRouter round robin",
+    "RuleRouter",
+}
+
+
+def router_inputs_of(router, shape, seed=0):
+    """Ids in 0 ... E - 1 where the router needs them, else None."""
+    if router.router_inputs_use != "required":
+        return None
+    rng = np.random.default_rng(seed)
+    return rng.integers(0, E, shape).astype("int32")
+
+
+def arrays(assignment):
+    """The assignment as NumPy arrays."""
+
+    def array(field):
+        field = ops.stop_gradient(field)
+        return np.asarray(ops.convert_to_numpy(field))
+
+    return type(assignment)(*(array(field) for field in assignment))
+
+
+def model_of(router, length=5):
+    """A small classifier around a block; takes ids where they are needed."""
+    inputs = [keras.Input((length, D))]
+    ids = None
+    if router.router_inputs_use == "required":
+        ids = keras.Input((length,), dtype="int32")
+        inputs.append(ids)
+    block = keras_moe.MoEBlock(E, 12, router=router, name="block")
+    x = keras.layers.Dense(D)(inputs[0])
+    x = x + block(x, router_inputs=ids)
+    x = keras.layers.GlobalAveragePooling1D()(x)
+    return keras.Model(inputs, keras.layers.Dense(1)(x))

@@ -1,0 +1,309 @@
+"""What every router does, whichever it is."""
+
+import inspect
+import os
+import pathlib
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+from backend import BACKEND, draw, layer_gradients, to_numpy
+from router_zoo import (
+    NORMALIZED,
+    ROUTERS,
+    D,
+    E,
+    arrays,
+    model_of,
+    router_inputs_of,
+)
+
+import keras_moe
+from keras_moe import MoEBlock
+
+every_router = pytest.mark.parametrize("make", ROUTERS.values(), ids=ROUTERS)
+README = (pathlib.Path(__file__).parents[1] / "README.md").read_text()
+
+
+def block_of(router):
+    return MoEBlock(E, 12, router=router, activation="gelu")
+
+
+def test_the_readme_has_every_router_and_its_paper():
+    rows = [line for line in README.splitlines() if line.startswith("| `")]
+    names = [n for n in keras_moe.__all__ if n.endswith("Router")]
+    for name in names:
+        row = next(r for r in rows if r.startswith(f"| `{name}` |"))
+        _, _, paper, guarantee, use, _ = row.split("|")
+        assert all(cell.strip() for cell in (paper, guarantee, use))
+        assert inspect.getdoc(getattr(keras_moe, name))
+    assert {n.split()[0] for n in ROUTERS} == set(names)
+
+
+@every_router
+def test_it_trains_saves_and_loads(make, rng, tmp_path):
+    """Two steps; the loss falls or not, but every trainable weight moves,
+    and the loaded model predicts what the saved one did."""
+    model = model_of(make())
+    x = [draw(rng, 64, 5, D)]
+    ids = router_inputs_of(model.get_layer("block").router, (64, 5))
+    x += [] if ids is None else [ids]
+    y = x[0].sum((1, 2))[:, None]
+    before = [to_numpy(w) for w in model.trainable_weights]
+    model.compile(keras.optimizers.SGD(0.05), "mse")
+    model.fit(x, y, batch_size=32, verbose=0)
+    for was, weight in zip(before, model.trainable_weights, strict=True):
+        assert np.isfinite(to_numpy(weight)).all()
+        assert (to_numpy(weight) != was).any(), weight.path
+    model.save(tmp_path / "model.keras")
+    again = keras.saving.load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(
+        again.predict(x, verbose=0), model.predict(x, verbose=0)
+    )
+
+
+@every_router
+def test_config_round_trip(make):
+    router = make(expert_dropout=0.1, seed=3)
+    again = type(router).from_config(router.get_config())
+    assert again.get_config() == router.get_config()
+    assert again.expert_dropout == 0.1
+    given = inspect.signature(type(router)).parameters
+    named = {n for n in given if n != "kwargs"}
+    assert named <= set(router.get_config())
+
+
+@every_router
+def test_symbolic_and_eager_assignments_agree(make, rng):
+    router = make()
+    ids = router_inputs_of(router, (2, 5))
+    symbolic_ids = None
+    if ids is not None:
+        symbolic_ids = keras.Input((5,), batch_size=2, dtype="int32")
+    symbolic = router(
+        keras.Input((5, D), batch_size=2), router_inputs=symbolic_ids
+    )
+    eager = router(draw(rng, 2, 5, D), router_inputs=ids)
+    dtype = keras.backend.standardize_dtype
+    for one, other in zip(symbolic, eager, strict=True):
+        assert dtype(one.dtype) == dtype(other.dtype)
+        assert len(one.shape) == len(other.shape)
+        for size, actual in zip(one.shape, other.shape, strict=True):
+            assert size in (None, actual)
+
+
+@pytest.mark.parametrize("name", ROUTERS)
+def test_a_disabled_expert_is_not_needed(name, rng):
+    """Its weights are NaN: outputs stay finite, none of its tokens is lost."""
+    block = block_of(ROUTERS[name]())
+    x = draw(rng, 4, 5, D)
+    ids = router_inputs_of(block.router, (4, 5))
+    before, _ = block(x, router_inputs=ids, return_assignment=True)
+    bank = block.experts.up_kernel
+    good = bank.numpy().copy()
+    bank.assign(np.where(np.arange(E)[:, None, None] == 2, np.nan, good))
+    block.disable_experts([2])
+    after, a = block(x, router_inputs=ids, return_assignment=True)
+    a = arrays(a)
+    assert block.router.disabled_experts == [2]
+    assert np.isfinite(to_numpy(after)).all()
+    assert (a.expert_index != 2).all()
+    if name in NORMALIZED:
+        assert (a.expert_index != E).all()
+    bank.assign(good)
+    block.enable_experts()
+    again = block(x, router_inputs=ids)
+    np.testing.assert_array_equal(to_numpy(again), to_numpy(before))
+
+
+def test_disabling_compiles_nothing_anew(rng):
+    """The router is traced once, and the prediction follows the switch."""
+    router = keras_moe.Router(E, 1)
+    traces = []
+
+    def route(batch, route=router.route):
+        traces.append(1)
+        return route(batch)
+
+    router.route = route
+    inputs = keras.Input((D,))
+    block = block_of(router)
+    model = keras.Model(inputs, block(inputs))
+    x = draw(rng, 32, D)
+    before = model.predict(x, verbose=0)
+    traced = len(traces)
+    used = int(arrays(router(x)).expert_index[0])
+    block.disable_experts([used])
+    traces.clear()
+    after = model.predict(x, verbose=0)
+    assert (after[0] != before[0]).any()
+    assert np.isfinite(after).all()
+    if BACKEND != "torch":  # which traces nothing
+        assert traced > 0
+        assert not traces
+
+
+def test_what_is_disabled_is_saved(tmp_path, rng):
+    model = model_of(keras_moe.Router(E))
+    model.get_layer("block").disable_experts([0, 4])
+    model.save(tmp_path / "model.keras")
+    again = keras.saving.load_model(tmp_path / "model.keras")
+    block = again.get_layer("block")
+    assert block.router.disabled_experts == [0, 4]
+    block.enable_experts([4])
+    assert block.router.disabled_experts == [0]
+
+
+@pytest.mark.parametrize(
+    "indices, message",
+    [
+        ([E], "must be in 0 ... 5"),
+        ([-1], "must be in 0 ... 5"),
+        (range(E - 1), "must leave 2 experts on"),
+    ],
+)
+def test_experts_that_cannot_be_disabled(indices, message):
+    router = keras_moe.Router(E, 2)
+    with pytest.raises(ValueError, match="need a built layer"):
+        router.disable_experts([0])
+    router.build((None, D))
+    with pytest.raises(ValueError, match=message):
+        router.disable_experts(indices)
+    assert router.disabled_experts == []
+
+
+def test_expert_dropout_switches_experts_off_in_training(rng):
+    """Of 6 experts at a rate of one half, K = 2 stay in any case: an expert
+    is off with probability 1/2 less the rare draws that would leave fewer
+    than two (7 / 64 of them, one or two experts each: 1/8 / 6 = 0.021)."""
+    router = keras_moe.Router(E, 2, expert_dropout=0.5, seed=1)
+    x = draw(rng, 200, D)
+    off = []
+    for _ in range(100):
+        index = arrays(router(x, training=True)).expert_index
+        assert (index < E).all()
+        off.append(np.bincount(index, minlength=E) == 0)
+    assert np.mean(off) == pytest.approx(0.5 - 0.021, abs=0.05)
+    everyone = np.bincount(arrays(router(x)).expert_index, minlength=E)
+    assert (everyone > 0).all()
+
+
+@every_router
+def test_replay_takes_the_choices_and_not_the_weights(make, rng):
+    """Choices of one set of weights under another; the rest is computed."""
+    first, second = block_of(make()), block_of(make())
+    x = draw(rng, 3, 5, D)
+    ids = router_inputs_of(first.router, (3, 5))
+    other = router_inputs_of(first.router, (3, 5), seed=1)
+    recorded = first(x, router_inputs=ids, return_assignment=True)[1]
+    replayed = second(
+        x, router_inputs=other, replay=recorded, return_assignment=True
+    )[1]
+    recorded, replayed = arrays(recorded), arrays(replayed)
+    for name in ("token_index", "expert_index"):
+        np.testing.assert_array_equal(
+            getattr(replayed, name), getattr(recorded, name)
+        )
+    again = first(x, router_inputs=ids, replay=recorded, return_assignment=True)
+    np.testing.assert_allclose(
+        to_numpy(again[1].combine_weights), recorded.combine_weights, atol=1e-6
+    )
+
+
+def test_gradients_flow_through_a_replay(rng):
+    block = block_of(keras_moe.Router(E, 2))
+    x = draw(rng, 9, D)
+    recorded = block_of(keras_moe.Router(E, 2))(x, return_assignment=True)[1]
+    _, gradients = layer_gradients(block, x, replay=recorded)
+    kernel = next(g for n, g in gradients.items() if "router" in n)
+    assert np.abs(kernel).max() > 1e-4
+
+
+def test_the_same_weights_choose_the_same_on_every_backend(tmp_path):
+    if BACKEND != "jax":
+        pytest.skip("the run under JAX starts the other two")
+    script = pathlib.Path(__file__).with_name("choose_elsewhere.py")
+    for backend in ("jax", "tensorflow", "torch"):
+        subprocess.run(
+            [sys.executable, script, tmp_path / f"{backend}.npz"],
+            check=True,
+            env={**os.environ, "KERAS_BACKEND": backend},
+        )
+    here = np.load(tmp_path / "jax.npz")
+    assert set(here) == set(ROUTERS)
+    for backend in ("tensorflow", "torch"):
+        there = np.load(tmp_path / f"{backend}.npz")
+        for name in ROUTERS:
+            np.testing.assert_array_equal(there[name], here[name], name)
+
+
+def test_router_inputs_that_are_missing_or_lost(rng):
+    x = draw(rng, 3, D)
+    with pytest.raises(ValueError, match="must be given: HashRouter"):
+        block_of(keras_moe.HashRouter(E))(x)
+    with pytest.raises(ValueError, match="must be left out: Router"):
+        block_of(keras_moe.Router(E))(x, router_inputs=np.zeros(3, "int32"))
+
+
+@pytest.mark.parametrize(
+    "ids", [np.zeros(3, "float32"), np.zeros((4,), "int32")]
+)
+def test_router_inputs_that_do_not_fit(rng, ids):
+    with pytest.raises(ValueError, match="`router_inputs` must be integers"):
+        keras_moe.HashRouter(E)(draw(rng, 3, D), router_inputs=ids)
+
+
+BAD = [
+    (lambda: keras_moe.Router(6, num_groups=4), "num_groups"),
+    (lambda: keras_moe.Router(6, num_groups=2, top_k_groups=3), "top_k_groups"),
+    (lambda: keras_moe.Router(6, 3, num_groups=3), "top_k"),
+    (lambda: keras_moe.Router(6, num_null_experts=-1), "num_null_experts"),
+    (
+        lambda: keras_moe.Router(6, num_null_experts=1, num_groups=2),
+        "num_null_experts",
+    ),
+    (
+        lambda: keras_moe.Router(6, routed_scaling_factor=0),
+        "routed_scaling_factor",
+    ),
+    (lambda: keras_moe.Router(6, expert_bias_step=0), "expert_bias_step"),
+    (lambda: keras_moe.Router(6, noise_std=-1), "noise_std"),
+    (lambda: keras_moe.Router(6, expert_dropout=1), "expert_dropout"),
+    (lambda: keras_moe.SwitchRouter(6, jitter=1), "jitter"),
+    (lambda: keras_moe.NoisyTopKRouter(6, load_weight=-1), "load_weight"),
+    (
+        lambda: keras_moe.NoisyTopKRouter(6, importance_weight=None),
+        "importance_weight",
+    ),
+    (lambda: keras_moe.GShardRouter(6, "never"), "second_expert"),
+    (lambda: keras_moe.GShardRouter(6, threshold=1.5), "threshold"),
+    (lambda: keras_moe.GShardRouter(1), "top_k"),
+    (lambda: keras_moe.ExpertChoiceRouter(6, 7), "experts_per_token"),
+    (lambda: keras_moe.SinkhornRouter(6, num_iterations=0), "num_iterations"),
+    (lambda: keras_moe.CosineRouter(6, temperature=0), "temperature"),
+    (lambda: keras_moe.CosineRouter(6, routing_dim=0), "routing_dim"),
+    (lambda: keras_moe.AttentionRouter(6, routing_dim=0.5), "routing_dim"),
+    (lambda: keras_moe.HashRouter(6, method="md5"), "method"),
+    (lambda: keras_moe.HashRouter(6, 7), "top_k"),
+    (lambda: keras_moe.RuleRouter(6, rule="even"), "rule"),
+    (lambda: keras_moe.RuleRouter(6, default_expert=6), "default_expert"),
+    (lambda: keras_moe.ReLURouter(6, max_experts=1), "max_experts"),
+    (lambda: keras_moe.ReLURouter(6, l1_growth=1), "l1_growth"),
+    (lambda: keras_moe.ReLURouter(6, l1_start=0), "l1_start"),
+    (lambda: keras_moe.TopPRouter(6, top_p=0), "top_p"),
+    (lambda: keras_moe.TopPRouter(6, top_k=7), "top_k"),
+    (lambda: keras_moe.TopPRouter(6, entropy_weight=-1), "entropy_weight"),
+    (lambda: MoEBlock(6, 8, load_balancing="none"), "load_balancing"),
+    (
+        lambda: MoEBlock(6, 8, load_balancing_weight=-1),
+        "load_balancing_weight",
+    ),
+]
+
+
+@pytest.mark.parametrize("make, name", BAD)
+def test_bad_arguments(make, name):
+    with pytest.raises(ValueError, match=f"^`{name}` must.*Received: "):
+        make()
