@@ -79,6 +79,22 @@ def test_expert_choice_in_a_block_is_the_sum_over_its_experts(rng):
     np.testing.assert_allclose(to_numpy(y), wanted, atol=1e-4)
 
 
+@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
+def test_expert_choice_of_any_batch(rng, policy):
+    """C follows the batch: one model, trained on 8, asked about 3 and 1."""
+    keras.config.set_dtype_policy(policy)
+    router = ExpertChoiceRouter(4, bidirectional=True)
+    inputs = keras.Input((None, 6))
+    outputs = MoEBlock(4, 8, router=router)(inputs)
+    model = keras.Model(inputs, keras.layers.Dense(1, dtype="float32")(outputs))
+    model.compile("sgd", "mse")
+    x = draw(rng, 8, 5, 6)
+    model.fit(x, x[..., :1], verbose=0)
+    for some in (x[:3], x[:1, :2]):
+        y = model.predict(some, verbose=0)
+        np.testing.assert_allclose(y, to_numpy(model(some)), atol=0.02)
+
+
 def test_expert_choice_warns_of_the_future():
     with pytest.warns(UserWarning, match="do not use it in a causal model"):
         router = ExpertChoiceRouter(3)

@@ -79,6 +79,14 @@ LAYERS = {
         experts=keras_moe.Expert(12, 5, use_bias=False, **kw),
         **kw,
     ),
+    "MoEBlock of null experts": lambda **kw: keras_moe.MoEBlock(
+        5,
+        12,
+        router=keras_moe.Router(
+            5, 2, num_null_experts=3, expert_bias=True, **kw
+        ),
+        **kw,
+    ),
     "TransformerEncoderBlock": lambda **kw: keras_moe.TransformerEncoderBlock(
         2, keras_moe.MoEBlock(5, 12, **kw), **kw
     ),

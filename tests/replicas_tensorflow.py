@@ -1,0 +1,47 @@
+"""Two replicas of a MirroredStrategy on the CPU; `python THIS FOLDER`."""
+
+import pathlib
+import sys
+
+import numpy as np
+import tensorflow as tf
+
+cpu = tf.config.list_physical_devices("CPU")[0]
+tf.config.set_logical_device_configuration(
+    cpu, [tf.config.LogicalDeviceConfiguration()] * 2
+)
+
+import replica_step  # noqa: E402
+
+
+def main(folder):
+    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    with strategy.scope():
+        found = replica_step.routers()
+
+    def batch(even):
+        return strategy.experimental_distribute_values_from_function(
+            lambda context: tf.constant(
+                replica_step.inputs(context.replica_id_in_sync_group, even)
+            )
+        )
+
+    @tf.function
+    def run(x_even, x_uneven):
+        def step(x_even, x_uneven):
+            return replica_step.step(found, x_even, x_uneven)
+
+        return strategy.run(step, (x_even, x_uneven))
+
+    losses = run(batch(True), batch(False))
+    local = strategy.experimental_local_results
+    for replica in range(2):
+        arrays = {n: np.asarray(local(v)[replica]) for n, v in losses.items()}
+        for name in ("even", "uneven"):
+            weight = found[name].expert_bias_weight.value
+            arrays[name] = np.asarray(local(weight)[replica])
+        np.savez(pathlib.Path(folder) / f"{replica}.npz", **arrays)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
