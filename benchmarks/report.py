@@ -13,6 +13,7 @@ import json
 import re
 from pathlib import Path
 
+import claims
 import plots
 import tables
 
@@ -38,13 +39,14 @@ def load(folder):
 
 def main_part(results):
     """The tables for the README."""
-    parts = [tables.main_table(results), tables.claims_table(results)]
+    parts = [tables.main_table(results), claims.claims_table(results)]
     return "\n\n".join([*parts, tables.environment(results)])
 
 
 def everything(results):
     """The main part, then every contestant, backend by backend."""
     parts = ["# Benchmarks", main_part(results)]
+    parts += ["## Routers", tables.routers_table(results)]
     for result in results:
         records = tables.find(result, part="blocks")
         for dtype in dict.fromkeys(r.get("dtype") for r in records):

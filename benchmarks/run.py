@@ -21,7 +21,14 @@ import machine
 import measure
 
 HERE = Path(__file__).parent
-PARTS = ("blocks", "sweeps", "memory", "first_step", "end_to_end")
+PARTS = (
+    "blocks",
+    "sweeps",
+    "memory",
+    "routers",
+    "first_step",
+    "end_to_end",
+)
 QUICK_PARTS = ("blocks", "sweeps", "first_step")
 BACKENDS = ("jax", "tensorflow", "torch")
 

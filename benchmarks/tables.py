@@ -1,4 +1,4 @@
-"""Markdown tables of the results; the targets stand in `TARGETS`, `CLAIMS`.
+"""Markdown tables of the results; the targets stand in `TARGETS`.
 
 A result is what `run.py` writes: backend, machine, records. A ratio is a list:
 median, lower and upper quartile.
@@ -14,9 +14,7 @@ TARGETS["torch"] |= {"D1": (1.05,), "D8": (1.1,)}
 TARGETS["tensorflow"] |= {"D1": (1.05,), "D8": (1.05,)}
 TARGETS["jax"] |= {"D1": (1.4,), "D8": (1.8,)}
 KINDS = ("forward", "f+b", "train")
-OURS, HUB = "keras_moe", "KerasHub Qwen3-MoE"
-COMPILED = f"{OURS}, jit_compile=True"
-GROUPED = "transformers Qwen3-MoE, grouped_mm"
+OURS = "keras_moe"
 
 
 def find(result, **wanted):
@@ -91,132 +89,32 @@ def all_table(result, dtype):
     return markdown(head, rows)
 
 
+def routers_table(results):
+    """Each router's time over the forward pass of a block at M."""
+    columns = [
+        (result, kind)
+        for result in results
+        if find(result, part="routers")
+        for kind in ("evaluation", "training")
+    ]
+    records = [r for result, _ in columns for r in find(result, part="routers")]
+    rows = []
+    for name in dict.fromkeys(r["name"] for r in records):
+        row = [name]
+        for result, kind in columns:
+            found = find(result, part="routers", name=name, kind=kind)
+            row.append(f"{found[0]['to_block'][0]:.3f}" if found else "")
+        rows.append(row)
+    head = ["", *(f"{result['backend']} {kind}" for result, kind in columns)]
+    return markdown(head, rows)
+
+
 def _cell(records, base):
     if not records:
         return ""
     if records[0]["status"] != "ok":
         return records[0]["status"].replace("|", "/")
     return f"{records[0][base][0]:.2f}"
-
-
-# --- claims -----------------------------------------------------------------
-
-
-def _faster(peer, shape, kind):
-    def measured(result):
-        record = block(result, peer, shape, kind)
-        return _to_ours(record) if record else None
-
-    return measured
-
-
-def _to_ours(record):
-    """The median of the rounds' ratios over keras_moe; None without it."""
-    return record.get("to_keras_moe", [None])[0]
-
-
-def growth(kind):
-    """Returns a function: the largest time over limitE, over that at E = 8."""
-
-    def measured(result):
-        found = find(result, part="experts", name=OURS, kind=kind, status="ok")
-        values = {r["E"]: r["to_limitE"][0] for r in found}
-        return max(values.values()) / values[8] if 8 in values else None
-
-    return measured
-
-
-def _skewed(kind):
-    def measured(result):
-        found = find(result, part="skewed", name=f"{OURS}, skewed", kind=kind)
-        costs = [cost for r in found if (cost := _to_ours(r)) is not None]
-        return max(costs, default=None)
-
-    return measured
-
-
-def _memory(shape):
-    def measured(result):
-        found = find(result, part="memory", name=OURS, shape=shape, status="ok")
-        return found[0]["to_bound"] if found else None
-
-    return measured
-
-
-def _fit(result):
-    found = find(result, part="end_to_end", name=OURS, kind="fit")
-    return 1 / found[0]["to_dense"][0] if found else None
-
-
-def _first_step(result):
-    found = find(result, part="first_step", name="moe", status="ok")
-    return found[0]["to_dense"][0] if found else None
-
-
-# What is claimed, the aim for each backend or all, and the measurement.
-CLAIMS = [
-    (f"KerasHub's time over ours, {s} {k}", f">= {aim}", _faster(HUB, s, k))
-    for s, aim in (("S", 3.0), ("L", 6.0))
-    for k in KINDS
-]
-CLAIMS.append(
-    (
-        "KerasHub's time over ours, D1 forward",
-        {"jax": ">= 25", "tensorflow": ">= 40", "torch": ">= 40"},
-        _faster(HUB, "D1", "forward"),
-    )
-)
-CLAIMS += [
-    (
-        f"transformers grouped_mm's time over ours, {s} {k}",
-        ">= 1.0",
-        _faster(GROUPED, s, k),
-    )
-    for s in ("S", "M", "L", "D1", "D8")
-    for k in (KINDS if s[0] != "D" else KINDS[:1])
-]
-CLAIMS += [
-    (
-        f"jit_compile=True over without, {s} {k}",
-        "<= 1.0",
-        _faster(COMPILED, s, k),
-    )
-    for s in ("S", "L")
-    for k in ("forward", "f+b")
-]
-CLAIMS += [
-    ("growth over limitE, E 8 to 128, forward", "<= 1.25", growth("forward")),
-    ("growth over limitE, E 8 to 128, train", "<= 1.5", growth("train")),
-    ("skewed over balanced, forward", "<= 1.2", _skewed("forward")),
-    ("skewed over balanced, train", "<= 1.2", _skewed("train")),
-    ("peak memory over its bound, M", "<= 1.3", _memory("M")),
-    ("peak memory over its bound, L", "<= 1.3", _memory("L")),
-    ("model.fit, tokens/s over the dense twin's", ">= 0.8", _fit),
-    (
-        "first step less a later, 24 blocks of 128, over dense",
-        "<= 2.5",
-        _first_step,
-    ),
-]
-
-
-def claims_table(results):
-    """Each claim, its aim, and what each backend measured."""
-    rows = []
-    for text, aims, measured in CLAIMS:
-        values, aim_text = [], aims if isinstance(aims, str) else "see cells"
-        for result in results:
-            value = measured(result)
-            own = aims if isinstance(aims, str) else aims[result["backend"]]
-            values.append("-" if value is None else _judged(value, own))
-        rows.append([text, aim_text, *values])
-    return markdown(["", "aim", *(r["backend"] for r in results)], rows)
-
-
-def _judged(value, aim):
-    sign, number = aim.split()
-    met = value >= float(number) if sign == ">=" else value <= float(number)
-    return f"{value:.2f}" + ("" if met else f" (missed: {aim})")
 
 
 def environment(results):

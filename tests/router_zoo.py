@@ -66,6 +66,13 @@ def arrays(assignment):
     return type(assignment)(*(array(field) for field in assignment))
 
 
+def logit_router(router, width=3):
+    """Builds a linear router whose logits are its inputs."""
+    router.build((None, width))
+    router.kernel.assign(np.eye(width, router.num_columns))
+    return router
+
+
 def model_of(router, length=5):
     """A small classifier around a block; takes ids where they are needed."""
     inputs = [keras.Input((length, D))]

@@ -1,9 +1,12 @@
 """The README's Python blocks run, in order, as one script."""
 
+import importlib
 import inspect
 import pathlib
 import re
+import textwrap
 
+import keras
 import numpy as np
 
 import keras_moe
@@ -26,6 +29,30 @@ def test_python_blocks_run(tmp_path, monkeypatch):
     assert namespace["replayed"].shape == (256, 10, 64)
     assert 3 not in np.asarray(namespace["assignment"].expert_index)
     assert namespace["classifier"].output_shape == (None, None, 5)
+
+
+def test_a_router_as_contributing_adds_one(rng):
+    """The two blocks of the walk-through are a router that trains a block."""
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    assert len(blocks) == 2
+    namespace = {
+        **vars(keras_moe.routing.assignment),
+        **vars(keras_moe.layers),
+        "keras": keras,
+        "checks": importlib.import_module("keras_moe.layers.checks"),
+    }
+    for block in blocks:
+        exec(
+            compile(textwrap.dedent(block), "CONTRIBUTING.md", "exec"),
+            namespace,
+        )
+    block = keras_moe.MoEBlock(4, 6, router=namespace["MyRouter"](4))
+    x = rng.normal(size=(9, 5)).astype("float32")
+    outputs, kept = block(x, training=True, return_assignment=True)
+    assert outputs.shape == (9, 5)
+    assert kept.expert_index.shape == (18,)
+    assert len(block.losses) == 1
 
 
 def test_it_claims_the_parameters_of_its_example():

@@ -3,6 +3,8 @@
 T tokens, D hidden_dim, E experts, R routing_dim.
 """
 
+import math
+
 import keras
 from keras import ops
 
@@ -62,7 +64,7 @@ class CosineRouter(Router):
         self.log_temperature = self.add_router_weight(
             "log_temperature",
             (1,),
-            keras.initializers.Constant(float(ops.log(self.temperature))),
+            keras.initializers.Constant(math.log(self.temperature)),
         )
 
     def scores(self, tokens: Tensor, batch: TokenBatch) -> Tensor:

@@ -1,0 +1,112 @@
+"""What each router costs, beside the block that it routes for.
+
+`KERAS_BACKEND=torch python benchmarks/routers.py`; `run.py` runs it. Shape M,
+forward, in evaluation and in training (where noise is drawn, losses are summed
+and Sinkhorn's plan is made), each over the forward pass of a whole block with
+the default router. T tokens, D hidden_dim, E experts.
+"""
+
+import sys
+import time
+
+import contestants
+import keras
+import measure
+import numpy as np
+import options
+from calls import call_of, model_of
+from keras import ops
+from problem import draw
+from shapes import SHAPES
+
+import keras_moe
+
+SHAPE, QUICK = SHAPES["M"], SHAPES["S"]
+LENGTH = 256  # of the sequences that AttentionRouter reads
+
+
+def routers(shape):
+    """Returns every router by name, on experts of the shape.
+
+    A router that may use many experts a token is held to K: here it is the
+    routing that counts.
+    """
+    E, K = shape.E, shape.K
+    return {
+        "Router": keras_moe.Router(E, K),
+        "Router, groups and bias": keras_moe.Router(
+            E, K, "sigmoid", num_groups=4, top_k_groups=2, expert_bias=True
+        ),
+        "Router, null experts": keras_moe.Router(E, K, num_null_experts=3),
+        "SwitchRouter": keras_moe.SwitchRouter(E),
+        "GShardRouter": keras_moe.GShardRouter(E),
+        "NoisyTopKRouter": keras_moe.NoisyTopKRouter(E, K),
+        "ExpertChoiceRouter": keras_moe.ExpertChoiceRouter(
+            E, K, bidirectional=True
+        ),
+        "SinkhornRouter": keras_moe.SinkhornRouter(E, K),
+        "CosineRouter": keras_moe.CosineRouter(E, K),
+        "AttentionRouter": keras_moe.AttentionRouter(E, K),
+        "HashRouter": keras_moe.HashRouter(E, K),
+        "RuleRouter": keras_moe.RuleRouter(E),
+        "ReLURouter": keras_moe.ReLURouter(E, K, max_experts=K),
+        "TopPRouter": keras_moe.TopPRouter(E, top_k=K),
+    }
+
+
+class Routed(keras.layers.Layer):
+    """A router as a layer of its own: its pairs, probabilities and loss."""
+
+    def __init__(self, router, in_training, **kwargs):
+        super().__init__(**kwargs)
+        self.router, self.in_training = router, in_training
+
+    def build(self, input_shape):
+        self.router.build(input_shape)
+
+    def call(self, x, training=None):
+        sequences = ops.reshape(x, (-1, LENGTH, x.shape[-1]))
+        ids = None
+        if self.router.router_inputs_use == "required":
+            ids = ops.cast(ops.abs(1000 * sequences[..., 0]), "int32")
+            ids = ops.mod(ids, self.router.num_experts)
+        assignment = self.router(
+            sequences, training=self.in_training, router_inputs=ids
+        )
+        return list(assignment)
+
+    def compute_output_spec(self, x, training=None):
+        shape = (x.shape[0] // LENGTH, LENGTH, x.shape[-1])
+        return list(self.router.assignment_spec(shape))
+
+
+def main():
+    """Writes a record a router, in evaluation and in training."""
+    args = options.parser_of(__doc__).parse_args()
+    shape = QUICK if args.quick else SHAPE
+    problem = draw(shape)
+    x = ops.convert_to_tensor(problem.x)
+    block = contestants.ours(problem)[0].layer
+    calls = {"block": call_of("forward", block, problem.x, problem.dy)}
+    for mode in ("evaluation", "training"):
+        for name, router in routers(shape).items():
+            layer = Routed(router, mode == "training")
+            model = model_of(x.shape, layer)
+            calls[name, mode] = lambda model=model: model.predict_on_batch(x)
+    for call in calls.values():
+        call()
+    clock = time.process_time if args.pinned else time.perf_counter
+    limits = measure.QUICK if args.quick else measure.FULL
+    times = measure.interleave(calls, "block", limits, clock)
+    records = []
+    for (name, mode), taken in list(times.items())[1:]:
+        share = measure.ratio(taken, times["block"])
+        record = {"part": "routers", "kind": mode, "name": name}
+        record |= {"status": "ok", "seconds": float(np.median(taken))}
+        records.append(record | {"to_block": list(share)})
+        print(name, mode, f"{share[0]:.3f}", file=sys.stderr)
+    options.write(records, args.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,96 @@
+"""What the benchmark's report says of results made by hand."""
+
+import json
+import pathlib
+import sys
+
+import pytest
+
+BENCHMARKS = pathlib.Path(__file__).parents[1] / "benchmarks"
+sys.path.insert(0, str(BENCHMARKS))
+
+
+def result_of(**fields):
+    """A result of one record, as `run.py` writes it."""
+    versions = {"keras": "3.15"}
+    return {
+        "backend": "torch",
+        "pinned": False,
+        "quick": True,
+        "machine": {
+            "cpu": "a cpu",
+            "cores": 2,
+            "memory_gb": 8,
+            "versions": versions,
+            "commit": "abc",
+            "date": "2026-01-01",
+        },
+        "records": [],
+    } | fields
+
+
+def timed(name, shape, seconds, **fields):
+    ratios = {"to_limit": [seconds, 1.0, 9.0], "to_limitE": [0.5, 0.4, 0.6]}
+    return {
+        "part": "blocks",
+        "name": name,
+        "shape": shape,
+        "kind": "forward",
+        "dtype": "float32",
+        "status": "ok",
+        "seconds": seconds,
+        **ratios,
+        **fields,
+    }
+
+
+def test_report_of_a_hand_made_result(tmp_path, monkeypatch, capsys):
+    import report
+
+    records = [
+        timed("limit", "S", 1.0),
+        timed("keras_moe", "S", 1.5),
+        timed("keras_moe", "D1", 1.5),
+        timed("KerasHub Qwen3-MoE", "S", 6.0, to_keras_moe=[4.0] * 3),
+        timed("dropper", "S", 1.0, status="differs on 3.0% of the tokens"),
+    ]
+    for e, ratio in ((8, 1.0), (128, 1.5)):
+        ratios = [ratio, ratio, ratio]
+        fields = {"part": "experts", "E": e, "to_limitE": ratios}
+        records.append(timed("keras_moe", None, 1.0, **fields))
+    for name, share in (("Router", 0.04), ("SinkhornRouter", 0.4)):
+        fields = {
+            "part": "routers",
+            "kind": "training",
+            "to_block": [share] * 3,
+        }
+        records.append(timed(name, "M", 1.0, **fields))
+    text = json.dumps(result_of(records=records))
+    (tmp_path / "torch.json").write_text(text)
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before {report.START} old {report.END} after")
+    command = ["report.py", str(tmp_path), "--write", str(readme)]
+    monkeypatch.setattr(sys, "argv", command)
+    report.main()
+    printed = capsys.readouterr().out
+    assert "| torch | S | 1.50 (1.00-9.00); 1.40 | -; 1.20 |" in printed
+    assert "| torch | D1 | 0.50 (0.40-0.60); 1.05 |" in printed
+    # The growth is 1.5 / 1.0, and 1.25 is aimed at.
+    assert "over ours, S forward | >= 3.0 | 4.00 |" in printed
+    assert "128, forward | <= 1.25 | 1.50 (missed: <= 1.25) |" in printed
+    assert "of the block's forward, M | <= 0.15 | 0.04 |" in printed
+    assert "SinkhornRouter, the same | <= 0.3 | 0.40 (missed" in printed
+    assert "| SinkhornRouter |  | 0.400 |" in printed
+    assert "differs on 3.0% of the tokens" in printed
+    assert "before <!-- benchmark-table -->\n| backend" in readme.read_text()
+    assert readme.read_text().endswith("<!-- /benchmark-table --> after")
+    for name in ("experts", "peers_S"):
+        image = (tmp_path / f"{name}.png").read_bytes()
+        assert image.startswith(b"\x89PNG")
+
+
+def test_report_without_results_says_what_to_run(tmp_path):
+    import report
+
+    with pytest.raises(SystemExit, match="run.py --out"):
+        report.load(tmp_path)
