@@ -14,9 +14,7 @@ def test_router_inputs_that_are_missing_or_lost(rng):
     with pytest.raises(ValueError, match="must be given: HashRouter"):
         MoEBlock(E, 12, router=keras_moe.HashRouter(E))(x)
     with pytest.raises(ValueError, match="must be left out: Router"):
-        MoEBlock(E, 12, router=keras_moe.Router(E))(
-            x, router_inputs=np.zeros(3, "int32")
-        )
+        MoEBlock(E, 12)(x, router_inputs=np.zeros(3, "int32"))
 
 
 @pytest.mark.parametrize(

@@ -65,6 +65,31 @@ def test_it_trains_saves_and_loads(make, rng, tmp_path):
     )
 
 
+class Subclassed(keras.Model):
+    """Builds its block while its first `fit` is traced."""
+
+    def __init__(self, router):
+        super().__init__()
+        self.block = block_of(router)
+        self.head = keras.layers.Dense(1)
+
+    def call(self, inputs, training=None):
+        x, ids = inputs
+        if self.block.router.router_inputs_use == "none":
+            ids = None
+        return self.head(self.block(x, training=training, router_inputs=ids))
+
+
+@every_router
+def test_it_is_built_inside_a_subclassed_model(make, rng):
+    model = Subclassed(make())
+    model.compile("sgd", "mse", run_eagerly=True)
+    x, ids = draw(rng, 8, 5, D), rng.integers(0, E, (8, 5))
+    model.fit((x, ids), x[..., :1], verbose=0)
+    paths = [w.path for w in model.weights]
+    assert len(set(paths)) == len(paths)
+
+
 @every_router
 def test_config_round_trip(make):
     router = make(expert_dropout=0.1, seed=3)

@@ -33,7 +33,7 @@ class SinkhornRouter(LearnedRouter):
         self,
         num_experts: int,
         top_k: int = 1,
-        num_iterations: int = 8,
+        num_iterations: int = 16,
         **kwargs,
     ):
         super().__init__(num_experts, **kwargs)
