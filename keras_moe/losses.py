@@ -11,7 +11,7 @@ import math
 from keras import ops
 
 from keras_moe.kernels import group_sizes_of, sum_over_replicas
-from keras_moe.types import Tensor
+from keras_moe.types import Assignment, Tensor
 
 LOAD_BALANCING = ("switch", "per_sequence", "global_batch")
 
@@ -42,12 +42,12 @@ def load_balancing_loss(
     num_experts = router_probs.shape[-1]
     if token_mask is not None:
         expert_index = _mask_pairs(expert_index, token_mask, num_experts)
-    return balance_of_pairs(
+    return _balance_of_pairs(
         router_probs, expert_index, token_mask, over_replicas
     )
 
 
-def balance_of_pairs(
+def _balance_of_pairs(
     router_probs: Tensor,
     expert_index: Tensor,
     token_mask: Tensor | None = None,
@@ -106,6 +106,37 @@ def sequence_balancing_loss(
     )
     alive = ops.sum(ops.cast(tokens > 0, "float32"))
     return ops.sum(losses) / ops.maximum(alive, 1.0)
+
+
+def balancing_loss(
+    kind: str,
+    assignment: Assignment,
+    token_mask: Tensor | None = None,
+    sequence_length: int | Tensor | None = None,
+) -> Tensor:
+    """Returns the load-balancing loss of an `Assignment`.
+
+    Args:
+        kind: `"switch"`, `"per_sequence"` or `"global_batch"`.
+        assignment: whose padding pairs have the index E.
+        token_mask: bool `(T,)`.
+        sequence_length: S, for `"per_sequence"`.
+    """
+    if kind == "per_sequence":
+        num_tokens = ops.shape(assignment.router_probs)[0]
+        return sequence_balancing_loss(
+            assignment.router_probs,
+            assignment.token_index,
+            assignment.expert_index,
+            num_tokens // sequence_length,
+            token_mask,
+        )
+    return _balance_of_pairs(
+        assignment.router_probs,
+        assignment.expert_index,
+        token_mask,
+        over_replicas=kind == "global_batch",
+    )
 
 
 def router_z_loss(

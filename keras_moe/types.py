@@ -6,7 +6,7 @@ Axis letters in every file that holds tensors: **T** tokens, **D** hidden_dim,
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 Tensor: TypeAlias = Any
 """A tensor of the running backend (or a symbolic `keras.KerasTensor`)."""
@@ -16,3 +16,24 @@ Shape: TypeAlias = Sequence[int | None]
 
 Activation: TypeAlias = Callable[[Tensor], Tensor]
 """An elementwise function of a tensor, such as `keras.activations.relu`."""
+
+
+class Assignment(NamedTuple):
+    """The routed pairs of a batch of tokens.
+
+    token_index: int32 `(P,)`, the token of each pair.
+    expert_index: int32 `(P,)`, its expert; E where it is not computed, above
+        E where it is a null expert's.
+    combine_weights: float32 `(P,)`, its share in the token's output.
+    router_probs: float32 `(T, E)`, non-negative, each row sums to one.
+    router_logits: float32 `(T, E + N)`, before any scoring.
+    router_loss: float32 scalar, the algorithm's own auxiliary loss with its
+        weight; zero where it has none.
+    """
+
+    token_index: Tensor
+    expert_index: Tensor
+    combine_weights: Tensor
+    router_probs: Tensor
+    router_logits: Tensor
+    router_loss: Tensor

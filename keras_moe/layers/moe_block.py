@@ -247,28 +247,16 @@ class MoEBlock(keras.layers.Layer):
         if weight is None:
             weight = self.router.load_balancing_weight
         if weight:
-            loss = self._balancing_loss(chosen, token_mask, inputs)
+            length = None
+            if self.load_balancing == "per_sequence":
+                length = checks.check_sequence_length(ops.shape(inputs))
+            loss = losses.balancing_loss(
+                self.load_balancing, chosen, token_mask, length
+            )
             self.add_loss(weight * loss)
         if self.router_z_weight:
             loss = losses.router_z_loss(chosen.router_logits, token_mask)
             self.add_loss(self.router_z_weight * loss)
-
-    def _balancing_loss(self, chosen, token_mask, inputs):
-        if self.load_balancing == "per_sequence":
-            length = checks.check_sequence_length(ops.shape(inputs))
-            return losses.sequence_balancing_loss(
-                chosen.router_probs,
-                chosen.token_index,
-                chosen.expert_index,
-                ops.shape(chosen.router_probs)[0] // length,
-                token_mask,
-            )
-        return losses.balance_of_pairs(
-            chosen.router_probs,
-            chosen.expert_index,
-            token_mask,
-            over_replicas=self.load_balancing == "global_batch",
-        )
 
     def disable_experts(self, expert_indices) -> None:
         """Switches experts off; see `BaseRouter.disable_experts`."""
@@ -330,29 +318,10 @@ class MoEBlock(keras.layers.Layer):
             "router_z_weight": self.router_z_weight,
             "seed": self.seed,
         }
-        for name, layer, given, arguments in (
-            ("router", self.router, self._router_given, parts.ROUTER_DEFAULTS),
-            (
-                "experts",
-                self.experts,
-                self._experts_given,
-                parts.EXPERT_DEFAULTS,
-            ),
-        ):
-            if given:
-                config[name] = keras.saving.serialize_keras_object(layer)
-            else:
-                own = layer.get_config()
-                config |= {argument: own[argument] for argument in arguments}
-        return config
+        given = self._router_given, self._experts_given
+        return config | parts.config_of(self.router, self.experts, given)
 
     @classmethod
     def from_config(cls, config: dict):
         """Builds the layer that `get_config` describes."""
-        config = dict(config)
-        for name in ("router", "experts"):
-            if name in config:
-                config[name] = keras.saving.deserialize_keras_object(
-                    config[name]
-                )
-        return super().from_config(config)
+        return super().from_config(parts.with_layers(config))

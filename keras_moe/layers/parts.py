@@ -82,6 +82,37 @@ def shared_expert_of(
     return Expert(name="shared_expert", **style, **common)
 
 
+def config_of(router, experts, given: tuple[bool, bool]) -> dict:
+    """Returns what of a block's config its parts stand for.
+
+    Args:
+        router, experts: of the block.
+        given: whether each was passed to the block: it is saved whole then,
+            and by the block's own arguments otherwise.
+    """
+    config = {}
+    for name, layer, is_given, defaults in (
+        ("router", router, given[0], ROUTER_DEFAULTS),
+        ("experts", experts, given[1], EXPERT_DEFAULTS),
+    ):
+        if is_given:
+            config[name] = keras.saving.serialize_keras_object(layer)
+        else:
+            own = layer.get_config()
+            config |= {argument: own[argument] for argument in defaults}
+    return config
+
+
+def with_layers(config: dict) -> dict:
+    """Returns a block's config with the parts that were given as layers."""
+    return {
+        name: keras.saving.deserialize_keras_object(value)
+        if name in ("router", "experts")
+        else value
+        for name, value in config.items()
+    }
+
+
 def _check_num_experts(name, layer, num_experts):
     if layer.num_experts != num_experts:
         raise ValueError(

@@ -13,30 +13,9 @@ from typing import NamedTuple
 from keras import ops
 
 from keras_moe.kernels import top_k_index
-from keras_moe.types import Tensor
+from keras_moe.types import Assignment, Tensor
 
 UNAVAILABLE = -1e30  # below every score, and no NaN in a difference of two
-
-
-class Assignment(NamedTuple):
-    """The routed pairs of a batch of tokens.
-
-    token_index: int32 `(P,)`, the token of each pair.
-    expert_index: int32 `(P,)`, its expert; E where it is not computed, above
-        E where it is a null expert's.
-    combine_weights: float32 `(P,)`, its share in the token's output.
-    router_probs: float32 `(T, E)`, non-negative, each row sums to one.
-    router_logits: float32 `(T, E + N)`, before any scoring.
-    router_loss: float32 scalar, the algorithm's own auxiliary loss with its
-        weight; zero where it has none.
-    """
-
-    token_index: Tensor
-    expert_index: Tensor
-    combine_weights: Tensor
-    router_probs: Tensor
-    router_logits: Tensor
-    router_loss: Tensor
 
 
 class Conditions(NamedTuple):

@@ -8,9 +8,10 @@ from keras_moe.layers.routers.cosine import CosineRouter
 from keras_moe.layers.routers.expert_choice import ExpertChoiceRouter
 from keras_moe.layers.routers.fixed import HashRouter, RuleRouter
 from keras_moe.layers.routers.gshard import GShardRouter
+from keras_moe.layers.routers.learned import LearnedRouter
 from keras_moe.layers.routers.noisy_top_k import NoisyTopKRouter
 from keras_moe.layers.routers.relu import ReLURouter
-from keras_moe.layers.routers.router import LearnedRouter, Router
+from keras_moe.layers.routers.router import Router
 from keras_moe.layers.routers.sinkhorn import SinkhornRouter
 from keras_moe.layers.routers.switch import SwitchRouter
 from keras_moe.layers.routers.top_p import TopPRouter

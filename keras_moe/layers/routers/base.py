@@ -9,11 +9,12 @@ A router is a small layer that owns weights and names one function of
 from typing import NamedTuple
 
 import keras
-import numpy as np
 from keras import ops
 
 from keras_moe import kernels
 from keras_moe.layers import checks
+from keras_moe.layers.routers import router_checks
+from keras_moe.layers.routers.switches import ExpertSwitches
 from keras_moe.layers.routers.tokens import flatten_tokens
 from keras_moe.routing import Assignment, Conditions
 from keras_moe.types import Shape, Tensor
@@ -41,7 +42,7 @@ class TokenBatch(NamedTuple):
     conditions: Conditions
 
 
-class BaseRouter(keras.layers.Layer):
+class BaseRouter(ExpertSwitches, keras.layers.Layer):
     """Base of all routers; computes in float32 under every dtype policy.
 
     A subclass writes `route(batch)`, names its own arguments in `arguments`
@@ -138,7 +139,7 @@ class BaseRouter(keras.layers.Layer):
         replay: Assignment | None = None,
     ) -> Assignment:
         """Routes tokens `(..., D)`; see the class."""
-        checks.check_router_inputs_given(
+        router_checks.check_router_inputs_given(
             type(self).__name__, router_inputs, self.router_inputs_use
         )
         tokens, token_mask = flatten_tokens(x, mask, self.hidden_dim)
@@ -168,69 +169,6 @@ class BaseRouter(keras.layers.Layer):
         kept = ops.logical_or(drawn >= self.expert_dropout, stays)
         return ops.logical_and(available, kept)
 
-    @property
-    def least_experts(self) -> int:
-        """How many experts must be on: as many as a token needs."""
-        return min(self.num_experts, max(1, int(self.top_k)))
-
-    def disable_experts(self, expert_indices) -> None:
-        """Switches experts off: their tokens go to the next best.
-
-        Nothing is compiled anew: it is a weight that changes, which is saved
-        with the others.
-
-        Args:
-            expert_indices: iterable of int, each in 0 ... E - 1.
-
-        Raises:
-            ValueError: where an index is out of range, fewer experts would
-                be left than a token needs, or the router is not built.
-        """
-        self._check_built()
-        found = checks.check_expert_indices(
-            expert_indices,
-            self.num_experts,
-            self.least_experts,
-            set(self.disabled_experts),
-        )
-        self._set_enabled(found, 0.0)
-
-    def enable_experts(self, expert_indices=None) -> None:
-        """Switches experts on again; None for all.
-
-        Args:
-            expert_indices: iterable of int, or None.
-
-        Raises:
-            ValueError: where an index is out of range, or the router is not
-                built.
-        """
-        self._check_built()
-        if expert_indices is None:
-            expert_indices = range(self.num_experts)
-        found = checks.check_expert_indices(
-            expert_indices, self.num_experts, 0, set()
-        )
-        self._set_enabled(found, 1.0)
-
-    @property
-    def disabled_experts(self) -> list[int]:
-        """The experts that are switched off."""
-        enabled = self.expert_enabled.numpy()
-        return [e for e, on in enumerate(enabled) if not on]
-
-    def _check_built(self):
-        if not self.built:
-            raise ValueError(
-                "`disable_experts` and `enable_experts` need a built layer. "
-                f"Received: {self.name}, not built. Call it on inputs first."
-            )
-
-    def _set_enabled(self, indices, value):
-        enabled = np.array(self.expert_enabled.numpy())
-        enabled[indices] = value
-        self.expert_enabled.assign(enabled)
-
     def compute_output_shape(self, input_shape: Shape, **kwargs) -> Assignment:
         """Returns the shapes of the `Assignment` of inputs `(..., D)`."""
         spec = self.assignment_spec(input_shape)
@@ -241,7 +179,7 @@ class BaseRouter(keras.layers.Layer):
     ) -> Assignment:
         """Returns the symbolic `Assignment` of symbolic inputs."""
         checks.check_floating(x)
-        checks.check_router_inputs_given(
+        router_checks.check_router_inputs_given(
             type(self).__name__, router_inputs, self.router_inputs_use
         )
         return self.assignment_spec(x.shape)

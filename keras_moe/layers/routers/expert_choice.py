@@ -11,7 +11,7 @@ from keras import ops
 from keras_moe import routing
 from keras_moe.layers import checks
 from keras_moe.layers.routers.base import TokenBatch
-from keras_moe.layers.routers.router import LearnedRouter
+from keras_moe.layers.routers.learned import LearnedRouter
 from keras_moe.routing import Assignment
 
 

@@ -8,6 +8,7 @@ from keras import ops
 
 from keras_moe import kernels, routing
 from keras_moe.layers import checks
+from keras_moe.layers.routers import router_checks
 from keras_moe.layers.routers.base import BaseRouter, TokenBatch
 from keras_moe.layers.routers.tokens import flatten_ids
 from keras_moe.routing import Assignment
@@ -100,8 +101,8 @@ class RuleRouter(BaseRouter):
         **kwargs,
     ):
         super().__init__(num_experts, **kwargs)
-        self.rule = checks.check_rule(rule)
-        self.default_expert = checks.check_default_expert(
+        self.rule = router_checks.check_rule(rule)
+        self.default_expert = router_checks.check_default_expert(
             default_expert, num_experts
         )
         self.router_inputs_use = "required" if rule is None else "optional"

@@ -8,8 +8,9 @@ from keras import ops
 
 from keras_moe import routing
 from keras_moe.layers import checks
+from keras_moe.layers.routers import router_checks
 from keras_moe.layers.routers.base import TokenBatch
-from keras_moe.layers.routers.router import LearnedRouter
+from keras_moe.layers.routers.learned import LearnedRouter
 from keras_moe.routing import Assignment
 from keras_moe.types import Shape
 
@@ -66,7 +67,7 @@ class ReLURouter(LearnedRouter):
         self.top_k = checks.check_top_k(top_k, num_experts)
         self.max_experts = max_experts
         if max_experts is not None:
-            checks.check_max_experts(max_experts, top_k, num_experts)
+            router_checks.check_max_experts(max_experts, top_k, num_experts)
         self.l1_start = checks.check_above("l1_start", l1_start, 0, 1e9)
         self.l1_growth = checks.check_above("l1_growth", l1_growth, 1, 1e9)
 

@@ -1,4 +1,4 @@
-"""The learned token-choice router, and what its relatives share.
+"""The learned token-choice router.
 
 T tokens, D hidden_dim, E experts, N null experts, K top_k, P = T * K pairs.
 """
@@ -8,119 +8,11 @@ from keras import ops
 
 from keras_moe import routing
 from keras_moe.layers import checks
-from keras_moe.layers.routers.base import BaseRouter, TokenBatch
+from keras_moe.layers.routers import router_checks
+from keras_moe.layers.routers.base import TokenBatch
+from keras_moe.layers.routers.learned import LearnedRouter
 from keras_moe.routing import Assignment
 from keras_moe.types import Shape, Tensor
-
-
-class LearnedRouter(BaseRouter):
-    """Base of routers with logits: a linear map from token to experts.
-
-    A relative that scores otherwise writes `build_scores` and `scores`.
-
-    Args:
-        num_experts: E.
-        use_bias: whether the logits have a bias.
-        jitter: float; in training the inputs are multiplied by noise drawn
-            uniformly from `1 - jitter ... 1 + jitter` (Fedus et al. 2021,
-            section 2.2). 0.01 is a start.
-        noise_std: float; in training normal noise of this standard deviation
-            is added to the logits. `1 / E` is V-MoE's.
-        kernel_initializer, bias_initializer: Keras initializers.
-        kernel_regularizer: Keras regularizer.
-        **kwargs: of `BaseRouter`.
-
-    Weights: `kernel` `(D, E + N)`, `bias` `(E + N,)`, both float32.
-    """
-
-    arguments: tuple[str, ...] = (
-        *BaseRouter.arguments,
-        "use_bias",
-        "jitter",
-        "noise_std",
-        "kernel_initializer",
-        "bias_initializer",
-        "kernel_regularizer",
-    )
-
-    def __init__(
-        self,
-        num_experts: int,
-        use_bias: bool = False,
-        jitter: float = 0.0,
-        noise_std: float = 0.0,
-        kernel_initializer="glorot_uniform",
-        bias_initializer="zeros",
-        kernel_regularizer=None,
-        **kwargs,
-    ):
-        super().__init__(num_experts, **kwargs)
-        self.use_bias = use_bias
-        self.jitter = checks.check_rate("jitter", jitter)
-        self.noise_std = checks.check_weight("noise_std", noise_std)
-        self.kernel_initializer = keras.initializers.get(kernel_initializer)
-        self.bias_initializer = keras.initializers.get(bias_initializer)
-        self.kernel_regularizer = keras.regularizers.get(kernel_regularizer)
-
-    load_balancing_weight = 0.01
-
-    @property
-    def num_columns(self) -> int:
-        """E + N, the width of the logits."""
-        return self.num_experts + self.num_null_experts
-
-    def build(self, input_shape: Shape) -> None:
-        """Creates the weights for inputs `(..., D)`."""
-        super().build(input_shape)
-        self.build_scores()
-        self.bias = None
-        if self.use_bias:
-            self.bias = self.add_router_weight(
-                "bias", (self.num_columns,), self.bias_initializer
-            )
-
-    def build_scores(self) -> None:
-        """Creates the weights of `scores`."""
-        self.kernel = self.add_kernel(
-            "kernel", (self.hidden_dim, self.num_columns)
-        )
-
-    def add_kernel(self, name, shape):
-        """Adds a weight with the kernel's initializer and regularizer."""
-        return self.add_router_weight(
-            name,
-            shape,
-            self.kernel_initializer,
-            regularizer=self.kernel_regularizer,
-        )
-
-    def scores(self, tokens: Tensor, batch: TokenBatch) -> Tensor:
-        """Returns logits `(T, E + N)` of the tokens `(T, D)`, jittered."""
-        return ops.matmul(tokens, self.kernel)
-
-    def logits(self, batch: TokenBatch) -> Tensor:
-        """Returns the router logits `(T, E + N)` with bias, jitter, noise."""
-        tokens = batch.tokens
-        if batch.training and self.jitter:
-            tokens = tokens * keras.random.uniform(
-                ops.shape(tokens),
-                1.0 - self.jitter,
-                1.0 + self.jitter,
-                dtype="float32",
-                seed=self.seed_generator,
-            )
-        logits = self.scores(tokens, batch)
-        if self.bias is not None:
-            logits = ops.add(logits, self.bias)
-        if batch.training and self.noise_std:
-            logits = logits + self.noise_std * self.normal_like(logits)
-        return logits
-
-    def normal_like(self, x: Tensor) -> Tensor:
-        """Draws standard normal noise of the shape of `x`, float32."""
-        return keras.random.normal(
-            ops.shape(x), dtype="float32", seed=self.seed_generator
-        )
 
 
 @keras.saving.register_keras_serializable(package="keras_moe")
@@ -213,9 +105,9 @@ class Router(LearnedRouter):
         self.routed_scaling_factor = checks.check_above(
             "routed_scaling_factor", routed_scaling_factor, 0, float("inf")
         )
-        checks.check_groups(num_experts, top_k, num_groups, top_k_groups)
+        router_checks.check_groups(num_experts, top_k, num_groups, top_k_groups)
         self.num_groups, self.top_k_groups = num_groups, top_k_groups
-        checks.check_null_experts(num_null_experts, num_groups)
+        router_checks.check_null_experts(num_null_experts, num_groups)
         self.expert_bias = bool(expert_bias)
         if expert_bias:
             self.load_balancing_weight = 0.0

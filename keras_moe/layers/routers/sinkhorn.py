@@ -5,7 +5,7 @@ import keras
 from keras_moe import routing
 from keras_moe.layers import checks
 from keras_moe.layers.routers.base import TokenBatch
-from keras_moe.layers.routers.router import LearnedRouter
+from keras_moe.layers.routers.learned import LearnedRouter
 from keras_moe.routing import Assignment
 
 

@@ -6,6 +6,7 @@ T tokens, D hidden_dim.
 from keras import ops
 
 from keras_moe.layers import checks
+from keras_moe.layers.routers import router_checks
 from keras_moe.types import Tensor
 
 
@@ -52,7 +53,7 @@ def flatten_ids(ids: Tensor, inputs: Tensor) -> Tensor:
         ValueError: where the ids are no integers or do not fit.
     """
     ids = ops.convert_to_tensor(ids)
-    checks.check_router_inputs(ids, inputs)
+    router_checks.check_router_inputs(ids, inputs)
     leading = ops.shape(inputs)[:-1]
     for _ in range(len(leading) - len(ids.shape)):
         ids = ops.expand_dims(ids, -1)

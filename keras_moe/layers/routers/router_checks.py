@@ -1,0 +1,144 @@
+"""What routers' arguments and inputs must be; see `keras_moe.layers.checks`."""
+
+import keras
+
+from keras_moe.layers.checks import check_positive_int
+from keras_moe.types import Tensor
+
+
+def check_groups(
+    num_experts: int, top_k: int, num_groups: int, top_k_groups: int
+) -> None:
+    """Raises where K experts cannot be chosen from the best groups."""
+    check_positive_int("num_groups", num_groups)
+    check_positive_int("top_k_groups", top_k_groups)
+    if num_experts % num_groups:
+        raise ValueError(
+            "`num_groups` must divide `num_experts`. Received: "
+            f"num_groups={num_groups}, num_experts={num_experts}. Choose a "
+            "divisor."
+        )
+    if top_k_groups > num_groups:
+        raise ValueError(
+            "`top_k_groups` must be at most `num_groups`. Received: "
+            f"top_k_groups={top_k_groups}, num_groups={num_groups}. Lower it."
+        )
+    if top_k > top_k_groups * num_experts // num_groups:
+        raise ValueError(
+            "`top_k` must be at most the experts in `top_k_groups` groups. "
+            f"Received: top_k={top_k}, {top_k_groups} of {num_groups} groups "
+            f"of {num_experts // num_groups}. Raise `top_k_groups`."
+        )
+
+
+def check_null_experts(num_null_experts: int, num_groups: int) -> None:
+    """Raises where null experts would belong to no group."""
+    if num_null_experts and num_groups > 1:
+        raise ValueError(
+            "`num_null_experts` must be 0 where there are groups: a null "
+            "expert belongs to none. Received: num_null_experts="
+            f"{num_null_experts}, num_groups={num_groups}. Leave one out."
+        )
+
+
+def check_router_inputs(ids: Tensor, inputs: Tensor) -> None:
+    """Raises where ids do not fit the first axes of inputs `(..., D)`."""
+    leading, received = tuple(inputs.shape[:-1]), tuple(ids.shape)
+    dtype = keras.backend.standardize_dtype(ids.dtype)
+    fits = 0 < len(received) <= len(leading) and all(
+        None in pair or pair[0] == pair[1]
+        for pair in zip(leading, received, strict=False)
+    )
+    if not (fits and "int" in dtype):
+        raise ValueError(
+            "`router_inputs` must be integers, one for each token or for each "
+            f"entry of the first axes of `inputs`. Received: dtype {dtype} and "
+            f"shape {received}, inputs of shape {tuple(inputs.shape)}. Pass "
+            f"integers of shape {leading}, or of its first axes."
+        )
+
+
+def check_router_inputs_given(
+    layer: str, router_inputs: object, use: str
+) -> None:
+    """Raises where router inputs are missed, or would be lost.
+
+    Args:
+        layer: its class, for the message.
+        router_inputs: as they came.
+        use: `"none"`, `"optional"` or `"required"`.
+    """
+    if use == "required" and router_inputs is None:
+        raise ValueError(
+            f"`router_inputs` must be given: {layer} routes by them. Received: "
+            "router_inputs=None. Call the layer with router_inputs=ids."
+        )
+    if use == "none" and router_inputs is not None:
+        raise ValueError(
+            f"`router_inputs` must be left out: {layer} does not use them. "
+            f"Received: router_inputs={router_inputs!r}. Route by ids with "
+            "HashRouter or RuleRouter."
+        )
+
+
+def check_rule(rule: object):
+    """Returns `rule` where it is None or a function."""
+    if rule is None or callable(rule):
+        return rule
+    raise ValueError(
+        "`rule` must be None or a function rule(inputs, router_inputs). "
+        f"Received: rule={rule!r}. Pass ids as `router_inputs` and no rule, or "
+        "a function."
+    )
+
+
+def check_default_expert(value: object, num_experts: int) -> int | None:
+    """Returns `value` where it is None or in 0 ... E - 1."""
+    if value is None or (
+        isinstance(value, int)
+        and not isinstance(value, bool)
+        and 0 <= value < num_experts
+    ):
+        return value
+    raise ValueError(
+        f"`default_expert` must be None or in 0 ... {num_experts - 1}. "
+        f"Received: default_expert={value!r}. Name an expert by its place."
+    )
+
+
+def check_max_experts(max_experts: int, top_k: int, num_experts: int) -> None:
+    """Raises where `max_experts` is not in top_k ... E."""
+    check_positive_int("max_experts", max_experts)
+    if not top_k <= max_experts <= num_experts:
+        raise ValueError(
+            f"`max_experts` must be in top_k ... num_experts. Received: "
+            f"max_experts={max_experts}, top_k={top_k}, num_experts="
+            f"{num_experts}. Pass None for no limit."
+        )
+
+
+def check_expert_indices(
+    indices: object, num_experts: int, least: int, disabled: set[int]
+) -> list[int]:
+    """Returns experts to switch off, where enough of the others are left.
+
+    Args:
+        indices: an iterable of expert indices.
+        num_experts: E.
+        least: experts that must stay.
+        disabled: those that are off already.
+    """
+    found = [int(i) for i in indices]  # type: ignore[attr-defined]
+    if not all(0 <= i < num_experts for i in found):
+        raise ValueError(
+            f"`expert_indices` must be in 0 ... {num_experts - 1}. Received: "
+            f"{found}. Name experts by their place in the bank."
+        )
+    left = num_experts - len(disabled | set(found))
+    if left < least:
+        raise ValueError(
+            f"`expert_indices` must leave {least} experts on: a token needs as "
+            f"many. Received: {found}, with {sorted(disabled)} off already, "
+            f"which leaves {left} of {num_experts}. Enable others first."
+        )
+    return found
