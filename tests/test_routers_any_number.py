@@ -34,6 +34,34 @@ def test_expert_choice_by_hand():
     )
 
 
+@pytest.mark.parametrize(
+    "x, chosen, weights",
+    [
+        (
+            [[2, 1, 0], [1, 1, 0], [0, 0, 0]],
+            [[0, 1], [1, 2], [1, 2]],
+            [[0.66, 0, 0], [0.42, 0.42, 0.16], [0, 0.33, 0.33]],
+        ),
+        (
+            [[0, 0, 0], [0, 1, 1], [0, 1, 2]],
+            [[0, 1], [0, 1], [1, 2]],
+            [[0.33, 0.33, 0], [0.16, 0.42, 0.42], [0, 0, 0.66]],
+        ),
+    ],
+)
+def test_expert_choice_as_the_model_garden_derives_it(x, chosen, weights):
+    """Three tokens, three experts, C = 2, logits x + 1, as in the test of
+    `ExpertsChooseMaskedRouter` of TensorFlow's model garden: each expert's
+    tokens, and each token's weights to two digits."""
+    logits = np.array(x, "float32") + 1
+    a = arrays(routing.expert_choice_assignment(logits, 2))
+    tokens = np.sort(a.token_index.reshape(3, 2), axis=1)
+    np.testing.assert_array_equal(tokens, chosen)
+    table = np.zeros((3, 3))
+    table[a.token_index, a.expert_index] = a.combine_weights
+    np.testing.assert_allclose(table, weights, atol=0.01)
+
+
 def test_expert_choice_never_takes_padding():
     """With token 3 padding, expert 0 takes 0 and 2; of C = 4 three are left,
     and the fourth place stays empty."""
