@@ -23,7 +23,7 @@ SETTINGS = {
     "position_std": 0.3,
     "shared_std": 0.5,
     "router_kernel_std": 0.3,
-    "load_balancing_weight": 0.1,
+    "load_balancing_weight": 0.3,
     "noisy_weight": 0.3,
     "expert_bias_step": 0.01,
     "l1_start": 1e-3,

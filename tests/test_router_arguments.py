@@ -25,6 +25,17 @@ def test_router_inputs_that_do_not_fit(rng, ids):
         keras_moe.HashRouter(E)(draw(rng, 3, D), router_inputs=ids)
 
 
+def test_a_replay_that_does_not_fit(rng):
+    block = MoEBlock(E, 12)
+    _, recorded = block(draw(rng, 3, D), return_assignment=True)
+    with pytest.raises(ValueError, match="of 3 tokens and 6 experts, for 4"):
+        block(draw(rng, 4, D), replay=recorded)
+    with pytest.raises(ValueError, match="for 3 and 5"):
+        MoEBlock(5, 12)(draw(rng, 3, D), replay=recorded)
+    with pytest.raises(ValueError, match="must be an Assignment"):
+        block(draw(rng, 3, D), replay=recorded.expert_index)
+
+
 BAD = [
     (lambda: keras_moe.Router(6, num_groups=4), "num_groups"),
     (lambda: keras_moe.Router(6, num_groups=2, top_k_groups=3), "top_k_groups"),

@@ -143,7 +143,12 @@ class BaseRouter(ExpertSwitches, keras.layers.Layer):
             type(self).__name__, router_inputs, self.router_inputs_use
         )
         tokens, token_mask = flatten_tokens(x, mask, self.hidden_dim)
-        conditions = Conditions(token_mask, self._available(training), replay)
+        columns = self.num_experts + self.num_null_experts
+        conditions = Conditions(
+            token_mask,
+            self._available(training),
+            router_checks.check_replay(replay, tokens, columns),
+        )
         return self.route(
             TokenBatch(
                 ops.cast(tokens, "float32"),

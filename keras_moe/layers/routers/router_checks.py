@@ -3,7 +3,7 @@
 import keras
 
 from keras_moe.layers.checks import check_positive_int
-from keras_moe.types import Tensor
+from keras_moe.types import Assignment, Tensor
 
 
 def check_groups(
@@ -79,6 +79,30 @@ def check_router_inputs_given(
             f"Received: router_inputs={router_inputs!r}. Route by ids with "
             "HashRouter or RuleRouter."
         )
+
+
+def check_replay(replay: Assignment | None, tokens: Tensor, columns: int):
+    """Returns `replay` where it is of as many tokens and experts."""
+    if replay is None:
+        return None
+    if not isinstance(replay, Assignment):
+        raise ValueError(
+            "`replay` must be an Assignment. Received: "
+            f"{type(replay).__name__}. Pass what a block called with "
+            "return_assignment=True returned second."
+        )
+    expected, received = (tokens.shape[0], columns), replay.router_logits.shape
+    if any(
+        None not in pair and pair[0] != pair[1]
+        for pair in zip(expected, received, strict=True)
+    ):
+        raise ValueError(
+            "`replay` must be of as many tokens and experts as the call. "
+            f"Received: an Assignment of {received[0]} tokens and "
+            f"{received[1]} experts, for {expected[0]} and {columns}. Pass "
+            "that of the same batch."
+        )
+    return replay
 
 
 def check_rule(rule: object):
