@@ -30,11 +30,11 @@ def top_k_index(scores: Tensor, top_k: int) -> Tensor:
         int32 `(T, K)`.
     """
     scores = ops.stop_gradient(ops.convert_to_tensor(scores))
+    if own := _twin("top_k_index"):
+        return own(scores, top_k)
     ordered = ops.abs(scores) > 0
     scores = ops.where(ordered, scores, ops.zeros_like(scores))
-    own = _twin("top_k_index")
-    index = own(scores, top_k) if own else ops.top_k(scores, top_k)[1]
-    return ops.cast(index, "int32")
+    return ops.cast(ops.top_k(scores, top_k)[1], "int32")
 
 
 def inverse_permutation(order: Tensor) -> Tensor:

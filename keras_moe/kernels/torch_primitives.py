@@ -10,20 +10,23 @@ from keras_moe.types import Tensor
 
 
 def top_k_index(scores: Tensor, top_k: int) -> Tensor:
-    """The columns of each row's K largest, int64 `(T, K)`.
+    """The columns of each row's K largest.
 
     `torch.topk` leaves open which of two equal scores comes first. The bits
     of a float32 rise with its value (those of a negative one fall), so score
-    and column make one integer that is never equal to another: four times as
-    fast as a stable sort of 64 columns, ten of 128.
+    and column make one integer that is never equal to another. With it a
+    routing decision of 64 or 128 experts takes half of what a stable sort of
+    each row took.
     """
     num_columns = scores.shape[-1]
-    bits = scores.float().view(torch.int32)
+    infinity = float("inf")
+    scores = scores.float().nan_to_num(0.0, infinity, -infinity) + 0.0
+    bits = scores.view(torch.int32)
     bits = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits).to(torch.int64)
     columns = torch.arange(num_columns, device=scores.device)
     keys = bits * num_columns + (num_columns - 1 - columns)
     best = torch.topk(keys, top_k, dim=-1).values
-    return num_columns - 1 - best % num_columns
+    return (num_columns - 1 - best % num_columns).to(torch.int32)
 
 
 def inverse_permutation(order: Tensor) -> Tensor:
