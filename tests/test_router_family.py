@@ -91,6 +91,19 @@ def test_it_is_built_inside_a_subclassed_model(make, rng):
 
 
 @every_router
+def test_no_tokens(make):
+    """An empty batch has empty outputs and finite losses."""
+    block = block_of(make())
+    block.build((None, D))
+    ids = router_inputs_of(block.router, (0,))
+    x = np.zeros((0, D), "float32")
+    for training in (False, True):
+        y = block(x, router_inputs=ids, training=training)
+        assert y.shape == (0, D)
+    assert all(np.isfinite(to_numpy(loss)) for loss in block.losses)
+
+
+@every_router
 def test_config_round_trip(make):
     router = make(expert_dropout=0.1, seed=3)
     again = type(router).from_config(router.get_config())

@@ -200,7 +200,9 @@ class MoEBlock(keras.layers.Layer):
         kept = self._apply_capacity(chosen, ops.shape(tokens)[0], training)
         outputs = self._run_experts(tokens, kept, training)
         if self.null_experts is not None:
-            outputs = outputs + self.null_experts(tokens, kept)
+            outputs = outputs + self.null_experts(
+                tokens, kept, pairs_per_token=self.router.pairs_per_token
+            )
         if self.shared_expert is not None:
             shared = self.shared_expert(tokens, training=training)
             outputs = outputs + zero_padding(shared, token_mask)

@@ -27,6 +27,7 @@ class NullExperts(keras.layers.Layer):
     Call arguments:
         tokens: `(T, D)`.
         assignment: with K pairs a token in the order of the tokens.
+        pairs_per_token: K.
 
     Returns:
         `(T, D)`, the null experts' weighted sum.
@@ -51,9 +52,13 @@ class NullExperts(keras.layers.Layer):
                 initializer="glorot_uniform",
             )
 
-    def call(self, tokens: Tensor, assignment: Assignment) -> Tensor:
+    def call(
+        self, tokens: Tensor, assignment: Assignment, pairs_per_token: int
+    ) -> Tensor:
         """Sums identity and constants by their weights."""
-        shares = ops.cast(self._shares(tokens, assignment), tokens.dtype)
+        # Not -1: of no tokens a reshape could not tell how many there are.
+        shape = (ops.shape(tokens)[0], pairs_per_token, 1)
+        shares = ops.cast(self._shares(assignment, shape), tokens.dtype)
         if self.num_null_experts == 1:
             return ops.zeros_like(tokens)
         outputs = shares[:, 1:2] * tokens
@@ -65,14 +70,10 @@ class NullExperts(keras.layers.Layer):
         of_vectors = ops.matmul(shares[:, 2:] * mix[..., 1], self.vectors)
         return outputs + of_token * tokens + of_vectors
 
-    def _shares(self, tokens, assignment):
+    def _shares(self, assignment, shape):
         """Each token's weight of each null expert, float32 `(T, N)`."""
         num_experts = assignment.router_probs.shape[-1]
         null_experts = ops.arange(self.num_null_experts, dtype="int32")
-        # Not -1: without tokens nothing would say how many pairs there are.
-        num_tokens = ops.shape(tokens)[0]
-        pairs = ops.shape(assignment.expert_index)[0] // num_tokens
-        shape = (num_tokens, pairs, 1)
         index = ops.reshape(assignment.expert_index, shape) - num_experts - 1
         weights = ops.reshape(assignment.combine_weights, shape)
         hits = ops.equal(index, null_experts)

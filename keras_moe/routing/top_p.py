@@ -67,7 +67,7 @@ def top_p_assignment(
 def _entropy(probs, token_mask):
     logs = ops.log(ops.maximum(probs, 1e-30))
     entropy = ops.negative(ops.sum(probs * logs, axis=-1))
-    if token_mask is None:
-        return ops.mean(entropy)
-    valid = ops.cast(token_mask, "float32")
+    valid = ops.ones_like(entropy)
+    if token_mask is not None:
+        valid = ops.cast(token_mask, "float32")
     return ops.sum(entropy * valid) / ops.maximum(ops.sum(valid), 1.0)
