@@ -7,10 +7,13 @@ from backend import to_numpy
 from keras_moe import kernels
 
 
+@pytest.mark.parametrize("rows", [50, 600])
 @pytest.mark.parametrize("top_k", [1, 3, 8])
-def test_top_k_are_the_largest_and_ties_go_to_the_lower_column(rng, top_k):
+def test_top_k_are_the_largest_and_ties_go_to_the_lower_column(
+    rng, rows, top_k
+):
     """Few values, so that most are tied; NumPy's stable sort is the oracle."""
-    scores = rng.integers(-3, 3, size=(50, 8)).astype("float32") / 7
+    scores = rng.integers(-3, 3, size=(rows, 8)).astype("float32") / 7
     scores[rng.random(scores.shape) < 0.1] = -0.0
     wanted = np.argsort(-scores, axis=-1, kind="stable")[:, :top_k]
     index = to_numpy(kernels.top_k_index(scores, top_k))
@@ -18,19 +21,22 @@ def test_top_k_are_the_largest_and_ties_go_to_the_lower_column(rng, top_k):
     np.testing.assert_array_equal(index, wanted)
 
 
-def test_top_k_tells_neighbouring_floats_apart():
-    scores = np.full((1, 6), 0.1, "float32")
-    scores[0, 4] = np.nextafter(np.float32(0.1), np.float32(1))
-    scores[0, 1] = -np.nextafter(np.float32(0.1), np.float32(1))
-    scores[0, 2] = -scores[0, 0]
+@pytest.mark.parametrize("rows", [1, 1000])
+def test_top_k_tells_neighbouring_floats_apart(rows):
+    scores = np.full((rows, 6), 0.1, "float32")
+    scores[:, 4] = np.nextafter(np.float32(0.1), np.float32(1))
+    scores[:, 1] = -np.nextafter(np.float32(0.1), np.float32(1))
+    scores[:, 2] = -scores[:, 0]
     index = to_numpy(kernels.top_k_index(scores, 6))
-    np.testing.assert_array_equal(index, [[4, 0, 3, 5, 2, 1]])
+    np.testing.assert_array_equal(index, [[4, 0, 3, 5, 2, 1]] * rows)
 
 
-def test_top_k_of_infinities_and_nan():
-    scores = np.array([[np.nan, np.inf, -np.inf, 0.5, -0.5]], "float32")
+@pytest.mark.parametrize("rows", [1, 1000])
+def test_top_k_of_infinities_and_nan(rows):
+    row = [np.nan, np.inf, -np.inf, 0.5, -0.5]
+    scores = np.array([row] * rows, "float32")
     index = to_numpy(kernels.top_k_index(scores, 5))
-    np.testing.assert_array_equal(index, [[1, 3, 0, 4, 2]])
+    np.testing.assert_array_equal(index, [[1, 3, 0, 4, 2]] * rows)
 
 
 @pytest.mark.parametrize("size", [0, 1, 40])
