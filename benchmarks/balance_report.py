@@ -69,7 +69,7 @@ def _caption(result):
     return (
         f"{NAMES[result['data']]}, {result['train_images']} images to train "
         f"on, {result['test_images']} held out, {result['epochs']} epochs, "
-        f"{result['seeds']} seeds, {settings['num_blocks']} blocks of "
+        f"{result['seeds']} seeds, {settings['num_blocks']} MoE block(s) of "
         f"{settings['num_experts']} experts, {result['backend']}:"
     )
 
