@@ -24,6 +24,7 @@ import balance_report
 import balance_ways
 import keras
 import machine
+import markers
 import numpy as np
 from balance_ways import SETTINGS
 
@@ -177,7 +178,8 @@ def main():
         tables.append(run(name, options))
         print(tables[-1], flush=True)
     if options.write:
-        balance_report.write(options.write, "\n\n".join(tables))
+        text = "\n\n".join(tables)
+        markers.replace(options.write, "balance-table", text)
 
 
 if __name__ == "__main__":

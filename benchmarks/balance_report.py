@@ -1,6 +1,5 @@
 """The table and the figure of `balance.py`."""
 
-import re
 from statistics import mean
 
 import matplotlib
@@ -10,7 +9,6 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 LIMIT = 1.5
-START, END = "<!-- balance-table -->", "<!-- /balance-table -->"
 HEAD = (
     "| router | experts a token | imbalance, mean (worst) | at most "
     f"{LIMIT} | without balancing, mean (worst) | accuracy | without |\n"
@@ -72,16 +70,6 @@ def _caption(result):
         f"{result['seeds']} seeds, {settings['num_blocks']} MoE block(s) of "
         f"{settings['num_experts']} experts, {result['backend']}:"
     )
-
-
-def write(path, text):
-    """Replaces what stands between the two markers."""
-    whole = path.read_text()
-    marked = re.compile(f"{START}.*?{END}", re.DOTALL)
-    if not marked.search(whole):
-        raise SystemExit(f"error: {path} has no {START} ... {END}. Add them.")
-    replaced = marked.sub(lambda _: f"{START}\n{text}\n{END}", whole)
-    path.write_text(replaced)
 
 
 def draw(result, path):

@@ -8,17 +8,17 @@
 
 import argparse
 import json
-import re
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from statistics import mean
 
+import markers
+
 BACKENDS = ("jax", "tensorflow", "torch")
 SEEDS = (0, 1, 2)
 QUICKSTART = Path(__file__).parents[1] / "examples" / "quickstart.py"
-START, END = "<!-- quickstart-table -->", "<!-- /quickstart-table -->"
 HEAD = (
     "| trained on | MoE accuracy, mean (min) | dense twin, mean (min) | other "
     "backends | SavedModel | LiteRT | seconds |\n|---|---|---|---|---|---|---|"
@@ -57,15 +57,6 @@ def row(backend, results):
     )
 
 
-def write(path, table):
-    """Replaces what stands between the two markers."""
-    text = path.read_text()
-    marked = re.compile(f"{START}.*?{END}", re.DOTALL)
-    if not marked.search(text):
-        raise SystemExit(f"error: {path} has no {START} ... {END}. Add them.")
-    path.write_text(marked.sub(f"{START}\n{table}\n{END}", text))
-
-
 def main():
     """Prints the table; writes it where asked."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -78,7 +69,7 @@ def main():
         print(rows[-1], flush=True)
     table = "\n".join([HEAD, *rows])
     if options.write:
-        write(options.write, table)
+        markers.replace(options.write, "quickstart-table", table)
 
 
 if __name__ == "__main__":

@@ -10,14 +10,13 @@ median of the rounds with its quartiles; 1 is the limit.
 
 import argparse
 import json
-import re
 from pathlib import Path
 
 import claims
+import markers
 import plots
 import tables
 
-START, END = "<!-- benchmark-table -->", "<!-- /benchmark-table -->"
 ORDER = ("jax", "tensorflow", "torch")
 
 
@@ -58,16 +57,6 @@ def everything(results):
     return "\n\n".join(parts)
 
 
-def write(path, text):
-    """Replaces what stands between the two markers."""
-    whole = path.read_text()
-    marked = re.compile(f"{START}.*?{END}", re.DOTALL)
-    if not marked.search(whole):
-        raise SystemExit(f"error: {path} has no {START} ... {END}. Add them.")
-    replaced = marked.sub(lambda _: f"{START}\n{text}\n{END}", whole)
-    path.write_text(replaced)
-
-
 def main():
     """Prints the report, writes it and the plots."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -81,7 +70,7 @@ def main():
     for path in plots.draw_all(results, args.folder):
         print(path)
     if args.write:
-        write(args.write, main_part(results))
+        markers.replace(args.write, "benchmark-table", main_part(results))
 
 
 if __name__ == "__main__":

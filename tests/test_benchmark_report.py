@@ -68,7 +68,8 @@ def test_report_of_a_hand_made_result(tmp_path, monkeypatch, capsys):
     text = json.dumps(result_of(records=records))
     (tmp_path / "torch.json").write_text(text)
     readme = tmp_path / "README.md"
-    readme.write_text(f"before {report.START} old {report.END} after")
+    marks = "<!-- benchmark-table -->", "<!-- /benchmark-table -->"
+    readme.write_text(f"before {marks[0]} old {marks[1]} after")
     command = ["report.py", str(tmp_path), "--write", str(readme)]
     monkeypatch.setattr(sys, "argv", command)
     report.main()
