@@ -209,7 +209,8 @@ class MoEBlock(keras.layers.Layer):
         if training:
             self._add_losses(chosen, token_mask, inputs)
             self.statistics.update(chosen.expert_index, kept.expert_index)
-        outputs = ops.reshape(outputs, ops.shape(inputs))
+        if len(inputs.shape) > 2:
+            outputs = ops.reshape(outputs, ops.shape(inputs))
         return (outputs, kept) if return_assignment else outputs
 
     def _apply_capacity(self, assignment, num_tokens, training):

@@ -24,7 +24,9 @@ def flatten_tokens(
     """
     checks.check_floating(inputs)
     checks.check_built_width(inputs, hidden_dim)
-    tokens = ops.reshape(inputs, (-1, hidden_dim))
+    tokens = inputs
+    if len(inputs.shape) > 2:
+        tokens = ops.reshape(inputs, (-1, hidden_dim))
     if mask is None:
         return tokens, None
     mask = ops.convert_to_tensor(mask)
