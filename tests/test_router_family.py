@@ -251,6 +251,22 @@ def test_replay_takes_the_choices_and_not_the_weights(make, rng):
     )
 
 
+def test_a_transformer_block_passes_ids_and_replays_on(rng):
+    router = keras_moe.HashRouter(E, method="modulo")
+    layer = keras_moe.TransformerEncoderBlock(2, block_of(router))
+    x, ids = draw(rng, 2, 5, D), np.arange(10).reshape(2, 5)
+    symbolic = layer(
+        keras.Input((5, D)), router_inputs=keras.Input((5,), dtype="int32")
+    )
+    assert symbolic.shape == (None, 5, D)
+    _, a = layer(x, router_inputs=ids, return_assignment=True)
+    np.testing.assert_array_equal(arrays(a).expert_index, np.arange(10) % E)
+    _, b = layer(x, router_inputs=ids + 1, replay=a, return_assignment=True)
+    np.testing.assert_array_equal(
+        arrays(b).expert_index, arrays(a).expert_index
+    )
+
+
 def test_gradients_flow_through_a_replay(rng):
     block = block_of(keras_moe.Router(E, 2))
     x = draw(rng, 9, D)

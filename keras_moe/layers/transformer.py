@@ -9,7 +9,7 @@ import keras
 from keras import ops
 
 from keras_moe.layers import checks
-from keras_moe.types import Shape, Tensor
+from keras_moe.types import Assignment, Shape, Tensor
 
 
 @keras.saving.register_keras_serializable(package="keras_moe")
@@ -32,6 +32,7 @@ class TransformerEncoderBlock(keras.layers.Layer):
         mask: bool `(B, S)`, False for padding: it is not attended to, and
             `moe` sees the mask.
         training: bool.
+        router_inputs, replay: of `moe`, a `MoEBlock`; see there.
         return_assignment: whether to return `(outputs, assignment)`; `moe`
             must be a `MoEBlock`.
 
@@ -95,12 +96,16 @@ class TransformerEncoderBlock(keras.layers.Layer):
         inputs: Tensor,
         mask: Tensor | None = None,
         training=None,
+        router_inputs: Tensor | None = None,
+        replay: Assignment | None = None,
         return_assignment: bool = False,
     ):
         """Attends, then runs the feed-forward part; see the class."""
         x = inputs + self._attend(inputs, mask, training)
         normed = self.moe_norm(x)
         options = {"mask": mask} if self._moe_takes_mask else {}
+        given = {"router_inputs": router_inputs, "replay": replay}
+        options |= {n: v for n, v in given.items() if v is not None}
         if not return_assignment:
             outputs = self.moe(normed, training=training, **options)
             return x + self.drop(outputs, training=training)
@@ -121,7 +126,13 @@ class TransformerEncoderBlock(keras.layers.Layer):
         return tuple(input_shape)
 
     def compute_output_spec(
-        self, inputs, mask=None, training=None, return_assignment=False
+        self,
+        inputs,
+        mask=None,
+        training=None,
+        router_inputs=None,
+        replay=None,
+        return_assignment=False,
     ):
         """Returns the symbolic outputs of symbolic inputs."""
         outputs = keras.KerasTensor(inputs.shape, self.compute_dtype)
