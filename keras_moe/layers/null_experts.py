@@ -16,7 +16,10 @@ class NullExperts(keras.layers.Layer):
     eq. 4-6).
 
     Null expert 0 gives zero, 1 the token, and j above `a x + b v_j`, with
-    `(a, b) = softmax(W_j x)`: constants in the paper's words.
+    `(a, b) = softmax(W_j x)`: constants in the paper's words. The paper's loss
+    weighs null experts' load by a factor tau; here the load-balancing loss is
+    over the real experts alone, and how many tokens null experts take is
+    learned.
 
     Args:
         num_null_experts: N, 1 or more.
