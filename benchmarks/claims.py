@@ -4,12 +4,11 @@ A claim is a text, an aim (`">= 3.0"`, or one a backend) and a function from a
 result to a number, or None where it was not measured.
 """
 
-from tables import block, find, markdown
+from tables import KINDS, OURS, block, find, markdown
 
-OURS, HUB = "keras_moe", "KerasHub Qwen3-MoE"
+HUB = "KerasHub Qwen3-MoE"
 COMPILED = f"{OURS}, jit_compile=True"
 GROUPED = "transformers Qwen3-MoE, grouped_mm"
-KINDS = ("forward", "f+b", "train")
 
 
 def _faster(peer, shape, kind):

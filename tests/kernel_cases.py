@@ -49,7 +49,7 @@ def ffn_function(names, sizes, activation=activations.gelu, **options):
     return function
 
 
-def compare(function, arrays, compiled, atol=1e-4):
+def assert_equals_reference(function, arrays, compiled, atol=1e-4):
     values, gradients = value_and_gradients(
         function, *arrays, compiled=compiled
     )

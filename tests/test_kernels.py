@@ -5,7 +5,14 @@ import numpy as np
 import pytest
 from backend import BACKEND, draw, to_numpy
 from keras import ops
-from kernel_cases import D, E, F, compare, ffn_function, ffn_weights
+from kernel_cases import (
+    D,
+    E,
+    F,
+    assert_equals_reference,
+    ffn_function,
+    ffn_weights,
+)
 
 from keras_moe import kernels
 
@@ -27,7 +34,7 @@ def test_grouped_matmul_equals_reference(rng, sizes, spare_rows, compiled):
     def function(x, kernel):
         return kernels.grouped_matmul(x, kernel, ops.convert_to_tensor(sizes))
 
-    compare(function, [x, draw(rng, E, D, F)], compiled)
+    assert_equals_reference(function, [x, draw(rng, E, D, F)], compiled)
 
 
 @pytest.mark.parametrize("gated", [False, True])
@@ -39,7 +46,7 @@ def test_grouped_ffn_equals_reference(rng, sizes, gated, use_bias, compiled):
     x = draw(rng, sizes.sum() + 2, D)
     function = ffn_function(weights, sizes)
 
-    compare(function, [x, *weights.values()], compiled)
+    assert_equals_reference(function, [x, *weights.values()], compiled)
 
 
 @pytest.mark.parametrize("gated", [False, True])
@@ -49,7 +56,7 @@ def test_remat_changes_no_value(rng, sizes, gated, compiled):
     weights = ffn_weights(rng, gated, use_bias=True)
     x = draw(rng, sizes.sum() + 2, D)
     function = ffn_function(weights, sizes, keras.activations.silu, remat=True)
-    compare(function, [x, *weights.values()], compiled)
+    assert_equals_reference(function, [x, *weights.values()], compiled)
 
 
 def kept_shapes(function, arrays):
@@ -97,7 +104,7 @@ def test_many_rows_and_uneven_groups(rng, rows, compiled):
     def function(x, kernel):
         return kernels.grouped_matmul(x, kernel, ops.convert_to_tensor(sizes))
 
-    compare(function, [x, kernel], compiled, atol=1e-3)
+    assert_equals_reference(function, [x, kernel], compiled, atol=1e-3)
 
 
 def test_every_size_of_block_and_groups_of_many_blocks(rng, compiled):
@@ -105,7 +112,7 @@ def test_every_size_of_block_and_groups_of_many_blocks(rng, compiled):
     sizes = np.array([20, 26, 40, 46, 53, 59, 66, 90], "int32")
     weights = ffn_weights(rng, True, False, num_experts=8)
     x = draw(rng, 400, D)
-    compare(
+    assert_equals_reference(
         ffn_function(weights, sizes),
         [x, *weights.values()],
         compiled,

@@ -6,6 +6,7 @@ T tokens, D hidden_dim, E experts, N null experts, K top_k, V = N - 2 vectors.
 import keras
 from keras import ops
 
+from keras_moe import routing
 from keras_moe.routing import Assignment
 from keras_moe.types import Shape, Tensor
 
@@ -59,11 +60,14 @@ class NullExperts(keras.layers.Layer):
         self, tokens: Tensor, assignment: Assignment, pairs_per_token: int
     ) -> Tensor:
         """Sums identity and constants by their weights."""
-        # Not -1: of no tokens a reshape could not tell how many there are.
-        shape = (ops.shape(tokens)[0], pairs_per_token, 1)
-        shares = ops.cast(self._shares(assignment, shape), tokens.dtype)
         if self.num_null_experts == 1:
             return ops.zeros_like(tokens)
+        null_experts = ops.arange(self.num_null_experts, dtype="int32")
+        first = assignment.router_probs.shape[-1] + 1
+        shares = routing.dense_weights(
+            assignment, pairs_per_token, first + null_experts
+        )
+        shares = ops.cast(shares, tokens.dtype)
         outputs = shares[:, 1:2] * tokens
         if self.num_null_experts == 2:
             return outputs
@@ -72,13 +76,3 @@ class NullExperts(keras.layers.Layer):
         of_token = ops.sum(shares[:, 2:] * mix[..., 0], axis=1, keepdims=True)
         of_vectors = ops.matmul(shares[:, 2:] * mix[..., 1], self.vectors)
         return outputs + of_token * tokens + of_vectors
-
-    def _shares(self, assignment, shape):
-        """Each token's weight of each null expert, float32 `(T, N)`."""
-        num_experts = assignment.router_probs.shape[-1]
-        null_experts = ops.arange(self.num_null_experts, dtype="int32")
-        index = ops.reshape(assignment.expert_index, shape) - num_experts - 1
-        weights = ops.reshape(assignment.combine_weights, shape)
-        hits = ops.equal(index, null_experts)
-        shares = ops.where(hits, weights, ops.zeros_like(weights))
-        return ops.sum(shares, axis=1)

@@ -31,11 +31,6 @@ class Conditions(NamedTuple):
     available: Tensor | None = None
     replay: Assignment | None = None
 
-    @property
-    def num_experts(self) -> int:
-        """E of the assignment that is replayed."""
-        return self.replay.router_probs.shape[-1]  # type: ignore[union-attr]
-
 
 UNCONDITIONAL = Conditions()
 
@@ -76,7 +71,8 @@ def choose(scores: Tensor, top_k: int, conditions: Conditions) -> Choice:
     """
     if conditions.replay is None:
         return Choice(top_k_index(scores, top_k))
-    num_experts, num_columns = conditions.num_experts, scores.shape[-1]
+    num_experts = conditions.replay.router_probs.shape[-1]
+    num_columns = scores.shape[-1]
     recorded = ops.reshape(conditions.replay.expert_index, (-1, top_k))
     columns = ops.where(recorded > num_experts, recorded - 1, recorded)
     columns = ops.minimum(columns, num_columns - 1)
@@ -183,18 +179,17 @@ def pair_scores(assignment: Assignment) -> Tensor:
     return ops.squeeze(ops.take_along_axis(probs, expert, axis=-1), -1)
 
 
-def dense_weights(assignment: Assignment, pairs_per_token: int) -> Tensor:
-    """Returns the weights as a table, float32 `(T, E)`, zero where unused.
+def dense_weights(
+    assignment: Assignment, pairs_per_token: int, experts: Tensor
+) -> Tensor:
+    """Returns the weights as a table, float32 `(T, n)`, zero where unused.
 
     Args:
         assignment: of a token-choice algorithm.
         pairs_per_token: K.
+        experts: int32 `(n,)`, the `expert_index` of each column.
     """
-    num_experts = assignment.router_probs.shape[-1]
-    experts = ops.arange(num_experts, dtype="int32")
     index = ops.reshape(assignment.expert_index, (-1, pairs_per_token, 1))
     weights = ops.reshape(assignment.combine_weights, (-1, pairs_per_token, 1))
-    hits = ops.where(
-        ops.equal(index, experts), weights, ops.zeros_like(weights)
-    )
-    return ops.sum(hits, axis=1)
+    hits = ops.equal(index, experts)
+    return ops.sum(ops.where(hits, weights, ops.zeros_like(weights)), axis=1)

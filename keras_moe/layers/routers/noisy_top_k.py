@@ -75,7 +75,8 @@ class NoisyTopKRouter(Router):
         noisy = logits + self.normal_like(logits) * noise_std
         assignment = super().choose(noisy, batch)
         token_mask = batch.conditions.token_mask
-        gates = routing.dense_weights(assignment, self.top_k)
+        experts = ops.arange(self.num_experts, dtype="int32")
+        gates = routing.dense_weights(assignment, self.top_k, experts)
         importance = losses.importance_loss(gates, token_mask)
         load = losses.load_loss(
             logits, noisy, noise_std, self.top_k, token_mask
