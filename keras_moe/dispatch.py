@@ -116,7 +116,7 @@ def combine(
 
 def _sum_pairs(pairs, pairs_per_token):
     """Sums each token's K consecutive rows: `(T * K, D) -> (T, D)`."""
-    shape = (-1, pairs_per_token, pairs.shape[-1])
+    shape = (-1, pairs_per_token, ops.shape(pairs)[-1])
     return ops.sum(ops.reshape(pairs, shape), axis=1)
 
 

@@ -24,7 +24,13 @@ ROUTERS = {
     "SwitchRouter",
     "TopPRouter",
 }
-LAYERS = {"Expert", "MoEBlock", "TransformerEncoderBlock"} | ROUTERS
+LAYERS = ROUTERS | {
+    "Expert",
+    "ExpertLayers",
+    "MixtureOfModels",
+    "MoEBlock",
+    "TransformerEncoderBlock",
+}
 TO_BUILD_ON = {"BaseRouter", "LearnedRouter", "TokenBatch"}
 
 

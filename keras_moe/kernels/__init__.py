@@ -12,6 +12,7 @@ from keras import ops
 
 from keras_moe.kernels import reference
 from keras_moe.kernels.choice import formulations, implementation, use
+from keras_moe.kernels.groups import map_groups
 from keras_moe.kernels.primitives import (
     group_sizes_of,
     inverse_permutation,
@@ -31,6 +32,7 @@ __all__ = [
     "grouped_matmul",
     "implementation",
     "inverse_permutation",
+    "map_groups",
     "require",
     "sum_over_replicas",
     "top_k_index",

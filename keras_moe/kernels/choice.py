@@ -90,12 +90,11 @@ def _tensorflow(x, num_groups, inner):
     experts where a tape records: 24 blocks of 128 took two minutes to trace,
     the loop 11 seconds. `predict` and `export` record nothing, and LiteRT has
     no such loop."""
-    import tensorflow as tf
     from tensorflow.python.eager import record
-    from tensorflow.python.ops import control_flow_util
 
-    graph = tf.compat.v1.get_default_graph()
-    if control_flow_util.GraphOrParentsInXlaContext(graph):
+    from keras_moe.kernels.tensorflow_primitives import inside_xla
+
+    if inside_xla():
         return "tensorflow_xla"
     if num_groups > 8 and record.could_possibly_record():
         return "tensorflow_loop"

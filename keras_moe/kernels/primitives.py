@@ -103,6 +103,20 @@ def require(valid: Tensor, message: str) -> Tensor:
     return own(valid, message) if own else valid
 
 
+def shapes_known(x: Tensor) -> str:
+    """Returns what a program that is traced now must know of shapes.
+
+    `"at run time"`: nothing, a slice may be as long as a value says.
+    `"sizes"`: all, and it can choose between programs. `"whole"`: all, and
+    the sizes of its inputs are not there to choose by.
+
+    Args:
+        x: any tensor of the program.
+    """
+    own = _twin("shapes_known")
+    return own(x) if own else "at run time"
+
+
 def _twin(name):
     """The running backend's own function of this name, or None."""
     backend = keras.backend.backend()

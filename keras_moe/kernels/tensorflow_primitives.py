@@ -4,6 +4,7 @@ What each does is said in `primitives.py`.
 """
 
 import tensorflow as tf
+from tensorflow.python.ops import control_flow_util
 
 from keras_moe.types import Tensor
 
@@ -25,3 +26,14 @@ def require(valid: Tensor, message: str) -> Tensor:
     check = tf.debugging.Assert(tf.reduce_all(valid), [message])
     with tf.control_dependencies([check]):
         return tf.identity(valid)
+
+
+def shapes_known(x: Tensor) -> str:
+    """Under XLA all, but a trace may not know the batch; else none."""
+    return "whole" if inside_xla() else "at run time"
+
+
+def inside_xla() -> bool:
+    """Whether what is traced now is compiled by XLA."""
+    graph = tf.compat.v1.get_default_graph()
+    return control_flow_util.GraphOrParentsInXlaContext(graph)

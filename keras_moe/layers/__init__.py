@@ -1,6 +1,8 @@
 """Floor 2: the layers. They own weights and call the functions below."""
 
 from keras_moe.layers.expert import Expert
+from keras_moe.layers.expert_layers import ExpertLayers
+from keras_moe.layers.mixture_of_models import MixtureOfModels
 from keras_moe.layers.moe_block import MoEBlock
 from keras_moe.layers.routers import (
     AttentionRouter,
@@ -27,9 +29,11 @@ __all__ = [
     "CosineRouter",
     "Expert",
     "ExpertChoiceRouter",
+    "ExpertLayers",
     "GShardRouter",
     "HashRouter",
     "LearnedRouter",
+    "MixtureOfModels",
     "MoEBlock",
     "NoisyTopKRouter",
     "ReLURouter",

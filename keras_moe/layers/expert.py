@@ -3,6 +3,8 @@
 D hidden_dim, F intermediate_dim, E experts, P routed pairs.
 """
 
+import math
+
 import keras
 from keras import ops
 
@@ -46,10 +48,13 @@ class Expert(keras.layers.Layer):
     and `gate_bias` `(E, F)`.
 
     Call arguments:
-        x: float `(P, D)`, rows sorted by expert; any `(..., D)` where E is 1.
+        x: float `(P, D)` or `(P, ..., D)`, rows sorted by expert; any
+            `(..., D)` where E is 1.
         group_sizes: int32 `(E,)`, rows of each expert; may be left out where
             E is 1. Rows behind the last group come out as zero.
         training: bool; dropout acts only in training.
+        mask, most_rows: of `ExpertLayers`, which is called in the same way;
+            a feed-forward expert needs neither.
 
     Returns:
         A tensor like `x`, in the compute dtype.
@@ -138,7 +143,12 @@ class Expert(keras.layers.Layer):
         return kernel, bias
 
     def call(
-        self, x: Tensor, group_sizes: Tensor | None = None, training=None
+        self,
+        x: Tensor,
+        group_sizes: Tensor | None = None,
+        training=None,
+        mask: Tensor | None = None,
+        most_rows: int | Tensor | None = None,
     ) -> Tensor:
         """Runs each row through its expert; see the class."""
         checks.check_floating(x)
@@ -147,14 +157,19 @@ class Expert(keras.layers.Layer):
         if group_sizes is None:
             return self._run_only_expert(x, dropout)
         self._check_group_sizes(group_sizes)
-        return kernels.grouped_ffn(
-            x,
+        rows = x
+        if len(x.shape) > 2:
+            rows = ops.reshape(x, (-1, self.hidden_dim))
+            group_sizes = group_sizes * math.prod(ops.shape(x)[1:-1])
+        rows = kernels.grouped_ffn(
+            rows,
             self._weights(),
             group_sizes,
             self.activation,
             dropout,
             self.remat,
         )
+        return rows if len(x.shape) == 2 else ops.reshape(rows, ops.shape(x))
 
     def _run_only_expert(self, x, dropout):
         weights = self._only_weights()
@@ -207,7 +222,9 @@ class Expert(keras.layers.Layer):
         """Returns the shape of the outputs: that of the inputs."""
         return tuple(input_shape)
 
-    def compute_output_spec(self, x, group_sizes=None, training=None):
+    def compute_output_spec(
+        self, x, group_sizes=None, training=None, mask=None, most_rows=None
+    ):
         """Returns the symbolic output of symbolic inputs."""
         checks.check_floating(x)
         return keras.KerasTensor(x.shape, self.compute_dtype)

@@ -6,17 +6,18 @@ T tokens, D hidden_dim, F intermediate_dim, E experts, K top_k, P pairs.
 import keras
 from keras import ops
 
-from keras_moe import dispatch, losses, routing
+from keras_moe import routing
 from keras_moe.layers import checks, parts
+from keras_moe.layers.levels import check_level, units_of
+from keras_moe.layers.mixture import Mixture
 from keras_moe.layers.null_experts import NullExperts
-from keras_moe.layers.routers.tokens import flatten_tokens, zero_padding
-from keras_moe.layers.statistics import RoutingStatistics
+from keras_moe.layers.routers.tokens import zero_padding
 from keras_moe.routing import Assignment
 from keras_moe.types import Shape, Tensor
 
 
 @keras.saving.register_keras_serializable(package="keras_moe")
-class MoEBlock(keras.layers.Layer):
+class MoEBlock(Mixture):
     """Sends each token through its best K of E feed-forward experts.
 
     Takes the place of a `Dense -> activation -> Dense` in any model. The cost
@@ -46,7 +47,13 @@ class MoEBlock(keras.layers.Layer):
             (DeepSeekMoE, Dai et al. 2024, eq. 9), or None.
         router: a configured router with the same `num_experts`; None builds
             `Router(num_experts, top_k, jitter=jitter)`.
-        experts: a configured `Expert` with the same `num_experts`.
+        experts: a configured `Expert` with the same `num_experts`, or a list
+            of that many layers of any kind, each from `(n, D)` to `(n, D)`;
+            see `ExpertLayers`.
+        level: `"token"` routes each token by itself; `"example"` each entry
+            of the first axis whole, by its mean token (Kudugunta et al. 2021,
+            "Beyond Distillation", section 2). An expert then sees examples
+            with all their axes, as a convolution or an LSTM needs them.
         load_balancing: `"switch"` balances the batch; `"per_sequence"` each
             sequence, the axis before the last, by itself; `"global_batch"`
             the batches of all replicas together. See `keras_moe.losses`.
@@ -60,19 +67,15 @@ class MoEBlock(keras.layers.Layer):
 
     Attributes:
         router, experts, shared_expert: the layers inside.
-        expert_load: float32 `(E,)`, share of the pairs that chose each
-            expert: the mean over the training batches since
-            `reset_statistics()`, before capacity drops any.
-        fraction_dropped: float32 `(1,)`, share of the pairs that capacity
-            dropped, over the same batches.
+        expert_load, fraction_dropped: see `Mixture`.
 
     Call arguments:
         inputs: float `(..., D)` of rank 2 or more.
         mask: bool `(...)`, False for padding. Padding is sent nowhere, counts
             nowhere and comes out as zero.
         training: bool.
-        router_inputs: what the router needs beside the tokens: ids for
-            `HashRouter` and `RuleRouter`.
+        router_inputs: what the router needs beside the tokens, or examples:
+            ids for `HashRouter` and `RuleRouter`.
         replay: an `Assignment` of an earlier call, whose choices are taken
             again; see `BaseRouter`.
         return_assignment: whether to return `(outputs, assignment)`, with the
@@ -101,6 +104,7 @@ class MoEBlock(keras.layers.Layer):
         shared_expert_dim: int | None = None,
         router=None,
         experts=None,
+        level: str = "token",
         load_balancing: str = "switch",
         load_balancing_weight: float | None = None,
         router_z_weight: float = 0.0,
@@ -114,24 +118,14 @@ class MoEBlock(keras.layers.Layer):
     ):
         super().__init__(**kwargs)
         self.supports_masking = True
-        self.num_experts = checks.check_positive_int("num_experts", num_experts)
-        self.capacity_factor = checks.check_capacity_factor(
-            "capacity_factor", capacity_factor
-        )
-        self.eval_capacity_factor = checks.check_capacity_factor(
-            "eval_capacity_factor", eval_capacity_factor
-        )
-        self.priority = checks.check_choice(
-            "priority", priority, routing.PRIORITIES
-        )
-        self.load_balancing = checks.check_choice(
-            "load_balancing", load_balancing, losses.LOAD_BALANCING
-        )
-        self.load_balancing_weight = load_balancing_weight
-        if load_balancing_weight is not None:
-            checks.check_weight("load_balancing_weight", load_balancing_weight)
-        self.router_z_weight = checks.check_weight(
-            "router_z_weight", router_z_weight
+        self.init_mixture(
+            num_experts,
+            capacity_factor,
+            eval_capacity_factor,
+            priority,
+            load_balancing,
+            load_balancing_weight,
+            router_z_weight,
         )
         self.seed = seed
         routing_arguments = {"top_k": top_k, "jitter": jitter}
@@ -163,18 +157,19 @@ class MoEBlock(keras.layers.Layer):
                 name="null_experts",
                 dtype=self.dtype_policy,
             )
-        self.statistics = RoutingStatistics(num_experts, name="statistics")
+        self.level = check_level(
+            level, load_balancing, self.router.num_null_experts
+        )
 
     def build(self, input_shape: Shape) -> None:
         """Creates the weights for inputs `(..., D)`."""
         self.hidden_dim = checks.check_input_shape(input_shape)
-        tokens_shape = (None, self.hidden_dim)
-        for layer in (
-            self.router,
-            self.experts,
-            self.shared_expert,
-            self.null_experts,
-        ):
+        tokens_shape: Shape = (None, self.hidden_dim)
+        by_token = self.level == "token"
+        rows_shape = tokens_shape if by_token else (None, *input_shape[1:])
+        if not self.experts.built:
+            self.experts.build(rows_shape)
+        for layer in (self.router, self.shared_expert, self.null_experts):
             if layer is not None and not layer.built:
                 layer.build(tokens_shape)
         self.statistics.build()
@@ -189,99 +184,55 @@ class MoEBlock(keras.layers.Layer):
         return_assignment: bool = False,
     ):
         """Routes, computes and combines; see the class."""
-        tokens, token_mask = flatten_tokens(inputs, mask, self.hidden_dim)
+        units = units_of(self.level, inputs, mask, self.hidden_dim)
         chosen = self.router(
-            inputs,
-            mask=mask,
+            units.features,
+            mask=units.features_mask,
             training=training,
             router_inputs=router_inputs,
             replay=replay,
         )
-        kept = self._apply_capacity(chosen, ops.shape(tokens)[0], training)
-        outputs = self._run_experts(tokens, kept, training)
+        capacity = self.expert_capacity(ops.shape(units.rows)[0], training)
+        kept = chosen
+        if capacity is not None:
+            kept = routing.apply_capacity(chosen, capacity, self.priority)
+        outputs = self._run_experts(units, kept, capacity, training)
         if self.null_experts is not None:
             outputs = outputs + self.null_experts(
-                tokens, kept, pairs_per_token=self.router.pairs_per_token
+                units.rows, kept, pairs_per_token=self.router.pairs_per_token
             )
         if self.shared_expert is not None:
-            shared = self.shared_expert(tokens, training=training)
-            outputs = outputs + zero_padding(shared, token_mask)
+            shared = self.shared_expert(
+                units.as_tokens(units.rows), training=training
+            )
+            outputs = outputs + zero_padding(shared, units.token_mask)
         if training:
-            self._add_losses(chosen, token_mask, inputs)
-            self.statistics.update(chosen.expert_index, kept.expert_index)
+            length = None
+            if self.load_balancing == "per_sequence":
+                length = checks.check_sequence_length(ops.shape(inputs))
+            self.report(chosen, kept, units.mask, length)
         if len(inputs.shape) > 2:
             outputs = ops.reshape(outputs, ops.shape(inputs))
         return (outputs, kept) if return_assignment else outputs
 
-    def _apply_capacity(self, assignment, num_tokens, training):
-        factor = self.capacity_factor if training else self.eval_capacity_factor
-        if factor is None:
-            return assignment
-        capacity = routing.expert_capacity(
-            num_tokens, self.num_experts, self.router.top_k, factor
-        )
-        return routing.apply_capacity(assignment, capacity, self.priority)
+    def _run_experts(self, units, assignment, capacity, training):
+        """Units to the experts and back, as tokens `(T, D)`."""
 
-    def _run_experts(self, tokens, assignment, training):
-        """Dispatch, experts, combine: `(T, D)` to `(T, D)`."""
-        pairs_per_token = self.router.pairs_per_token
-        pair_order, tokens_per_expert = dispatch.sort_by_expert(
-            assignment.expert_index, self.num_experts
-        )
-        rows = dispatch.dispatch(
-            tokens, assignment.token_index, pair_order, pairs_per_token
-        )
-        rows = self.experts(
-            rows, group_sizes=tokens_per_expert, training=training
-        )
-        return dispatch.combine(
-            rows,
-            assignment.token_index,
-            assignment.combine_weights,
-            pair_order,
-            ops.shape(tokens)[0],
-            pairs_per_token,
-        )
-
-    def _add_losses(self, chosen, token_mask, inputs):
-        if self.router.has_loss:
-            self.add_loss(chosen.router_loss)
-        weight = self.load_balancing_weight
-        if weight is None:
-            weight = self.router.load_balancing_weight
-        if weight:
-            length = None
-            if self.load_balancing == "per_sequence":
-                length = checks.check_sequence_length(ops.shape(inputs))
-            loss = losses.balancing_loss(
-                self.load_balancing, chosen, token_mask, length
+        def run(rows, group_sizes, pair_order):
+            mask = units.row_mask
+            if mask is not None:
+                source = ops.take(assignment.token_index, pair_order.order)
+                mask = ops.take(mask, source, axis=0)
+            outputs = self.experts(
+                units.for_experts(rows),
+                group_sizes=group_sizes,
+                training=training,
+                mask=mask,
+                most_rows=capacity,
             )
-            self.add_loss(weight * loss)
-        if self.router_z_weight:
-            loss = losses.router_z_loss(chosen.router_logits, token_mask)
-            self.add_loss(self.router_z_weight * loss)
+            return units.as_rows(outputs)
 
-    def disable_experts(self, expert_indices) -> None:
-        """Switches experts off; see `BaseRouter.disable_experts`."""
-        self.router.disable_experts(expert_indices)
-
-    def enable_experts(self, expert_indices=None) -> None:
-        """Switches experts on again; see `BaseRouter.enable_experts`."""
-        self.router.enable_experts(expert_indices)
-
-    @property
-    def expert_load(self):
-        """Share of the pairs that chose each expert, float32 `(E,)`."""
-        return self.statistics.expert_load
-
-    @property
-    def fraction_dropped(self):
-        """Share of the pairs that capacity dropped, float32 `(1,)`."""
-        return self.statistics.fraction_dropped
-
-    def reset_statistics(self) -> None:
-        """Starts the running means of load and drops afresh."""
-        self.statistics.reset()
+        return units.as_tokens(self.mix(run, units.rows, assignment))
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:
         """Returns the shape of the outputs: that of the inputs."""
@@ -311,14 +262,9 @@ class MoEBlock(keras.layers.Layer):
         """Returns the arguments that build this layer again."""
         config = {
             **super().get_config(),
-            "num_experts": self.num_experts,
-            "capacity_factor": self.capacity_factor,
-            "eval_capacity_factor": self.eval_capacity_factor,
-            "priority": self.priority,
+            **self.mixture_config(),
             "shared_expert_dim": self.shared_expert_dim,
-            "load_balancing": self.load_balancing,
-            "load_balancing_weight": self.load_balancing_weight,
-            "router_z_weight": self.router_z_weight,
+            "level": self.level,
             "seed": self.seed,
         }
         given = self._router_given, self._experts_given

@@ -8,6 +8,7 @@ import keras
 
 from keras_moe.layers import checks
 from keras_moe.layers.expert import Expert
+from keras_moe.layers.expert_layers import ExpertLayers
 from keras_moe.layers.initializers import reseeded
 from keras_moe.layers.routers import Router
 
@@ -30,7 +31,7 @@ def router_of(router, num_experts: int, arguments: dict, common: dict):
     Args:
         router: a layer with `num_experts`, or None.
         num_experts: E.
-        arguments: what ROUTER_DEFAULTS names.
+        arguments: what ROUTER_DEFAULTS names, or some of it.
         common: `seed` and `dtype` of a layer that is built.
     """
     if router is not None:
@@ -53,11 +54,13 @@ def experts_of(experts, num_experts: int, arguments: dict, common: dict):
     """Returns the given experts, or an `Expert` bank of the arguments.
 
     Args:
-        experts: a layer with `num_experts`, or None.
+        experts: a layer with `num_experts`, a list of layers, or None.
         num_experts: E.
         arguments: what EXPERT_DEFAULTS names.
         common: `seed` and `dtype` of a layer that is built.
     """
+    if isinstance(experts, (list, tuple)):
+        experts = ExpertLayers(experts, name="experts")
     if experts is not None:
         _check_num_experts("experts", experts, num_experts)
         _check_nothing_lost("experts", experts, arguments, EXPERT_DEFAULTS)

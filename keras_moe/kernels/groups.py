@@ -1,0 +1,223 @@
+"""Runs a function of its own on each group's rows, whatever they compute.
+
+P rows sorted by group, E groups. `grouped_ffn` is for groups that differ in
+their weights alone; this is for whole layers and models, which may have
+nothing in common. A group without rows is not run. How depends on what the
+backend must know about shapes when it traces, see `shapes_known`.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+from keras import ops, tree
+
+from keras_moe.kernels.primitives import shapes_known
+from keras_moe.types import Tensor
+
+Nest = Any  # a tensor, or lists, tuples and dicts of them
+GroupFunction = Callable[[Nest, Nest], tuple[Nest, Nest]]
+
+
+def map_groups(
+    functions: Sequence[GroupFunction],
+    rows: Nest,
+    group_sizes: Tensor,
+    states: Sequence[Nest],
+    outputs_spec: Nest,
+    most_rows: int | None = None,
+) -> tuple[Nest, list[Nest]]:
+    """Returns each row's output under its group's function, and the states.
+
+    Args:
+        functions: E functions `f(rows, state)` of `(n, ...)` rows, which
+            return `(outputs, state)`, outputs `(n, ...)`. They touch no
+            variable but through `state`.
+        rows: nest of `(P, ...)`, sorted by group.
+        group_sizes: int32 `(E,)`, rows of each group; the sum is at most P.
+        states: E nests of tensors; that of a group without rows comes back
+            as it was.
+        outputs_spec: nest of `keras.KerasTensor` `(None, ...)`, what every
+            function returns.
+        most_rows: rows that no group has more of, if that is known. Programs
+            of static shapes run a group on this many rows; otherwise on the
+            least of three sizes, the last of which is P.
+
+    Returns:
+        A nest like `outputs_spec` of `(P, ...)`, zero behind the last group,
+        and the E states.
+    """
+    group_sizes = ops.cast(group_sizes, "int32")
+    num_rows = ops.shape(tree.flatten(rows)[0])[0]
+    run = {"at run time": _exact, "sizes": _padded, "whole": _whole}
+    known = shapes_known(group_sizes)
+    sizes = None
+    if known == "sizes":
+        sizes = _sizes(num_rows, len(functions), most_rows)
+    return run[known](
+        functions, rows, group_sizes, states, outputs_spec, num_rows, sizes
+    )
+
+
+def _exact(functions, rows, group_sizes, states, spec, num_rows, sizes):
+    """Slices of exactly the rows of each group."""
+    parts, new_states = [], []
+    start = 0
+    for e, (function, state) in enumerate(zip(functions, states, strict=True)):
+        size = group_sizes[e]
+        outputs, state = _run_unless_empty(
+            function, _between(rows, start, start + size), state, spec, size
+        )
+        parts.append(outputs)
+        new_states.append(state)
+        start = start + size
+
+    def join(*leaves):
+        shape = (num_rows - start, *ops.shape(leaves[0])[1:])
+        rest = ops.zeros(shape, dtype=leaves[0].dtype)
+        return ops.concatenate([*leaves, rest], axis=0)
+
+    return tree.map_structure(join, *parts), new_states
+
+
+def _run_unless_empty(function, rows, state, spec, size):
+    """One group; where its outputs' shape is unknown, on a row at least."""
+    empty = _empty_outputs(rows, spec)
+    if empty is not None:
+        return ops.cond(
+            size > 0, lambda: function(rows, state), lambda: (empty, state)
+        )
+    filled = tree.map_structure(_with_one_row, rows)
+    outputs, new_state = function(filled, state)
+    outputs = _between(outputs, 0, size)
+    return outputs, _where(size > 0, new_state, state)
+
+
+def _with_one_row(x):
+    more = ops.zeros((1, *ops.shape(x)[1:]), dtype=x.dtype)
+    return ops.concatenate([x, more], axis=0)
+
+
+def _empty_outputs(rows, spec):
+    """Outputs of no rows; None where their shape cannot be told."""
+    like = tree.flatten(rows)[0]
+
+    def empty(output):
+        shape = tuple(output.shape[1:])
+        if shape == tuple(like.shape[1:]):
+            return ops.zeros((0, *ops.shape(like)[1:]), dtype=output.dtype)
+        if None in shape:
+            return None
+        return ops.zeros((0, *shape), dtype=output.dtype)
+
+    leaves = [empty(output) for output in tree.flatten(spec)]
+    if any(leaf is None for leaf in leaves):
+        return None
+    return tree.pack_sequence_as(spec, leaves)
+
+
+def _take(rows, index):
+    return tree.map_structure(lambda x: ops.take(x, index, axis=0), rows)
+
+
+def _between(rows, start, stop):
+    return tree.map_structure(lambda x: x[start:stop], rows)
+
+
+def _sizes(num_rows, num_groups, most_rows):
+    """The row counts a group is compiled for, rising."""
+    if most_rows is not None:
+        return [max(1, min(most_rows, num_rows))]
+    even = num_rows / num_groups
+    sizes = {math.ceil(1.25 * even), math.ceil(2.5 * even), num_rows}
+    return sorted(size for size in sizes if 0 < size <= num_rows)
+
+
+def _padded(functions, rows, group_sizes, states, spec, num_rows, sizes):
+    """Static shapes: each group on the least of the sizes that holds it.
+
+    What is missing to that size are copies of the group's last row, so that
+    a function sees nothing foreign to it; the next group's outputs are
+    written over theirs.
+    """
+    buffers = tree.map_structure(
+        lambda s: ops.zeros((num_rows + sizes[-1], *s.shape[1:]), s.dtype),
+        spec,
+    )
+    bounds = ops.convert_to_tensor([0, *sizes[:-1]], dtype="int32")
+    start = ops.zeros((), dtype="int32")
+    new_states = []
+    for e, (function, state) in enumerate(zip(functions, states, strict=True)):
+        place = start, group_sizes[e]
+        branches = [
+            _branch(function, rows, place, size, remat=size > sizes[0])
+            for size in sizes
+        ]
+        index = ops.sum(ops.cast(group_sizes[e] > bounds, "int32"))
+        buffers, state = ops.switch(index, [_skip, *branches], buffers, state)
+        new_states.append(state)
+        start = start + group_sizes[e]
+    computed = ops.arange(num_rows, dtype="int32") < start
+    outputs = tree.map_structure(
+        lambda x: _only(computed, x[:num_rows]), buffers
+    )
+    return outputs, new_states
+
+
+def _skip(buffers, state):
+    return buffers, state
+
+
+def _branch(function, rows, place, padded_size, remat):
+    """Runs a group padded to a size and writes its outputs.
+
+    With `remat` they are computed again for the gradient: a program keeps
+    room for all that each branch would keep, whether it is taken or not.
+    """
+    start, size = place
+
+    def compute(rows, state):
+        own = ops.minimum(ops.arange(padded_size, dtype="int32"), size - 1)
+        return function(_take(rows, start + own), state)
+
+    def run(buffers, state):
+        outputs, state = (keras.remat(compute) if remat else compute)(
+            rows, state
+        )
+
+        def write(buffer, x):
+            origin = [start] + [0] * (len(buffer.shape) - 1)
+            return ops.slice_update(buffer, origin, ops.cast(x, buffer.dtype))
+
+        return tree.map_structure(write, buffers, outputs), state
+
+    return run
+
+
+def _whole(functions, rows, group_sizes, states, spec, num_rows, sizes):
+    """Every function on P rows, its own and copies of its last in place of
+    the others, where no shape may depend on values."""
+    row = ops.arange(num_rows, dtype="int32")
+    stops = ops.cast(ops.cumsum(group_sizes), "int32")
+    parts, new_states = [], []
+    for e, (function, state) in enumerate(zip(functions, states, strict=True)):
+        stop, size = stops[e], group_sizes[e]
+        start = stop - size
+        own = ops.maximum(start, ops.minimum(row, stop - 1))
+        own = ops.minimum(own, num_rows - 1)
+        outputs, new = function(_take(rows, own), state)
+        mine = ops.logical_and(row >= start, row < stop)
+        parts.append(tree.map_structure(lambda x, m=mine: _only(m, x), outputs))
+        new_states.append(_where(size > 0, new, state))
+    return tree.map_structure(lambda *leaves: sum(leaves), *parts), new_states
+
+
+def _where(condition, new, old):
+    return tree.map_structure(lambda a, b: ops.where(condition, a, b), new, old)
+
+
+def _only(condition, x):
+    """Zeroes the rows of `(P, ...)` where the condition `(P,)` is False."""
+    shape = (-1,) + (1,) * (len(x.shape) - 1)
+    return ops.where(ops.reshape(condition, shape), x, ops.zeros_like(x))

@@ -1,0 +1,166 @@
+"""What every mixture does around its experts: capacity, losses, statistics.
+
+U units (tokens or examples), E experts, K top_k, P routed pairs.
+"""
+
+from collections.abc import Callable
+
+import keras
+from keras import ops
+
+from keras_moe import dispatch, losses, routing
+from keras_moe.layers import checks
+from keras_moe.layers.routers import BaseRouter
+from keras_moe.layers.statistics import RoutingStatistics
+from keras_moe.routing import Assignment
+from keras_moe.types import Tensor
+
+
+class Mixture(keras.layers.Layer):
+    """Base of the layers that hold a router and experts.
+
+    Attributes:
+        router: who goes where; a subclass sets it.
+        expert_load: float32 `(E,)`, share of the pairs that chose each
+            expert: the mean over the training batches since
+            `reset_statistics()`, before capacity drops any.
+        fraction_dropped: float32 `(1,)`, share of the pairs that capacity
+            dropped, over the same batches.
+    """
+
+    router: BaseRouter
+
+    def init_mixture(
+        self,
+        num_experts: int,
+        capacity_factor: float | None,
+        eval_capacity_factor: float | None,
+        priority: str,
+        load_balancing: str,
+        load_balancing_weight: float | None,
+        router_z_weight: float,
+    ) -> None:
+        """Checks and keeps the arguments that all mixtures have."""
+        self.num_experts = checks.check_positive_int("num_experts", num_experts)
+        self.capacity_factor = checks.check_capacity_factor(
+            "capacity_factor", capacity_factor
+        )
+        self.eval_capacity_factor = checks.check_capacity_factor(
+            "eval_capacity_factor", eval_capacity_factor
+        )
+        self.priority = checks.check_choice(
+            "priority", priority, routing.PRIORITIES
+        )
+        self.load_balancing = checks.check_choice(
+            "load_balancing", load_balancing, losses.LOAD_BALANCING
+        )
+        self.load_balancing_weight = load_balancing_weight
+        if load_balancing_weight is not None:
+            checks.check_weight("load_balancing_weight", load_balancing_weight)
+        self.router_z_weight = checks.check_weight(
+            "router_z_weight", router_z_weight
+        )
+        self.statistics = RoutingStatistics(num_experts, name="statistics")
+
+    def mixture_config(self) -> dict:
+        """Returns the arguments of `init_mixture`."""
+        return {
+            "num_experts": self.num_experts,
+            "capacity_factor": self.capacity_factor,
+            "eval_capacity_factor": self.eval_capacity_factor,
+            "priority": self.priority,
+            "load_balancing": self.load_balancing,
+            "load_balancing_weight": self.load_balancing_weight,
+            "router_z_weight": self.router_z_weight,
+        }
+
+    def expert_capacity(self, num_units: int | Tensor, training):
+        """Returns C, the pairs an expert may take; None for all."""
+        factor = self.capacity_factor if training else self.eval_capacity_factor
+        if factor is None:
+            return None
+        return routing.expert_capacity(
+            num_units, self.num_experts, self.router.top_k, factor
+        )
+
+    def mix(
+        self, run_experts: Callable, rows: Tensor, assignment: Assignment
+    ) -> Tensor:
+        """Dispatch, experts, combine.
+
+        Args:
+            run_experts: function of `(P, W)` rows sorted by expert, of int32
+                `(E,)` pairs an expert, and of the `PairOrder` they are in;
+                returns `(P, W')`.
+            rows: `(U, W)`.
+            assignment: of the U units.
+
+        Returns:
+            `(U, W')`.
+        """
+        pairs_per_token = self.router.pairs_per_token
+        pair_order, pairs_per_expert = dispatch.sort_by_expert(
+            assignment.expert_index, self.num_experts
+        )
+        dispatched = dispatch.dispatch(
+            rows, assignment.token_index, pair_order, pairs_per_token
+        )
+        return dispatch.combine(
+            run_experts(dispatched, pairs_per_expert, pair_order),
+            assignment.token_index,
+            assignment.combine_weights,
+            pair_order,
+            ops.shape(rows)[0],
+            pairs_per_token,
+        )
+
+    def report(
+        self,
+        chosen: Assignment,
+        kept: Assignment,
+        mask: Tensor | None,
+        length: int | Tensor | None = None,
+    ) -> None:
+        """Adds the losses of a training batch and counts its load.
+
+        Args:
+            chosen, kept: the assignment before and after capacity.
+            mask: bool `(U,)`, False for padding; or None.
+            length: S, where the loss is a sequence's.
+        """
+        if self.router.has_loss:
+            self.add_loss(chosen.router_loss)
+        weight = self.load_balancing_weight
+        if weight is None:
+            weight = self.router.load_balancing_weight
+        if weight:
+            loss = losses.balancing_loss(
+                self.load_balancing, chosen, mask, length
+            )
+            self.add_loss(weight * loss)
+        if self.router_z_weight:
+            loss = losses.router_z_loss(chosen.router_logits, mask)
+            self.add_loss(self.router_z_weight * loss)
+        self.statistics.update(chosen.expert_index, kept.expert_index)
+
+    def disable_experts(self, expert_indices) -> None:
+        """Switches experts off; see `BaseRouter.disable_experts`."""
+        self.router.disable_experts(expert_indices)
+
+    def enable_experts(self, expert_indices=None) -> None:
+        """Switches experts on again; see `BaseRouter.enable_experts`."""
+        self.router.enable_experts(expert_indices)
+
+    @property
+    def expert_load(self):
+        """Share of the pairs that chose each expert, float32 `(E,)`."""
+        return self.statistics.expert_load
+
+    @property
+    def fraction_dropped(self):
+        """Share of the pairs that capacity dropped, float32 `(1,)`."""
+        return self.statistics.fraction_dropped
+
+    def reset_statistics(self) -> None:
+        """Starts the running means of load and drops afresh."""
+        self.statistics.reset()

@@ -1,0 +1,290 @@
+"""A mixture whose experts are whole models.
+
+B examples, D features' width, E experts, K top_k, P routed pairs.
+"""
+
+import math
+from collections.abc import Sequence
+
+import keras
+from keras import ops, tree
+
+from keras_moe import dispatch, routing
+from keras_moe.layers.expert_layers import ExpertLayers, mask_for
+from keras_moe.layers.levels import mean_token
+from keras_moe.layers.mixture import Mixture
+from keras_moe.layers.parts import router_of
+from keras_moe.layers.routers.tokens import flatten_tokens
+from keras_moe.types import Tensor
+
+
+@keras.saving.register_keras_serializable(package="keras_moe")
+class MixtureOfModels(Mixture, keras.Model):
+    """Experts, a controller and a mixer: the outputs of whole models, weighed.
+
+    The router looks at each example and weighs the experts (Jacobs et al.
+    1991, "Adaptive Mixtures of Local Experts", eq. 1). Without `top_k` all
+    experts run on all examples, with softmax weights. With it, each example
+    goes to its best K experts, and an expert runs on the examples that were
+    sent to it alone: the whole text to the expert of its domain.
+
+    What is mixed are the outputs. Give experts that end in probabilities if
+    probabilities are to be averaged. With `top_k=1` the weight is the router's
+    probability, so that it learns; `router=Router(E, 1)` selects with the
+    weight 1.
+
+    Args:
+        experts: list of E layers or models, not necessarily alike, from the
+            inputs to outputs of one structure and shape; see `ExpertLayers`.
+        router: a router of E experts, or None for `Router`. `RuleRouter`
+            takes each example's expert as `router_inputs`.
+        top_k: K, experts an example is sent to, 1 to E; None is all. Left
+            out where `router` is given.
+        features: layer from the inputs to float `(B, D)`, what the router
+            sees, such as an embedding with pooling. None is the inputs' mean
+            over the axes between the first and the last; they must be floats.
+        capacity_factor, eval_capacity_factor, priority, load_balancing_weight,
+        router_z_weight: as in `MoEBlock`, with examples for tokens; for
+            sparse mixtures.
+        seed: int, of the router.
+        **kwargs: of `keras.Model`.
+
+    Call arguments:
+        inputs: tensor or nest of tensors `(B, ...)`.
+        mask: bool `(B, S)`, False for padding, for a single tensor. It is
+            passed to the features and to experts that take one.
+        training: bool.
+        router_inputs: int `(B,)`, for routers that need it.
+        return_assignment: whether to return `(outputs, assignment)`.
+
+    Returns:
+        The experts' weighted outputs `(B, ...)`.
+
+    Raises:
+        ValueError: for an argument out of its range, experts or a router that
+            disagree, or inputs from which the router cannot choose.
+    """
+
+    def __init__(
+        self,
+        experts: Sequence,
+        router=None,
+        top_k: int | None = None,
+        features=None,
+        capacity_factor: float | None = None,
+        eval_capacity_factor: float | None = None,
+        priority: str = "position",
+        load_balancing_weight: float | None = None,
+        router_z_weight: float = 0.0,
+        seed: int | None = None,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self.supports_masking = True
+        self.experts = ExpertLayers(experts, name="experts")
+        num_experts = self.experts.num_experts
+        self.top_k = top_k
+        self._router_given = router is not None
+        _check_top_k(router, top_k)
+        everything = {"top_k": num_experts if top_k is None else top_k}
+        self.router = router or router_of(
+            None, num_experts, everything, {"seed": seed}
+        )
+        self.features = features
+        self.seed = seed
+        self.init_mixture(
+            num_experts,
+            capacity_factor,
+            eval_capacity_factor,
+            priority,
+            "switch",
+            load_balancing_weight,
+            router_z_weight,
+        )
+        limits = capacity_factor, eval_capacity_factor
+        self._runs_all = router is None and top_k is None and not any(limits)
+
+    def build(self, input_shape) -> None:
+        """Creates the weights for inputs `(B, ...)`."""
+        self.experts.build(input_shape)
+        features_shape = input_shape
+        if self.features is not None:
+            if not self.features.built:
+                self.features.build(input_shape)
+            features_shape = self.features.compute_output_shape(input_shape)
+        _check_features_shape(features_shape, self.features)
+        if not self.router.built:
+            self.router.build((None, features_shape[-1]))
+        self.statistics.build()
+        self.built = True
+
+    def call(
+        self,
+        inputs,
+        mask: Tensor | None = None,
+        training=None,
+        router_inputs: Tensor | None = None,
+        return_assignment: bool = False,
+    ):
+        """Routes, runs and weighs; see the class."""
+        features, example_mask = self._features_of(inputs, mask)
+        chosen = self.router(
+            features,
+            mask=example_mask,
+            training=training,
+            router_inputs=router_inputs,
+        )
+        capacity = self.expert_capacity(ops.shape(features)[0], training)
+        kept = chosen
+        if capacity is not None:
+            kept = routing.apply_capacity(chosen, capacity, self.priority)
+        if self._runs_all:
+            outputs = self._run_all(inputs, mask, kept)
+        else:
+            outputs = self._run_chosen(inputs, mask, kept, capacity, training)
+        if training:
+            self.report(chosen, kept, example_mask)
+        return (outputs, kept) if return_assignment else outputs
+
+    def _features_of(self, inputs, mask):
+        """What the router sees, `(B, D)`, and which examples are no padding."""
+        example_mask = None
+        if mask is not None:
+            mask = ops.cast(mask, "bool")
+            example_mask = ops.any(ops.reshape(mask, (len(mask), -1)), axis=1)
+        if self.features is not None:
+            options = mask_for(self.features, mask)
+            return self.features(inputs, **options), example_mask
+        width = inputs.shape[-1]
+        tokens, token_mask = flatten_tokens(inputs, mask, width)
+        if len(inputs.shape) == 2:
+            return tokens, token_mask
+        examples = ops.shape(inputs)[0]
+        if token_mask is not None:
+            token_mask = ops.reshape(token_mask, (examples, -1))
+        tokens = ops.reshape(tokens, (examples, -1, width))
+        return mean_token(tokens, token_mask)
+
+    def _run_all(self, inputs, mask, assignment):
+        """Every expert on every example."""
+        num_experts = self.num_experts
+        weights = routing.dense_weights(
+            assignment, num_experts, ops.arange(num_experts, dtype="int32")
+        )
+
+        def weigh(*outputs):
+            total = 0
+            for e, output in enumerate(outputs):
+                shape = (-1,) + (1,) * (len(output.shape) - 1)
+                weight = ops.reshape(weights[:, e], shape)
+                total = total + ops.cast(weight, output.dtype) * output
+            return total
+
+        return tree.map_structure(weigh, *self.experts.run_all(inputs, mask))
+
+    def _run_chosen(self, inputs, mask, assignment, capacity, training):
+        """Each expert on the examples that were sent to it."""
+        pair_order, pairs_per_expert = dispatch.sort_by_expert(
+            assignment.expert_index, self.num_experts
+        )
+        source = ops.take(assignment.token_index, pair_order.order)
+
+        def send(x):
+            return ops.take(x, source, axis=0)
+
+        outputs = self.experts(
+            tree.map_structure(send, inputs),
+            group_sizes=pairs_per_expert,
+            training=training,
+            mask=None if mask is None else send(mask),
+            most_rows=capacity,
+        )
+        num_examples = ops.shape(tree.flatten(inputs)[0])[0]
+
+        def bring_back(rows):
+            shape = ops.shape(rows)
+            flat = dispatch.combine(
+                ops.reshape(rows, (shape[0], math.prod(shape[1:]))),
+                assignment.token_index,
+                assignment.combine_weights,
+                pair_order,
+                num_examples,
+                self.router.pairs_per_token,
+            )
+            return ops.reshape(flat, (-1, *shape[1:]))
+
+        return tree.map_structure(bring_back, outputs)
+
+    def compute_output_spec(
+        self,
+        inputs,
+        mask=None,
+        training=None,
+        router_inputs=None,
+        return_assignment=False,
+    ):
+        """Returns the symbolic outputs of symbolic inputs."""
+        batch = tree.flatten(inputs)[0].shape[0]
+        outputs = tree.map_structure(
+            lambda x: keras.KerasTensor((batch, *x.shape[1:]), x.dtype),
+            self.experts.compute_output_spec(inputs),
+        )
+        if not return_assignment:
+            return outputs
+        features = (batch, self.router.hidden_dim)
+        return outputs, self.router.assignment_spec(features)
+
+    def compute_mask(self, inputs, mask=None) -> None:
+        """Returns None: what a mask of the outputs is, only experts know."""
+        return None
+
+    def get_config(self) -> dict:
+        """Returns the arguments that build this model again."""
+        config = self.mixture_config()
+        for name in ("num_experts", "load_balancing"):
+            del config[name]
+        serialize = keras.saving.serialize_keras_object
+        return {
+            "name": self.name,
+            "trainable": self.trainable,
+            "dtype": serialize(self.dtype_policy),
+            **config,
+            "experts": [serialize(layer) for layer in self.experts.layers],
+            "router": serialize(self.router) if self._router_given else None,
+            "features": serialize(self.features),
+            "top_k": self.top_k,
+            "seed": self.seed,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict, custom_objects=None):
+        """Builds the model that `get_config` describes."""
+
+        def deserialize(value):
+            return keras.saving.deserialize_keras_object(value, custom_objects)
+
+        parts = {name: deserialize(config[name]) for name in _PARTS}
+        return cls(**{**config, **parts})
+
+
+_PARTS = ("experts", "router", "features", "dtype")
+
+
+def _check_top_k(router, top_k):
+    if router is None or top_k in (None, router.top_k):
+        return
+    raise ValueError(
+        "`top_k` must be left out where `router` is given: the router brings "
+        f"its own. Received: top_k={top_k}, router with top_k={router.top_k}. "
+        "Set it on the router."
+    )
+
+
+def _check_features_shape(shape, features):
+    if hasattr(shape, "keys") or shape[-1] is None or len(shape) < 2:
+        raise ValueError(
+            "`features` must be given where the inputs are not one tensor "
+            "(B, ..., D) of known D, and must give such a tensor: it is what "
+            f"the router sees. Received: features={features}, of shape "
+            f"{shape}. Pass a layer that ends in pooling."
+        )
