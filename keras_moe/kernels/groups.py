@@ -8,7 +8,7 @@ backend must know about shapes when it traces, see `shapes_known`.
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 from keras import ops, tree
@@ -26,6 +26,7 @@ def map_groups(
     group_sizes: Tensor,
     states: Sequence[Nest],
     outputs_spec: Nest,
+    weights: Sequence[Sequence[Tensor]],
     most_rows: int | None = None,
 ) -> tuple[Nest, list[Nest]]:
     """Returns each row's output under its group's function, and the states.
@@ -40,6 +41,8 @@ def map_groups(
             as it was.
         outputs_spec: nest of `keras.KerasTensor` `(None, ...)`, what every
             function returns.
+        weights: E lists of tensors that a function reads; their gradient is
+            zero, and not missing, where it did not run.
         most_rows: rows that no group has more of, if that is known. Programs
             of static shapes run a group on this many rows; otherwise on the
             least of three sizes, the last of which is P.
@@ -50,48 +53,78 @@ def map_groups(
     """
     group_sizes = ops.cast(group_sizes, "int32")
     num_rows = ops.shape(tree.flatten(rows)[0])[0]
-    run = {"at run time": _exact, "sizes": _padded, "whole": _whole}
+    groups = Groups(functions, states, weights, group_sizes, num_rows)
     known = shapes_known(group_sizes)
-    sizes = None
     if known == "sizes":
         sizes = _sizes(num_rows, len(functions), most_rows)
-    return run[known](
-        functions, rows, group_sizes, states, outputs_spec, num_rows, sizes
-    )
+        return _padded(groups, rows, outputs_spec, sizes)
+    if known == "whole":
+        return _whole(groups, rows)
+    return _exact(groups, rows, outputs_spec)
 
 
-def _exact(functions, rows, group_sizes, states, spec, num_rows, sizes):
+class Groups(NamedTuple):
+    """The arguments of `map_groups` that stand for one group each."""
+
+    functions: Sequence[GroupFunction]
+    states: Sequence[Nest]
+    weights: Sequence[Sequence[Tensor]]
+    sizes: Tensor
+    num_rows: int | Tensor
+
+    def each(self):
+        """Yields each group's function, state, weights and size."""
+        for e, function in enumerate(self.functions):
+            yield function, self.states[e], self.weights[e], self.sizes[e]
+
+
+def _exact(groups, rows, spec):
     """Slices of exactly the rows of each group."""
     parts, new_states = [], []
     start = 0
-    for e, (function, state) in enumerate(zip(functions, states, strict=True)):
-        size = group_sizes[e]
+    for group in groups.each():
+        stop = start + group[-1]
         outputs, state = _run_unless_empty(
-            function, _between(rows, start, start + size), state, spec, size
+            group, _between(rows, start, stop), spec
         )
         parts.append(outputs)
         new_states.append(state)
-        start = start + size
+        start = stop
 
     def join(*leaves):
-        shape = (num_rows - start, *ops.shape(leaves[0])[1:])
+        shape = (groups.num_rows - start, *ops.shape(leaves[0])[1:])
         rest = ops.zeros(shape, dtype=leaves[0].dtype)
         return ops.concatenate([*leaves, rest], axis=0)
 
     return tree.map_structure(join, *parts), new_states
 
 
-def _run_unless_empty(function, rows, state, spec, size):
+def _run_unless_empty(group, rows, spec):
     """One group; where its outputs' shape is unknown, on a row at least."""
+    function, state, weights, size = group
     empty = _empty_outputs(rows, spec)
     if empty is not None:
         return ops.cond(
-            size > 0, lambda: function(rows, state), lambda: (empty, state)
+            size > 0,
+            lambda: function(rows, state),
+            lambda: (_leading_to(weights, empty), state),
         )
-    filled = tree.map_structure(_with_one_row, rows)
-    outputs, new_state = function(filled, state)
+    outputs, new_state = function(
+        tree.map_structure(_with_one_row, rows), state
+    )
     outputs = _between(outputs, 0, size)
     return outputs, _where(size > 0, new_state, state)
+
+
+def _leading_to(weights, outputs):
+    """Outputs plus sums of nothing: a program that takes steps one by one has
+    not seen the other branch, and would give the weights no gradient."""
+    nothing = [ops.sum(ops.reshape(w, (-1,))[:0]) for w in weights]
+
+    def add(x):
+        return sum((ops.cast(n, x.dtype) for n in nothing), x)
+
+    return tree.map_structure(add, outputs)
 
 
 def _with_one_row(x):
@@ -130,11 +163,11 @@ def _sizes(num_rows, num_groups, most_rows):
     if most_rows is not None:
         return [max(1, min(most_rows, num_rows))]
     even = num_rows / num_groups
-    sizes = {math.ceil(1.25 * even), math.ceil(2.5 * even), num_rows}
-    return sorted(size for size in sizes if 0 < size <= num_rows)
+    smaller = {math.ceil(1.25 * even), math.ceil(2.5 * even)}
+    return [*sorted(n for n in smaller if n <= 0.75 * num_rows), num_rows]
 
 
-def _padded(functions, rows, group_sizes, states, spec, num_rows, sizes):
+def _padded(groups, rows, spec, sizes):
     """Static shapes: each group on the least of the sizes that holds it.
 
     What is missing to that size are copies of the group's last row, so that
@@ -142,25 +175,27 @@ def _padded(functions, rows, group_sizes, states, spec, num_rows, sizes):
     written over theirs.
     """
     buffers = tree.map_structure(
-        lambda s: ops.zeros((num_rows + sizes[-1], *s.shape[1:]), s.dtype),
+        lambda s: ops.zeros(
+            (groups.num_rows + sizes[-1], *s.shape[1:]), s.dtype
+        ),
         spec,
     )
     bounds = ops.convert_to_tensor([0, *sizes[:-1]], dtype="int32")
     start = ops.zeros((), dtype="int32")
     new_states = []
-    for e, (function, state) in enumerate(zip(functions, states, strict=True)):
-        place = start, group_sizes[e]
+    for function, state, _, group_size in groups.each():
+        place = start, group_size
         branches = [
             _branch(function, rows, place, size, remat=size > sizes[0])
             for size in sizes
         ]
-        index = ops.sum(ops.cast(group_sizes[e] > bounds, "int32"))
+        index = ops.sum(ops.cast(group_size > bounds, "int32"))
         buffers, state = ops.switch(index, [_skip, *branches], buffers, state)
         new_states.append(state)
-        start = start + group_sizes[e]
-    computed = ops.arange(num_rows, dtype="int32") < start
+        start = start + group_size
+    computed = ops.arange(groups.num_rows, dtype="int32") < start
     outputs = tree.map_structure(
-        lambda x: _only(computed, x[:num_rows]), buffers
+        lambda x: _only(computed, x[: groups.num_rows]), buffers
     )
     return outputs, new_states
 
@@ -195,21 +230,21 @@ def _branch(function, rows, place, padded_size, remat):
     return run
 
 
-def _whole(functions, rows, group_sizes, states, spec, num_rows, sizes):
+def _whole(groups, rows):
     """Every function on P rows, its own and copies of its last in place of
     the others, where no shape may depend on values."""
-    row = ops.arange(num_rows, dtype="int32")
-    stops = ops.cast(ops.cumsum(group_sizes), "int32")
+    row = ops.arange(groups.num_rows, dtype="int32")
+    start = ops.zeros((), dtype="int32")
     parts, new_states = [], []
-    for e, (function, state) in enumerate(zip(functions, states, strict=True)):
-        stop, size = stops[e], group_sizes[e]
-        start = stop - size
+    for function, state, _, size in groups.each():
+        stop = start + size
         own = ops.maximum(start, ops.minimum(row, stop - 1))
-        own = ops.minimum(own, num_rows - 1)
+        own = ops.minimum(own, groups.num_rows - 1)
         outputs, new = function(_take(rows, own), state)
         mine = ops.logical_and(row >= start, row < stop)
         parts.append(tree.map_structure(lambda x, m=mine: _only(m, x), outputs))
         new_states.append(_where(size > 0, new, state))
+        start = stop
     return tree.map_structure(lambda *leaves: sum(leaves), *parts), new_states
 
 

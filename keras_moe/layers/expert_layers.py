@@ -48,6 +48,7 @@ class ExpertLayers(keras.layers.Layer):
     def __init__(self, layers: Sequence, **kwargs):
         # The layers have dtype policies of their own; nothing is cast here.
         super().__init__(autocast=False, **{"dtype": "float32", **kwargs})
+        self.supports_masking = True
         self.layers = _check_layers(layers)
         self.num_experts = len(self.layers)
         self._specs: dict = {}
@@ -80,6 +81,7 @@ class ExpertLayers(keras.layers.Layer):
             group_sizes,
             [([v.value for v in variables], no_loss()) for variables in keep],
             spec,
+            [[v.value for v in x.trainable_variables] for x in self.layers],
             most_rows,
         )
         for variables, (values, loss) in zip(keep, states, strict=True):
@@ -108,6 +110,10 @@ class ExpertLayers(keras.layers.Layer):
                 [layer.compute_output_spec(symbolic) for layer in self.layers]
             )
         return self._specs[key]
+
+    def compute_mask(self, rows, mask=None) -> None:
+        """Returns None: rows go back to where they came from."""
+        return None
 
     def get_config(self) -> dict:
         """Returns the arguments that build this layer again."""

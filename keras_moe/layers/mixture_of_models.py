@@ -86,10 +86,8 @@ class MixtureOfModels(Mixture, keras.Model):
         self.top_k = top_k
         self._router_given = router is not None
         _check_top_k(router, top_k)
-        everything = {"top_k": num_experts if top_k is None else top_k}
-        self.router = router or router_of(
-            None, num_experts, everything, {"seed": seed}
-        )
+        default = {} if router else {"top_k": top_k or num_experts}
+        self.router = router_of(router, num_experts, default, {"seed": seed})
         self.features = features
         self.seed = seed
         self.init_mixture(
@@ -127,6 +125,7 @@ class MixtureOfModels(Mixture, keras.Model):
         return_assignment: bool = False,
     ):
         """Routes, runs and weighs; see the class."""
+        mask = _only_mask(mask)
         features, example_mask = self._features_of(inputs, mask)
         chosen = self.router(
             features,
@@ -155,6 +154,7 @@ class MixtureOfModels(Mixture, keras.Model):
         if self.features is not None:
             options = mask_for(self.features, mask)
             return self.features(inputs, **options), example_mask
+        _check_floating(inputs)
         width = inputs.shape[-1]
         tokens, token_mask = flatten_tokens(inputs, mask, width)
         if len(inputs.shape) == 2:
@@ -278,6 +278,31 @@ def _check_top_k(router, top_k):
         f"its own. Received: top_k={top_k}, router with top_k={router.top_k}. "
         "Set it on the router."
     )
+
+
+def _only_mask(mask):
+    """The mask of a single tensor; those of a nest nobody would look at."""
+    leaves = tree.flatten(mask)
+    if all(leaf is None for leaf in leaves):
+        return None
+    if len(leaves) == 1:
+        return leaves[0]
+    raise ValueError(
+        "`mask` must be that of a single tensor. Received: masks of a nest, "
+        f"{mask}. Let each expert make its own, for instance with "
+        "Embedding(mask_zero=True) inside."
+    )
+
+
+def _check_floating(inputs):
+    dtype = keras.backend.standardize_dtype(inputs.dtype)
+    if "float" not in dtype:
+        raise ValueError(
+            "`features` must be given where the inputs are no floats: numbers "
+            "of words say nothing to a router. Received: features=None, inputs "
+            f"of dtype {dtype}. Pass, for instance, keras.Sequential([Embedding"
+            "(words, width), GlobalAveragePooling1D()])."
+        )
 
 
 def _check_features_shape(shape, features):
