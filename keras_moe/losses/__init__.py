@@ -1,0 +1,21 @@
+"""Floor 1: auxiliary losses. Pure functions, float32 scalars."""
+
+from keras_moe.losses.balance import (
+    LOAD_BALANCING,
+    balancing_loss,
+    importance_loss,
+    load_balancing_loss,
+    load_loss,
+    router_z_loss,
+    sequence_balancing_loss,
+)
+
+__all__ = [
+    "LOAD_BALANCING",
+    "balancing_loss",
+    "importance_loss",
+    "load_balancing_loss",
+    "load_loss",
+    "router_z_loss",
+    "sequence_balancing_loss",
+]
