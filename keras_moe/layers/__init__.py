@@ -1,7 +1,15 @@
 """Floor 2: the layers. They own weights and call the functions below."""
 
 from keras_moe.layers.expert import Expert
+from keras_moe.layers.hierarchical_moe import HierarchicalMoE
 from keras_moe.layers.moe_block import MoEBlock
+from keras_moe.layers.multitask import (
+    CGC,
+    PLE,
+    MultiGateMoE,
+    UncertaintyWeightedModel,
+    UncertaintyWeighting,
+)
 from keras_moe.layers.routers import (
     AttentionRouter,
     BaseRouter,
@@ -9,6 +17,7 @@ from keras_moe.layers.routers import (
     ExpertChoiceRouter,
     GShardRouter,
     HashRouter,
+    HierarchicalRouter,
     LearnedRouter,
     NoisyTopKRouter,
     ReLURouter,
@@ -19,25 +28,34 @@ from keras_moe.layers.routers import (
     TokenBatch,
     TopPRouter,
 )
+from keras_moe.layers.soft_moe import SoftMoE
 from keras_moe.layers.transformer import TransformerEncoderBlock
 
 __all__ = [
     "AttentionRouter",
     "BaseRouter",
+    "CGC",
     "CosineRouter",
     "Expert",
     "ExpertChoiceRouter",
     "GShardRouter",
     "HashRouter",
+    "HierarchicalMoE",
+    "HierarchicalRouter",
     "LearnedRouter",
     "MoEBlock",
+    "MultiGateMoE",
     "NoisyTopKRouter",
+    "PLE",
     "ReLURouter",
     "Router",
     "RuleRouter",
     "SinkhornRouter",
+    "SoftMoE",
     "SwitchRouter",
     "TokenBatch",
     "TopPRouter",
     "TransformerEncoderBlock",
+    "UncertaintyWeightedModel",
+    "UncertaintyWeighting",
 ]

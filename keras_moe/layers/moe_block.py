@@ -168,6 +168,7 @@ class MoEBlock(keras.layers.Layer):
     def build(self, input_shape: Shape) -> None:
         """Creates the weights for inputs `(..., D)`."""
         self.hidden_dim = checks.check_input_shape(input_shape)
+        parts.check_output_width(self.experts, self.hidden_dim)
         tokens_shape = (None, self.hidden_dim)
         for layer in (
             self.router,
