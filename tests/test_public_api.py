@@ -16,6 +16,7 @@ ROUTERS = {
     "ExpertChoiceRouter",
     "GShardRouter",
     "HashRouter",
+    "HierarchicalRouter",
     "NoisyTopKRouter",
     "ReLURouter",
     "Router",
@@ -24,7 +25,21 @@ ROUTERS = {
     "SwitchRouter",
     "TopPRouter",
 }
-LAYERS = {"Expert", "MoEBlock", "TransformerEncoderBlock"} | ROUTERS
+MULTI_TASK = {
+    "CGC",
+    "MultiGateMoE",
+    "PLE",
+    "UncertaintyWeightedModel",
+    "UncertaintyWeighting",
+}
+LAYERS = {
+    "Expert",
+    "HierarchicalMoE",
+    "MoEBlock",
+    "SoftMoE",
+    "TransformerEncoderBlock",
+}
+LAYERS |= ROUTERS | MULTI_TASK
 TO_BUILD_ON = {"BaseRouter", "LearnedRouter", "TokenBatch"}
 
 

@@ -56,7 +56,8 @@ def hierarchical_assignment(
     """
     num_groups, num_experts = group_logits.shape[-1], expert_logits.shape[-1]
     size = num_experts // num_groups
-    masked = available_logits(ops.convert_to_tensor(expert_logits), conditions)
+    expert_logits = ops.convert_to_tensor(expert_logits)
+    masked = available_logits(expert_logits, conditions)
     group_logits = _available_groups(group_logits, conditions, size)
     group_log_probs = ops.log_softmax(group_logits, axis=-1)
     by_expert = ops.repeat(group_log_probs, size, axis=-1)
@@ -115,7 +116,10 @@ def _weights(of_group, in_group, normalize):
     if normalize and of_group.shape[-1] > 1:
         in_group = normalized(in_group)
     if normalize and of_group.shape[1] > 1:
-        best = ops.max(of_group, axis=-1)  # all that is not zero is the same
-        total = ops.sum(best, axis=-1, keepdims=True)
+        computed = ops.cast(of_group > 0, "float32")
+        computed = ops.maximum(ops.sum(computed, axis=-1), 1.0)
+        # A group's entries are the same, or zero: their mean is its own.
+        each = ops.sum(of_group, axis=-1) / computed
+        total = ops.sum(each, axis=-1, keepdims=True)
         of_group = of_group / ops.expand_dims(ops.maximum(total, 1e-20), -1)
     return of_group * in_group

@@ -27,6 +27,8 @@ def soft_slot_logits(
     Returns:
         float32 `(B, S, E * Z)`.
     """
+    tokens = ops.convert_to_tensor(tokens)
+    slot_kernel = ops.convert_to_tensor(slot_kernel)
     if scale is not None:
         tokens = _unit_length(tokens, axis=-1)
         slot_kernel = ops.multiply(scale, _unit_length(slot_kernel, axis=0))
