@@ -32,12 +32,12 @@ QUANTILES = np.linspace(0, 1, 17)[:-1]
 TASKS = ("income > 50K", "never married")
 KINDS = ("MMoE", "PLE", "single")
 
-NUM_EXPERTS = 6  # PLE: 2 shared and 2 a task, in each of 2 layers
-MMOE_DIM = 32
-PLE_DIM = 24
+NUM_EXPERTS = 6
+MMOE_DIM = 28
+PLE_DIM = 23  # 2 shared experts and 2 a task, in each of 2 layers
 WIDTH = 16
-DROPOUT = 0.1
-LEARNING_RATE = 3e-3
+DROPOUT = 0.4  # the two by mean validation AUC of all kinds of models
+LEARNING_RATE = 5e-3
 BATCH_SIZE = 512
 VALIDATION = 0.15
 SPLIT_SEED = 0  # the validation rows are the same whatever the training seed
@@ -154,9 +154,8 @@ def single_dim(num_features, parameters):
     return -(-rest // (num_features + 1 + WIDTH))
 
 
-def train(model, data, validation, epochs, seed):
+def train(model, data, validation, epochs):
     """Trains with Adam; keeps the epoch of the least validation loss."""
-    keras.utils.set_random_seed(seed)
     steps = epochs * -(-len(data[0]) // BATCH_SIZE)
     model.compile(
         keras.optimizers.Adam(
