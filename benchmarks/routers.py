@@ -48,6 +48,7 @@ def routers(shape):
         "CosineRouter": keras_moe.CosineRouter(E, K),
         "AttentionRouter": keras_moe.AttentionRouter(E, K),
         "HashRouter": keras_moe.HashRouter(E, K),
+        "HierarchicalRouter": keras_moe.HierarchicalRouter(E, 4, K),
         "RuleRouter": keras_moe.RuleRouter(E),
         "ReLURouter": keras_moe.ReLURouter(E, K, max_experts=K),
         "TopPRouter": keras_moe.TopPRouter(E, top_k=K),

@@ -30,6 +30,12 @@ ROUTERS = {
     "HashRouter round robin": lambda **kw: keras_moe.HashRouter(
         E, 2, "round_robin", **kw
     ),
+    "HierarchicalRouter of groups": lambda **kw: keras_moe.HierarchicalRouter(
+        E, 3, top_k=2, top_k_groups=2, **kw
+    ),
+    "HierarchicalRouter of biased groups": lambda **kw: (
+        keras_moe.HierarchicalRouter(E, 2, top_k=2, use_bias=True, **kw)
+    ),
     "RuleRouter": lambda **kw: keras_moe.RuleRouter(E, **kw),
     "ReLURouter": lambda **kw: keras_moe.ReLURouter(E, **kw),
     "TopPRouter": lambda **kw: keras_moe.TopPRouter(E, **kw),

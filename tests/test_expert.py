@@ -6,7 +6,7 @@ import pytest
 from backend import draw, to_numpy
 from keras import ops
 
-from keras_moe import Expert
+from keras_moe import Expert, MoEBlock
 from keras_moe.layers.initializers import PerExpert
 
 INITIALIZERS = [
@@ -74,6 +74,24 @@ def test_one_expert_is_a_dense_network_of_any_rank(rng, shape):
     rows = np.array([int(np.prod(shape[:-1]))], "int32")
     grouped = layer(x.reshape(-1, 6), group_sizes=rows)
     np.testing.assert_allclose(to_numpy(grouped).reshape(shape), y, atol=1e-5)
+
+
+def test_outputs_of_another_width(rng):
+    """Grouped, alone, symbolic; and a block, which cannot use them, says so."""
+    layer = Expert(10, 3, output_dim=4)
+    x = draw(rng, 7, 6)
+    y = to_numpy(layer(x, group_sizes=np.array([4, 0, 3], "int32")))
+    np.testing.assert_allclose(y[4:], dense_ffn(x[4:], layer, 2), atol=1e-5)
+    everyone = to_numpy(layer.run_all(x[None]))
+    np.testing.assert_allclose(everyone[1], dense_ffn(x, layer, 1), atol=1e-5)
+    for remat in (False, True):
+        alone = Expert(10, output_dim=4, remat=remat)
+        assert alone(draw(rng, 2, 3, 6)).shape == (2, 3, 4)
+        assert alone(keras.Input((3, 6))).shape == (None, 3, 4)
+    with pytest.raises(ValueError, match="must give outputs of the width"):
+        MoEBlock(3, experts=Expert(10, 3, output_dim=4)).build((None, 6))
+    with pytest.raises(ValueError, match="`output_dim` must be an integer"):
+        Expert(10, output_dim=0)
 
 
 def test_weight_names_and_shapes():

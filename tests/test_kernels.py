@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from backend import BACKEND, draw, to_numpy
+from backend import BACKEND, draw, to_numpy, value_and_gradients
 from keras import ops
 from kernel_cases import (
     D,
@@ -47,6 +47,46 @@ def test_grouped_ffn_equals_reference(rng, sizes, gated, use_bias, compiled):
     function = ffn_function(weights, sizes)
 
     assert_equals_reference(function, [x, *weights.values()], compiled)
+
+
+@pytest.mark.parametrize("remat", [False, True])
+def test_outputs_of_another_width(rng, remat, compiled):
+    sizes = np.array([3, 0, 5, 2], "int32")
+    weights = ffn_weights(rng, gated=True, use_bias=True)
+    weights["down_kernel"] = draw(rng, E, F, D + 3)
+    weights["down_bias"] = draw(rng, E, D + 3)
+    function = ffn_function(weights, sizes, remat=remat)
+    assert_equals_reference(
+        function, [draw(rng, 12, D), *weights.values()], compiled
+    )
+
+
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("use_bias", [False, True])
+def test_a_stack_is_equal_groups(rng, gated, use_bias):
+    """Values and every gradient; rows of each expert, or one for all."""
+    weights = ffn_weights(rng, gated, use_bias)
+    sizes = np.full(E, 3, "int32")
+
+    def stacked(x, *slices):
+        named = dict(zip(weights, slices, strict=True))
+        y = kernels.stacked_ffn(
+            x, kernels.FFNWeights(**named), keras.activations.gelu
+        )
+        return ops.reshape(y, (-1, D))
+
+    def grouped(x, *slices):
+        rows = ops.reshape(ops.broadcast_to(x, (E, 3, D)), (-1, D))
+        return ffn_function(weights, sizes)(rows, *slices)
+
+    for shape in ((E, 3, D), (1, 3, D)):
+        arrays = [draw(rng, *shape), *weights.values()]
+        with kernels.use("reference"):
+            y, gradients = value_and_gradients(grouped, *arrays)
+        mine, others = value_and_gradients(stacked, *arrays)
+        np.testing.assert_allclose(mine, y, rtol=1e-4, atol=1e-4)
+        for one, other in zip(others, gradients, strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("gated", [False, True])

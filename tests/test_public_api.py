@@ -16,6 +16,7 @@ ROUTERS = {
     "ExpertChoiceRouter",
     "GShardRouter",
     "HashRouter",
+    "HierarchicalRouter",
     "NoisyTopKRouter",
     "ReLURouter",
     "Router",
@@ -25,11 +26,18 @@ ROUTERS = {
     "TopPRouter",
 }
 LAYERS = ROUTERS | {
+    "CGC",
     "Expert",
     "ExpertLayers",
+    "HierarchicalMoE",
     "MixtureOfModels",
     "MoEBlock",
+    "MultiGateMoE",
+    "PLE",
+    "SoftMoE",
     "TransformerEncoderBlock",
+    "UncertaintyWeightedModel",
+    "UncertaintyWeighting",
 }
 TO_BUILD_ON = {"BaseRouter", "LearnedRouter", "TokenBatch"}
 

@@ -47,6 +47,34 @@ class Combined(keras.layers.Layer):
         return cls(router=router, **config)
 
 
+@keras.saving.register_keras_serializable(package="tests")
+class Averaged(keras.layers.Layer):
+    """Makes a layer of several outputs one like the others: their mean."""
+
+    def __init__(self, layer, **kwargs):
+        super().__init__(**kwargs)
+        self.layer = layer
+
+    def build(self, input_shape):
+        if not self.layer.built:
+            self.layer.build(input_shape)
+
+    def call(self, x, training=None):
+        return ops.mean(ops.stack(self.layer(x, training=training)), axis=0)
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+    def get_config(self):
+        layer = keras.saving.serialize_keras_object(self.layer)
+        return {**super().get_config(), "layer": layer}
+
+    @classmethod
+    def from_config(cls, config):
+        layer = keras.saving.deserialize_keras_object(config.pop("layer"))
+        return cls(layer=layer, **config)
+
+
 LAYERS = {
     "Router": lambda **kw: Combined(keras_moe.Router(5, use_bias=True, **kw)),
     "Router sigmoid": lambda **kw: Combined(
@@ -86,6 +114,16 @@ LAYERS = {
             5, 2, num_null_experts=3, expert_bias=True, **kw
         ),
         **kw,
+    ),
+    "HierarchicalMoE": lambda **kw: keras_moe.HierarchicalMoE(
+        3, 6, 12, top_k_groups=2, top_k=4, **kw
+    ),
+    "SoftMoE": lambda **kw: keras_moe.SoftMoE(3, 12, slots_per_expert=2, **kw),
+    "MultiGateMoE": lambda **kw: Averaged(
+        keras_moe.MultiGateMoE(3, 12, num_tasks=2, dropout=0.1, **kw)
+    ),
+    "PLE": lambda **kw: Averaged(
+        keras_moe.PLE(2, 1, 2, 12, activation="silu", gated=True, **kw)
     ),
     "TransformerEncoderBlock": lambda **kw: keras_moe.TransformerEncoderBlock(
         2, keras_moe.MoEBlock(5, 12, **kw), **kw

@@ -34,6 +34,7 @@ __all__ = [
     "inverse_permutation",
     "map_groups",
     "require",
+    "stacked_ffn",
     "sum_over_replicas",
     "top_k_index",
     "use",
@@ -116,6 +117,34 @@ def grouped_ffn(
             x, weights, group_sizes, activation, chosen.grouped_matmul, dropout
         )
     return chosen.grouped_ffn(x, weights, group_sizes, activation, remat)
+
+
+def stacked_ffn(
+    x: Tensor,
+    weights: FFNWeights,
+    activation: Activation,
+    dropout: Activation | None = None,
+) -> Tensor:
+    """Runs all feed-forward networks, each on as many rows R.
+
+    `grouped_ffn` of equal groups, as one product of stacks of matrices: there
+    is nothing to sort and no group to skip.
+
+    Args:
+        x: float `(E, R, D)`, or `(1, R, D)`, the same for all.
+        weights: stacked kernels and biases, the dtype of `x`.
+        activation: elementwise function.
+        dropout: function of the hidden rows `(E, R, F)`, or None.
+
+    Returns:
+        `(E, R, D)`, the dtype of `x`.
+    """
+
+    def linear(x, kernel, bias):
+        y = ops.matmul(x, ops.convert_to_tensor(kernel))
+        return y if bias is None else ops.add(y, ops.expand_dims(bias, 1))
+
+    return ffn(x, weights, activation, linear, dropout)
 
 
 def _check_operands(x, name, kernel, group_sizes, width):

@@ -2,8 +2,16 @@
 
 from keras_moe.layers.expert import Expert
 from keras_moe.layers.expert_layers import ExpertLayers
+from keras_moe.layers.hierarchical_moe import HierarchicalMoE
 from keras_moe.layers.mixture_of_models import MixtureOfModels
 from keras_moe.layers.moe_block import MoEBlock
+from keras_moe.layers.multitask import (
+    CGC,
+    PLE,
+    MultiGateMoE,
+    UncertaintyWeightedModel,
+    UncertaintyWeighting,
+)
 from keras_moe.layers.routers import (
     AttentionRouter,
     BaseRouter,
@@ -11,6 +19,7 @@ from keras_moe.layers.routers import (
     ExpertChoiceRouter,
     GShardRouter,
     HashRouter,
+    HierarchicalRouter,
     LearnedRouter,
     NoisyTopKRouter,
     ReLURouter,
@@ -21,27 +30,36 @@ from keras_moe.layers.routers import (
     TokenBatch,
     TopPRouter,
 )
+from keras_moe.layers.soft_moe import SoftMoE
 from keras_moe.layers.transformer import TransformerEncoderBlock
 
 __all__ = [
     "AttentionRouter",
     "BaseRouter",
+    "CGC",
     "CosineRouter",
     "Expert",
     "ExpertChoiceRouter",
     "ExpertLayers",
     "GShardRouter",
     "HashRouter",
+    "HierarchicalMoE",
+    "HierarchicalRouter",
     "LearnedRouter",
     "MixtureOfModels",
     "MoEBlock",
+    "MultiGateMoE",
     "NoisyTopKRouter",
+    "PLE",
     "ReLURouter",
     "Router",
     "RuleRouter",
     "SinkhornRouter",
+    "SoftMoE",
     "SwitchRouter",
     "TokenBatch",
     "TopPRouter",
     "TransformerEncoderBlock",
+    "UncertaintyWeightedModel",
+    "UncertaintyWeighting",
 ]

@@ -1,6 +1,7 @@
 """A bank of feed-forward experts with stacked weights.
 
-D hidden_dim, F intermediate_dim, E experts, P routed pairs.
+D hidden_dim, F intermediate_dim, H output_dim, E experts, P routed pairs, R
+rows of each expert where all have as many.
 """
 
 import math
@@ -40,11 +41,13 @@ class Expert(keras.layers.Layer):
             pass instead of keeping `(P, F)` of them: a sixth more work, and
             about half the memory of the layer's activations. Not with
             `dropout`.
+        output_dim: H, the width of the outputs; None is D, which a `MoEBlock`
+            needs.
         seed: int, for the dropout.
         **kwargs: of `keras.layers.Layer`.
 
     Weights: `up_kernel` `(E, D, F)`, `up_bias` `(E, F)`, `down_kernel`
-    `(E, F, D)`, `down_bias` `(E, D)`; gated, also `gate_kernel` `(E, D, F)`
+    `(E, F, H)`, `down_bias` `(E, H)`; gated, also `gate_kernel` `(E, D, F)`
     and `gate_bias` `(E, F)`.
 
     Call arguments:
@@ -57,7 +60,7 @@ class Expert(keras.layers.Layer):
             a feed-forward expert needs neither.
 
     Returns:
-        A tensor like `x`, in the compute dtype.
+        A tensor like `x`, of width H, in the compute dtype.
 
     Raises:
         ValueError: for an argument out of its range, inputs of integers, of
@@ -78,6 +81,7 @@ class Expert(keras.layers.Layer):
         kernel_regularizer=None,
         bias_regularizer=None,
         remat: bool = False,
+        output_dim: int | None = None,
         seed: int | None = None,
         **kwargs,
     ):
@@ -90,6 +94,9 @@ class Expert(keras.layers.Layer):
         if hidden_dim is not None:
             checks.check_positive_int("hidden_dim", hidden_dim)
         self.hidden_dim = hidden_dim
+        if output_dim is not None:
+            checks.check_positive_int("output_dim", output_dim)
+        self.output_dim = output_dim
         self.activation = checks.check_activation(activation)
         self.gated = gated
         self.use_bias = use_bias
@@ -107,9 +114,8 @@ class Expert(keras.layers.Layer):
         width = checks.check_input_shape(input_shape)
         if self.hidden_dim not in (None, width):
             raise ValueError(
-                "`hidden_dim` must be the last dimension of the inputs: an "
-                "expert's output has the width of its input. Received: "
-                f"hidden_dim={self.hidden_dim}, inputs of shape "
+                "`hidden_dim` must be the last dimension of the inputs. "
+                f"Received: hidden_dim={self.hidden_dim}, inputs of shape "
                 f"{tuple(input_shape)}. Leave `hidden_dim` out to take it from "
                 "the inputs."
             )
@@ -120,7 +126,9 @@ class Expert(keras.layers.Layer):
             self.gate_kernel, self.gate_bias = self._add_linear(
                 "gate", width, None
             )
-        self.down_kernel, self.down_bias = self._add_linear("down", None, width)
+        self.down_kernel, self.down_bias = self._add_linear(
+            "down", None, self.output_dim or width
+        )
 
     def _add_linear(self, name, fan_in, fan_out):
         """Adds a stacked kernel and bias; None stands for F."""
@@ -180,7 +188,24 @@ class Expert(keras.layers.Layer):
         rows = kernels.grouped_ffn(
             rows, self._weights(), everything, self.activation, remat=True
         )
-        return ops.reshape(rows, ops.shape(x))
+        return ops.reshape(rows, (*ops.shape(x)[:-1], rows.shape[-1]))
+
+    def run_all(self, rows: Tensor, training=None) -> Tensor:
+        """Runs every expert, each on as many rows: one product of stacks.
+
+        For layers that own a bank and choose nobody; call it inside theirs.
+
+        Args:
+            rows: float `(E, R, D)`, or `(1, R, D)`, the same for all.
+            training: bool; dropout acts only in training.
+
+        Returns:
+            `(E, R, H)`.
+        """
+        dropout = self._drop if training and self.dropout else None
+        return kernels.stacked_ffn(
+            rows, self._weights(), self.activation, dropout
+        )
 
     def _weights(self):
         return kernels.FFNWeights(
@@ -219,15 +244,16 @@ class Expert(keras.layers.Layer):
         )
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:
-        """Returns the shape of the outputs: that of the inputs."""
-        return tuple(input_shape)
+        """Returns the shape of the outputs: `(..., H)`."""
+        return (*input_shape[:-1], self.output_dim or input_shape[-1])
 
     def compute_output_spec(
         self, x, group_sizes=None, training=None, mask=None, most_rows=None
     ):
         """Returns the symbolic output of symbolic inputs."""
         checks.check_floating(x)
-        return keras.KerasTensor(x.shape, self.compute_dtype)
+        shape = self.compute_output_shape(x.shape)
+        return keras.KerasTensor(shape, self.compute_dtype)
 
     def get_config(self) -> dict:
         """Returns the arguments that build this layer again."""
@@ -251,5 +277,6 @@ class Expert(keras.layers.Layer):
             ),
             "bias_regularizer": serialize_regularizer(self.bias_regularizer),
             "remat": self.remat,
+            "output_dim": self.output_dim,
             "seed": self.seed,
         }

@@ -164,6 +164,7 @@ class MoEBlock(Mixture):
     def build(self, input_shape: Shape) -> None:
         """Creates the weights for inputs `(..., D)`."""
         self.hidden_dim = checks.check_input_shape(input_shape)
+        parts.check_output_width(self.experts, self.hidden_dim)
         tokens_shape: Shape = (None, self.hidden_dim)
         by_token = self.level == "token"
         rows_shape = tokens_shape if by_token else (None, *input_shape[1:])

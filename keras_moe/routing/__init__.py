@@ -23,9 +23,15 @@ from keras_moe.routing.fixed import (
     hash_scores,
     rule_scores,
 )
+from keras_moe.routing.hierarchical import hierarchical_assignment
 from keras_moe.routing.relu import next_l1_coefficient, relu_assignment
 from keras_moe.routing.second_expert import SECOND_EXPERTS, drop_weak_second
 from keras_moe.routing.sinkhorn import sinkhorn, sinkhorn_assignment
+from keras_moe.routing.soft import (
+    mix_experts,
+    soft_slot_logits,
+    soft_weights,
+)
 from keras_moe.routing.top_k import (
     SCORINGS,
     balanced_bias,
@@ -49,13 +55,17 @@ __all__ = [
     "expert_choice_assignment",
     "fixed_assignment",
     "hash_scores",
+    "hierarchical_assignment",
     "keep_best_groups",
+    "mix_experts",
     "next_l1_coefficient",
     "pair_scores",
     "relu_assignment",
     "rule_scores",
     "sinkhorn",
     "sinkhorn_assignment",
+    "soft_slot_logits",
+    "soft_weights",
     "token_choice",
     "top_k_assignment",
     "top_p_assignment",

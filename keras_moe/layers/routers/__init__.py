@@ -8,6 +8,7 @@ from keras_moe.layers.routers.cosine import CosineRouter
 from keras_moe.layers.routers.expert_choice import ExpertChoiceRouter
 from keras_moe.layers.routers.fixed import HashRouter, RuleRouter
 from keras_moe.layers.routers.gshard import GShardRouter
+from keras_moe.layers.routers.hierarchical import HierarchicalRouter
 from keras_moe.layers.routers.learned import LearnedRouter
 from keras_moe.layers.routers.noisy_top_k import NoisyTopKRouter
 from keras_moe.layers.routers.relu import ReLURouter
@@ -23,6 +24,7 @@ __all__ = [
     "ExpertChoiceRouter",
     "GShardRouter",
     "HashRouter",
+    "HierarchicalRouter",
     "LearnedRouter",
     "NoisyTopKRouter",
     "ReLURouter",

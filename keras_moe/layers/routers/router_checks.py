@@ -31,6 +31,16 @@ def check_groups(
         )
 
 
+def check_even_groups(top_k: int, top_k_groups: int) -> None:
+    """Raises where the chosen groups cannot give as many experts each."""
+    if top_k % top_k_groups:
+        raise ValueError(
+            "`top_k` must be a multiple of `top_k_groups`: each chosen group "
+            f"gives as many experts. Received: top_k={top_k}, top_k_groups="
+            f"{top_k_groups}. Pass, for instance, top_k={top_k_groups}."
+        )
+
+
 def check_null_experts(num_null_experts: int, num_groups: int) -> None:
     """Raises where null experts would belong to no group."""
     if num_null_experts and num_groups > 1:

@@ -1,4 +1,4 @@
-"""Floor 1: auxiliary losses of routing. Pure functions, float32 scalars.
+"""Losses of how evenly and how surely experts are chosen.
 
 T tokens, E experts, P routed pairs. `token_mask` is bool `(T,)`, False for
 padding; a padding token's pairs carry the index E. Neither counts anywhere: a

@@ -1,0 +1,100 @@
+"""What layers that run all their experts on everything share.
+
+D hidden_dim, F intermediate_dim, E experts, H output_dim.
+"""
+
+import zlib
+
+import keras
+
+from keras_moe.layers import checks
+from keras_moe.layers.expert import Expert
+from keras_moe.layers.initializers import reseeded
+from keras_moe.types import Shape
+
+
+class DenseMixture(keras.layers.Layer):
+    """Base of mixtures that choose nobody; builds their banks of experts.
+
+    A subclass names its own arguments in `arguments`: attributes of the same
+    names are what `get_config` saves.
+
+    Args:
+        intermediate_dim: F, the inner width of each expert.
+        output_dim: H, width of the outputs; None is that of the inputs.
+        activation, gated, use_bias, dropout, kernel_initializer,
+        kernel_regularizer: of the experts; see `Expert`.
+        seed: int, for the dropout.
+        **kwargs: of `keras.layers.Layer`.
+    """
+
+    style: tuple[str, ...] = (
+        "intermediate_dim",
+        "output_dim",
+        "activation",
+        "gated",
+        "use_bias",
+        "dropout",
+        "kernel_initializer",
+        "kernel_regularizer",
+    )
+    arguments: tuple[str, ...] = (*style, "seed")
+
+    def __init__(
+        self,
+        intermediate_dim: int,
+        output_dim: int | None = None,
+        activation="relu",
+        gated: bool = False,
+        use_bias: bool = True,
+        dropout: float = 0.0,
+        kernel_initializer="glorot_uniform",
+        kernel_regularizer=None,
+        seed: int | None = None,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self.supports_masking = True
+        self.intermediate_dim = intermediate_dim
+        self.output_dim = output_dim
+        self.activation = checks.check_activation(activation)
+        self.gated = gated
+        self.use_bias = use_bias
+        self.dropout = dropout
+        self.kernel_initializer = keras.initializers.get(kernel_initializer)
+        self.kernel_regularizer = keras.regularizers.get(kernel_regularizer)
+        self.seed = seed
+
+    def bank(self, name: str, num_experts: int) -> Expert:
+        """Returns experts in the layer's style, with a start of their own."""
+        return Expert(
+            num_experts=num_experts,
+            name=name,
+            dtype=self.dtype_policy,
+            **self.style_of(name),
+        )
+
+    def style_of(self, name: str) -> dict:
+        """Returns the style for a part, with seeds of its own."""
+        style = {argument: getattr(self, argument) for argument in self.style}
+        initializer = reseeded(self.kernel_initializer, name, 0)
+        seed = own_seed(self.seed, name)
+        return style | {"kernel_initializer": initializer, "seed": seed}
+
+    def output_shape_of(self, input_shape: Shape) -> Shape:
+        """Returns `(..., H)` of inputs `(..., D)`."""
+        return (*input_shape[:-1], self.output_dim or input_shape[-1])
+
+    def get_config(self) -> dict:
+        """Returns the arguments that build this layer again."""
+        own = {
+            name: keras.saving.serialize_keras_object(getattr(self, name))
+            for name in self.arguments
+        }
+        own["activation"] = keras.activations.serialize(self.activation)
+        return {**super().get_config(), **own}
+
+
+def own_seed(seed: int | None, name: str) -> int | None:
+    """Returns a seed for `name`, so that two banks draw differently."""
+    return None if seed is None else (seed + zlib.crc32(name.encode())) % 2**31

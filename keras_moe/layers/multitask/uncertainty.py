@@ -1,0 +1,98 @@
+"""Weights of tasks that are learned.
+
+N tasks.
+"""
+
+from collections.abc import Sequence
+
+import keras
+
+from keras_moe import losses
+from keras_moe.layers import checks
+from keras_moe.types import Tensor
+
+
+@keras.saving.register_keras_serializable(package="keras_moe")
+class UncertaintyWeighting(keras.layers.Layer):
+    """Sums task losses, each weighed by a variance that is learned with the
+    model (Kendall, Gal & Cipolla 2018, eq. 7 and 10).
+
+    It stands where the loss is computed: in `compute_loss`, as
+    `UncertaintyWeightedModel` does, or in a training loop of yours.
+
+    Args:
+        num_tasks: N.
+        kinds: `"regression"` (mean squared error, halved) or
+            `"classification"` (cross-entropy), for all tasks or a list of N.
+        **kwargs: of `keras.layers.Layer`.
+
+    Weights: `log_variances` `(N,)`, float32, zeros at the start.
+
+    Call arguments:
+        task_losses: a list of N scalars, or `(N,)`.
+
+    Returns:
+        float32 scalar; see `keras_moe.losses.uncertainty_weighted_loss`.
+
+    Raises:
+        ValueError: for an argument out of its range, or another number of
+            kinds or losses.
+    """
+
+    def __init__(
+        self,
+        num_tasks: int,
+        kinds: str | Sequence[str] = "regression",
+        **kwargs,
+    ):
+        super().__init__(autocast=False, **kwargs)
+        self.num_tasks = checks.check_positive_int("num_tasks", num_tasks)
+        if isinstance(kinds, str):
+            kinds = [kinds] * num_tasks
+        self._check_number("kinds", len(kinds))
+        for kind in kinds:
+            checks.check_choice("kinds", kind, losses.TASK_KINDS)
+        self.kinds = list(kinds)
+
+    def build(self, input_shape=None) -> None:
+        """Creates the weights; the shape of the losses does not matter."""
+        self.log_variances = self.add_weight(
+            name="log_variances",
+            shape=(self.num_tasks,),
+            initializer="zeros",
+            dtype="float32",
+            autocast=False,
+        )
+
+    def call(self, task_losses) -> Tensor:
+        """Weighs and sums; see the class."""
+        if isinstance(task_losses, (list, tuple)):
+            self._check_number("task_losses", len(task_losses))
+        else:
+            self._check_number("task_losses", task_losses.shape[0])
+        return losses.uncertainty_weighted_loss(
+            task_losses, self.log_variances, self.kinds
+        )
+
+    def _check_number(self, name, number):
+        if number != self.num_tasks:
+            raise ValueError(
+                f"`{name}` must be as many as `num_tasks`. Received: {number}, "
+                f"num_tasks={self.num_tasks}. Pass one a task."
+            )
+
+    def compute_output_shape(self, input_shape) -> tuple:
+        """Returns the shape of the sum: a scalar's."""
+        return ()
+
+    def compute_output_spec(self, task_losses):
+        """Returns the symbolic sum of symbolic losses."""
+        return keras.KerasTensor((), "float32")
+
+    def get_config(self) -> dict:
+        """Returns the arguments that build this layer again."""
+        return {
+            **super().get_config(),
+            "num_tasks": self.num_tasks,
+            "kinds": list(self.kinds),
+        }

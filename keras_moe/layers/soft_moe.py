@@ -1,0 +1,142 @@
+"""Soft mixture: experts work on mixtures of tokens.
+
+B sequences, S tokens of one, D hidden_dim, F intermediate_dim, E experts, Z
+slots an expert.
+"""
+
+import keras
+from keras import ops
+
+from keras_moe import routing
+from keras_moe.layers import checks
+from keras_moe.layers.dense_mixture import DenseMixture
+from keras_moe.layers.initializers import reseeded
+from keras_moe.layers.routers.tokens import flatten_tokens
+from keras_moe.types import Shape, Tensor
+
+
+@keras.saving.register_keras_serializable(package="keras_moe")
+class SoftMoE(DenseMixture):
+    """Gives each expert Z mixtures of a sequence's tokens, and each token a
+    mixture of what they make of them (Puigcerver et al. 2023, "From Sparse to
+    Soft Mixtures of Experts", eq. 1-3).
+
+    Nothing is chosen or dropped and every weight gets a gradient from every
+    token: there is no load to balance. The cost follows `E * Z` slots a
+    sequence, however long it is: `E * Z = S` costs what one expert on every
+    token does.
+
+    Each token reads the whole sequence, later tokens too: it is not causal,
+    and not for autoregressive decoders. A sequence is the axis before the
+    last. Inputs of rank 2 are one sequence: each row depends on the others of
+    its batch.
+
+    Args:
+        num_experts: E.
+        intermediate_dim: F, the inner width of each expert.
+        slots_per_expert: Z. One with many experts is the paper's best.
+        normalize_logits: whether tokens and slots are brought to unit length,
+            with a learned scale (section 2.3), so that the softmax over wide
+            tokens does not become a choice.
+        **kwargs: `activation`, `gated`, `use_bias`, `dropout`,
+            `kernel_initializer`, `kernel_regularizer`, `seed`, of the experts
+            as in `MoEBlock`; and those of `keras.layers.Layer`.
+
+    Weights: `slot_kernel` `(D, E * Z)`, expert by expert, and `scale` `(1,)`,
+    float32, beside those of `Expert`.
+
+    Call arguments:
+        inputs: float `(..., S, D)`.
+        mask: bool `(..., S)`, False for padding, which is in no slot and
+            comes out as zero.
+        training: bool.
+
+    Returns:
+        `(..., S, D)`, in the compute dtype.
+
+    Raises:
+        ValueError: for an argument out of its range, inputs of rank below 2,
+            of unknown width or of integers, or a mask that does not fit.
+    """
+
+    style = tuple(n for n in DenseMixture.style if n != "output_dim")
+    arguments = (
+        "num_experts",
+        "slots_per_expert",
+        "normalize_logits",
+        *style,
+        "seed",
+    )
+
+    def __init__(
+        self,
+        num_experts: int,
+        intermediate_dim: int,
+        slots_per_expert: int = 1,
+        normalize_logits: bool = True,
+        **kwargs,
+    ):
+        super().__init__(intermediate_dim, **kwargs)
+        self.num_experts = checks.check_positive_int("num_experts", num_experts)
+        self.slots_per_expert = checks.check_positive_int(
+            "slots_per_expert", slots_per_expert
+        )
+        self.normalize_logits = normalize_logits
+        self.experts = self.bank("experts", num_experts)
+
+    def build(self, input_shape: Shape) -> None:
+        """Creates the weights for inputs `(..., S, D)`."""
+        self.hidden_dim = checks.check_input_shape(input_shape)
+        own = {"dtype": "float32", "autocast": False}
+        self.slot_kernel = self.add_weight(
+            name="slot_kernel",
+            shape=(self.hidden_dim, self.num_experts * self.slots_per_expert),
+            initializer=reseeded(self.kernel_initializer, "slot_kernel", 0),
+            regularizer=self.kernel_regularizer,
+            **own,
+        )
+        self.scale = None
+        if self.normalize_logits:
+            self.scale = self.add_weight(
+                name="scale", shape=(1,), initializer="ones", **own
+            )
+        self.experts.build((None, self.hidden_dim))
+
+    def call(
+        self, inputs: Tensor, mask: Tensor | None = None, training=None
+    ) -> Tensor:
+        """Mixes tokens into slots, computes, and mixes back."""
+        tokens, token_mask = flatten_tokens(inputs, mask, self.hidden_dim)
+        length = ops.shape(inputs)[-2]
+        sequences = ops.reshape(tokens, (-1, length, self.hidden_dim))
+        if token_mask is not None:
+            token_mask = ops.reshape(token_mask, (-1, length))
+        logits = routing.soft_slot_logits(
+            ops.cast(sequences, "float32"), self.slot_kernel, self.scale
+        )
+        dispatch, combine = (
+            ops.cast(weights, sequences.dtype)
+            for weights in routing.soft_weights(logits, token_mask)
+        )
+        slots = ops.matmul(ops.transpose(dispatch, (0, 2, 1)), sequences)
+        outputs = ops.matmul(combine, self._run_experts(slots, training))
+        return ops.reshape(outputs, ops.shape(inputs))
+
+    def _run_experts(self, slots, training):
+        """Each expert on its slots of all sequences: `(B, E * Z, D)`."""
+        E, Z, D = self.num_experts, self.slots_per_expert, self.hidden_dim
+        rows = ops.transpose(ops.reshape(slots, (-1, E, Z, D)), (1, 0, 2, 3))
+        rows = self.experts.run_all(
+            ops.reshape(rows, (E, -1, D)), training=training
+        )
+        rows = ops.transpose(ops.reshape(rows, (E, -1, Z, D)), (1, 0, 2, 3))
+        return ops.reshape(rows, (-1, E * Z, D))
+
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
+        """Returns the shape of the outputs: that of the inputs."""
+        return tuple(input_shape)
+
+    def compute_output_spec(self, inputs, mask=None, training=None):
+        """Returns the symbolic output of symbolic inputs."""
+        checks.check_floating(inputs)
+        return keras.KerasTensor(inputs.shape, self.compute_dtype)

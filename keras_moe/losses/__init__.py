@@ -1,0 +1,24 @@
+"""Floor 1: auxiliary losses. Pure functions, float32 scalars."""
+
+from keras_moe.losses.balance import (
+    LOAD_BALANCING,
+    balancing_loss,
+    importance_loss,
+    load_balancing_loss,
+    load_loss,
+    router_z_loss,
+    sequence_balancing_loss,
+)
+from keras_moe.losses.tasks import TASK_KINDS, uncertainty_weighted_loss
+
+__all__ = [
+    "LOAD_BALANCING",
+    "TASK_KINDS",
+    "balancing_loss",
+    "importance_loss",
+    "load_balancing_loss",
+    "load_loss",
+    "router_z_loss",
+    "sequence_balancing_loss",
+    "uncertainty_weighted_loss",
+]

@@ -1,0 +1,125 @@
+"""First a group of experts, then experts inside it.
+
+T tokens, E experts, G groups of E / G consecutive ones, M top_k_groups, K
+top_k, K / M of them in each chosen group.
+"""
+
+from keras import ops
+
+from keras_moe.kernels import top_k_index
+from keras_moe.routing.assignment import (
+    UNAVAILABLE,
+    UNCONDITIONAL,
+    Assignment,
+    Choice,
+    Conditions,
+    available_logits,
+    choose,
+    normalized,
+    only_available,
+    softmax,
+    token_choice,
+)
+from keras_moe.types import Tensor
+
+
+def hierarchical_assignment(
+    group_logits: Tensor,
+    expert_logits: Tensor,
+    top_k: int,
+    top_k_groups: int = 1,
+    normalize_weights: bool = True,
+    conditions: Conditions = UNCONDITIONAL,
+) -> Assignment:
+    """Chooses M groups, and K / M experts in each (Shazeer et al. 2017,
+    appendix B, eq. 12; with all of both, Jordan & Jacobs 1994, section 2).
+
+    An expert's probability is that of its group times its own among the
+    group's experts. Its weight is the product of the same two; a stage that
+    chooses several divides its factor by the sum over the chosen ones, and a
+    stage that chooses one leaves the probability, from which it learns. The
+    paper has noise before both choices, which a router may add to the logits.
+
+    Args:
+        group_logits: float32 `(T, G)`.
+        expert_logits: float32 `(T, E)`, group by group.
+        top_k: K, a multiple of M.
+        top_k_groups: M, 1 to G.
+        normalize_weights: False leaves both stages their probabilities.
+        conditions: of the batch. A group whose experts are all off is chosen
+            last; a chosen expert that is off is left out.
+
+    Returns:
+        An `Assignment` with K pairs a token, those of its best group first.
+        `router_logits` are the group's log-probability plus the expert's
+        logit: with one group, the expert's logits.
+    """
+    num_groups, num_experts = group_logits.shape[-1], expert_logits.shape[-1]
+    size = num_experts // num_groups
+    expert_logits = ops.convert_to_tensor(expert_logits)
+    masked = available_logits(expert_logits, conditions)
+    group_logits = _available_groups(group_logits, conditions, size)
+    group_log_probs = ops.log_softmax(group_logits, axis=-1)
+    by_expert = ops.repeat(group_log_probs, size, axis=-1)
+    of_group = ops.exp(by_expert)
+    in_group = softmax(ops.reshape(masked, (-1, num_groups, size)))
+    in_group = ops.reshape(in_group, (-1, num_experts))
+    if conditions.replay is None:
+        columns = _choose(group_logits, masked, top_k, top_k_groups)
+        choice = only_available(Choice(columns), conditions, num_experts)
+    else:
+        choice = choose(masked, top_k, conditions)
+    by_group = (-1, top_k_groups, top_k // top_k_groups)
+    weights = _weights(
+        ops.reshape(choice.values(of_group), by_group),
+        ops.reshape(choice.values(in_group), by_group),
+        normalize_weights,
+    )
+    return token_choice(
+        by_expert + expert_logits,
+        of_group * in_group,
+        choice,
+        ops.reshape(weights, (-1, top_k)),
+        conditions,
+    )
+
+
+def _available_groups(group_logits, conditions, size):
+    """Puts groups without an expert that is on below all others."""
+    group_logits = ops.convert_to_tensor(group_logits)
+    if conditions.available is None:
+        return group_logits
+    experts = ops.reshape(conditions.available, (-1, size))
+    return ops.where(ops.any(experts, axis=-1), group_logits, UNAVAILABLE)
+
+
+def _choose(group_logits, expert_logits, top_k, top_k_groups):
+    """The best experts of the best groups, as columns `(T, K)`."""
+    size = expert_logits.shape[-1] // group_logits.shape[-1]
+    groups = ops.reshape(top_k_index(group_logits, top_k_groups), (-1, 1))
+    columns = groups * size + ops.arange(size, dtype="int32")
+    logits = ops.take_along_axis(
+        expert_logits,
+        ops.reshape(columns, (-1, top_k_groups * size)),
+        axis=-1,
+    )
+    logits = ops.reshape(logits, (-1, size))
+    columns = groups * size + top_k_index(logits, top_k // top_k_groups)
+    return ops.reshape(columns, (-1, top_k))
+
+
+def _weights(of_group, in_group, normalize):
+    """The product of both stages' factors, `(T, M, K / M)`.
+
+    Both are zero where a choice is not carried out.
+    """
+    if normalize and of_group.shape[-1] > 1:
+        in_group = normalized(in_group)
+    if normalize and of_group.shape[1] > 1:
+        computed = ops.cast(of_group > 0, "float32")
+        computed = ops.maximum(ops.sum(computed, axis=-1), 1.0)
+        # A group's entries are the same, or zero: their mean is its own.
+        each = ops.sum(of_group, axis=-1) / computed
+        total = ops.sum(each, axis=-1, keepdims=True)
+        of_group = of_group / ops.expand_dims(ops.maximum(total, 1e-20), -1)
+    return of_group * in_group

@@ -1,0 +1,146 @@
+"""Groups, then experts: values by hand, and one group is no group."""
+
+import numpy as np
+import pytest
+from backend import draw, layer_gradients, to_numpy
+from router_zoo import arrays
+
+from keras_moe import HierarchicalMoE, HierarchicalRouter, MoEBlock, routing
+
+LOG = np.log
+# Two groups of three experts; one token.
+GROUPS = np.array([[LOG(3), LOG(1)]], "float32")  # 3/4, 1/4
+EXPERTS = np.array([[LOG([1, 2, 5]), LOG([6, 1, 3])]], "float32").reshape(1, 6)
+
+
+def assigned(*args, **kwargs):
+    return arrays(
+        routing.hierarchical_assignment(GROUPS, EXPERTS, *args, **kwargs)
+    )
+
+
+def test_probabilities_and_logits_are_of_both_stages():
+    a = assigned(2)
+    wanted = np.array([[1 / 8, 2 / 8, 5 / 8]]) * 3 / 4
+    wanted = np.concatenate([wanted, np.array([[6, 1, 3]]) / 40], axis=1)
+    np.testing.assert_allclose(a.router_probs, wanted, rtol=1e-5)
+    of_group = LOG([[0.75, 0.75, 0.75, 0.25, 0.25, 0.25]])
+    np.testing.assert_allclose(a.router_logits, of_group + EXPERTS, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "top_k, top_k_groups, normalize, experts, weights",
+    [
+        # One group of one's choice keeps its probability, 3/4.
+        (1, 1, True, [2], [3 / 4 * 5 / 8]),
+        (2, 1, True, [2, 1], [3 / 4 * 5 / 7, 3 / 4 * 2 / 7]),
+        (2, 1, False, [2, 1], [3 / 4 * 5 / 8, 3 / 4 * 2 / 8]),
+        # The best of each group: 2 of 5/8, 3 of 6/10.
+        (2, 2, True, [2, 3], [3 / 4 * 5 / 8, 1 / 4 * 6 / 10]),
+        (
+            4,
+            2,
+            True,
+            [2, 1, 3, 5],
+            [3 / 4 * 5 / 7, 3 / 4 * 2 / 7, 1 / 4 * 6 / 9, 1 / 4 * 3 / 9],
+        ),
+    ],
+)
+def test_choices_and_weights(top_k, top_k_groups, normalize, experts, weights):
+    a = assigned(top_k, top_k_groups, normalize)
+    np.testing.assert_array_equal(a.expert_index, experts)
+    np.testing.assert_allclose(a.combine_weights, weights, rtol=1e-5)
+
+
+def test_a_group_that_is_off_is_not_chosen():
+    """Group 0 is all off; of group 1, expert 3: 4 and 5 share 1 and 3."""
+    available = np.array([0, 0, 0, 0, 1, 1], bool)
+    a = assigned(2, conditions=routing.Conditions(available=available))
+    np.testing.assert_array_equal(a.expert_index, [5, 4])
+    np.testing.assert_allclose(a.combine_weights, [3 / 4, 1 / 4], rtol=1e-5)
+    available[4] = False  # group 1 has one left: the second pair is left out
+    a = assigned(2, conditions=routing.Conditions(available=available))
+    np.testing.assert_array_equal(a.expert_index, [5, 6])
+    np.testing.assert_allclose(a.combine_weights, [1, 0], rtol=1e-5)
+
+
+def test_a_replay_without_a_pair_shares_among_the_others():
+    """Of groups' pairs (2, 1) and (3, 5), 1 and both of group 1 are lost."""
+    recorded = routing.hierarchical_assignment(GROUPS, EXPERTS, 4, 2)
+    index = np.array([2, 6, 6, 6], "int32")
+    replay = recorded._replace(expert_index=index)
+    a = assigned(4, 2, conditions=routing.Conditions(replay=replay))
+    np.testing.assert_array_equal(a.expert_index, index)
+    np.testing.assert_allclose(a.combine_weights, [1, 0, 0, 0], rtol=1e-5)
+    replay = recorded._replace(expert_index=np.array([2, 6, 3, 5], "int32"))
+    a = assigned(4, 2, conditions=routing.Conditions(replay=replay))
+    np.testing.assert_allclose(
+        a.combine_weights, [3 / 4, 0, 1 / 6, 1 / 12], rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize("top_k", [1, 2])
+def test_one_group_is_a_moe_block(rng, top_k):
+    """Outputs, losses and gradients, under capacity and with a mask."""
+    options = {
+        "capacity_factor": 1.0,
+        "load_balancing_weight": 1.0,
+        "router_z_weight": 0.1,
+        "activation": "gelu",
+    }
+    one = HierarchicalMoE(1, 4, 6, top_k=top_k, **options)
+    block = MoEBlock(4, 6, top_k=top_k, **options)
+    x = draw(rng, 3, 7, 5)
+    mask = np.arange(7) < np.array([[7], [4], [0]])
+    for layer in (one, block):
+        layer.build(x.shape)
+    kernel = to_numpy(block.router.kernel)
+    one.router.kernel.assign(np.concatenate([kernel, draw(rng, 5, 1)], 1))
+    one.experts.set_weights(block.experts.get_weights())
+    results = []
+    for layer in (one, block):
+        y, gradients = layer_gradients(layer, x, training=True, mask=mask)
+        layer.reset_statistics()
+        layer(x, training=True, mask=mask)
+        losses = [to_numpy(loss) for loss in layer.losses[-2:]]
+        results.append((y, losses, gradients, to_numpy(layer.expert_load)))
+    for mine, theirs in zip(results[0][:2], results[1][:2], strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-6)
+    np.testing.assert_array_equal(results[0][3], results[1][3])
+    for name, theirs in results[1][2].items():
+        mine = results[0][2][name]
+        if "router" in name:  # the group's own column moves nothing
+            np.testing.assert_allclose(mine[:, 4], 0, atol=1e-6)
+            mine = mine[:, :4]
+        np.testing.assert_allclose(mine, theirs, rtol=1e-5, atol=1e-6)
+
+
+def test_both_stages_learn_from_the_outputs(rng):
+    layer = HierarchicalMoE(2, 4, 6)
+    _, gradients = layer_gradients(layer, draw(rng, 9, 5))
+    kernel = next(g for n, g in gradients.items() if "router" in n)
+    assert (np.abs(kernel).max(axis=0) > 1e-5).all()
+
+
+def test_config_has_no_router_in_it():
+    layer = HierarchicalMoE(2, 4, 6, top_k_groups=2, jitter=0.1, seed=3)
+    config = layer.get_config()
+    assert "router" not in config and config["num_groups"] == 2
+    again = HierarchicalMoE.from_config(config)
+    assert again.get_config() == config
+    assert again.router.jitter == 0.1 and again.router.top_k_groups == 2
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ((6, 4), "`num_groups` must divide `num_experts`"),
+        ((6, 2, 4), "`top_k` must be at most the experts"),
+        ((6, 2, 2, 3), "`top_k_groups` must be at most `num_groups`"),
+        ((6, 2, 3, 2), "`top_k` must be a multiple of `top_k_groups`"),
+        ((6, 0), "`num_groups` must be an integer above 0"),
+    ],
+)
+def test_arguments_out_of_range(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        HierarchicalRouter(*arguments)

@@ -1,0 +1,128 @@
+"""Weights of tasks that are learned, and `fit` that learns them."""
+
+import keras
+import numpy as np
+import pytest
+from backend import draw, to_numpy, value_and_gradients
+
+from keras_moe import UncertaintyWeightedModel, UncertaintyWeighting, losses
+
+
+def test_the_sum_is_equations_7_and_10():
+    """Variances 4 and 2: 6 / 8 + log(4) / 2 + 3 / 2 + log(2) / 2; and the
+    slopes by log variance, 1/2 - loss / (2 variance) and 1/2 - loss /
+    variance."""
+    log_variances = np.log([4.0, 2.0]).astype("float32")
+    kinds = ["regression", "classification"]
+
+    def loss(task_losses, log_variances):
+        return losses.uncertainty_weighted_loss(
+            task_losses, log_variances, kinds
+        )
+
+    y, gradients = value_and_gradients(
+        loss, np.array([6.0, 3.0], "float32"), log_variances
+    )
+    assert y == pytest.approx(6 / 8 + 3 / 2 + np.log(8) / 2, rel=1e-6)
+    from backend import upstream
+
+    scale = upstream(())
+    np.testing.assert_allclose(gradients[0], scale * [1 / 8, 1 / 2], rtol=1e-5)
+    np.testing.assert_allclose(
+        gradients[1], scale * [1 / 2 - 6 / 8, 1 / 2 - 3 / 2], rtol=1e-5
+    )
+
+
+def test_the_layer_holds_the_variances():
+    layer = UncertaintyWeighting(2, ["regression", "classification"])
+    value = layer([np.float32(6.0), np.float32(3.0)])
+    assert to_numpy(value) == pytest.approx(6 / 2 + 3)  # variances of 1
+    assert layer.log_variances.shape == (2,)
+    again = UncertaintyWeighting.from_config(layer.get_config())
+    assert again.kinds == layer.kinds
+    assert UncertaintyWeighting(3).kinds == ["regression"] * 3
+
+
+def data(rng, rows=256):
+    """Two regressions: noise of standard deviation 0.2 and 1.5."""
+    x = draw(rng, rows, 3)
+    noise = draw(rng, rows, 2) * [0.2, 1.5]
+    return x, [x[:, 0] + noise[:, 0], x[:, 1:2] + noise[:, 1:]]
+
+
+def weighted(**kwargs):
+    inputs = keras.Input((3,))
+    heads = [keras.layers.Dense(1)(inputs) for _ in range(2)]
+    model = keras.Model(inputs, heads)
+    return UncertaintyWeightedModel(model, ["mse", "mse"], **kwargs)
+
+
+def test_fit_learns_the_variances_of_the_noise(rng, tmp_path):
+    """At the optimum a variance is its task's mean squared error: that of the
+    data's noise, which the linear heads cannot explain."""
+    model = weighted()
+    x, y = data(rng)
+    model.compile(keras.optimizers.Adam(0.05), metrics=[["mae"], ["mae"]])
+    model.fit(x, y, batch_size=128, epochs=80, verbose=0)
+    model.optimizer.learning_rate = 0.005
+    model.fit(x, y, batch_size=256, epochs=40, verbose=0)
+    variances = np.exp(to_numpy(model.weighting.log_variances))
+    predictions = model.predict(x, verbose=0)
+    errors = [
+        np.mean((target.reshape(-1, 1) - prediction) ** 2)
+        for target, prediction in zip(y, predictions, strict=True)
+    ]
+    np.testing.assert_allclose(variances, errors, rtol=0.03)
+    np.testing.assert_allclose(errors, [0.04, 2.25], rtol=0.25)
+    evaluated = model.evaluate(x, y, verbose=0, return_dict=True)
+    wanted = np.sum(errors / variances + np.log(variances)) / 2
+    assert evaluated["loss"] == pytest.approx(wanted, rel=1e-3)
+    model.save(tmp_path / "model.keras")
+    again = keras.saving.load_model(tmp_path / "model.keras")
+    assert again.evaluate(x, y, verbose=0, return_dict=True) == evaluated
+    again.fit(x, y, batch_size=256, verbose=0)
+
+
+def test_sample_weights_added_losses_and_loss_objects(rng):
+    """Rows of weight 0 do not count; what a layer adds is in the sum."""
+    inputs = keras.Input((3,))
+    heads = [
+        keras.layers.Dense(1, activity_regularizer=keras.regularizers.L1(0.1))(
+            inputs
+        ),
+        keras.layers.Dense(1, activation="sigmoid")(inputs),
+    ]
+    inner = keras.Model(inputs, heads)
+    model = UncertaintyWeightedModel(
+        inner,
+        [keras.losses.MeanSquaredError(), "binary_crossentropy"],
+        kinds=["regression", "classification"],
+    )
+    model.compile("sgd")
+    x, (y, _) = data(rng, 8)
+    y = [y[:, None], (y[:, None] > 0).astype("float32")]
+    kept = np.arange(8) < 4
+    weights = [kept.astype("float32")] * 2
+    loss = model.evaluate(x, y, sample_weight=weights, verbose=0)
+    one, p = (to_numpy(o) for o in inner(x))
+    # Keras divides the sum by the number of rows, weighed or not.
+    squares = np.sum((y[0] - one)[kept] ** 2) / 8
+    log_p = np.log(np.where(y[1] == 1, p, 1 - p))[kept]
+    added = 0.1 * np.abs(one).sum() / 8
+    wanted = squares / 2 - log_p.sum() / 8 + added
+    assert loss == pytest.approx(wanted, rel=1e-4)
+
+
+def test_arguments_out_of_range(rng):
+    with pytest.raises(ValueError, match="`num_tasks` must be"):
+        UncertaintyWeighting(0)
+    with pytest.raises(ValueError, match="`kinds` must be one of"):
+        UncertaintyWeighting(2, "ranking")
+    with pytest.raises(ValueError, match="`kinds` must be as many"):
+        UncertaintyWeighting(2, ["regression"])
+    with pytest.raises(ValueError, match="`task_losses` must be as many"):
+        UncertaintyWeighting(2)([np.float32(1.0)])
+    with pytest.raises(ValueError, match="`loss` must be left out"):
+        weighted().compile("sgd", loss="mse")
+    with pytest.raises(ValueError, match="`y` must be a list of 2"):
+        weighted().compute_loss(None, np.zeros(3), [np.zeros(3)] * 2)
