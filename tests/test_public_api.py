@@ -16,7 +16,9 @@ ROUTERS = {
     "ExpertChoiceRouter",
     "GShardRouter",
     "HashRouter",
+    "ModalityRouter",
     "NoisyTopKRouter",
+    "PathwayRouter",
     "ReLURouter",
     "Router",
     "RuleRouter",
@@ -24,7 +26,12 @@ ROUTERS = {
     "SwitchRouter",
     "TopPRouter",
 }
-LAYERS = {"Expert", "MoEBlock", "TransformerEncoderBlock"} | ROUTERS
+LAYERS = {
+    "Expert",
+    "ModalityEmbedding",
+    "MoEBlock",
+    "TransformerEncoderBlock",
+} | ROUTERS
 TO_BUILD_ON = {"BaseRouter", "LearnedRouter", "TokenBatch"}
 
 

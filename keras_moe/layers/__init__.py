@@ -1,6 +1,7 @@
 """Floor 2: the layers. They own weights and call the functions below."""
 
 from keras_moe.layers.expert import Expert
+from keras_moe.layers.modality import ModalityEmbedding
 from keras_moe.layers.moe_block import MoEBlock
 from keras_moe.layers.routers import (
     AttentionRouter,
@@ -10,7 +11,9 @@ from keras_moe.layers.routers import (
     GShardRouter,
     HashRouter,
     LearnedRouter,
+    ModalityRouter,
     NoisyTopKRouter,
+    PathwayRouter,
     ReLURouter,
     Router,
     RuleRouter,
@@ -31,7 +34,10 @@ __all__ = [
     "HashRouter",
     "LearnedRouter",
     "MoEBlock",
+    "ModalityEmbedding",
+    "ModalityRouter",
     "NoisyTopKRouter",
+    "PathwayRouter",
     "ReLURouter",
     "Router",
     "RuleRouter",

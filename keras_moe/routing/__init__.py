@@ -23,6 +23,7 @@ from keras_moe.routing.fixed import (
     hash_scores,
     rule_scores,
 )
+from keras_moe.routing.modality import modality_assignment
 from keras_moe.routing.relu import next_l1_coefficient, relu_assignment
 from keras_moe.routing.second_expert import SECOND_EXPERTS, drop_weak_second
 from keras_moe.routing.sinkhorn import sinkhorn, sinkhorn_assignment
@@ -50,6 +51,7 @@ __all__ = [
     "fixed_assignment",
     "hash_scores",
     "keep_best_groups",
+    "modality_assignment",
     "next_l1_coefficient",
     "pair_scores",
     "relu_assignment",

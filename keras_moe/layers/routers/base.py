@@ -80,6 +80,7 @@ class BaseRouter(ExpertSwitches, keras.layers.Layer):
 
     arguments: tuple[str, ...] = ("num_experts", "expert_dropout", "seed")
     router_inputs_use = "none"  # or "optional", or "required"
+    router_inputs_kind = "ids"  # or "logits": what they are
     num_null_experts = 0
     top_k: int = 1  # experts of a token, the mean where that varies
     load_balancing_weight = 0.0  # a block's, where it is told nothing else
@@ -139,9 +140,7 @@ class BaseRouter(ExpertSwitches, keras.layers.Layer):
         replay: Assignment | None = None,
     ) -> Assignment:
         """Routes tokens `(..., D)`; see the class."""
-        router_checks.check_router_inputs_given(
-            type(self).__name__, router_inputs, self.router_inputs_use
-        )
+        router_checks.check_router_inputs_given(self, router_inputs)
         tokens, token_mask = flatten_tokens(x, mask, self.hidden_dim)
         columns = self.num_experts + self.num_null_experts
         conditions = Conditions(
@@ -184,9 +183,7 @@ class BaseRouter(ExpertSwitches, keras.layers.Layer):
     ) -> Assignment:
         """Returns the symbolic `Assignment` of symbolic inputs."""
         checks.check_floating(x)
-        router_checks.check_router_inputs_given(
-            type(self).__name__, router_inputs, self.router_inputs_use
-        )
+        router_checks.check_router_inputs_given(self, router_inputs)
         return self.assignment_spec(x.shape)
 
     def assignment_spec(self, input_shape: Shape) -> Assignment:

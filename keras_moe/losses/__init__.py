@@ -1,0 +1,24 @@
+"""Floor 1: auxiliary losses. Pure functions of what a router gave out."""
+
+from keras_moe.losses.balance import (
+    LOAD_BALANCING,
+    balancing_loss,
+    importance_loss,
+    load_balancing_loss,
+    load_loss,
+    router_z_loss,
+    sequence_balancing_loss,
+)
+from keras_moe.losses.modality import global_entropy_loss, local_entropy_loss
+
+__all__ = [
+    "LOAD_BALANCING",
+    "balancing_loss",
+    "global_entropy_loss",
+    "importance_loss",
+    "load_balancing_loss",
+    "load_loss",
+    "local_entropy_loss",
+    "router_z_loss",
+    "sequence_balancing_loss",
+]
