@@ -73,7 +73,7 @@ class ModalityEmbedding(keras.layers.Layer):
 
     def build(self, input_shape: Any) -> None:
         """Creates the vectors for inputs of width D."""
-        shapes = self._by_number(input_shape)
+        shapes = self._by_number(input_shape or {})
         self.hidden_dim = checks.check_input_shape(shapes[0][1])
         for _, shape in shapes:
             _check_shape(shape, self.hidden_dim)

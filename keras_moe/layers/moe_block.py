@@ -7,7 +7,7 @@ import keras
 from keras import ops
 
 from keras_moe import dispatch, losses, routing
-from keras_moe.layers import checks, parts
+from keras_moe.layers import checks, parts, sharing
 from keras_moe.layers.null_experts import NullExperts
 from keras_moe.layers.routers.tokens import flatten_tokens, zero_padding
 from keras_moe.layers.statistics import RoutingStatistics
@@ -46,7 +46,9 @@ class MoEBlock(keras.layers.Layer):
             (DeepSeekMoE, Dai et al. 2024, eq. 9), or None.
         router: a configured router with the same `num_experts`; None builds
             `Router(num_experts, top_k, jitter=jitter)`.
-        experts: a configured `Expert` with the same `num_experts`.
+        experts: a configured `Expert` with the same `num_experts`. That of
+            another block, `other.experts`, is shared with it, in memory and
+            in a saved model; a `router` likewise.
         load_balancing: `"switch"` balances the batch; `"per_sequence"` each
             sequence, the axis before the last, by itself; `"global_batch"`
             the batches of all replicas together. See `keras_moe.losses`.
@@ -77,6 +79,8 @@ class MoEBlock(keras.layers.Layer):
             again; see `BaseRouter`.
         return_assignment: whether to return `(outputs, assignment)`, with the
             `Assignment` as it was carried out, after capacity.
+        inputs_mask: the mask that Keras has for `inputs`, which it passes by
+            this name where there are router inputs or a replay.
 
     Returns:
         `(..., D)`, in the compute dtype.
@@ -152,6 +156,7 @@ class MoEBlock(keras.layers.Layer):
         }
         self._experts_given = experts is not None
         self.experts = parts.experts_of(experts, num_experts, arguments, common)
+        sharing.own(self, self.router, self.experts)
         self.shared_expert_dim = shared_expert_dim
         self.shared_expert = parts.shared_expert_of(
             shared_expert_dim, self.experts, arguments, common
@@ -187,8 +192,10 @@ class MoEBlock(keras.layers.Layer):
         router_inputs: Tensor | None = None,
         replay: Assignment | None = None,
         return_assignment: bool = False,
+        inputs_mask: Tensor | None = None,
     ):
         """Routes, computes and combines; see the class."""
+        mask = inputs_mask if mask is None else mask
         tokens, token_mask = flatten_tokens(inputs, mask, self.hidden_dim)
         chosen = self.router(
             inputs,
@@ -295,6 +302,7 @@ class MoEBlock(keras.layers.Layer):
         router_inputs=None,
         replay=None,
         return_assignment=False,
+        inputs_mask=None,
     ):
         """Returns the symbolic outputs of symbolic inputs."""
         checks.check_floating(inputs)

@@ -66,7 +66,8 @@ def global_entropy_loss(
     mean = mean / ops.expand_dims(ops.maximum(count, 1.0), -1)
     loss = ops.negative(_entropy(mean))
     if threshold is not None:
-        loss = ops.where(count > 0, ops.relu(loss + threshold), 0.0)
+        tau = ops.convert_to_tensor(threshold, dtype="float32")
+        loss = ops.where(count > 0, ops.relu(loss + tau), 0.0)
     return loss
 
 
