@@ -40,6 +40,7 @@ def routers(shape):
         "Router, null experts": keras_moe.Router(E, K, num_null_experts=3),
         "SwitchRouter": keras_moe.SwitchRouter(E),
         "GShardRouter": keras_moe.GShardRouter(E),
+        "ModalityRouter": keras_moe.ModalityRouter(E, 3, K),
         "NoisyTopKRouter": keras_moe.NoisyTopKRouter(E, K),
         "ExpertChoiceRouter": keras_moe.ExpertChoiceRouter(
             E, K, bidirectional=True
@@ -49,6 +50,7 @@ def routers(shape):
         "AttentionRouter": keras_moe.AttentionRouter(E, K),
         "HashRouter": keras_moe.HashRouter(E, K),
         "HierarchicalRouter": keras_moe.HierarchicalRouter(E, 4, K),
+        "PathwayRouter": keras_moe.PathwayRouter(E, K),
         "RuleRouter": keras_moe.RuleRouter(E),
         "ReLURouter": keras_moe.ReLURouter(E, K, max_experts=K),
         "TopPRouter": keras_moe.TopPRouter(E, top_k=K),
@@ -68,9 +70,13 @@ class Routed(keras.layers.Layer):
     def call(self, x, training=None):
         sequences = ops.reshape(x, (-1, LENGTH, x.shape[-1]))
         ids = None
-        if self.router.router_inputs_use == "required":
+        if self.router.router_inputs_kind == "logits":
+            ids = sequences[..., : self.router.num_experts]
+        elif self.router.router_inputs_use == "required":
+            router = self.router
             ids = ops.cast(ops.abs(1000 * sequences[..., 0]), "int32")
-            ids = ops.mod(ids, self.router.num_experts)
+            most = getattr(router, "num_modalities", router.num_experts)
+            ids = ops.mod(ids, most)
         assignment = self.router(
             sequences, training=self.in_training, router_inputs=ids
         )

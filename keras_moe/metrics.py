@@ -1,6 +1,7 @@
 """Floor 1: what to watch while routing. Pure functions, float32.
 
-T tokens, E experts, P routed pairs; a pair with index E is not computed.
+T tokens, E experts, P routed pairs, G groups of tokens; a pair with index E
+is not computed.
 """
 
 from keras import ops
@@ -20,6 +21,38 @@ def expert_load(expert_index: Tensor, num_experts: int) -> Tensor:
     """
     counts = ops.cast(group_sizes_of(expert_index, num_experts), "float32")
     return counts / ops.maximum(ops.sum(counts), 1.0)
+
+
+def expert_load_by_group(
+    expert_index: Tensor,
+    token_index: Tensor,
+    group: Tensor,
+    num_experts: int,
+    num_groups: int,
+) -> Tensor:
+    """Share of each group's routed pairs that each expert received, `(G, E)`.
+
+    Groups are whatever tokens are told apart by: modalities, domains, places.
+    A row sums to one; it is zero where nothing of the group was routed.
+
+    Args:
+        expert_index, token_index: int `(P,)`, of an `Assignment`.
+        group: int 0 ... G - 1 a token, of any shape that has T elements; a
+            token of another number is not counted.
+        num_experts: E.
+        num_groups: G.
+    """
+    group = ops.cast(ops.reshape(group, (-1,)), "int32")
+    of_pair = ops.take(group, token_index, axis=0)
+    groups = ops.arange(num_groups, dtype="int32")
+    in_group = ops.equal(ops.expand_dims(groups, -1), of_pair)
+    experts = ops.arange(num_experts, dtype="int32")
+    chosen = ops.equal(ops.expand_dims(expert_index, -1), experts)
+    counts = ops.matmul(
+        ops.cast(in_group, "float32"), ops.cast(chosen, "float32")
+    )
+    total = ops.sum(counts, axis=-1, keepdims=True)
+    return counts / ops.maximum(total, 1.0)
 
 
 def load_imbalance(load: Tensor) -> Tensor:

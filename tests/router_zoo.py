@@ -19,6 +19,18 @@ ROUTERS = {
     ),
     "SwitchRouter": lambda **kw: keras_moe.SwitchRouter(E, **kw),
     "GShardRouter": lambda **kw: keras_moe.GShardRouter(E, **kw),
+    "ModalityRouter": lambda **kw: keras_moe.ModalityRouter(
+        E, num_modalities=E, modality_bias=True, **kw
+    ),
+    "ModalityRouter of groups": lambda **kw: keras_moe.ModalityRouter(
+        E,
+        num_modalities=E,
+        top_k=1,
+        experts_of_modality=[[m, (m + 1) % E, (m + 2) % E] for m in range(E)],
+        local_entropy_weight=[0.1] + [0.0] * (E - 1),
+        threshold=0.5,
+        **kw,
+    ),
     "NoisyTopKRouter": lambda **kw: keras_moe.NoisyTopKRouter(E, **kw),
     "ExpertChoiceRouter": lambda **kw: keras_moe.ExpertChoiceRouter(
         E, bidirectional=True, **kw
@@ -36,6 +48,7 @@ ROUTERS = {
     "HierarchicalRouter of biased groups": lambda **kw: (
         keras_moe.HierarchicalRouter(E, 2, top_k=2, use_bias=True, **kw)
     ),
+    "PathwayRouter": lambda **kw: keras_moe.PathwayRouter(E, **kw),
     "RuleRouter": lambda **kw: keras_moe.RuleRouter(E, **kw),
     "ReLURouter": lambda **kw: keras_moe.ReLURouter(E, **kw),
     "TopPRouter": lambda **kw: keras_moe.TopPRouter(E, **kw),
@@ -48,6 +61,8 @@ NORMALIZED = {  # each computed token's weights sum to one
     "NoisyTopKRouter",
     "CosineRouter",
     "AttentionRouter",
+    "ModalityRouter",
+    "PathwayRouter",
     "HashRouter",
     "HashRouter round robin",
     "RuleRouter",
@@ -55,11 +70,22 @@ NORMALIZED = {  # each computed token's weights sum to one
 
 
 def router_inputs_of(router, shape, seed=0):
-    """Ids in 0 ... E - 1 where the router needs them, else None."""
+    """Ids in 0 ... E - 1, or logits, where the router needs them."""
     if router.router_inputs_use != "required":
         return None
     rng = np.random.default_rng(seed)
+    if router.router_inputs_kind == "logits":
+        return rng.normal(size=(*shape, E)).astype("float32")
     return rng.integers(0, E, shape).astype("int32")
+
+
+def symbolic_router_inputs(router, length=5, **options):
+    """An `Input` for what the router needs beside the tokens, or None."""
+    if router.router_inputs_use != "required":
+        return None
+    if router.router_inputs_kind == "logits":
+        return keras.Input((length, E), **options)
+    return keras.Input((length,), dtype="int32", **options)
 
 
 def arrays(assignment):
@@ -82,10 +108,8 @@ def logit_router(router, width=3):
 def model_of(router, length=5):
     """A small classifier around a block; takes ids where they are needed."""
     inputs = [keras.Input((length, D))]
-    ids = None
-    if router.router_inputs_use == "required":
-        ids = keras.Input((length,), dtype="int32")
-        inputs.append(ids)
+    ids = symbolic_router_inputs(router, length)
+    inputs += [] if ids is None else [ids]
     block = keras_moe.MoEBlock(E, 12, router=router, name="block")
     x = keras.layers.Dense(D)(inputs[0])
     x = x + block(x, router_inputs=ids)

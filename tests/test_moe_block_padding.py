@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from backend import draw, layer_gradients, to_numpy
 
-from keras_moe import MoEBlock
+from keras_moe import HashRouter, MoEBlock, TransformerEncoderBlock
 
 
 def padded_block():
@@ -70,3 +70,27 @@ def test_keras_masks_are_honoured_and_passed_on(rng):
     assert (to_numpy(y)[ids != 0] != 0).any(axis=-1).all()
     shorter = to_numpy(model(ids[:, :3])[1])
     np.testing.assert_allclose(to_numpy(state), shorter, atol=1e-6)
+
+
+@pytest.mark.parametrize("given", ["router_inputs", "replay"])
+@pytest.mark.parametrize("kind", ["router", "block", "transformer"])
+def test_a_keras_mask_is_seen_beside_a_second_tensor(kind, given):
+    """Keras passes the mask of the inputs by another name there."""
+    router = HashRouter(4)
+    layer = router
+    if kind != "router":
+        layer = MoEBlock(4, 6, router=router)
+    if kind == "transformer":
+        layer = TransformerEncoderBlock(2, layer)
+    options = {} if kind == "router" else {"return_assignment": True}
+    ids = keras.Input((3,), dtype="int32")
+    x = keras.layers.Embedding(9, 4, mask_zero=True)(ids)
+    first = layer(x, router_inputs=ids, **options)
+    if given == "replay":
+        recorded = first if kind == "router" else first[1]
+        recorded = recorded._replace(expert_index=0 * recorded.expert_index)
+        first = layer(x, router_inputs=ids, replay=recorded, **options)
+    assignment = first if kind == "router" else first[1]
+    model = keras.Model(ids, assignment.expert_index)
+    index = to_numpy(model(np.array([[5, 0, 7], [0, 1, 0]])))
+    np.testing.assert_array_equal(index == 4, [0, 1, 0, 1, 0, 1])

@@ -108,7 +108,11 @@ def test_permuting_experts_permutes_their_names(name, seed, mask):
         value = mine.numpy()
         theirs.assign(value[..., columns] if by_expert else value)
     x, mask = tokens(rng), np.array(mask)
-    one, two = arrays(router(x, mask=mask)), arrays(other(x, mask=mask))
+    given_to_both = {
+        "mask": mask,
+        "router_inputs": router_inputs_of(router, (T,)),
+    }
+    one, two = (arrays(r(x, **given_to_both)) for r in (router, other))
     names = np.concatenate([order, np.arange(E, router.num_columns + 1)])
 
     def weights(a, names):

@@ -4,6 +4,7 @@ from keras_moe.layers.expert import Expert
 from keras_moe.layers.expert_layers import ExpertLayers
 from keras_moe.layers.hierarchical_moe import HierarchicalMoE
 from keras_moe.layers.mixture_of_models import MixtureOfModels
+from keras_moe.layers.modality import ModalityEmbedding
 from keras_moe.layers.moe_block import MoEBlock
 from keras_moe.layers.multitask import (
     CGC,
@@ -21,7 +22,9 @@ from keras_moe.layers.routers import (
     HashRouter,
     HierarchicalRouter,
     LearnedRouter,
+    ModalityRouter,
     NoisyTopKRouter,
+    PathwayRouter,
     ReLURouter,
     Router,
     RuleRouter,
@@ -48,9 +51,12 @@ __all__ = [
     "LearnedRouter",
     "MixtureOfModels",
     "MoEBlock",
+    "ModalityEmbedding",
+    "ModalityRouter",
     "MultiGateMoE",
     "NoisyTopKRouter",
     "PLE",
+    "PathwayRouter",
     "ReLURouter",
     "Router",
     "RuleRouter",

@@ -56,6 +56,8 @@ class MixtureOfModels(Mixture, keras.Model):
         training: bool.
         router_inputs: int `(B,)`, for routers that need it.
         return_assignment: whether to return `(outputs, assignment)`.
+        inputs_mask: the mask that Keras has for `inputs`, which it passes by
+            this name where there are router inputs.
 
     Returns:
         The experts' weighted outputs `(B, ...)`.
@@ -123,9 +125,10 @@ class MixtureOfModels(Mixture, keras.Model):
         training=None,
         router_inputs: Tensor | None = None,
         return_assignment: bool = False,
+        inputs_mask: Tensor | None = None,
     ):
         """Routes, runs and weighs; see the class."""
-        mask = _only_mask(mask)
+        mask = _only_mask(inputs_mask if mask is None else mask)
         features, example_mask = self._features_of(inputs, mask)
         chosen = self.router(
             features,
@@ -222,6 +225,7 @@ class MixtureOfModels(Mixture, keras.Model):
         training=None,
         router_inputs=None,
         return_assignment=False,
+        inputs_mask=None,
     ):
         """Returns the symbolic outputs of symbolic inputs."""
         batch = tree.flatten(inputs)[0].shape[0]

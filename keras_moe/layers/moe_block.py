@@ -7,7 +7,7 @@ import keras
 from keras import ops
 
 from keras_moe import routing
-from keras_moe.layers import checks, parts
+from keras_moe.layers import checks, parts, sharing
 from keras_moe.layers.levels import check_level, units_of
 from keras_moe.layers.mixture import Mixture
 from keras_moe.layers.null_experts import NullExperts
@@ -49,7 +49,9 @@ class MoEBlock(Mixture):
             `Router(num_experts, top_k, jitter=jitter)`.
         experts: a configured `Expert` with the same `num_experts`, or a list
             of that many layers of any kind, each from `(n, D)` to `(n, D)`;
-            see `ExpertLayers`.
+            see `ExpertLayers`. Those of another block, `other.experts`, are
+            shared with it, in memory and in a saved model; a `router`
+            likewise.
         level: `"token"` routes each token by itself; `"example"` each entry
             of the first axis whole, by its mean token (Kudugunta et al. 2021,
             "Beyond Distillation", section 2). An expert then sees examples
@@ -80,6 +82,8 @@ class MoEBlock(Mixture):
             again; see `BaseRouter`.
         return_assignment: whether to return `(outputs, assignment)`, with the
             `Assignment` as it was carried out, after capacity.
+        inputs_mask: the mask that Keras has for `inputs`, which it passes by
+            this name where there are router inputs or a replay.
 
     Returns:
         `(..., D)`, in the compute dtype.
@@ -146,6 +150,7 @@ class MoEBlock(Mixture):
         }
         self._experts_given = experts is not None
         self.experts = parts.experts_of(experts, num_experts, arguments, common)
+        sharing.own(self, self.router, self.experts)
         self.shared_expert_dim = shared_expert_dim
         self.shared_expert = parts.shared_expert_of(
             shared_expert_dim, self.experts, arguments, common
@@ -183,8 +188,10 @@ class MoEBlock(Mixture):
         router_inputs: Tensor | None = None,
         replay: Assignment | None = None,
         return_assignment: bool = False,
+        inputs_mask: Tensor | None = None,
     ):
         """Routes, computes and combines; see the class."""
+        mask = inputs_mask if mask is None else mask
         units = units_of(self.level, inputs, mask, self.hidden_dim)
         chosen = self.router(
             units.features,
@@ -247,6 +254,7 @@ class MoEBlock(Mixture):
         router_inputs=None,
         replay=None,
         return_assignment=False,
+        inputs_mask=None,
     ):
         """Returns the symbolic outputs of symbolic inputs."""
         checks.check_floating(inputs)

@@ -6,7 +6,7 @@ block as well, and differs, would be lost without a word: that is an error.
 
 import keras
 
-from keras_moe.layers import checks
+from keras_moe.layers import checks, sharing
 from keras_moe.layers.expert import Expert
 from keras_moe.layers.expert_layers import ExpertLayers
 from keras_moe.layers.initializers import reseeded
@@ -103,15 +103,16 @@ def config_of(router, experts, given: tuple[bool, bool]) -> dict:
     Args:
         router, experts: of the block.
         given: whether each was passed to the block: it is saved whole then,
-            and by the block's own arguments otherwise.
+            as one that is shared is, and by the block's own arguments
+            otherwise.
     """
     config = {}
     for name, layer, is_given, defaults in (
         ("router", router, given[0], ROUTER_DEFAULTS),
         ("experts", experts, given[1], EXPERT_DEFAULTS),
     ):
-        if is_given:
-            config[name] = keras.saving.serialize_keras_object(layer)
+        if is_given or sharing.is_shared(layer):
+            config[name] = sharing.serialize_part(layer)
         else:
             own = layer.get_config()
             config |= {argument: own[argument] for argument in defaults}
@@ -121,7 +122,7 @@ def config_of(router, experts, given: tuple[bool, bool]) -> dict:
 def with_layers(config: dict) -> dict:
     """Returns a block's config with the parts that were given as layers."""
     return {
-        name: keras.saving.deserialize_keras_object(value)
+        name: sharing.deserialize_part(value)
         if name in ("router", "experts")
         else value
         for name, value in config.items()
@@ -141,7 +142,7 @@ def _check_nothing_lost(name, layer, arguments, defaults):
     """Raises where an argument is set that the given layer overrides."""
 
     def plain(value):
-        return keras.saving.serialize_keras_object(value)
+        return sharing.unmarked(keras.saving.serialize_keras_object(value))
 
     for argument, value in arguments.items():
         default = defaults[argument]

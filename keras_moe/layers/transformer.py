@@ -8,7 +8,7 @@ import inspect
 import keras
 from keras import ops
 
-from keras_moe.layers import checks
+from keras_moe.layers import checks, sharing
 from keras_moe.types import Assignment, Shape, Tensor
 
 
@@ -22,7 +22,8 @@ class TransformerEncoderBlock(keras.layers.Layer):
     Args:
         num_heads: heads of the attention; each has width `D // num_heads`.
         moe: the feed-forward part, a layer from `(B, S, D)` to `(B, S, D)`: a
-            `MoEBlock`, or `Expert(F)` for the dense twin.
+            `MoEBlock`, or `Expert(F)` for the dense twin. Two blocks may
+            share it.
         dropout: rate on the output of both parts, in training only.
         epsilon: of the layer normalisations.
         **kwargs: of `keras.layers.Layer`.
@@ -35,6 +36,7 @@ class TransformerEncoderBlock(keras.layers.Layer):
         router_inputs, replay: of `moe`, a `MoEBlock`; see there.
         return_assignment: whether to return `(outputs, assignment)`; `moe`
             must be a `MoEBlock`.
+        inputs_mask: see `MoEBlock`.
 
     Returns:
         `(B, S, D)`.
@@ -56,6 +58,7 @@ class TransformerEncoderBlock(keras.layers.Layer):
         self.supports_masking = True
         self.num_heads = checks.check_positive_int("num_heads", num_heads)
         self.moe = moe
+        sharing.own(self, moe)
         parameters = inspect.signature(moe.call).parameters
         self._moe_takes_mask = "mask" in parameters
         self.dropout = checks.check_rate("dropout", dropout)
@@ -99,8 +102,10 @@ class TransformerEncoderBlock(keras.layers.Layer):
         router_inputs: Tensor | None = None,
         replay: Assignment | None = None,
         return_assignment: bool = False,
+        inputs_mask: Tensor | None = None,
     ):
         """Attends, then runs the feed-forward part; see the class."""
+        mask = inputs_mask if mask is None else mask
         x = inputs + self._attend(inputs, mask, training)
         normed = self.moe_norm(x)
         options = {"mask": mask} if self._moe_takes_mask else {}
@@ -133,6 +138,7 @@ class TransformerEncoderBlock(keras.layers.Layer):
         router_inputs=None,
         replay=None,
         return_assignment=False,
+        inputs_mask=None,
     ):
         """Returns the symbolic outputs of symbolic inputs."""
         outputs = keras.KerasTensor(inputs.shape, self.compute_dtype)
@@ -152,7 +158,7 @@ class TransformerEncoderBlock(keras.layers.Layer):
         return {
             **super().get_config(),
             "num_heads": self.num_heads,
-            "moe": keras.saving.serialize_keras_object(self.moe),
+            "moe": sharing.serialize_part(self.moe),
             "dropout": self.dropout,
             "epsilon": self.epsilon,
         }
@@ -160,5 +166,5 @@ class TransformerEncoderBlock(keras.layers.Layer):
     @classmethod
     def from_config(cls, config: dict):
         """Builds the layer that `get_config` describes."""
-        moe = keras.saving.deserialize_keras_object(config["moe"])
+        moe = sharing.deserialize_part(config["moe"])
         return super().from_config({**config, "moe": moe})

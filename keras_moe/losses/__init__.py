@@ -9,15 +9,18 @@ from keras_moe.losses.balance import (
     router_z_loss,
     sequence_balancing_loss,
 )
+from keras_moe.losses.modality import global_entropy_loss, local_entropy_loss
 from keras_moe.losses.tasks import TASK_KINDS, uncertainty_weighted_loss
 
 __all__ = [
     "LOAD_BALANCING",
     "TASK_KINDS",
     "balancing_loss",
+    "global_entropy_loss",
     "importance_loss",
     "load_balancing_loss",
     "load_loss",
+    "local_entropy_loss",
     "router_z_loss",
     "sequence_balancing_loss",
     "uncertainty_weighted_loss",

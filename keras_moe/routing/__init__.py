@@ -24,6 +24,7 @@ from keras_moe.routing.fixed import (
     rule_scores,
 )
 from keras_moe.routing.hierarchical import hierarchical_assignment
+from keras_moe.routing.modality import modality_assignment
 from keras_moe.routing.relu import next_l1_coefficient, relu_assignment
 from keras_moe.routing.second_expert import SECOND_EXPERTS, drop_weak_second
 from keras_moe.routing.sinkhorn import sinkhorn, sinkhorn_assignment
@@ -41,11 +42,11 @@ from keras_moe.routing.top_k import (
 from keras_moe.routing.top_p import top_p_assignment
 
 __all__ = [
+    "Assignment",
+    "Conditions",
     "PRIORITIES",
     "SCORINGS",
     "SECOND_EXPERTS",
-    "Assignment",
-    "Conditions",
     "apply_capacity",
     "balanced_bias",
     "cyclic_scores",
@@ -58,6 +59,7 @@ __all__ = [
     "hierarchical_assignment",
     "keep_best_groups",
     "mix_experts",
+    "modality_assignment",
     "next_l1_coefficient",
     "pair_scores",
     "relu_assignment",

@@ -10,7 +10,9 @@ from keras_moe.layers.routers.fixed import HashRouter, RuleRouter
 from keras_moe.layers.routers.gshard import GShardRouter
 from keras_moe.layers.routers.hierarchical import HierarchicalRouter
 from keras_moe.layers.routers.learned import LearnedRouter
+from keras_moe.layers.routers.modality import ModalityRouter
 from keras_moe.layers.routers.noisy_top_k import NoisyTopKRouter
+from keras_moe.layers.routers.pathway import PathwayRouter
 from keras_moe.layers.routers.relu import ReLURouter
 from keras_moe.layers.routers.router import Router
 from keras_moe.layers.routers.sinkhorn import SinkhornRouter
@@ -26,7 +28,9 @@ __all__ = [
     "HashRouter",
     "HierarchicalRouter",
     "LearnedRouter",
+    "ModalityRouter",
     "NoisyTopKRouter",
+    "PathwayRouter",
     "ReLURouter",
     "Router",
     "RuleRouter",

@@ -68,6 +68,8 @@ class BaseRouter(ExpertSwitches, keras.layers.Layer):
             choices are taken again; weights and losses are computed anew, so
             that gradients flow. Pairs it did not compute are left out, and
             what is normalised is so among the others.
+        x_mask: the mask that Keras has for `x`, which it passes by this name
+            where there are router inputs or a replay.
 
     Returns:
         An `Assignment` of the flattened tokens.
@@ -80,6 +82,7 @@ class BaseRouter(ExpertSwitches, keras.layers.Layer):
 
     arguments: tuple[str, ...] = ("num_experts", "expert_dropout", "seed")
     router_inputs_use = "none"  # or "optional", or "required"
+    router_inputs_kind = "ids"  # or "logits": what they are
     num_null_experts = 0
     top_k: int = 1  # experts of a token, the mean where that varies
     load_balancing_weight = 0.0  # a block's, where it is told nothing else
@@ -137,11 +140,11 @@ class BaseRouter(ExpertSwitches, keras.layers.Layer):
         training=None,
         router_inputs: Tensor | None = None,
         replay: Assignment | None = None,
+        x_mask: Tensor | None = None,
     ) -> Assignment:
         """Routes tokens `(..., D)`; see the class."""
-        router_checks.check_router_inputs_given(
-            type(self).__name__, router_inputs, self.router_inputs_use
-        )
+        router_checks.check_router_inputs_given(self, router_inputs)
+        mask = x_mask if mask is None else mask
         tokens, token_mask = flatten_tokens(x, mask, self.hidden_dim)
         columns = self.num_experts + self.num_null_experts
         conditions = Conditions(
@@ -180,13 +183,17 @@ class BaseRouter(ExpertSwitches, keras.layers.Layer):
         return Assignment(*(field.shape for field in spec))
 
     def compute_output_spec(
-        self, x, mask=None, training=None, router_inputs=None, replay=None
+        self,
+        x,
+        mask=None,
+        training=None,
+        router_inputs=None,
+        replay=None,
+        x_mask=None,
     ) -> Assignment:
         """Returns the symbolic `Assignment` of symbolic inputs."""
         checks.check_floating(x)
-        router_checks.check_router_inputs_given(
-            type(self).__name__, router_inputs, self.router_inputs_use
-        )
+        router_checks.check_router_inputs_given(self, router_inputs)
         return self.assignment_spec(x.shape)
 
     def assignment_spec(self, input_shape: Shape) -> Assignment:

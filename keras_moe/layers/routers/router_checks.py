@@ -1,8 +1,10 @@
 """What routers' arguments and inputs must be; see `keras_moe.layers.checks`."""
 
+from typing import Any
+
 import keras
 
-from keras_moe.layers.checks import check_positive_int
+from keras_moe.layers.checks import check_positive_int, check_weight
 from keras_moe.types import Assignment, Tensor
 
 
@@ -68,20 +70,46 @@ def check_router_inputs(ids: Tensor, inputs: Tensor) -> None:
         )
 
 
-def check_router_inputs_given(
-    layer: str, router_inputs: object, use: str
-) -> None:
+def check_previous_logits(logits: Tensor, inputs: Tensor, columns: int) -> None:
+    """Raises where logits are not `(T, columns)` or `(..., columns)` for
+    inputs `(..., D)`."""
+    leading, received = tuple(inputs.shape[:-1]), tuple(logits.shape)
+    tokens: int | None = 1
+    for size in leading:
+        tokens = None if None in (tokens, size) else tokens * size
+    dtype = keras.backend.standardize_dtype(logits.dtype)
+
+    def fits(shape):
+        return len(shape) == len(received) and all(
+            None in pair or pair[0] == pair[1]
+            for pair in zip(shape, received, strict=True)
+        )
+
+    flat, shaped = (tokens, columns), (*leading, columns)
+    if "float" not in dtype or not (fits(flat) or fits(shaped)):
+        raise ValueError(
+            "`router_inputs` must be the logits of a router of as many experts "
+            f"for the same tokens. Received: dtype {dtype} and shape "
+            f"{received}, inputs of shape {tuple(inputs.shape)}. Pass the "
+            f"router_logits of the previous block's Assignment, floats of "
+            f"shape {flat} or {shaped}."
+        )
+
+
+def check_router_inputs_given(router: Any, router_inputs: object) -> None:
     """Raises where router inputs are missed, or would be lost.
 
     Args:
-        layer: its class, for the message.
+        router: says by `router_inputs_use` whether it needs them, and by
+            `router_inputs_kind` what they are.
         router_inputs: as they came.
-        use: `"none"`, `"optional"` or `"required"`.
     """
+    layer, use = type(router).__name__, router.router_inputs_use
     if use == "required" and router_inputs is None:
         raise ValueError(
             f"`router_inputs` must be given: {layer} routes by them. Received: "
-            "router_inputs=None. Call the layer with router_inputs=ids."
+            "router_inputs=None. Call the layer with router_inputs="
+            f"{router.router_inputs_kind}."
         )
     if use == "none" and router_inputs is not None:
         raise ValueError(
@@ -113,6 +141,39 @@ def check_replay(replay: Assignment | None, tokens: Tensor, columns: int):
             "that of the same batch."
         )
     return replay
+
+
+def check_weights(name: str, value: Any, number: int):
+    """Returns `value`, a number 0 or above, or a list of `number` such."""
+    if not isinstance(value, (tuple, list)):
+        return check_weight(name, value)
+    if len(value) == number:
+        return [check_weight(name, one) for one in value]
+    raise ValueError(
+        f"`{name}` must be a number, or one for each of {number} modalities. "
+        f"Received: {name}={value!r}. Pass as many."
+    )
+
+
+def check_experts_of_modality(
+    experts: Any, num_modalities: int, num_experts: int, top_k: int
+):
+    """Returns lists of K experts or more, one a modality; or None."""
+    if experts is None:
+        return None
+    rows = [[int(e) for e in row] for row in experts]
+    valid = len(rows) == num_modalities and all(
+        len(set(row)) >= top_k and all(0 <= e < num_experts for e in row)
+        for row in rows
+    )
+    if valid:
+        return rows
+    raise ValueError(
+        "`experts_of_modality` must list, for each of the "
+        f"{num_modalities} modalities, top_k={top_k} or more experts in 0 ... "
+        f"{num_experts - 1}. Received: experts_of_modality={experts!r}. Pass, "
+        "for instance, [range(0, 4), range(4, 8)]."
+    )
 
 
 def check_rule(rule: object):

@@ -43,6 +43,28 @@ def zero_padding(tokens: Tensor, token_mask: Tensor | None) -> Tensor:
     return ops.where(valid, tokens, ops.zeros_like(tokens))
 
 
+def flatten_logits(
+    logits: Tensor, inputs: Tensor, columns: int, token_mask: Tensor | None
+) -> Tensor:
+    """Returns logits of another router as float32 `(T, columns)`.
+
+    Args:
+        logits: float `(T, columns)`, or of the shape of `inputs` with
+            `columns` in place of D.
+        inputs: `(..., D)`.
+        columns: width of the logits.
+        token_mask: bool `(T,)`; padding reads as zeros.
+
+    Raises:
+        ValueError: where the logits are integers or do not fit.
+    """
+    logits = ops.convert_to_tensor(logits)
+    router_checks.check_previous_logits(logits, inputs, columns)
+    if len(logits.shape) > 2:
+        logits = ops.reshape(logits, (-1, columns))
+    return zero_padding(ops.cast(logits, "float32"), token_mask)
+
+
 def flatten_ids(ids: Tensor, inputs: Tensor) -> Tensor:
     """Returns ids of tokens, or of whole sequences, as int32 `(T,)`.
 

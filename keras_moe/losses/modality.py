@@ -1,0 +1,87 @@
+"""Entropies of routing, a modality (LIMoE: Mustafa et al. 2022).
+
+T tokens, E experts, M modalities. `token_mask` is bool `(T,)`, False for
+padding, which counts nowhere; nor does a token whose modality is none of
+0 ... M - 1. A modality without tokens has the loss zero.
+"""
+
+from keras import ops
+
+from keras_moe.types import Tensor
+
+
+def local_entropy_loss(
+    router_probs: Tensor,
+    modality: Tensor,
+    num_modalities: int,
+    token_mask: Tensor | None = None,
+) -> Tensor:
+    """Mean entropy of a modality's tokens, `(M,)` (LIMoE, `Omega_local`).
+
+    Minimised, it makes each token sure of its experts: 0 where it is, `log E`
+    where it cannot tell them apart.
+
+    Args:
+        router_probs: float32 `(T, E)`.
+        modality: int `(T,)`, 0 ... M - 1.
+        num_modalities: M.
+        token_mask: bool `(T,)`.
+    """
+    probs = ops.cast(router_probs, "float32")
+    entropy = _entropy(probs)
+    member, count = _members(modality, num_modalities, token_mask)
+    chosen = ops.where(member, ops.expand_dims(entropy, -1), 0.0)
+    return ops.sum(chosen, axis=0) / ops.maximum(count, 1.0)
+
+
+def global_entropy_loss(
+    router_probs: Tensor,
+    modality: Tensor,
+    num_modalities: int,
+    token_mask: Tensor | None = None,
+    threshold: float | Tensor | None = None,
+) -> Tensor:
+    """Minus the entropy of a modality's mean routing, `(M,)` (LIMoE,
+    `Omega_global`).
+
+    Minimised, it spreads each modality over experts, a rare one as much as a
+    frequent one: a loss over all tokens would let the frequent one pay for
+    the balance. With a threshold tau it is `max(0, tau - entropy)`: zero as
+    soon as about `exp(tau)` experts share the modality.
+
+    Args:
+        router_probs: float32 `(T, E)`.
+        modality: int `(T,)`, 0 ... M - 1.
+        num_modalities: M.
+        token_mask: bool `(T,)`.
+        threshold: tau, a number or float32 `(M,)`; None for no threshold.
+            `log(E / M)` leaves each modality experts of its own.
+    """
+    probs = ops.cast(router_probs, "float32")
+    member, count = _members(modality, num_modalities, token_mask)
+    weight = ops.transpose(ops.cast(member, "float32"))
+    if token_mask is not None:  # 0 * NaN is NaN
+        probs = ops.where(ops.expand_dims(token_mask, -1), probs, 0.0)
+    mean = ops.matmul(weight, probs)
+    mean = mean / ops.expand_dims(ops.maximum(count, 1.0), -1)
+    loss = ops.negative(_entropy(mean))
+    if threshold is not None:
+        tau = ops.convert_to_tensor(threshold, dtype="float32")
+        loss = ops.where(count > 0, ops.relu(loss + tau), 0.0)
+    return loss
+
+
+def _entropy(probs):
+    """Entropy over the last axis in nats; 0 log 0 is 0, its gradient too."""
+    logs = ops.log(ops.maximum(probs, 1e-30))
+    return ops.negative(ops.sum(probs * logs, axis=-1))
+
+
+def _members(modality, num_modalities, token_mask):
+    """Bool `(T, M)`, whose token it is, and the tokens of each, `(M,)`."""
+    modalities = ops.arange(num_modalities, dtype="int32")
+    ids = ops.expand_dims(ops.cast(modality, "int32"), -1)
+    member = ops.equal(ids, modalities)
+    if token_mask is not None:
+        member = ops.logical_and(member, ops.expand_dims(token_mask, -1))
+    return member, ops.sum(ops.cast(member, "float32"), axis=0)

@@ -1,0 +1,215 @@
+"""Blocks that share experts or a router, in memory and in a saved model."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+from backend import BACKEND, draw, to_numpy
+
+from keras_moe import Expert, MoEBlock, Router, TransformerEncoderBlock
+
+E, D, F = 4, 8, 6
+OTHERS = sorted({"jax", "tensorflow", "torch"} - {BACKEND})
+
+
+def two_blocks():
+    """The second takes the first's own experts."""
+    first = MoEBlock(E, F, name="first")
+    return first, MoEBlock(E, experts=first.experts, name="second")
+
+
+def three_blocks():
+    """One bank and one router that were given to all."""
+    bank, router = Expert(F, E, use_bias=False), Router(E, use_bias=True)
+    return [
+        MoEBlock(E, experts=bank, router=router, name=f"block_{i}")
+        for i in range(3)
+    ]
+
+
+def transformers():
+    """Two that share a whole block, beside two that share experts alone."""
+    block = MoEBlock(E, F, name="shared_block")
+    first, second = two_blocks()
+    parts = (block, first, block, second)
+    return [
+        TransformerEncoderBlock(2, moe, name=f"transformer_{i}")
+        for i, moe in enumerate(parts)
+    ]
+
+
+def chain(layers):
+    inputs = keras.Input((5, D))
+    x = inputs
+    for layer in layers:
+        x = x + layer(x)
+    return keras.Model(inputs, keras.layers.Dense(1)(x[:, 0]))
+
+
+SHAPES = {  # and the number of the shared bank's weights
+    "two blocks": (two_blocks, 4),
+    "three blocks": (three_blocks, 2),
+    "transformers": (transformers, 4),
+}
+every_sharing = pytest.mark.parametrize("name", SHAPES)
+
+
+def experts_of(model):
+    """The banks of a model's blocks, in order."""
+    layers = [layer for layer in model.layers if layer.name != "dense"]
+    blocks = [getattr(layer, "moe", layer) for layer in layers]
+    return [block.experts for block in blocks if isinstance(block, MoEBlock)]
+
+
+def with_other_weights(model, rng):
+    """Moves every weight away from its start."""
+    for weight in model.trainable_variables:
+        weight.assign_add(0.1 * draw(rng, *weight.shape))
+    return model
+
+
+def test_shared_experts_are_one_set_of_variables():
+    first, second = two_blocks()
+    model = chain([first, second])
+    assert second.experts is first.experts
+    # Two routers of a kernel, one bank of four weights, a head of two.
+    assert len(model.trainable_variables) == 2 + 4 + 2
+    first, *others = three_blocks()
+    model = chain([first, *others])
+    assert len(model.trainable_variables) == 2 + 2 + 2
+
+
+def test_a_step_is_that_of_the_sum_of_both_gradients(rng):
+    """Against two banks of equal weights: the shared bank moves by the sum
+    of what they move by, for plain SGD."""
+    x, y = draw(rng, 8, 5, D), draw(rng, 8, 1)
+    shared = chain(two_blocks())
+    apart = chain([MoEBlock(E, F, name="first"), MoEBlock(E, F, name="second")])
+    for name in ("first", "second"):
+        mine, theirs = shared.get_layer(name), apart.get_layer(name)
+        theirs.router.set_weights(mine.router.get_weights())
+        theirs.experts.set_weights(mine.experts.get_weights())
+    apart.layers[-1].set_weights(shared.layers[-1].get_weights())
+    start = shared.get_layer("first").experts.get_weights()
+    for model in (shared, apart):
+        model.compile(keras.optimizers.SGD(0.1), "mse")
+        model.fit(x, y, batch_size=8, verbose=0)
+    (bank, same), (one, other) = experts_of(shared), experts_of(apart)
+    assert bank is same
+    weights = (bank.get_weights(), one.get_weights(), other.get_weights())
+    for was, now, a, b in zip(start, *weights, strict=True):
+        assert np.abs(now - was).max() > 1e-6
+        np.testing.assert_allclose(now - was, (a - was) + (b - was), atol=2e-6)
+
+
+def test_a_regularizer_counts_once():
+    bank = Expert(F, E, kernel_regularizer="l2", kernel_initializer="ones")
+    blocks = [
+        MoEBlock(E, experts=bank, name=f"block_{i}", load_balancing_weight=0)
+        for i in range(2)
+    ]
+    losses = [float(to_numpy(loss)) for loss in chain(blocks).losses]
+    # Two kernels of ones, E * D * F numbers each, by Keras's 0.01.
+    assert sum(losses) == pytest.approx(2 * 0.01 * E * D * F)
+
+
+@every_sharing
+def test_loaded_here_it_is_still_shared(name, rng, tmp_path):
+    """And once more, when the loaded model is saved."""
+    make, number = SHAPES[name]
+    model = with_other_weights(chain(make()), rng)
+    x = draw(rng, 6, 5, D)
+    for _ in range(2):
+        model.save(tmp_path / "model.keras")
+        again = keras.saving.load_model(tmp_path / "model.keras")
+        assert len(again.variables) == len(model.variables)
+        np.testing.assert_array_equal(to_numpy(again(x)), to_numpy(model(x)))
+        banks = {id(bank): bank for bank in experts_of(again)}
+        assert len(banks) == (2 if name == "transformers" else 1)
+        assert {len(bank.weights) for bank in banks.values()} == {number}
+        model = with_other_weights(again, rng)
+
+
+def test_a_loaded_model_trains_its_shared_bank(rng, tmp_path):
+    chain(two_blocks()).save(tmp_path / "model.keras")
+    model = keras.saving.load_model(tmp_path / "model.keras")
+    bank, same = experts_of(model)
+    before = bank.get_weights()
+    model.compile("sgd", "mse")
+    model.fit(draw(rng, 8, 5, D), draw(rng, 8, 1), batch_size=8, verbose=0)
+    assert bank is same
+    for was, now in zip(before, bank.get_weights(), strict=True):
+        assert np.abs(now - was).max() > 1e-7
+
+
+def test_loaded_elsewhere_it_is_still_shared(rng, tmp_path):
+    """Every sharing in one model. A copy would find no weights in the file,
+    which is an error, and would compute something else."""
+    layers = [*transformers(), *three_blocks()]
+    model = with_other_weights(chain(layers), rng)
+    x = draw(rng, 6, 5, D)
+    np.save(tmp_path / "x.npy", x)
+    model.save(tmp_path / "model.keras")
+    script = pathlib.Path(__file__).with_name("load_elsewhere.py")
+    here = to_numpy(model(x))
+    for other in OTHERS:
+        environment = {**os.environ, "KERAS_BACKEND": other}
+        subprocess.run(
+            [sys.executable, script, tmp_path], check=True, env=environment
+        )
+        there = np.load(tmp_path / f"model.{other}.npy")
+        np.testing.assert_allclose(there, here, rtol=1e-5, atol=1e-5)
+
+
+@every_sharing
+def test_what_would_unshare_is_an_error(name):
+    model = chain(SHAPES[name][0]())
+    with pytest.raises(ValueError, match="would become a copy"):
+        keras.models.clone_model(model)
+    with pytest.raises(ValueError, match="would become a copy"):
+        keras.Model.from_config(model.get_config())
+
+
+def test_a_part_of_one_block_is_not_marked():
+    """Alone again, a block is cloned as ever; its config names no id."""
+    block = MoEBlock(E, experts=Expert(F, E))
+    assert "shared_object_id" not in block.get_config()["experts"]
+    again = MoEBlock.from_config(block.get_config())
+    assert again.get_config() == block.get_config()
+    plain = MoEBlock(E, F)
+    assert "experts" not in plain.get_config()
+    MoEBlock(E, experts=plain.experts)
+
+
+def test_weights_alone_load_into_a_twin(tmp_path, rng):
+    x = draw(rng, 2, 5, D)
+    model, twin = (
+        with_other_weights(chain(two_blocks()), rng) for _ in range(2)
+    )
+    model.save_weights(tmp_path / "model.weights.h5")
+    twin.load_weights(tmp_path / "model.weights.h5")
+    np.testing.assert_array_equal(to_numpy(twin(x)), to_numpy(model(x)))
+
+
+def test_a_width_that_does_not_fit_is_an_error():
+    first, second = two_blocks()
+    first(np.zeros((2, D), "float32"))
+    with pytest.raises(ValueError, match="must have 8 as last dimension"):
+        second(np.zeros((2, D + 1), "float32"))
+
+
+def test_parts_that_are_given_and_not_shared_load_too(tmp_path):
+    """Keras marks the default arguments that it meets twice in a model."""
+    blocks = [
+        MoEBlock(E, experts=Expert(F, E), router=Router(E), name=f"block_{i}")
+        for i in range(2)
+    ]
+    model = chain(blocks)
+    model.save(tmp_path / "model.keras")
+    again = keras.saving.load_model(tmp_path / "model.keras")
+    assert len(again.variables) == len(model.variables)
+    assert len({id(bank) for bank in experts_of(again)}) == 2
