@@ -316,7 +316,7 @@ def test_three_modalities_train_through_one_trunk(fitted):
 
 def test_the_loss_of_the_model_is_numpys(fitted):
     """The entropy losses, of tokens that are no padding, by their weights."""
-    model, routing, x, _ = fitted
+    _, routing, x, _ = fitted
     *_, probs, _, loss, ids = (to_numpy(v) for v in routing(x))
     ids = ids.ravel()
     mask = np.concatenate([x["text"] != 0, np.ones((16, 7), "bool")], axis=1)
@@ -327,10 +327,21 @@ def test_the_loss_of_the_model_is_numpys(fitted):
     expected = 0.05 * local[0]
     expected += 0.01 * np.maximum(0, np.log(2) - spread).sum()
     assert loss == pytest.approx(expected, rel=1e-4)
-    model(x, training=True)
-    # In the same order: the router's own, then the balance of all tokens.
-    assert float(to_numpy(model.losses[0])) == pytest.approx(expected, rel=1e-4)
-    assert len(model.losses) == 2
+
+
+def test_a_block_adds_the_routers_loss(rng):
+    """In training alone, before the balance of all tokens."""
+    block = MoEBlock(3, 4, router=ModalityRouter(3, 2))
+    x, ids = draw(rng, 6, 3), np.arange(6) % 2
+    block(x, router_inputs=ids)
+    assert block.losses == []
+    _, a = block(x, router_inputs=ids, training=True, return_assignment=True)
+    own, _ = block.losses
+    local, spread = entropies_of(
+        arrays(a).router_probs, ids, 2, np.ones(6, "bool")
+    )
+    expected = 0.01 * (local.sum() - spread.sum())
+    assert float(to_numpy(own)) == pytest.approx(expected, abs=1e-6)
 
 
 def test_padding_of_one_modality_changes_nothing(fitted):
