@@ -4,7 +4,8 @@ inputs (..., D) -> tokens (T, D) -> Router: Assignment -> dispatch -> Expert
 -> combine -> (..., D). See `keras_moe.MoEBlock`.
 """
 
-from keras_moe import callbacks, layers, losses, metrics, routing
+from keras_moe import callbacks, ensemble, layers, losses, metrics, routing
+from keras_moe.ensemble import Ensemble
 from keras_moe.layers import (
     AttentionRouter,
     CosineRouter,
@@ -30,6 +31,7 @@ __all__ = [
     "Assignment",
     "AttentionRouter",
     "CosineRouter",
+    "Ensemble",
     "Expert",
     "ExpertChoiceRouter",
     "GShardRouter",
@@ -45,6 +47,7 @@ __all__ = [
     "TransformerEncoderBlock",
     "__version__",
     "callbacks",
+    "ensemble",
     "layers",
     "losses",
     "metrics",
