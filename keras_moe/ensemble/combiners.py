@@ -99,6 +99,13 @@ class Stacking(Combiner):
         super().__init__(scale, **kwargs)
         self.meta_model = meta_model
 
+    def build(self, input_shape: list[Shape]) -> None:
+        """Builds the meta model, where it is not."""
+        if not self.meta_model.built:
+            width = sum(shape[-1] or 0 for shape in input_shape)
+            self.meta_model.build((*input_shape[0][:-1], width))
+        self.built = True
+
     def call(self, outputs: list[Tensor], training=None) -> Tensor:
         """Runs the meta model; `outputs` as of `Combiner`."""
         members = [to_probabilities(x, self.scale) for x in outputs]

@@ -231,14 +231,19 @@ class Ensemble(keras.Model):
             )
         }
 
-    @property
     def member_weights(self) -> np.ndarray:
-        """The learned weights of `"weighted"`, float32 `(M,)`, their sum 1."""
+        """Returns the learned weights of `"weighted"`, float32 `(M,)`.
+
+        They are above 0 and sum to 1.
+
+        Raises:
+            ValueError: for another method.
+        """
         if self.method == "weighted":
             return ops.convert_to_numpy(self.combiner.member_weights())
-        raise AttributeError(
-            "`member_weights` are those of method='weighted'. Received: "
-            f"method={self.method!r}."
+        raise ValueError(
+            "`member_weights` must be asked of method='weighted'. Received: "
+            f"method={self.method!r}. The others have none."
         )
 
     @property

@@ -112,20 +112,20 @@ def fit_snapshots(
 
 def _start_cycles(model, cycle_steps):
     """Compiles the model anew, with a fresh optimizer that cycles."""
-    model.compile_from_config(model.get_compile_config())
-    optimizer = model.optimizer
-    schedule = optimizer.get_config()["learning_rate"]
-    if isinstance(schedule, dict):
-        schedule = keras.saving.deserialize_keras_object(schedule)
-    if isinstance(schedule, CyclicCosine):  # of an earlier fit
-        schedule = schedule.initial_learning_rate
-    if not isinstance(schedule, (int, float)):
+    config = model.get_compile_config()
+    arguments = config["optimizer"]["config"]
+    rate = keras.saving.deserialize_keras_object(arguments["learning_rate"])
+    if isinstance(rate, CyclicCosine):  # of an earlier fit
+        rate = rate.initial_learning_rate
+    if not isinstance(rate, (int, float)):
         raise ValueError(
             "The optimizer's `learning_rate` must be a number: the cycles "
-            f"start from it. Received: {schedule!r}. Compile with, for "
-            "instance, keras.optimizers.Adam(0.001)."
+            f"start from it. Received: {rate!r}. Compile with, for instance, "
+            "keras.optimizers.Adam(0.001)."
         )
-    optimizer.learning_rate = CyclicCosine(float(schedule), cycle_steps)
+    schedule = CyclicCosine(float(rate), cycle_steps)
+    arguments["learning_rate"] = keras.saving.serialize_keras_object(schedule)
+    model.compile_from_config(config)
 
 
 def _steps_of_an_epoch(x, batch_size, kwargs):
