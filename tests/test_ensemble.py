@@ -332,15 +332,15 @@ def test_lists_of_inputs(rng):
 def test_fit_members_draws_by_its_seed(rng):
     """The same seed is the same training; bootstraps differ by member."""
     x, y = task(rng)
-    models = [plain(), plain()]
-    ensemble = Ensemble(models, "soft_vote")
-    ensemble.compile("sgd", "sparse_categorical_crossentropy")
-    start, results = [w.copy() for w in values(models[0])], []
+    start = [w.copy() for w in values(plain())]
+    results = []
     for _ in range(2):
+        models = [plain(), plain()]
         for model in models:
             model.set_weights(start)
+        ensemble = compiled(Ensemble(models, "soft_vote"))
         ensemble.fit_members(x, y, bootstrap=True, seed=1, verbose=0)
-        results.append([values(model)[0].copy() for model in models])
+        results.append([values(model)[0] for model in models])
     np.testing.assert_array_equal(results[0], results[1])
     assert (results[0][0] != results[0][1]).any()
 

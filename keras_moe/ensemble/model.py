@@ -165,8 +165,9 @@ class Ensemble(keras.Model):
                 replacement (bagging, Breiman 1996); for arrays.
             seed: int; member m trains, and draws, after
                 `keras.utils.set_random_seed(seed + m)`. None leaves the
-                random state alone. Initial weights are older than that:
-                build the members with different ones.
+                random state alone. Two runs are equal if the models are built
+                afresh. Initial weights are older than the seed: build the
+                members with different ones.
             **kwargs: of `keras.Model.fit`.
 
         Returns:
