@@ -4,7 +4,8 @@ inputs (..., D) -> tokens (T, D) -> Router: Assignment -> dispatch -> Expert
 -> combine -> (..., D). See `keras_moe.MoEBlock`.
 """
 
-from keras_moe import callbacks, layers, losses, metrics, routing
+from keras_moe import callbacks, ensemble, layers, losses, metrics, routing
+from keras_moe.ensemble import Ensemble
 from keras_moe.layers import (
     CGC,
     PLE,
@@ -44,6 +45,7 @@ __all__ = [
     "AttentionRouter",
     "CGC",
     "CosineRouter",
+    "Ensemble",
     "Expert",
     "ExpertChoiceRouter",
     "ExpertLayers",
@@ -71,6 +73,7 @@ __all__ = [
     "UncertaintyWeighting",
     "__version__",
     "callbacks",
+    "ensemble",
     "layers",
     "losses",
     "metrics",

@@ -49,8 +49,10 @@ def test_all_is_what_there_is():
     assert set(keras_moe.layers.__all__) == LAYERS | TO_BUILD_ON
     assert set(keras_moe.__all__) == LAYERS | {
         "Assignment",
+        "Ensemble",
         "__version__",
         "callbacks",
+        "ensemble",
         "layers",
         "losses",
         "metrics",
@@ -64,6 +66,7 @@ def test_all_is_what_there_is():
 def public_objects():
     for module in (
         keras_moe.callbacks,
+        keras_moe.ensemble,
         keras_moe.layers,
         keras_moe.losses,
         keras_moe.metrics,

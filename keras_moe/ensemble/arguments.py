@@ -1,0 +1,98 @@
+"""What the arguments of an ensemble mean, and which go together."""
+
+import keras
+
+from keras_moe.ensemble import combiners
+from keras_moe.ensemble.snapshots import clones
+from keras_moe.layers import checks
+
+METHODS = (
+    "mean",
+    "weighted",
+    "hard_vote",
+    "soft_vote",
+    "median",
+    "stacking",
+    "snapshot",
+)
+COMBINERS = {
+    "weighted": combiners.WeightedMean,
+    "hard_vote": combiners.HardVote,
+    "median": combiners.Median,
+}
+
+
+def check_arguments(
+    method: str,
+    from_logits: bool,
+    regression: bool,
+    meta_model,
+    train_members: bool,
+) -> None:
+    """Raises where arguments of `Ensemble` do not go together."""
+    checks.check_choice("method", method, METHODS)
+    if regression and from_logits:
+        _refuse("regression", regression, "from_logits=True", "Drop one.")
+    if regression and method in ("soft_vote", "hard_vote"):
+        remedy = "Choose method='mean' or 'median'."
+        _refuse("regression", regression, f"method={method!r}", remedy)
+    if train_members and method in ("hard_vote", "snapshot"):
+        remedy = "Choose another method, or call `fit_members`."
+        if method == "snapshot":
+            remedy = "`fit` trains a snapshot ensemble without it."
+        _refuse("train_members", train_members, f"method={method!r}", remedy)
+    if meta_model is not None and method != "stacking":
+        remedy = "Choose method='stacking'."
+        _refuse("meta_model", meta_model, f"method={method!r}", remedy)
+
+
+def _refuse(name, value, other, remedy):
+    raise ValueError(
+        f"`{name}` must not go with {other}. Received: {name}={value!r}, "
+        f"{other}. {remedy}"
+    )
+
+
+def with_snapshots(
+    models: list[keras.Model], method: str, num_snapshots: int | None
+) -> list[keras.Model]:
+    """Returns the members: of one model, as many copies as snapshots.
+
+    Raises:
+        ValueError: where the number of models and of snapshots do not fit.
+    """
+    if method != "snapshot":
+        if num_snapshots is not None:
+            remedy = "Choose method='snapshot'."
+            _refuse("num_snapshots", num_snapshots, f"{method=}", remedy)
+        return models
+    number = checks.check_positive_int("num_snapshots", num_snapshots)
+    if len(models) == number:  # as a loaded ensemble has them
+        return models
+    if len(models) == 1:
+        return clones(models[0], number)
+    raise ValueError(
+        "`models` must be one model where method='snapshot': its members are "
+        f"that model at several times. Received: {len(models)} models, "
+        f"num_snapshots={num_snapshots}. Pass the one to train."
+    )
+
+
+def combiner_of(
+    method: str,
+    num_members: int,
+    from_logits: bool,
+    regression: bool,
+    meta_model,
+) -> combiners.Combiner:
+    """Returns the layer that combines the members' outputs."""
+    scale = "logits" if from_logits else "probabilities"
+    if regression or method == "mean":
+        scale = "values"
+    if method != "stacking":
+        return COMBINERS.get(method, combiners.Combiner)(scale, name=method)
+    if meta_model is None:
+        meta_model = combiners.StackingHead(
+            num_members, regression, dtype="float32", name="meta_model"
+        )
+    return combiners.Stacking(meta_model, scale, name=method)

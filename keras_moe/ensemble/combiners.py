@@ -1,0 +1,212 @@
+"""What makes one output of several: votes, means, and what is learned.
+
+B batch, M members, C classes (or values); `...` are axes between, if any.
+The scale of the members' outputs is `"probabilities"`, `"logits"` or
+`"values"` (regression). C = 1 is the probability (or logit) of the second of
+two classes. Everything is computed in float32.
+"""
+
+import keras
+from keras import ops
+
+from keras_moe.types import Shape, Tensor
+
+EPSILON = 1e-7
+
+
+class Combiner(keras.layers.Layer):
+    """Makes one output `(B, ..., C)` of a list of M of that shape.
+
+    Args:
+        scale: `"probabilities"`, `"logits"` or `"values"`.
+    """
+
+    def __init__(self, scale: str, **kwargs):
+        super().__init__(dtype="float32", **kwargs)
+        self.scale = scale
+
+    def call(self, outputs: list[Tensor]) -> Tensor:
+        """Stacks the outputs to `(B, ..., M, C)` and combines them."""
+        return self.combine(ops.stack(outputs, axis=-2))
+
+    def combine(self, stacked: Tensor) -> Tensor:
+        """Returns the mean of the probabilities (or values)."""
+        return ops.mean(to_probabilities(stacked, self.scale), axis=-2)
+
+
+class HardVote(Combiner):
+    """The share of the members that vote for each class."""
+
+    def combine(self, stacked: Tensor) -> Tensor:
+        """A member votes for its largest output, the first of equal ones."""
+        num_classes = stacked.shape[-1]
+        if num_classes == 1:
+            threshold = 0.0 if self.scale == "logits" else 0.5
+            votes = ops.greater(stacked, threshold)
+        else:
+            vote = ops.argmax(stacked, axis=-1, keepdims=True)
+            votes = ops.equal(vote, ops.arange(num_classes, dtype=vote.dtype))
+        return ops.mean(ops.cast(votes, "float32"), axis=-2)
+
+
+class Median(Combiner):
+    """The elementwise median, of probabilities divided by its sum."""
+
+    def combine(self, stacked: Tensor) -> Tensor:
+        """Takes the middle one, or the mean of the middle two."""
+        members = to_probabilities(stacked, self.scale)
+        ordered = ops.sort(members, axis=-2)
+        low, high = (stacked.shape[-2] - 1) // 2, stacked.shape[-2] // 2
+        median = (ordered[..., low, :] + ordered[..., high, :]) / 2
+        if self.scale == "values" or stacked.shape[-1] == 1:
+            return median
+        total = ops.sum(median, axis=-1, keepdims=True)
+        some = ops.greater(total, 0)
+        return ops.where(
+            some, median / ops.where(some, total, 1.0), ops.mean(members, -2)
+        )
+
+
+class WeightedMean(Combiner):
+    """A mean with convex weights: the softmax of trainable logits `(M,)`."""
+
+    def build(self, input_shape: list[Shape]) -> None:
+        """Creates the logits; equal ones, so that it starts as the mean."""
+        self.logits = self.add_weight(
+            name="logits", shape=(len(input_shape),), initializer="zeros"
+        )
+        self.built = True
+
+    def member_weights(self) -> Tensor:
+        """Returns the weights `(M,)`, above 0, their sum 1."""
+        return ops.exp(ops.log_softmax(self.logits))
+
+    def combine(self, stacked: Tensor) -> Tensor:
+        """Returns the weighted mean of the probabilities (or values)."""
+        members = to_probabilities(stacked, self.scale)
+        return ops.sum(members * self.member_weights()[:, None], axis=-2)
+
+
+class Stacking(Combiner):
+    """A model of the members' outputs side by side, `(B, ..., M * C)`.
+
+    Args:
+        meta_model: a Keras model or layer of such inputs.
+        scale: of the members; the meta model gets probabilities or values.
+    """
+
+    def __init__(self, meta_model, scale: str, **kwargs):
+        super().__init__(scale, **kwargs)
+        self.meta_model = meta_model
+
+    def build(self, input_shape: list[Shape]) -> None:
+        """Builds the meta model, where it is not."""
+        if not self.meta_model.built:
+            width = sum(shape[-1] or 0 for shape in input_shape)
+            self.meta_model.build((*input_shape[0][:-1], width))
+        self.built = True
+
+    def call(self, outputs: list[Tensor], training=None) -> Tensor:
+        """Runs the meta model; `outputs` as of `Combiner`."""
+        members = [to_probabilities(x, self.scale) for x in outputs]
+        features = ops.concatenate(members, axis=-1)
+        takes_training = isinstance(self.meta_model, keras.Model)
+        options = {"training": training} if takes_training else {}
+        return self.meta_model(features, **options)
+
+
+@keras.saving.register_keras_serializable(package="keras_moe")
+class StackingHead(keras.layers.Layer):
+    """The mean of the members and a linear correction that is learned.
+
+    Starts as the mean. For values it is `mean + Dense(values)`; for
+    probabilities `softmax(log(mean) + Dense(log(probabilities)))`, with
+    sigmoid and log-odds where there is one output. The kernel, of shape
+    `(M * C, C)`, starts at zero, and a regularizer holds it near the mean.
+
+    Args:
+        num_members: M.
+        regression: whether the members give values.
+        kernel_regularizer: of the correction; None for none.
+        **kwargs: of `keras.layers.Layer`.
+
+    Call arguments:
+        features: float `(..., M * C)`, one member behind the other.
+
+    Returns:
+        float `(..., C)`.
+    """
+
+    def __init__(
+        self,
+        num_members: int,
+        regression: bool = False,
+        kernel_regularizer=None,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self.num_members = num_members
+        self.regression = regression
+        self.kernel_regularizer = keras.regularizers.get(kernel_regularizer)
+
+    def build(self, input_shape: Shape) -> None:
+        """Creates the correction for `(..., M * C)`."""
+        width = input_shape[-1]
+        if width is None or width % self.num_members:
+            raise ValueError(
+                "`num_members` must divide the last dimension of the inputs, "
+                f"members times classes. Received: num_members="
+                f"{self.num_members}, inputs of shape {tuple(input_shape)}. "
+                "Pass the number of models in the ensemble."
+            )
+        self.correction = keras.layers.Dense(
+            width // self.num_members,
+            kernel_initializer="zeros",
+            kernel_regularizer=self.kernel_regularizer,
+            dtype=self.dtype_policy,
+            name="correction",
+        )
+        self.correction.build(input_shape)
+        self.built = True
+
+    def call(self, features: Tensor) -> Tensor:
+        """Returns the corrected mean; see the class."""
+        members = ops.split(features, self.num_members, axis=-1)
+        mean = sum(members[1:], members[0]) / self.num_members
+        if self.regression:
+            return mean + self.correction(features)
+        score = _log_odds if mean.shape[-1] == 1 else _log
+        logits = score(mean) + self.correction(score(features))
+        return to_probabilities(logits, "logits")
+
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
+        """Returns `(..., C)`."""
+        width = input_shape[-1]
+        return (*input_shape[:-1], width and width // self.num_members)
+
+    def get_config(self) -> dict:
+        """Returns the arguments that build this layer again."""
+        regularizer = keras.regularizers.serialize(self.kernel_regularizer)
+        return {
+            **super().get_config(),
+            "num_members": self.num_members,
+            "regression": self.regression,
+            "kernel_regularizer": regularizer,
+        }
+
+
+def to_probabilities(outputs: Tensor, scale: str) -> Tensor:
+    """Returns outputs `(..., C)`, logits turned into probabilities."""
+    if scale != "logits":
+        return outputs
+    if outputs.shape[-1] == 1:
+        return ops.sigmoid(outputs)
+    return ops.softmax(outputs, axis=-1)
+
+
+def _log(probabilities):
+    return ops.log(ops.maximum(probabilities, EPSILON))
+
+
+def _log_odds(probabilities):
+    return _log(probabilities) - _log(1 - probabilities)

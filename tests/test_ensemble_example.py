@@ -1,0 +1,54 @@
+"""The example of ensembles, quick; on this backend."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import pytest
+from backend import BACKEND
+
+EXAMPLES = pathlib.Path(__file__).parents[1] / "examples"
+sys.path.insert(0, str(EXAMPLES))
+
+
+@pytest.mark.slow
+def test_it_runs(tmp_path):
+    done = subprocess.run(
+        [sys.executable, EXAMPLES / "ensemble.py", "--quick"]
+        + ["--backend", BACKEND, "--output", tmp_path],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "results.json").read_text())
+    others = {"jax", "tensorflow", "torch"} - {BACKEND}
+    assert results["differences"].keys() == others | {"saved_model", "litert"}
+    for difference in results["differences"].values():
+        assert difference["largest"] <= difference["tolerance"]
+    accuracies = results["accuracy"]
+    assert len(accuracies) == 8
+    assert all(0 < v <= 1 for values in accuracies.values() for v in values)
+    assert "held-out digits" in done.stdout
+
+
+def test_its_promise_is_checked():
+    """A method keeps it above the mean member, at the best one or above."""
+    import ensemble
+
+    accuracies = {
+        "members, mean": [0.8, 0.8],
+        "members, best": [0.9, 0.8],
+        "soft_vote": [0.9, 0.8],
+        "weighted": [0.84, 0.85],
+    }
+    assert ensemble.kept(accuracies, "soft_vote")
+    assert not ensemble.kept(accuracies, "weighted")
+
+
+def test_the_splits_do_not_meet():
+    import ensemble
+
+    data = ensemble.load_data()
+    sizes = {name: len(labels) for name, (_, labels) in data.items()}
+    assert sizes == {"train": 1077, "validation": 360, "test": 360}
