@@ -7,7 +7,7 @@ import keras
 from keras import ops
 
 from keras_moe import dispatch, losses, routing
-from keras_moe.layers import checks, parts
+from keras_moe.layers import checks, parts, upcycling
 from keras_moe.layers.null_experts import NullExperts
 from keras_moe.layers.routers.tokens import flatten_tokens, zero_padding
 from keras_moe.layers.statistics import RoutingStatistics
@@ -268,6 +268,16 @@ class MoEBlock(keras.layers.Layer):
     def enable_experts(self, expert_indices=None) -> None:
         """Switches experts on again; see `BaseRouter.enable_experts`."""
         self.router.enable_experts(expert_indices)
+
+    def initialize_from(
+        self, source, noise_std: float = 0.0, seed: int | None = None
+    ) -> None:
+        """Starts the routed experts from one trained network (Komatsuzaki et
+        al. 2022); the router and the shared expert stay as they are. See
+        `Expert.initialize_from`."""
+        if not self.built:
+            self.build((None, upcycling.hidden_dim_of(source)))
+        self.experts.initialize_from(source, noise_std, seed)
 
     @property
     def expert_load(self):
