@@ -3,6 +3,8 @@
 What each does is said in `primitives.py`.
 """
 
+from collections.abc import Callable
+
 import jax
 
 from keras_moe.types import Tensor
@@ -13,3 +15,10 @@ def require(valid: Tensor, message: str) -> Tensor:
     if not isinstance(valid, jax.core.Tracer) and not bool(valid.all()):
         raise ValueError(message)
     return valid
+
+
+def value_and_gradient(
+    function: Callable[[Tensor], Tensor], x: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Nests inside the gradient of a training step."""
+    return jax.value_and_grad(function)(x)

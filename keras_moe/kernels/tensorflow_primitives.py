@@ -3,6 +3,8 @@
 What each does is said in `primitives.py`.
 """
 
+from collections.abc import Callable
+
 import tensorflow as tf
 
 from keras_moe.types import Tensor
@@ -25,3 +27,16 @@ def require(valid: Tensor, message: str) -> Tensor:
     check = tf.debugging.Assert(tf.reduce_all(valid), [message])
     with tf.control_dependencies([check]):
         return tf.identity(valid)
+
+
+def value_and_gradient(
+    function: Callable[[Tensor], Tensor], x: Tensor
+) -> tuple[Tensor, Tensor]:
+    """By a tape of its own."""
+    with tf.GradientTape(watch_accessed_variables=False) as tape:
+        tape.watch(x)
+        value = function(x)
+    gradient = tape.gradient(
+        value, x, unconnected_gradients=tf.UnconnectedGradients.ZERO
+    )
+    return value, gradient
