@@ -4,7 +4,7 @@ inputs (..., D) -> tokens (T, D) -> Router: Assignment -> dispatch -> Expert
 -> combine -> (..., D). See `keras_moe.MoEBlock`.
 """
 
-from keras_moe import callbacks, layers, losses, metrics, routing
+from keras_moe import callbacks, layers, losses, metrics, routing, training
 from keras_moe.layers import (
     AttentionRouter,
     CosineRouter,
@@ -49,4 +49,5 @@ __all__ = [
     "losses",
     "metrics",
     "routing",
+    "training",
 ]

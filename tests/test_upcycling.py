@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from backend import draw, to_numpy
 
-from keras_moe import Expert, MoEBlock, Router
+from keras_moe import Expert, MoEBlock
 
 WIDTH, INNER = 6, 10
 
@@ -155,12 +155,10 @@ def test_negative_noise():
 def test_an_activation_behind_a_linear_dense(rng):
     """`Dense(F)` then `Activation("gelu")` is the network as well."""
     linear = dense_layers(activation=None)
-    block = MoEBlock(
-        3, INNER, activation="gelu", router=Router(3, scoring="sigmoid")
-    )
-    block.initialize_from(linear)
+    bank = Expert(INNER, activation="gelu")
+    bank.initialize_from(linear)
     x = draw(rng, 4, WIDTH)
     hidden = keras.activations.gelu(linear[0](x))
     np.testing.assert_allclose(
-        to_numpy(block(x)), to_numpy(linear[1](hidden)), atol=1e-6
+        to_numpy(bank(x)), to_numpy(linear[1](hidden)), atol=1e-6
     )

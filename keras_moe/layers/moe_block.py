@@ -52,7 +52,8 @@ class MoEBlock(keras.layers.Layer):
             the batches of all replicas together. See `keras_moe.losses`.
         load_balancing_weight: weight of that loss, 0 or above, in training.
             None is the router's own: 0.01, Switch's, and 0 for a router that
-            balances in another way.
+            balances in another way. A `keras.optimizers.schedules` schedule
+            gives the weight at each training step.
         router_z_weight: weight of the router z-loss; 0.001 is ST-MoE's.
         jitter: of the router; see `Router`.
         seed: int, for jitter and dropout.
@@ -102,7 +103,7 @@ class MoEBlock(keras.layers.Layer):
         router=None,
         experts=None,
         load_balancing: str = "switch",
-        load_balancing_weight: float | None = None,
+        load_balancing_weight=None,
         router_z_weight: float = 0.0,
         jitter: float = 0.0,
         dropout: float = 0.0,
@@ -128,8 +129,9 @@ class MoEBlock(keras.layers.Layer):
             "load_balancing", load_balancing, losses.LOAD_BALANCING
         )
         self.load_balancing_weight = load_balancing_weight
-        if load_balancing_weight is not None:
-            checks.check_weight("load_balancing_weight", load_balancing_weight)
+        self.scheduled_weight = parts.scheduled_weight_of(
+            "load_balancing_weight", load_balancing_weight
+        )
         self.router_z_weight = checks.check_weight(
             "router_z_weight", router_z_weight
         )
@@ -174,6 +176,7 @@ class MoEBlock(keras.layers.Layer):
             self.experts,
             self.shared_expert,
             self.null_experts,
+            self.scheduled_weight,
         ):
             if layer is not None and not layer.built:
                 layer.build(tokens_shape)
@@ -256,6 +259,8 @@ class MoEBlock(keras.layers.Layer):
             loss = losses.balancing_loss(
                 self.load_balancing, chosen, token_mask, length
             )
+            if self.scheduled_weight is not None:
+                weight = self.scheduled_weight.advance()
             self.add_loss(weight * loss)
         if self.router_z_weight:
             loss = losses.router_z_loss(chosen.router_logits, token_mask)
@@ -327,7 +332,9 @@ class MoEBlock(keras.layers.Layer):
             "priority": self.priority,
             "shared_expert_dim": self.shared_expert_dim,
             "load_balancing": self.load_balancing,
-            "load_balancing_weight": self.load_balancing_weight,
+            "load_balancing_weight": keras.saving.serialize_keras_object(
+                self.load_balancing_weight
+            ),
             "router_z_weight": self.router_z_weight,
             "seed": self.seed,
         }

@@ -10,6 +10,7 @@ from keras_moe.layers import checks
 from keras_moe.layers.expert import Expert
 from keras_moe.layers.initializers import reseeded
 from keras_moe.layers.routers import Router
+from keras_moe.layers.scheduled import ScheduledWeight
 
 ROUTER_DEFAULTS = {"top_k": 2, "jitter": 0.0}
 EXPERT_DEFAULTS = {
@@ -82,6 +83,20 @@ def shared_expert_of(
     return Expert(name="shared_expert", **style, **common)
 
 
+def scheduled_weight_of(name: str, value) -> ScheduledWeight | None:
+    """Returns a layer for a loss weight that is a schedule, else None.
+
+    Args:
+        name: the argument's.
+        value: None, a number or a schedule.
+    """
+    if isinstance(value, keras.optimizers.schedules.LearningRateSchedule):
+        return ScheduledWeight(value, name="scheduled_weight")
+    if value is not None:
+        checks.check_weight(name, value)
+    return None
+
+
 def config_of(router, experts, given: tuple[bool, bool]) -> dict:
     """Returns what of a block's config its parts stand for.
 
@@ -104,10 +119,10 @@ def config_of(router, experts, given: tuple[bool, bool]) -> dict:
 
 
 def with_layers(config: dict) -> dict:
-    """Returns a block's config with the parts that were given as layers."""
+    """Returns a block's config with the parts that were given as objects."""
     return {
         name: keras.saving.deserialize_keras_object(value)
-        if name in ("router", "experts")
+        if name in ("router", "experts", "load_balancing_weight")
         else value
         for name, value in config.items()
     }
