@@ -126,15 +126,15 @@ def test_views_differ_by_dropout_and_leave_padding_out(rng):
 @pytest.mark.parametrize(
     "make",
     [
-        lambda trunk: MaskedTokenModel(trunk, VOCABULARY, MASK, 0.3, seed=2),
-        lambda trunk: ContrastiveModel(trunk, temperature=0.2),
+        lambda: MaskedTokenModel(make_trunk(), VOCABULARY, MASK, 0.3, seed=2),
+        lambda: ContrastiveModel(make_trunk(experts=False), temperature=0.2),
     ],
     ids=["masked", "contrastive"],
 )
 def test_pretraining_saving_and_a_classifier_on_the_trunk(make, rng, tmp_path):
     """Half of each sequence repeats one id, so that there is what to learn."""
-    trunk = make_trunk()
-    model = make(trunk)
+    model = make()
+    trunk = model.inner
     model.compile(keras.optimizers.Adam(0.02))
     ids = np.repeat(rng.integers(1, 10, size=(32, 1)), 6, axis=1)
     ids[:, 5] = 0

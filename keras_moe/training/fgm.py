@@ -4,6 +4,9 @@ B batch; an embedding is `(B, ...)`.
 """
 
 import contextlib
+import functools
+import threading
+from collections.abc import Callable
 
 import keras
 from keras import ops
@@ -14,6 +17,7 @@ from keras_moe.training.wrapper import Wrapper
 from keras_moe.types import Tensor
 
 LEAST_NORM = 1e-12
+_CALLS: dict[int, dict[int, Callable]] = {}  # by layer, by thread
 
 
 def adversarial_step(gradient: Tensor, epsilon: float) -> Tensor:
@@ -77,7 +81,7 @@ class FGM(Wrapper):
         self.embedding = getattr(embedding, "name", embedding)
         self.epsilon = checks.check_weight("epsilon", epsilon)
         self.weight = checks.check_weight("weight", weight)
-        self._embedded = None
+        self._passing = threading.local()
         self._find_embedding()
 
     def _find_embedding(self):
@@ -97,7 +101,7 @@ class FGM(Wrapper):
         if not training:
             return self.inner(inputs, training=training)
         layer, kept = self._find_embedding(), []
-        own_call = layer.call
+        own_call = _own_call(layer)
 
         def keep(*args, **kwargs):
             kept.append(own_call(*args, **kwargs))
@@ -111,7 +115,7 @@ class FGM(Wrapper):
                 f"Received: {self.embedding!r}, called {len(kept)} times. "
                 "Name the layer behind that all inputs pass through."
             )
-        self._embedded = kept[0]
+        self._passing.embedded = kept[0]
         return outputs
 
     def compute_loss(
@@ -121,7 +125,7 @@ class FGM(Wrapper):
         loss = super().compute_loss(x, y, y_pred, sample_weight, training)
         if not training:
             return loss
-        embedded, self._embedded = self._embedded, None
+        embedded = self._passing.__dict__.pop("embedded")
         layer = self._find_embedding()
 
         def loss_of(embedded):
@@ -136,13 +140,30 @@ class FGM(Wrapper):
 
 @contextlib.contextmanager
 def _calling(layer, call):
-    """Inside, the layer computes something else."""
-    before = layer.__dict__.get("call")
-    layer.__dict__["call"] = call
+    """Inside, the layer computes something else.
+
+    In this thread alone: `tf.distribute` runs each replica in its own, on the
+    same layers.
+    """
+    here = threading.get_ident()
+    calls = _CALLS.setdefault(id(layer), {})
+    calls[here] = call
+
+    def call_of_thread(*args, **kwargs):
+        chosen = calls.get(threading.get_ident())
+        if chosen is None:
+            chosen = _own_call(layer)
+        return chosen(*args, **kwargs)
+
+    layer.__dict__["call"] = call_of_thread
     try:
         yield
     finally:
-        if before is None:
+        del calls[here]
+        if not calls:
             del layer.__dict__["call"]
-        else:
-            layer.__dict__["call"] = before
+            del _CALLS[id(layer)]
+
+
+def _own_call(layer):
+    return functools.partial(type(layer).call, layer)
