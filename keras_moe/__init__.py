@@ -4,7 +4,15 @@ inputs (..., D) -> tokens (T, D) -> Router: Assignment -> dispatch -> Expert
 -> combine -> (..., D). See `keras_moe.MoEBlock`.
 """
 
-from keras_moe import callbacks, ensemble, layers, losses, metrics, routing
+from keras_moe import (
+    callbacks,
+    ensemble,
+    layers,
+    losses,
+    metrics,
+    routing,
+    training,
+)
 from keras_moe.ensemble import Ensemble
 from keras_moe.layers import (
     CGC,
@@ -78,4 +86,5 @@ __all__ = [
     "losses",
     "metrics",
     "routing",
+    "training",
 ]

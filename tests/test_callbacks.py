@@ -1,5 +1,7 @@
 """Routing figures in the epoch logs."""
 
+import warnings
+
 import keras
 import numpy as np
 import pytest
@@ -7,7 +9,7 @@ from backend import to_numpy
 from zoo import WIDTH
 
 from keras_moe import MoEBlock, TransformerEncoderBlock
-from keras_moe.callbacks import RoutingMetrics
+from keras_moe.callbacks import BalanceGuard, RoutingMetrics
 
 
 def two_block_model():
@@ -80,3 +82,83 @@ def test_a_model_without_a_block(rng):
             verbose=0,
             callbacks=[RoutingMetrics()],
         )
+
+
+def lazy_model():
+    """A block whose expert 0 takes every token and 3 is switched off."""
+    inputs = keras.Input((WIDTH,))
+    block = MoEBlock(4, 6, top_k=1, name="lazy", load_balancing_weight=0.0)
+    model = keras.Model(inputs, keras.layers.Dense(1)(block(inputs)))
+    kernel = np.zeros((WIDTH, 4), "float32")
+    kernel[0, 0] = 1.0
+    block.router.kernel.assign(kernel)
+    block.disable_experts([3])
+    return model, block
+
+
+def watch(guard, model, block, batches):
+    """Lets a guard see epochs of one batch each; returns its warnings."""
+    guard.set_model(model)
+    guard.on_train_begin()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for epoch, x in enumerate(batches):
+            guard.on_epoch_begin(epoch)
+            block(x, training=True)
+            guard.on_epoch_end(epoch)
+    return [str(w.message) for w in caught if "Experts" in str(w.message)]
+
+
+def test_the_guard_names_block_and_experts_once_in_a_row(rng):
+    model, block = lazy_model()
+    seen = []
+    guard = BalanceGuard(on_starving=lambda *given: seen.append(given))
+    x = 1 + rng.random(size=(8, WIDTH)).astype("float32")
+    (message,) = watch(guard, model, block, [x] * 4)
+    assert message.startswith("Experts [1, 2] of MoEBlock 'lazy' received")
+    assert guard.starving == {"lazy": [1, 2]}
+    assert seen == [(block, [1, 2])]
+    # Below 0, expert 0 is the worst and 1 the first of the others, which tie.
+    assert watch(guard, model, block, [x, -x, x, x]) == [
+        message.replace("[1, 2]", "[2]"),
+        message.replace("[1, 2]", "[1]"),
+    ]
+
+
+def test_the_guard_stops_beside_early_stopping(rng):
+    """Patience 2: it ends with the second epoch, the other not before 5."""
+    model, _ = lazy_model()
+    model.compile(keras.optimizers.SGD(0.0), "mse")
+    callbacks = [
+        keras.callbacks.EarlyStopping("loss", patience=4),
+        RoutingMetrics(),
+        BalanceGuard(stop=True),
+    ]
+    x = 1 + rng.random(size=(8, WIDTH)).astype("float32")
+    with pytest.warns(UserWarning, match="received less"):
+        history = model.fit(
+            x, np.zeros((8, 1)), epochs=9, verbose=0, callbacks=callbacks
+        )
+    assert len(history.history["moe/imbalance"]) == 2
+
+
+@pytest.mark.parametrize("min_share, starving", [(0.37, []), (0.38, [2])])
+def test_the_share_is_of_an_even_one(min_share, starving):
+    """Of three experts the least has 1/8, 0.375 of the even 1/3."""
+    inputs = keras.Input((WIDTH,))
+    block = MoEBlock(3, 6, top_k=1, name="moe")
+    model = keras.Model(inputs, block(inputs))
+    block.router.kernel.assign(np.eye(WIDTH, 3))
+    x = np.eye(WIDTH, dtype="float32")[[0, 0, 0, 0, 1, 1, 1, 2]]
+    guard = BalanceGuard(min_share=min_share, patience=1)
+    watch(guard, model, block, [x])
+    assert guard.starving.get("moe", []) == starving
+
+
+@pytest.mark.parametrize(
+    "arguments, name",
+    [({"min_share": 0}, "min_share"), ({"patience": 0}, "patience")],
+)
+def test_bad_arguments_of_the_guard(arguments, name):
+    with pytest.raises(ValueError, match=f"`{name}` must .*Received"):
+        BalanceGuard(**arguments)

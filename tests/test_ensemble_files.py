@@ -76,7 +76,8 @@ def test_what_was_learned_is_saved(folder):
     head = stacking.combiner.meta_model
     assert np.abs(to_numpy(head.correction.kernel)).max() > 1e-4
     first, last = keras.saving.load_model(folder / "snapshot.keras").models
-    assert (to_numpy(first.weights[0]) != to_numpy(last.weights[0])).any()
+    one, other = first.trainable_weights[0], last.trainable_weights[0]
+    assert (to_numpy(one) != to_numpy(other)).any()
 
 
 def test_loaded_it_learns_on(folder):

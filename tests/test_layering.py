@@ -18,6 +18,7 @@ FLOORS = {
     "layers": 2,
     "callbacks": 3,
     "ensemble": 3,
+    "training": 3,
     "__init__": 4,
 }
 FILES = sorted(ROOT.rglob("*.py"))

@@ -1,8 +1,10 @@
 """Ranking, turning round and counting, against NumPy."""
 
+import keras
 import numpy as np
 import pytest
-from backend import to_numpy
+from backend import draw, to_numpy, upstream, value_and_gradients
+from keras import ops
 
 from keras_moe import kernels
 
@@ -50,3 +52,34 @@ def test_inverse_permutation(rng, size):
 def test_group_sizes_count_each_expert_and_skip_index_e():
     sizes = kernels.group_sizes_of(np.array([2, 0, 2, 3, 3, 2], "int32"), 3)
     np.testing.assert_array_equal(to_numpy(sizes), [1, 0, 3])
+
+
+def test_value_and_gradient_of_a_scalar_function(rng):
+    """sum(a x^2) and 2 a x; nothing is known to whoever asks around it."""
+    a, x = rng.normal(size=(2, 3, 4)).astype("float32")
+    weight = keras.Variable(a)
+    value, gradient = kernels.value_and_gradient(
+        lambda x: ops.sum(ops.multiply(weight, x**2)), x
+    )
+    assert float(to_numpy(value)) == pytest.approx((a * x**2).sum(), rel=1e-5)
+    np.testing.assert_allclose(to_numpy(gradient), 2 * a * x, rtol=1e-5)
+
+
+def test_value_and_gradient_of_a_constant():
+    x = np.ones((2, 3), "float32")
+    _, gradient = kernels.value_and_gradient(lambda x: ops.ones(()), x)
+    np.testing.assert_array_equal(to_numpy(gradient), np.zeros((2, 3)))
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_the_gradient_is_a_constant_to_an_outer_one(rng, compiled):
+    """d/dx of x . stop(2 x) is 2 x, not 4 x."""
+    x = draw(rng, 5)
+
+    def function(x):
+        _, gradient = kernels.value_and_gradient(lambda x: ops.sum(x**2), x)
+        return x * gradient
+
+    y, (gradient,) = value_and_gradients(function, x, compiled=compiled)
+    np.testing.assert_allclose(y, 2 * x**2, rtol=1e-5)
+    np.testing.assert_allclose(gradient, 2 * x * upstream(x.shape), rtol=1e-5)

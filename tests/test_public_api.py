@@ -57,6 +57,7 @@ def test_all_is_what_there_is():
         "losses",
         "metrics",
         "routing",
+        "training",
     }
     for name in keras_moe.__all__:
         assert hasattr(keras_moe, name)
@@ -71,6 +72,7 @@ def public_objects():
         keras_moe.losses,
         keras_moe.metrics,
         keras_moe.routing,
+        keras_moe.training,
         keras_moe.kernels,
     ):
         for name, value in vars(module).items():

@@ -19,6 +19,7 @@ from keras_moe.kernels.primitives import (
     require,
     sum_over_replicas,
     top_k_index,
+    value_and_gradient,
 )
 from keras_moe.kernels.reference import FFNWeights, ffn
 from keras_moe.types import Activation, Tensor
@@ -38,6 +39,7 @@ __all__ = [
     "sum_over_replicas",
     "top_k_index",
     "use",
+    "value_and_gradient",
 ]
 
 

@@ -3,6 +3,8 @@
 What each does is said in `primitives.py`.
 """
 
+from collections.abc import Callable
+
 import jax
 
 from keras_moe.types import Tensor
@@ -18,3 +20,10 @@ def require(valid: Tensor, message: str) -> Tensor:
 def shapes_known(x: Tensor) -> str:
     """All of them, always: other sizes are another program."""
     return "sizes"
+
+
+def value_and_gradient(
+    function: Callable[[Tensor], Tensor], x: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Nests inside the gradient of a training step."""
+    return jax.value_and_grad(function)(x)

@@ -1,11 +1,12 @@
-"""Counting, ranking, turning round; replicas; values that break a rule.
+"""Counting, ranking, turning round; replicas; broken rules; gradients.
 
-T tokens, E experts, K top_k, P routed pairs. Nothing here has a gradient.
+T tokens, E experts, K top_k, P routed pairs. None of it has a gradient.
 Where keras.ops cannot do it, or is slow, a function of the same name stands
 in `jax_primitives.py`, `tensorflow_primitives.py` or `torch_primitives.py`.
 """
 
 import importlib
+from collections.abc import Callable
 
 import keras
 from keras import ops
@@ -115,6 +116,36 @@ def shapes_known(x: Tensor) -> str:
     """
     own = _twin("shapes_known")
     return own(x) if own else "at run time"
+
+
+def value_and_gradient(
+    function: Callable[[Tensor], Tensor], x: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Returns a function's value and its gradient with respect to `x`.
+
+    Both are constants to whoever differentiates around it: no gradient flows
+    out of them, neither to `x` nor to weights that the function reads.
+
+    Args:
+        function: from a tensor like `x` to a scalar. It is called once.
+        x: float, any shape.
+
+    Returns:
+        The scalar, and a tensor like `x`; zeros where the function does not
+        depend on it.
+
+    Raises:
+        NotImplementedError: on a backend other than the three.
+    """
+    own = _twin("value_and_gradient")
+    if own is None:
+        raise NotImplementedError(
+            f"{keras.backend.backend()!r} has no gradients here. Use jax, "
+            "tensorflow or torch."
+        )
+    x = ops.stop_gradient(ops.convert_to_tensor(x))
+    value, gradient = own(function, x)
+    return ops.stop_gradient(value), ops.stop_gradient(gradient)
 
 
 def _twin(name):

@@ -3,6 +3,8 @@
 What each does is said in `primitives.py`.
 """
 
+from collections.abc import Callable
+
 import tensorflow as tf
 from tensorflow.python.ops import control_flow_util
 
@@ -37,3 +39,16 @@ def inside_xla() -> bool:
     """Whether what is traced now is compiled by XLA."""
     graph = tf.compat.v1.get_default_graph()
     return control_flow_util.GraphOrParentsInXlaContext(graph)
+
+
+def value_and_gradient(
+    function: Callable[[Tensor], Tensor], x: Tensor
+) -> tuple[Tensor, Tensor]:
+    """By a tape of its own."""
+    with tf.GradientTape(watch_accessed_variables=False) as tape:
+        tape.watch(x)
+        value = function(x)
+    gradient = tape.gradient(
+        value, x, unconnected_gradients=tf.UnconnectedGradients.ZERO
+    )
+    return value, gradient

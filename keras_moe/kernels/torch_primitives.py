@@ -4,6 +4,8 @@ T tokens, E experts, K top_k, P routed pairs. What each does is said in
 `primitives.py`.
 """
 
+from collections.abc import Callable
+
 import torch
 
 from keras_moe.types import Tensor
@@ -65,3 +67,18 @@ def require(valid: Tensor, message: str) -> Tensor:
     if not hidden and not bool(valid.all()):
         raise ValueError(message)
     return valid
+
+
+def value_and_gradient(
+    function: Callable[[Tensor], Tensor], x: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Touches no weight's `.grad`."""
+    with torch.enable_grad():
+        x = x.detach().requires_grad_()
+        value = function(x)
+        if not value.requires_grad:
+            return value, torch.zeros_like(x)
+        (gradient,) = torch.autograd.grad(
+            value, x, allow_unused=True, materialize_grads=True
+        )
+    return value, gradient

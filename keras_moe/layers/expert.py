@@ -10,7 +10,7 @@ import keras
 from keras import ops
 
 from keras_moe import kernels
-from keras_moe.layers import checks
+from keras_moe.layers import checks, upcycling
 from keras_moe.layers.initializers import PerExpert
 from keras_moe.types import Shape, Tensor
 
@@ -242,6 +242,22 @@ class Expert(keras.layers.Layer):
         return keras.random.dropout(
             hidden, self.dropout, seed=self.seed_generator
         )
+
+    def initialize_from(
+        self, source, noise_std: float = 0.0, seed: int | None = None
+    ) -> None:
+        """Makes every expert a copy of one trained network, plus noise.
+
+        Args:
+            source: a built `Expert(num_experts=1)`, or built `Dense` layers
+                `(up, down)` or `(up, down, gate)`.
+            noise_std: in standard deviations of each weight; 0.01 is a start.
+            seed: int, for the noise.
+
+        Raises:
+            ValueError: where the source does not fit; see `upcycling.py`.
+        """
+        upcycling.start_from(self, source, noise_std, seed)
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:
         """Returns the shape of the outputs: `(..., H)`."""

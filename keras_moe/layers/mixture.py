@@ -11,6 +11,7 @@ from keras import ops
 from keras_moe import dispatch, losses, routing
 from keras_moe.layers import checks
 from keras_moe.layers.routers import BaseRouter
+from keras_moe.layers.scheduled import scheduled_weight_of
 from keras_moe.layers.statistics import RoutingStatistics
 from keras_moe.routing import Assignment
 from keras_moe.types import Tensor
@@ -37,7 +38,7 @@ class Mixture(keras.layers.Layer):
         eval_capacity_factor: float | None,
         priority: str,
         load_balancing: str,
-        load_balancing_weight: float | None,
+        load_balancing_weight,
         router_z_weight: float,
     ) -> None:
         """Checks and keeps the arguments that all mixtures have."""
@@ -55,12 +56,12 @@ class Mixture(keras.layers.Layer):
             "load_balancing", load_balancing, losses.LOAD_BALANCING
         )
         self.load_balancing_weight = load_balancing_weight
-        if load_balancing_weight is not None:
-            checks.check_weight("load_balancing_weight", load_balancing_weight)
+        self.scheduled_weight = scheduled_weight_of(
+            "load_balancing_weight", load_balancing_weight
+        )
         self.router_z_weight = checks.check_weight(
             "router_z_weight", router_z_weight
         )
-        self.statistics = RoutingStatistics(num_experts, name="statistics")
 
     def mixture_config(self) -> dict:
         """Returns the arguments of `init_mixture`."""
@@ -70,9 +71,18 @@ class Mixture(keras.layers.Layer):
             "eval_capacity_factor": self.eval_capacity_factor,
             "priority": self.priority,
             "load_balancing": self.load_balancing,
-            "load_balancing_weight": self.load_balancing_weight,
+            "load_balancing_weight": keras.saving.serialize_keras_object(
+                self.load_balancing_weight
+            ),
             "router_z_weight": self.router_z_weight,
         }
+
+    def build_report(self) -> None:
+        """Creates the statistics, and the weights of a schedule."""
+        self.statistics = RoutingStatistics(self.num_experts, name="statistics")
+        self.statistics.build()
+        if self.scheduled_weight is not None:
+            self.scheduled_weight.build()
 
     def expert_capacity(self, num_units: int | Tensor, training):
         """Returns C, the pairs an expert may take; None for all."""
@@ -137,6 +147,8 @@ class Mixture(keras.layers.Layer):
             loss = losses.balancing_loss(
                 self.load_balancing, chosen, mask, length
             )
+            if self.scheduled_weight is not None:
+                weight = self.scheduled_weight.advance()
             self.add_loss(weight * loss)
         if self.router_z_weight:
             loss = losses.router_z_loss(chosen.router_logits, mask)

@@ -76,7 +76,7 @@ class MixtureOfModels(Mixture, keras.Model):
         capacity_factor: float | None = None,
         eval_capacity_factor: float | None = None,
         priority: str = "position",
-        load_balancing_weight: float | None = None,
+        load_balancing_weight=None,
         router_z_weight: float = 0.0,
         seed: int | None = None,
         **kwargs,
@@ -115,7 +115,7 @@ class MixtureOfModels(Mixture, keras.Model):
         _check_features_shape(features_shape, self.features)
         if not self.router.built:
             self.router.build((None, features_shape[-1]))
-        self.statistics.build()
+        self.build_report()
         self.built = True
 
     def call(
@@ -271,7 +271,13 @@ class MixtureOfModels(Mixture, keras.Model):
         return cls(**{**config, **parts})
 
 
-_PARTS = ("experts", "router", "features", "dtype")
+_PARTS = (
+    "experts",
+    "router",
+    "features",
+    "load_balancing_weight",
+    "dtype",
+)
 
 
 def _check_top_k(router, top_k):

@@ -7,7 +7,7 @@ import keras
 from keras import ops
 
 from keras_moe import routing
-from keras_moe.layers import checks, parts, sharing
+from keras_moe.layers import checks, parts, sharing, upcycling
 from keras_moe.layers.levels import check_level, units_of
 from keras_moe.layers.mixture import Mixture
 from keras_moe.layers.null_experts import NullExperts
@@ -61,7 +61,8 @@ class MoEBlock(Mixture):
             the batches of all replicas together. See `keras_moe.losses`.
         load_balancing_weight: weight of that loss, 0 or above, in training.
             None is the router's own: 0.01, Switch's, and 0 for a router that
-            balances in another way.
+            balances in another way. A `keras.optimizers.schedules` schedule
+            gives the weight at each training step.
         router_z_weight: weight of the router z-loss; 0.001 is ST-MoE's.
         jitter: of the router; see `Router`.
         seed: int, for jitter and dropout.
@@ -110,7 +111,7 @@ class MoEBlock(Mixture):
         experts=None,
         level: str = "token",
         load_balancing: str = "switch",
-        load_balancing_weight: float | None = None,
+        load_balancing_weight=None,
         router_z_weight: float = 0.0,
         jitter: float = 0.0,
         dropout: float = 0.0,
@@ -178,7 +179,7 @@ class MoEBlock(Mixture):
         for layer in (self.router, self.shared_expert, self.null_experts):
             if layer is not None and not layer.built:
                 layer.build(tokens_shape)
-        self.statistics.build()
+        self.build_report()
 
     def call(
         self,
@@ -241,6 +242,16 @@ class MoEBlock(Mixture):
             return units.as_rows(outputs)
 
         return units.as_tokens(self.mix(run, units.rows, assignment))
+
+    def initialize_from(
+        self, source, noise_std: float = 0.0, seed: int | None = None
+    ) -> None:
+        """Starts the routed experts from one trained network (Komatsuzaki et
+        al. 2022); the router and the shared expert stay as they are. See
+        `Expert.initialize_from`."""
+        if not self.built:
+            self.build((None, upcycling.hidden_dim_of(source)))
+        self.experts.initialize_from(source, noise_std, seed)
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:
         """Returns the shape of the outputs: that of the inputs."""

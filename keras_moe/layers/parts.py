@@ -120,10 +120,10 @@ def config_of(router, experts, given: tuple[bool, bool]) -> dict:
 
 
 def with_layers(config: dict) -> dict:
-    """Returns a block's config with the parts that were given as layers."""
+    """Returns a block's config with the parts that were given as objects."""
     return {
         name: sharing.deserialize_part(value)
-        if name in ("router", "experts")
+        if name in ("router", "experts", "load_balancing_weight")
         else value
         for name, value in config.items()
     }

@@ -121,10 +121,14 @@ class BaseRouter(ExpertSwitches, keras.layers.Layer):
         )
 
     def add_router_weight(self, name, shape, initializer, **options):
-        """Adds a float32 weight that no dtype policy casts."""
+        """Adds a float32 weight that no dtype policy casts.
+
+        It says of itself that it is a router's: `of_router` is True, by which
+        an optimizer tells it from the others.
+        """
         if options.get("trainable") is False:
             options["aggregation"] = "mean"
-        return self.add_weight(
+        weight = self.add_weight(
             name=name,
             shape=shape,
             initializer=initializer,
@@ -132,6 +136,8 @@ class BaseRouter(ExpertSwitches, keras.layers.Layer):
             autocast=False,
             **options,
         )
+        weight.of_router = True
+        return weight
 
     def call(
         self,

@@ -1,11 +1,11 @@
-"""Floor 3: callbacks that report what the routers do."""
+"""Routing figures in the epoch logs."""
 
 import keras
 import numpy as np
 from keras import ops
 
 from keras_moe import metrics
-from keras_moe.layers import MoEBlock
+from keras_moe.layers.find import find_blocks
 
 
 class RoutingMetrics(keras.callbacks.Callback):
@@ -43,22 +43,6 @@ class RoutingMetrics(keras.callbacks.Callback):
             logs[f"moe/{name}"] = float(np.mean(list(values.values())))
             for path, value in values.items():
                 logs[f"moe/{path}/{name}"] = value
-
-
-def find_blocks(model: keras.Model) -> list[MoEBlock]:
-    """Returns every `MoEBlock` inside a model, however deep.
-
-    Raises:
-        ValueError: where there is none, or the model is not built.
-    """
-    blocks = [b for b in model._flatten_layers() if isinstance(b, MoEBlock)]
-    if blocks:
-        return blocks
-    raise ValueError(
-        "`model` must contain a MoEBlock for routing to be reported. Received: "
-        f"model {model.name!r} without one. Add a MoEBlock or leave the "
-        "callback out."
-    )
 
 
 def _figures(block):

@@ -1,0 +1,7 @@
+"""Floor 3: callbacks that report what the routers do, and guard it."""
+
+from keras_moe.callbacks.balance_guard import BalanceGuard
+from keras_moe.callbacks.routing_metrics import RoutingMetrics
+from keras_moe.layers.find import find_blocks
+
+__all__ = ["BalanceGuard", "RoutingMetrics", "find_blocks"]

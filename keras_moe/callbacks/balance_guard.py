@@ -1,0 +1,93 @@
+"""A warning, or an end, when an expert gets next to nothing.
+
+E experts.
+"""
+
+import warnings
+from collections.abc import Callable
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_moe.layers import MoEBlock, checks
+from keras_moe.layers.find import find_blocks
+
+
+class BalanceGuard(keras.callbacks.Callback):
+    """Watches that no expert of any `MoEBlock` starves.
+
+    An expert starves in an epoch in which it receives less than `min_share`
+    of an even share of the pairs: less than `min_share / E` of them. One that
+    is switched off does not count. It goes with
+    `keras.callbacks.EarlyStopping` on the task's metric: each looks at its own.
+
+    Args:
+        min_share: in 0 < min_share <= 1. 0.01 is one percent of even.
+        patience: epochs in a row before it says so, 1 or more.
+        stop: whether training ends then.
+        on_starving: function `(block, experts)`, called beside the warning
+            with the block and the list of its experts' numbers.
+
+    Attributes:
+        starving: dict from the path of each block to the experts that it last
+            reported.
+
+    Raises:
+        ValueError: for an argument out of its range, and at the start of
+            training, where the model has no `MoEBlock`.
+    """
+
+    def __init__(
+        self,
+        min_share: float = 0.01,
+        patience: int = 2,
+        stop: bool = False,
+        on_starving: Callable[[MoEBlock, list[int]], None] | None = None,
+    ):
+        super().__init__()
+        self.min_share = checks.check_above("min_share", min_share, 0, 1)
+        self.patience = checks.check_positive_int("patience", patience)
+        self.stop = stop
+        self.on_starving = on_starving
+        self.starving: dict[str, list[int]] = {}
+
+    def on_train_begin(self, logs=None):
+        """Finds the blocks and forgets earlier trainings."""
+        self.blocks = find_blocks(self.model)
+        self.starving = {}
+        self._epochs = [np.zeros(b.num_experts, int) for b in self.blocks]
+
+    def on_epoch_begin(self, epoch, logs=None):
+        """Starts each block's means afresh."""
+        for block in self.blocks:
+            block.reset_statistics()
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Counts each expert's epochs below its share."""
+        for block, epochs in zip(self.blocks, self._epochs, strict=True):
+            epochs[:] = (epochs + 1) * self._below_share(block)
+            experts = np.flatnonzero(epochs == self.patience).tolist()
+            if experts:
+                self._report(block, experts)
+
+    def _below_share(self, block):
+        """Bool `(E,)`; all False where nothing was routed."""
+        load = ops.convert_to_numpy(block.expert_load)
+        enabled = ops.convert_to_numpy(block.router.expert_enabled) > 0
+        even = load.sum() / max(enabled.sum(), 1)
+        return enabled & (load < self.min_share * even)
+
+    def _report(self, block, experts):
+        self.starving[block.path] = experts
+        warnings.warn(
+            f"Experts {experts} of MoEBlock {block.path!r} received less than "
+            f"{self.min_share:.3g} of an even share for {self.patience} "
+            "epoch(s). Raise `load_balancing_weight`, or set "
+            "`Router(expert_bias=True)`, `jitter` or fewer experts.",
+            stacklevel=2,
+        )
+        if self.on_starving is not None:
+            self.on_starving(block, experts)
+        if self.stop:
+            self.model.stop_training = True

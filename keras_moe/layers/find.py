@@ -1,0 +1,35 @@
+"""Finds the mixture-of-experts parts of a model, however deep they are."""
+
+import keras
+
+from keras_moe.layers.mixture import Mixture
+from keras_moe.layers.routers import BaseRouter
+
+
+def find_blocks(model: keras.Model) -> list[Mixture]:
+    """Returns every `MoEBlock` and `MixtureOfModels` inside a model.
+
+    Raises:
+        ValueError: where there is none, or the model is not built.
+    """
+    return _find(model, Mixture, "a MoEBlock or MixtureOfModels")
+
+
+def find_routers(model: keras.Model) -> list[BaseRouter]:
+    """Returns every router inside a model, those of its blocks included.
+
+    Raises:
+        ValueError: where there is none, or the model is not built.
+    """
+    return _find(model, BaseRouter, "a router")
+
+
+def _find(model, kind, name):
+    found = [x for x in model._flatten_layers() if isinstance(x, kind)]
+    if found:
+        return found
+    raise ValueError(
+        f"`model` must contain {name} for its routing to be seen or changed. "
+        f"Received: model {model.name!r} without one. Add one, or call a "
+        "subclassed model once so that its layers are there."
+    )

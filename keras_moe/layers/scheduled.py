@@ -1,0 +1,60 @@
+"""A loss weight that changes while a model trains."""
+
+import keras
+from keras import ops
+
+from keras_moe.layers import checks
+from keras_moe.types import Shape, Tensor
+
+
+class ScheduledWeight(keras.layers.Layer):
+    """A number that follows a schedule of the training steps.
+
+    A Python number becomes a constant of the compiled step. This one is
+    computed from a count that is a weight, so that it moves without another
+    compilation, on every backend, and goes on where a saved model stopped.
+
+    Args:
+        schedule: a `keras.optimizers.schedules.LearningRateSchedule`.
+        **kwargs: of `keras.layers.Layer`.
+
+    Weights: `steps` `(1,)`, calls of `advance` so far; float32, which counts
+    to 16 million.
+    """
+
+    def __init__(self, schedule, **kwargs):
+        super().__init__(**kwargs)
+        self.schedule = schedule
+
+    def build(self, input_shape: Shape | None = None) -> None:
+        """Creates the count; the shape of the inputs does not matter."""
+        self.steps = self.add_weight(
+            name="steps",
+            shape=(1,),
+            initializer="zeros",
+            dtype="float32",
+            trainable=False,
+            autocast=False,
+            aggregation="mean",
+        )
+
+    def advance(self) -> Tensor:
+        """Returns the schedule's float32 scalar and counts one step."""
+        step = ops.reshape(ops.convert_to_tensor(self.steps), ())
+        value = ops.cast(self.schedule(step), "float32")
+        self.steps.assign(ops.add(self.steps, 1.0))
+        return value
+
+
+def scheduled_weight_of(name: str, value) -> ScheduledWeight | None:
+    """Returns a layer for a loss weight that is a schedule, else None.
+
+    Args:
+        name: the argument's.
+        value: None, a number or a schedule.
+    """
+    if isinstance(value, keras.optimizers.schedules.LearningRateSchedule):
+        return ScheduledWeight(value, name="scheduled_weight")
+    if value is not None:
+        checks.check_weight(name, value)
+    return None

@@ -1,0 +1,29 @@
+"""Floor 3: what helps models with experts to learn, and not to overfit."""
+
+from keras_moe.training.contrastive import ContrastiveModel, contrastive_loss
+from keras_moe.training.fgm import FGM, adversarial_step
+from keras_moe.training.masked_tokens import MaskedTokenModel, hide_tokens
+from keras_moe.training.r_drop import RDrop
+from keras_moe.training.routers import (
+    RouterLearningRate,
+    freeze_routers,
+    unfreeze_routers,
+)
+from keras_moe.training.schedules import BalanceWarmUp
+from keras_moe.training.search import hypermodel, search_space
+
+__all__ = [
+    "BalanceWarmUp",
+    "ContrastiveModel",
+    "FGM",
+    "MaskedTokenModel",
+    "RDrop",
+    "RouterLearningRate",
+    "adversarial_step",
+    "contrastive_loss",
+    "freeze_routers",
+    "hide_tokens",
+    "hypermodel",
+    "search_space",
+    "unfreeze_routers",
+]
