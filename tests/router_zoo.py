@@ -43,10 +43,7 @@ ROUTERS = {
         E, 2, "round_robin", **kw
     ),
     "HierarchicalRouter of groups": lambda **kw: keras_moe.HierarchicalRouter(
-        E, 3, top_k=2, top_k_groups=2, **kw
-    ),
-    "HierarchicalRouter of biased groups": lambda **kw: (
-        keras_moe.HierarchicalRouter(E, 2, top_k=2, use_bias=True, **kw)
+        E, 3, 4, 2, use_bias=True, **kw
     ),
     "PathwayRouter": lambda **kw: keras_moe.PathwayRouter(E, **kw),
     "RuleRouter": lambda **kw: keras_moe.RuleRouter(E, **kw),

@@ -180,10 +180,10 @@ def test_mixture_weights_are_float32_under_any_policy(rng):
     assert {dtype(w.dtype) for w in layer.mixture_weights(x)} == {"float32"}
 
 
-@every_layer
-def test_a_model_of_two_heads_trains_saves_and_loads(make, rng, tmp_path):
+@pytest.mark.parametrize("name", ["MultiGateMoE", "CGC"])  # PLE: tests/zoo.py
+def test_a_model_of_two_heads_trains_saves_and_loads(name, rng, tmp_path):
     inputs = keras.Input((D,))
-    heads = [keras.layers.Dense(1)(y) for y in make()(inputs)]
+    heads = [keras.layers.Dense(1)(y) for y in LAYERS[name]()(inputs)]
     model = keras.Model(inputs, heads)
     x = draw(rng, 64, D)
     targets = [x[:, :1], x[:, 1:2] ** 2]

@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from backend import draw, layer_gradients, to_numpy
+from backend import draw, layer_gradients, to_numpy, upstream
 from mixture_oracle import expert, randomize, softmax
 
 from keras_moe import SoftMoE, routing
@@ -51,13 +51,12 @@ def test_inputs_of_any_rank(rng):
     assert layer(x[:0]).shape == (0, S, D)
 
 
-@pytest.mark.parametrize("content", [100.0, np.nan])
-def test_padding_is_in_no_slot(rng, content):
+def test_padding_is_in_no_slot(rng):
     """A padded sequence is the shorter one; one of padding alone is zero."""
     layer = made(rng)
     x = draw(rng, B, S, D)
     mask = np.arange(S) < np.array([[2], [S], [0]])
-    x[~mask] = content
+    x[~mask] = np.nan
     y = to_numpy(layer(x, mask=mask))
     np.testing.assert_array_equal(y[~mask], 0)
     for i, length in enumerate((2, S)):
@@ -87,8 +86,6 @@ def test_gradients_reach_every_weight_from_every_token(rng):
     y, gradients = layer_gradients(layer, x)
     assert all(np.abs(g).max() > 0 for g in gradients.values())
     assert (np.abs(gradients["inputs"]).max(-1) > 0).all()
-    from backend import upstream
-
     weights = upstream(y.shape).astype("float64")
 
     def total(scale):

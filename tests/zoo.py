@@ -115,13 +115,7 @@ LAYERS = {
         ),
         **kw,
     ),
-    "HierarchicalMoE": lambda **kw: keras_moe.HierarchicalMoE(
-        3, 6, 12, top_k_groups=2, top_k=4, **kw
-    ),
     "SoftMoE": lambda **kw: keras_moe.SoftMoE(3, 12, slots_per_expert=2, **kw),
-    "MultiGateMoE": lambda **kw: Averaged(
-        keras_moe.MultiGateMoE(3, 12, num_tasks=2, dropout=0.1, **kw)
-    ),
     "PLE": lambda **kw: Averaged(
         keras_moe.PLE(2, 1, 2, 12, activation="silu", gated=True, **kw)
     ),
