@@ -124,26 +124,31 @@ def test_views_differ_by_dropout_and_leave_padding_out(rng):
 
 
 @pytest.mark.parametrize(
-    "make",
+    "make, copies",
     [
-        lambda: MaskedTokenModel(make_trunk(), VOCABULARY, MASK, 0.3, seed=2),
-        lambda: ContrastiveModel(make_trunk(experts=False), temperature=0.2),
+        (
+            lambda: MaskedTokenModel(make_trunk(), VOCABULARY, MASK, 0.3),
+            6,
+        ),
+        (lambda: ContrastiveModel(make_trunk(experts=False), 0.3), 1),
     ],
     ids=["masked", "contrastive"],
 )
-def test_pretraining_saving_and_a_classifier_on_the_trunk(make, rng, tmp_path):
-    """Half of each sequence repeats one id, so that there is what to learn."""
+def test_pretraining_saving_and_a_classifier_on_the_trunk(
+    make, copies, rng, tmp_path
+):
+    """Copies of an id can be guessed; sequences of many be told apart."""
     model = make()
     trunk = model.inner
     model.compile(keras.optimizers.Adam(0.02))
-    ids = np.repeat(rng.integers(1, 10, size=(32, 1)), 6, axis=1)
+    ids = np.repeat(rng.integers(1, 10, size=(32, 6 // copies)), copies, axis=1)
     ids[:, 5] = 0
     ids = ids.astype("int32")
     embedding = to_numpy(trunk.weights[0])
     losses = model.fit(ids, batch_size=16, epochs=12, verbose=0)
     losses = losses.history["loss"]
     assert np.isfinite(losses).all()
-    assert np.mean(losses[-3:]) < 0.95 * np.mean(losses[:3])
+    assert np.mean(losses[-3:]) < 0.95 * losses[0]
     assert (to_numpy(trunk.weights[0]) != embedding).any()
     inputs = keras.Input((None,), dtype="int32")
     x = keras.layers.GlobalAveragePooling1D()(trunk(inputs))
