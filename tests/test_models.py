@@ -231,3 +231,17 @@ def test_untied_weights_are_a_matrix_more():
 def test_errors(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        models.MeanPooling(name="a"),
+        models.PositionEmbedding(7, name="b"),
+        models.TokenEmbedding(5, 4, tie_weights=False, name="c"),
+    ],
+    ids=lambda layer: type(layer).__name__,
+)
+def test_the_parts_have_their_configs(layer):
+    again = type(layer).from_config(layer.get_config())
+    assert again.get_config() == layer.get_config()
