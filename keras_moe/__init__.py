@@ -10,6 +10,7 @@ from keras_moe import (
     layers,
     losses,
     metrics,
+    models,
     routing,
     training,
 )
@@ -40,6 +41,7 @@ from keras_moe.layers import (
     SoftMoE,
     SwitchRouter,
     TopPRouter,
+    TransformerDecoderBlock,
     TransformerEncoderBlock,
     UncertaintyWeightedModel,
     UncertaintyWeighting,
@@ -76,6 +78,7 @@ __all__ = [
     "SoftMoE",
     "SwitchRouter",
     "TopPRouter",
+    "TransformerDecoderBlock",
     "TransformerEncoderBlock",
     "UncertaintyWeightedModel",
     "UncertaintyWeighting",
@@ -85,6 +88,7 @@ __all__ = [
     "layers",
     "losses",
     "metrics",
+    "models",
     "routing",
     "training",
 ]

@@ -38,6 +38,7 @@ LAYERS = ROUTERS | {
     "MultiGateMoE",
     "PLE",
     "SoftMoE",
+    "TransformerDecoderBlock",
     "TransformerEncoderBlock",
     "UncertaintyWeightedModel",
     "UncertaintyWeighting",
@@ -56,6 +57,7 @@ def test_all_is_what_there_is():
         "layers",
         "losses",
         "metrics",
+        "models",
         "routing",
         "training",
     }
@@ -71,6 +73,7 @@ def public_objects():
         keras_moe.layers,
         keras_moe.losses,
         keras_moe.metrics,
+        keras_moe.models,
         keras_moe.routing,
         keras_moe.training,
         keras_moe.kernels,

@@ -1,4 +1,5 @@
-"""Counting, ranking, turning round; replicas; broken rules; gradients.
+"""Counting, ranking, turning round; replicas; broken rules; gradients;
+whole programs.
 
 T tokens, E experts, K top_k, P routed pairs. None of it has a gradient.
 Where keras.ops cannot do it, or is slow, a function of the same name stands
@@ -6,7 +7,7 @@ in `jax_primitives.py`, `tensorflow_primitives.py` or `torch_primitives.py`.
 """
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import keras
 from keras import ops
@@ -146,6 +147,24 @@ def value_and_gradient(
     x = ops.stop_gradient(ops.convert_to_tensor(x))
     value, gradient = own(function, x)
     return ops.stop_gradient(value), ops.stop_gradient(gradient)
+
+
+def compiled(
+    function: Callable, variables: Sequence, written: Sequence = ()
+) -> Callable:
+    """Returns `function` as a program that is compiled once for each shape.
+
+    `jax.jit` with the variables as arguments, so that later values are seen;
+    `tf.function`; on PyTorch, and elsewhere, the function itself. Gradients
+    do not flow through it.
+
+    Args:
+        function: of tensors, returns tensors.
+        variables: every `keras.Variable` that the function reads.
+        written: those among them that it assigns.
+    """
+    own = _twin("compiled")
+    return own(function, variables, written) if own else function
 
 
 def _twin(name):

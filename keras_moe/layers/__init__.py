@@ -34,7 +34,10 @@ from keras_moe.layers.routers import (
     TopPRouter,
 )
 from keras_moe.layers.soft_moe import SoftMoE
-from keras_moe.layers.transformer import TransformerEncoderBlock
+from keras_moe.layers.transformer import (
+    TransformerDecoderBlock,
+    TransformerEncoderBlock,
+)
 
 __all__ = [
     "AttentionRouter",
@@ -65,6 +68,7 @@ __all__ = [
     "SwitchRouter",
     "TokenBatch",
     "TopPRouter",
+    "TransformerDecoderBlock",
     "TransformerEncoderBlock",
     "UncertaintyWeightedModel",
     "UncertaintyWeighting",

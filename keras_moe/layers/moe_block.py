@@ -166,6 +166,7 @@ class MoEBlock(Mixture):
         self.level = check_level(
             level, load_balancing, self.router.num_null_experts
         )
+        self.causal = self.router.causal and level == "token"
 
     def build(self, input_shape: Shape) -> None:
         """Creates the weights for inputs `(..., D)`."""

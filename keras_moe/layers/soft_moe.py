@@ -60,6 +60,7 @@ class SoftMoE(DenseMixture):
     """
 
     style = tuple(n for n in DenseMixture.style if n != "output_dim")
+    causal = False  # a slot mixes all tokens of a sequence
     arguments = (
         "num_experts",
         "slots_per_expert",

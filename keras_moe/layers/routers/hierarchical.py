@@ -42,6 +42,7 @@ class HierarchicalRouter(LearnedRouter):
     that chose it then has fewer experts.
     """
 
+    causal = True
     arguments = (
         *LearnedRouter.arguments,
         "num_groups",

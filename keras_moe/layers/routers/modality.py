@@ -57,6 +57,7 @@ class ModalityRouter(LearnedRouter):
             token's output is NaN.
     """
 
+    causal = True
     arguments = (
         *LearnedRouter.arguments,
         "num_modalities",
