@@ -24,7 +24,7 @@ needs_data = pytest.mark.skipif(
 def test_a_quick_run(tmp_path):
     done = subprocess.run(
         [sys.executable, EXAMPLES / "multitask.py", "--quick", "--seeds", "1"]
-        + ["--epochs", "3", "--backend", BACKEND, "--output", tmp_path],
+        + ["--epochs", "12", "--backend", BACKEND, "--output", tmp_path],
         capture_output=True,
         text=True,
     )
