@@ -4,7 +4,7 @@ inputs (..., D) -> tokens (T, D) -> Router: Assignment -> dispatch -> Expert
 -> combine -> (..., D). See `keras_moe.MoEBlock`.
 """
 
-from keras_moe import callbacks, layers, losses, metrics, routing
+from keras_moe import callbacks, layers, losses, metrics, models, routing
 from keras_moe.layers import (
     AttentionRouter,
     CosineRouter,
@@ -20,6 +20,7 @@ from keras_moe.layers import (
     SinkhornRouter,
     SwitchRouter,
     TopPRouter,
+    TransformerDecoderBlock,
     TransformerEncoderBlock,
 )
 from keras_moe.routing import Assignment
@@ -42,11 +43,13 @@ __all__ = [
     "SinkhornRouter",
     "SwitchRouter",
     "TopPRouter",
+    "TransformerDecoderBlock",
     "TransformerEncoderBlock",
     "__version__",
     "callbacks",
     "layers",
     "losses",
     "metrics",
+    "models",
     "routing",
 ]

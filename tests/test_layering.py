@@ -17,6 +17,7 @@ FLOORS = {
     "metrics": 1,
     "layers": 2,
     "callbacks": 3,
+    "models": 3,
     "__init__": 4,
 }
 FILES = sorted(ROOT.rglob("*.py"))

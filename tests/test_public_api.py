@@ -24,7 +24,12 @@ ROUTERS = {
     "SwitchRouter",
     "TopPRouter",
 }
-LAYERS = {"Expert", "MoEBlock", "TransformerEncoderBlock"} | ROUTERS
+LAYERS = {
+    "Expert",
+    "MoEBlock",
+    "TransformerDecoderBlock",
+    "TransformerEncoderBlock",
+} | ROUTERS
 TO_BUILD_ON = {"BaseRouter", "LearnedRouter", "TokenBatch"}
 
 
@@ -37,6 +42,7 @@ def test_all_is_what_there_is():
         "layers",
         "losses",
         "metrics",
+        "models",
         "routing",
     }
     for name in keras_moe.__all__:
@@ -50,6 +56,7 @@ def public_objects():
         keras_moe.layers,
         keras_moe.losses,
         keras_moe.metrics,
+        keras_moe.models,
         keras_moe.routing,
         keras_moe.kernels,
     ):

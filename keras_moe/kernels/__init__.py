@@ -13,6 +13,7 @@ from keras import ops
 from keras_moe.kernels import reference
 from keras_moe.kernels.choice import formulations, implementation, use
 from keras_moe.kernels.primitives import (
+    compiled,
     group_sizes_of,
     inverse_permutation,
     require,
@@ -24,6 +25,7 @@ from keras_moe.types import Activation, Tensor
 
 __all__ = [
     "FFNWeights",
+    "compiled",
     "ffn",
     "formulations",
     "group_sizes_of",

@@ -1,4 +1,5 @@
-"""Counting, ranking, turning round; replicas; values that break a rule.
+"""Counting, ranking, turning round; replicas; values that break a rule;
+whole programs.
 
 T tokens, E experts, K top_k, P routed pairs. Nothing here has a gradient.
 Where keras.ops cannot do it, or is slow, a function of the same name stands
@@ -6,6 +7,7 @@ in `jax_primitives.py`, `tensorflow_primitives.py` or `torch_primitives.py`.
 """
 
 import importlib
+from collections.abc import Callable, Sequence
 
 import keras
 from keras import ops
@@ -101,6 +103,24 @@ def require(valid: Tensor, message: str) -> Tensor:
     """
     own = _twin("require")
     return own(valid, message) if own else valid
+
+
+def compiled(
+    function: Callable, variables: Sequence, written: Sequence = ()
+) -> Callable:
+    """Returns `function` as a program that is compiled once for each shape.
+
+    `jax.jit` with the variables as arguments, so that later values are seen;
+    `tf.function`; on PyTorch, and elsewhere, the function itself. Gradients
+    do not flow through it.
+
+    Args:
+        function: of tensors, returns tensors.
+        variables: every `keras.Variable` that the function reads.
+        written: those among them that it assigns.
+    """
+    own = _twin("compiled")
+    return own(function, variables, written) if own else function
 
 
 def _twin(name):

@@ -3,9 +3,23 @@
 What each does is said in `primitives.py`.
 """
 
+from collections.abc import Callable, Sequence
+
 import tensorflow as tf
 
 from keras_moe.types import Tensor
+
+
+def compiled(
+    function: Callable, variables: Sequence, written: Sequence = ()
+) -> Callable:
+    """A graph refers to variables by itself."""
+    program = tf.function(function, autograph=False)
+
+    def call(*args):
+        return program(*tf.nest.map_structure(tf.convert_to_tensor, args))
+
+    return call
 
 
 def sum_over_replicas(x: Tensor) -> Tensor:

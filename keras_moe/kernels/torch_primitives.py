@@ -4,11 +4,21 @@ T tokens, E experts, K top_k, P routed pairs. What each does is said in
 `primitives.py`.
 """
 
+from collections.abc import Callable, Sequence
+
 import torch
 
 from keras_moe.types import Tensor
 
 FEW_SCORES = 4096
+
+
+def compiled(
+    function: Callable, variables: Sequence, written: Sequence = ()
+) -> Callable:
+    """As it is, and nothing is kept for gradients: `torch.compile` would
+    leave the graph at each bank of experts."""
+    return torch.no_grad()(function)
 
 
 def top_k_index(scores: Tensor, top_k: int) -> Tensor:

@@ -19,7 +19,10 @@ from keras_moe.layers.routers import (
     TokenBatch,
     TopPRouter,
 )
-from keras_moe.layers.transformer import TransformerEncoderBlock
+from keras_moe.layers.transformer import (
+    TransformerDecoderBlock,
+    TransformerEncoderBlock,
+)
 
 __all__ = [
     "AttentionRouter",
@@ -39,5 +42,6 @@ __all__ = [
     "SwitchRouter",
     "TokenBatch",
     "TopPRouter",
+    "TransformerDecoderBlock",
     "TransformerEncoderBlock",
 ]

@@ -32,7 +32,8 @@ class AttentionRouter(Router):
         num_experts: E.
         top_k: K.
         routing_dim: R, width of queries and keys.
-        causal: whether a token reads itself and earlier ones only.
+        causal: whether a token reads itself and earlier ones only, as it
+            must in a causal model; which then generates without a cache.
         **kwargs: of `Router`.
 
     Weights: `query_kernel`, `key_kernel`, `value_kernel` `(D, R)`, `kernel`
@@ -40,6 +41,7 @@ class AttentionRouter(Router):
     """
 
     arguments = (*Router.arguments, "routing_dim", "causal")
+    reads_context = True
 
     def __init__(
         self,

@@ -59,6 +59,13 @@ class BaseRouter(ExpertSwitches, keras.layers.Layer):
 
     Weights: `expert_enabled` `(E,)`, 1 or 0, not trained.
 
+    Attributes:
+        causal: whether no token's experts and weights follow from later
+            tokens or from other sequences, in training either. A router that
+            says nothing is taken not to be, and goes into no causal model.
+        reads_context: whether they follow from earlier tokens of its
+            sequence, so that it cannot decide one token at a time.
+
     Call arguments:
         x: float `(..., D)`.
         mask: bool `(...)`, False for padding, which is sent nowhere.
@@ -84,6 +91,8 @@ class BaseRouter(ExpertSwitches, keras.layers.Layer):
     top_k: int = 1  # experts of a token, the mean where that varies
     load_balancing_weight = 0.0  # a block's, where it is told nothing else
     has_loss = False  # whether `router_loss` is more than zero
+    causal = False
+    reads_context = False
 
     def __init__(
         self,

@@ -49,6 +49,7 @@ class HashRouter(BaseRouter):
         self.top_k = checks.check_top_k(top_k, num_experts)
         self.method = checks.check_choice("method", method, METHODS)
         by_place = method == "round_robin"
+        self.causal = not by_place  # places change from batch to batch
         self.router_inputs_use = "none" if by_place else "required"
 
     def route(self, batch: TokenBatch) -> Assignment:
@@ -79,7 +80,9 @@ class RuleRouter(BaseRouter):
             and of what was passed as `router_inputs` (None if nothing),
             which returns integers -1 ... E - 1 of the shape of the inputs
             without their last axis, or of its first axes; or None. To be
-            saved it must be registered with Keras.
+            saved it must be registered with Keras. Causal models take one
+            that claims, by an attribute `causal = True` of the function, to
+            look at each token by itself.
         default_expert: expert of the tokens that no rule claims, or None,
             which makes -1 an error.
         **kwargs: of `BaseRouter`.
@@ -102,6 +105,7 @@ class RuleRouter(BaseRouter):
     ):
         super().__init__(num_experts, **kwargs)
         self.rule = router_checks.check_rule(rule)
+        self.causal = rule is None or getattr(rule, "causal", False)
         self.default_expert = router_checks.check_default_expert(
             default_expert, num_experts
         )

@@ -50,6 +50,7 @@ class ReLURouter(LearnedRouter):
         "l1_start",
         "l1_growth",
     )
+    causal = True
     load_balancing_weight = 0.0
     has_loss = True
 

@@ -77,6 +77,8 @@ class Router(LearnedRouter):
         "num_null_experts",
     )
 
+    causal = True
+
     def __init__(
         self,
         num_experts: int,

@@ -34,6 +34,7 @@ class TopPRouter(LearnedRouter):
         "entropy_weight",
     )
 
+    causal = True
     has_loss = True
 
     def __init__(

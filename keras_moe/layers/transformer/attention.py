@@ -1,0 +1,253 @@
+"""Attention with rotary positions, grouped heads and a cache.
+
+B batch, S queries, L keys (or places of the cache), D hidden_dim, N heads, G
+key and value heads, H head_dim = D / N.
+"""
+
+import math
+from typing import TypeAlias
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_moe.layers import checks
+from keras_moe.layers.transformer import transformer_checks
+from keras_moe.routing.assignment import softmax
+from keras_moe.types import Shape, Tensor
+
+KeysValues: TypeAlias = tuple[Tensor, Tensor]
+"""Keys and values, each `(B, L, G, H)`."""
+
+WAVELENGTH = 10000.0
+MASKED = -1e30  # finite, so that a row without any key is no NaN
+
+
+def rotate(x: Tensor, positions: Tensor) -> Tensor:
+    """Turns pairs of coordinates by angles that grow with the position.
+
+    RoPE (Su et al. 2021, "RoFormer", eq. 34): pair i of a token at position m
+    is turned by `m * 10000 ** (-2 i / H)`, so that the product of a query and
+    a key depends on the difference of their positions. Pair i are coordinates
+    i and `i + H / 2`, as in GPT-NeoX and Llama, where the paper has `2 i` and
+    `2 i + 1`: the same up to an order of the coordinates, which is learned.
+
+    Args:
+        x: float `(B, S, N, H)`, H even.
+        positions: int `(S,)`.
+
+    Returns:
+        `(B, S, N, H)`, the dtype of `x`; computed in float32.
+    """
+    half = x.shape[-1] // 2
+    frequencies = WAVELENGTH ** (-np.arange(half, dtype="float64") / half)
+    angles = ops.expand_dims(ops.cast(positions, "float32"), -1)
+    angles = angles * ops.convert_to_tensor(frequencies.astype("float32"))
+    cos, sin = (ops.expand_dims(f(angles), 1) for f in (ops.cos, ops.sin))
+    wide = ops.cast(x, "float32")
+    first, second = wide[..., :half], wide[..., half:]
+    turned = [first * cos - second * sin, second * cos + first * sin]
+    return ops.cast(ops.concatenate(turned, axis=-1), x.dtype)
+
+
+def grouped_attention(
+    query: Tensor, key: Tensor, value: Tensor, readable: Tensor | None = None
+) -> Tensor:
+    """`softmax(q k^T / sqrt(H)) v`, `N / G` query heads to a key head.
+
+    Vaswani et al. 2017, eq. 1; grouped heads as in Ainslie et al. 2023,
+    "GQA", section 2.2: head n reads key head `n // (N / G)`. The softmax is
+    taken in float32. A query that may read no key gets some mean of all.
+
+    Args:
+        query: float `(B, S, N, H)`.
+        key, value: float `(B, L, G, H)`, G a divisor of N.
+        readable: bool, broadcast to `(B, N, S, L)`; None reads everything.
+
+    Returns:
+        `(B, S, N, H)`.
+    """
+    num_heads, head_dim = query.shape[2:]
+    groups = key.shape[2]
+    queries, keys = ops.shape(query)[1], ops.shape(key)[1]
+    # The query heads of a group stand one behind the other: no copy of keys.
+    stacked = (-1, groups, num_heads // groups * queries, head_dim)
+    rows = ops.reshape(ops.transpose(query, (0, 2, 1, 3)), stacked)
+    scores = ops.cast(ops.einsum("bgsh,blgh->bgsl", rows, key), "float32")
+    scores = ops.reshape(scores, (-1, num_heads, queries, keys))
+    scores = scores / math.sqrt(head_dim)
+    if readable is not None:
+        scores = ops.where(readable, scores, MASKED)
+    weights = ops.cast(softmax(scores), value.dtype)
+    weights = ops.reshape(weights, (*stacked[:3], keys))
+    outputs = ops.einsum("bgsl,blgh->bgsh", weights, value)
+    outputs = ops.reshape(outputs, (-1, num_heads, queries, head_dim))
+    return ops.transpose(outputs, (0, 2, 1, 3))
+
+
+@keras.saving.register_keras_serializable(package="keras_moe")
+class CachedAttention(keras.layers.Layer):
+    """Attention to the inputs themselves, to a cache of them, or to others.
+
+    Without rotary positions and with as many key heads as heads it is
+    `keras.layers.MultiHeadAttention`, with weights of the same names and
+    shapes.
+
+    Args:
+        num_heads: N, a divisor of D.
+        num_key_value_heads: G, a divisor of N; None is N. Fewer make the
+            cache, and what decoding reads, `N / G` times smaller.
+        rotary: whether queries and keys are turned by their positions.
+        causal: whether a token reads itself and earlier ones alone.
+        use_bias: whether the four projections have biases.
+        **kwargs: of `keras.layers.Layer`.
+
+    Call arguments:
+        inputs: float `(B, S, D)`.
+        key_mask: bool `(B, L)`, False for keys that must not be read.
+        memory: `(keys, values)` of another sequence, from `keys_values`,
+            which is read in place of the inputs.
+        cache: `(keys, values)`, each `(B, L, G, H)`: those of the inputs are
+            written to it from place `index` on, and each token reads its own
+            place and all before.
+        index: int scalar, the position of the first input in its sequence.
+
+    Returns:
+        `(B, S, D)`; with a `cache`, `(outputs, cache)`.
+    """
+
+    def __init__(
+        self,
+        num_heads: int,
+        num_key_value_heads: int | None = None,
+        rotary: bool = False,
+        causal: bool = False,
+        use_bias: bool = True,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self.supports_masking = True
+        self.num_heads = checks.check_positive_int("num_heads", num_heads)
+        self.num_key_value_heads = transformer_checks.check_num_key_value_heads(
+            num_key_value_heads, num_heads
+        )
+        self.rotary = rotary
+        self.causal = causal
+        self.use_bias = use_bias
+
+    def build(self, input_shape: Shape) -> None:
+        """Creates the weights for inputs `(B, S, D)`."""
+        width = transformer_checks.check_width(
+            input_shape, self.num_heads, self.rotary
+        )
+        self.head_dim = width // self.num_heads
+        of_keys = self.num_key_value_heads or self.num_heads
+        self.query = self._projection("query", self.num_heads)
+        self.key = self._projection("key", of_keys)
+        self.value = self._projection("value", of_keys)
+        self.output_projection = keras.layers.EinsumDense(
+            "abcd,cde->abe",
+            output_shape=(None, width),
+            bias_axes="e" if self.use_bias else None,
+            name="attention_output",
+            dtype=self.dtype_policy,
+        )
+        for layer in (self.query, self.key, self.value):
+            layer.build(input_shape)
+        heads = (*input_shape[:-1], self.num_heads, self.head_dim)
+        self.output_projection.build(heads)
+        for layer in (self.query, self.key, self.value, self.output_projection):
+            layer.supports_masking = True  # a token each, masked or not
+
+    def _projection(self, name, heads):
+        return keras.layers.EinsumDense(
+            "abc,cde->abde",
+            output_shape=(None, heads, self.head_dim),
+            bias_axes="de" if self.use_bias else None,
+            name=name,
+            dtype=self.dtype_policy,
+        )
+
+    def call(
+        self,
+        inputs: Tensor,
+        key_mask: Tensor | None = None,
+        memory: KeysValues | None = None,
+        cache: KeysValues | None = None,
+        index: int | Tensor = 0,
+    ):
+        """Attends; see the class."""
+        query = self._turned(self.query(inputs), index)
+        if cache is not None:
+            key, value = cache = self._written(cache, inputs, index)
+            places = ops.arange(ops.shape(key)[1], dtype="int32")
+            readable = _places(inputs, index)[:, None] >= places
+        else:
+            key, value = memory or self.keys_values(inputs)
+            readable = self._readable(inputs, key_mask, memory is None)
+        outputs = grouped_attention(query, key, value, readable)
+        outputs = self.output_projection(outputs)
+        return outputs if cache is None else (outputs, cache)
+
+    def keys_values(self, inputs: Tensor, index: int | Tensor = 0):
+        """Returns the keys and values of `(B, L, D)`: each `(B, L, G, H)`."""
+        return self._turned(self.key(inputs), index), self.value(inputs)
+
+    def empty_cache(self, batch_size: int, max_length: int) -> KeysValues:
+        """Returns a cache of `max_length` places for each sequence."""
+        heads = self.num_key_value_heads or self.num_heads
+        shape = (batch_size, max_length, heads, self.head_dim)
+        return tuple(ops.zeros(shape, self.compute_dtype) for _ in range(2))
+
+    def _turned(self, heads, index):
+        if not self.rotary:
+            return heads
+        return rotate(heads, _places(heads, index))
+
+    def _written(self, cache, inputs, index):
+        start = (0, index, 0, 0)
+        new = self.keys_values(inputs, index)
+        pairs = zip(cache, new, strict=True)
+        return tuple(ops.slice_update(old, start, part) for old, part in pairs)
+
+    def _readable(self, inputs, key_mask, to_itself):
+        """Bool, broadcast to `(B, N, S, L)`, or None."""
+        readable = None
+        if key_mask is not None:
+            readable = ops.cast(key_mask, "bool")[:, None, None, :]
+        if self.causal and to_itself:
+            place = _places(inputs, 0)
+            earlier = place[:, None] >= place
+            readable = (
+                earlier
+                if readable is None
+                else ops.logical_and(readable, earlier)
+            )
+        return readable
+
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
+        """Returns the shape of the outputs: that of the inputs."""
+        return tuple(input_shape)
+
+    def compute_output_spec(
+        self, inputs, key_mask=None, memory=None, cache=None, index=0
+    ):
+        """Returns the symbolic outputs of symbolic inputs."""
+        outputs = keras.KerasTensor(inputs.shape, self.compute_dtype)
+        return outputs if cache is None else (outputs, cache)
+
+    def get_config(self) -> dict:
+        """Returns the arguments that build this layer again."""
+        return {
+            **super().get_config(),
+            "num_heads": self.num_heads,
+            "num_key_value_heads": self.num_key_value_heads,
+            "rotary": self.rotary,
+            "causal": self.causal,
+            "use_bias": self.use_bias,
+        }
+
+
+def _places(x, index):
+    """Positions of the tokens of `(B, S, ...)`, int32 `(S,)`."""
+    return ops.arange(ops.shape(x)[1], dtype="int32") + index

@@ -1,0 +1,78 @@
+"""What the arguments of transformer blocks must be; see
+`keras_moe.layers.checks`."""
+
+from keras_moe.layers import checks
+from keras_moe.types import Shape
+
+
+def check_num_key_value_heads(value: int | None, num_heads: int) -> int | None:
+    """Returns `value` where it is None or a divisor of `num_heads`."""
+    if value is None:
+        return None
+    checks.check_positive_int("num_key_value_heads", value)
+    if num_heads % value == 0:
+        return value
+    raise ValueError(
+        "`num_key_value_heads` must divide `num_heads`: as many heads share "
+        f"one key head. Received: num_key_value_heads={value}, num_heads="
+        f"{num_heads}. Pass None for as many as there are heads."
+    )
+
+
+def check_width(shape: Shape, num_heads: int, rotary: bool = False) -> int:
+    """Returns D of `(B, S, D)` where it can be cut into heads."""
+    width = checks.check_input_shape(shape)
+    if len(shape) != 3 or width % num_heads:
+        raise ValueError(
+            "`inputs` must be (batch, length, hidden_dim) with a hidden_dim"
+            " that `num_heads` divides. Received: shape "
+            f"{tuple(shape)}, num_heads={num_heads}. Change "
+            "`num_heads` or the width of the inputs."
+        )
+    if rotary and width // num_heads % 2:
+        raise ValueError(
+            "`rotary` positions need heads of an even width, hidden_dim / "
+            f"num_heads. Received: shape {tuple(shape)}, num_heads="
+            f"{num_heads}. Change `num_heads`, or pass rotary=False."
+        )
+    return width
+
+
+def check_causal(moe: object) -> None:
+    """Raises where a token's expert may depend on later tokens."""
+    router = getattr(moe, "router", None)
+    if router is None:
+        return
+    if not router.causal:
+        raise ValueError(
+            "`moe` must have a router that does not look at later tokens: the "
+            "model would read what it has to predict. Received: "
+            f"{type(router).__name__}, which does not claim it. Use Router; a "
+            "router of your own claims it by the attribute `causal = True`."
+        )
+    capacities = (moe.capacity_factor, moe.eval_capacity_factor)  # type: ignore[attr-defined]
+    by_score = moe.priority == "score"  # type: ignore[attr-defined]
+    if by_score and capacities != (None, None):
+        raise ValueError(
+            "`moe` must not have priority='score' and a capacity: later tokens "
+            "push earlier ones out. Received: capacity_factor="
+            f"{capacities[0]!r}, eval_capacity_factor={capacities[1]!r}. Use "
+            "priority='position'."
+        )
+
+
+def check_cacheable(moe: object) -> None:
+    """Raises where a token's expert depends on tokens before it."""
+    router = getattr(moe, "router", None)
+    if router is not None and router.reads_context:
+        raise ValueError(
+            "`cache` must be None where the router reads other tokens than the "
+            f"one it routes. Received: a cache, {type(router).__name__}. Call "
+            "the layer on whole sequences (generate(use_cache=False))."
+        )
+    if getattr(moe, "eval_capacity_factor", None) is not None:
+        raise ValueError(
+            "`cache` must be None where evaluation drops tokens: one token by "
+            "itself would find other places free. Received: a cache, "
+            f"eval_capacity_factor={moe.eval_capacity_factor!r}. Pass None."  # type: ignore[attr-defined]
+        )

@@ -1,0 +1,36 @@
+"""Floor 3: whole models around mixture-of-experts blocks.
+
+Each is a `keras.Model` built from one set of arguments (`Blocks`), beside
+which `num_experts=None` builds its dense twin of equal active FLOPs.
+"""
+
+from keras_moe.models.base import MoEModel
+from keras_moe.models.blocks import Blocks
+from keras_moe.models.classifier import MoEClassifier
+from keras_moe.models.language_model import MoELanguageModel
+from keras_moe.models.parts import (
+    MeanPooling,
+    PositionEmbedding,
+    TokenEmbedding,
+)
+from keras_moe.models.samplers import Greedy, Random, TopK, TopP
+from keras_moe.models.seq2seq import MoESeq2Seq
+from keras_moe.models.tagger import MoETagger
+from keras_moe.models.vision import MoEVisionClassifier
+
+__all__ = [
+    "Blocks",
+    "Greedy",
+    "MeanPooling",
+    "MoEClassifier",
+    "MoELanguageModel",
+    "MoEModel",
+    "MoESeq2Seq",
+    "MoETagger",
+    "MoEVisionClassifier",
+    "PositionEmbedding",
+    "Random",
+    "TokenEmbedding",
+    "TopK",
+    "TopP",
+]

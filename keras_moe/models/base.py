@@ -1,0 +1,61 @@
+"""What every model shares: its arguments are its config."""
+
+import keras
+
+
+class MoEModel(keras.Model):
+    """Base of the models: a functional `keras.Model` that remembers how it
+    was built, so that it saves, loads and is cloned by its arguments.
+
+    Args:
+        inputs, outputs: symbolic tensors.
+        arguments: what `get_config` gives back, by name, beside `name`,
+            `dtype` and `trainable`. Layers among them are kept by config.
+        name: str.
+        dtype: dtype policy, or None for Keras's global one.
+        trainable: bool.
+    """
+
+    def __init__(
+        self,
+        inputs,
+        outputs,
+        arguments: dict,
+        name: str | None = None,
+        dtype=None,
+        trainable: bool = True,
+    ):
+        super().__init__(
+            inputs=inputs, outputs=outputs, name=name, trainable=trainable
+        )
+        self.dtype_policy = keras.dtype_policies.get(dtype)
+        self._arguments = {
+            name: keras.saving.serialize_keras_object(value)
+            for name, value in arguments.items()
+        }
+
+    def get_config(self) -> dict:
+        """Returns the arguments that build this model again."""
+        return {
+            **self._arguments,
+            "name": self.name,
+            "dtype": keras.dtype_policies.serialize(self.dtype_policy),
+            "trainable": self.trainable,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict, custom_objects: dict | None = None):
+        """Builds the model that `get_config` describes."""
+        router = config.get("router")
+        if isinstance(router, dict):
+            router = keras.saving.deserialize_keras_object(
+                router, custom_objects=custom_objects
+            )
+            config = {**config, "router": router}
+        return cls(**config)
+
+    @property
+    def moe_blocks(self) -> list:
+        """The `MoEBlock`s inside, in order; none in a dense twin."""
+        parts = (getattr(layer, "moe", None) for layer in self.layers)
+        return [part for part in parts if hasattr(part, "router")]

@@ -1,0 +1,28 @@
+"""Token ids through embeddings and encoder blocks.
+
+B batch, S sequence length, D hidden_dim.
+"""
+
+import keras
+from keras import ops
+
+from keras_moe.models import parts
+from keras_moe.models.blocks import Blocks, router_inputs_of
+
+
+def encoded(vocabulary_size: int, max_length: int, blocks: Blocks):
+    """Returns symbolic ids `(B, S)`, their encoding and their mask.
+
+    Args:
+        vocabulary_size: number of ids, padding included.
+        max_length: of learned positions.
+        blocks: what to build from.
+    """
+    token_ids = keras.Input((None,), dtype="int32", name="token_ids")
+    layers = parts.embeddings(vocabulary_size, max_length, blocks)
+    x = parts.embedded(layers, token_ids)
+    mask = ops.not_equal(token_ids, parts.PADDING)
+    for block in blocks.encoder():
+        ids = router_inputs_of(block, token_ids)
+        x = block(x, mask=mask, router_inputs=ids)
+    return token_ids, parts.final_norm(blocks.dtype)(x), mask

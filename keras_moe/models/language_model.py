@@ -1,0 +1,163 @@
+"""A causal language model.
+
+B batch, S sequence length, P prompt length, L max_length, V vocabulary_size.
+"""
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_moe.models import generation, parts
+from keras_moe.models.blocks import Blocks, router_inputs_of
+from keras_moe.types import Tensor
+
+
+@keras.saving.register_keras_serializable(package="keras_moe")
+class MoELanguageModel(generation.GeneratingModel):
+    """Predicts each next token: ids `(B, S)` to logits float32 `(B, S, V)`.
+
+    Pre-norm decoder blocks, as in Mixtral (Jiang et al. 2024). Id 0 is
+    padding: it is not read, is routed nowhere, counts in no loss that
+    `compile` adds, and is never generated. Train it on ids and the same ids
+    moved by one, with `SparseCategoricalCrossentropy(from_logits=True)`.
+
+    Args:
+        vocabulary_size: V, padding included.
+        max_length: L, the longest sequence that is generated; with learned
+            positions the longest at all.
+        tie_weights: whether the embeddings are the output matrix, too.
+        **blocks: `num_layers, hidden_dim, num_heads, intermediate_dim,
+            num_experts` and what else `Blocks` takes; and `name`, `dtype`
+            and `trainable`.
+
+    Raises:
+        ValueError: for an argument out of its range, and a router that looks
+            at later tokens.
+    """
+
+    def __init__(
+        self,
+        vocabulary_size: int,
+        max_length: int,
+        tie_weights: bool = True,
+        name: str | None = None,
+        dtype=None,
+        trainable: bool = True,
+        **blocks,
+    ):
+        built = Blocks(dtype=dtype, **blocks)
+        embeddings = parts.embeddings(
+            vocabulary_size, max_length, built, tie_weights=tie_weights
+        )
+        decoder = built.decoder()
+        norm = parts.final_norm(built.dtype)
+
+        token_ids = keras.Input((None,), dtype="int32", name="token_ids")
+        mask = ops.not_equal(token_ids, parts.PADDING)
+        x = parts.embedded(embeddings, token_ids)
+        for block in decoder:
+            ids = router_inputs_of(block, token_ids)
+            x = block(x, mask=mask, router_inputs=ids)
+        logits = embeddings[0](norm(x), reverse=True)
+        arguments = {
+            "vocabulary_size": vocabulary_size,
+            "max_length": max_length,
+            "tie_weights": tie_weights,
+            **built.arguments,
+        }
+        super().__init__(token_ids, logits, arguments, name, dtype, trainable)
+        self.max_length = max_length
+        self.embeddings = embeddings
+        self.decoder, self.norm = decoder, norm
+
+    def empty_cache(self, batch_size: int, max_length: int) -> tuple:
+        """Returns a cache for sequences of at most `max_length` tokens."""
+        shape = batch_size, max_length
+        return tuple(block.empty_cache(*shape) for block in self.decoder)
+
+    def step(self, token_ids: Tensor, cache: tuple, index: int | Tensor = 0):
+        """Reads tokens that follow those in the cache.
+
+        Args:
+            token_ids: int `(B, S)`.
+            cache: from `empty_cache` or an earlier step.
+            index: int scalar, the position of the first of them.
+
+        Returns:
+            Logits `(B, S, V)`, and the cache with S tokens more.
+        """
+        x = parts.embedded(self.embeddings, token_ids, index)
+        written = []
+        for block, own in zip(self.decoder, cache, strict=True):
+            ids = router_inputs_of(block, token_ids)
+            x, own = block(x, cache=own, index=index, router_inputs=ids)
+            written.append(own)
+        logits = self.embeddings[0](self.norm(x), reverse=True)
+        return logits, tuple(written)
+
+    def generate(
+        self,
+        token_ids,
+        max_length: int | None = None,
+        sampler="greedy",
+        stop_token_id: int | None = None,
+        seed: int | None = None,
+        use_cache: bool = True,
+    ) -> np.ndarray:
+        """Continues prompts.
+
+        The program is compiled at the first call for a batch size, a
+        `max_length` and a sampler, and for prompts of up to 1, 2, 4, 8, ...
+        tokens.
+
+        Args:
+            token_ids: int `(B, P)`, prompts; shorter ones have padding (0) on
+                the right.
+            max_length: length of the result, prompt included; None is the
+                model's.
+            sampler: `"greedy"`, `"top_k"`, `"top_p"`, `"random"`, one of
+                `keras_moe.models.samplers` with other settings, or a
+                `keras_hub.samplers.Sampler`.
+            stop_token_id: id that ends a sequence; padding is behind it.
+            seed: int, for what is drawn; None draws anew at every call. A
+                keras_hub sampler has a seed of its own.
+            use_cache: whether keys and values are kept, so that a token costs
+                one position's work; False reads everything again.
+
+        Returns:
+            int32 `(B, max_length)`, prompts included.
+
+        Raises:
+            ValueError: for prompts that are empty, not integers, padded on
+                the left or longer than `max_length`.
+        """
+        length = self.max_length if max_length is None else max_length
+        prompt = generation.prompt_of(token_ids, length, self.max_length)
+        read = generation.prefill_length(int(prompt[1].min()), length)
+
+        def cached(inputs, ids):
+            cache = self.empty_cache(ids.shape[0], length)
+            return self._next_cached, self.step(ids[:, :read], cache)[1]
+
+        def uncached(inputs, ids):
+            return self._next_uncached, ()
+
+        key = ("cached", read) if use_cache else ("uncached",)
+        return self.run_generation(
+            cached if use_cache else uncached,
+            key,
+            (),
+            prompt,
+            sampler,
+            stop_token_id,
+            seed,
+        )
+
+    def _next_cached(self, ids, cache, index):
+        last = ops.expand_dims(generation.column(ids, index - 1), -1)
+        logits, cache = self.step(last, cache, index - 1)
+        return generation.without_padding(logits[:, 0]), None, cache
+
+    def _next_uncached(self, ids, cache, index):
+        logits = ops.take(self(ids, training=False), index - 1, axis=1)
+        return generation.without_padding(logits), None, cache
