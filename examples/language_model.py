@@ -18,6 +18,7 @@ import numpy as np
 import twins
 import typer
 
+SOURCE = ("tinyshakespeare", "input.txt")
 CONTEXT = 64
 BATCH_SIZE = 16
 STEPS = 1500
@@ -78,7 +79,7 @@ def make_tasks(options):
 
     import keras_moe
 
-    path = options.source("tinyshakespeare", "input.txt")
+    path = options.source(*SOURCE)
     text = path.read_text(encoding="utf-8")
     characters = Characters(text)
     train_ids, held_out_ids = split(characters.encode(text))
@@ -177,7 +178,7 @@ def main(
     options = twins.Options(
         "language_model", backend, seeds, quick, output, data
     )
-    raise typer.Exit(twins.run(options, (), make_tasks))
+    raise typer.Exit(twins.run(options, (), make_tasks, [SOURCE]))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Named entities for `tagger.py`: WNUT17, WikiGold, and words as tokens.
 
-N sentences, W words a sentence, P pieces a word, S = W * P tokens.
+N sentences, S words a sentence.
 """
 
 import re
@@ -10,7 +10,6 @@ from typing import NamedTuple
 import numpy as np
 
 PAD, UNKNOWN = range(2)
-FIRST_PIECE = 2
 FILES = {
     "wnut17": ("wnut17train.conll", "emerging.test.annotated"),
     "wikigold": ("wikigold.conll",),
@@ -69,56 +68,63 @@ def shape(word):
     return re.sub(r"(.)\1+", r"\1", re.sub(r"\d", "d", text))[:6]
 
 
-def pieces(word):
-    """Returns the P tokens of a word: its shape, its ending, itself.
+def class_of(word):
+    """Returns the token of a rare word: how it is written, and how it ends.
 
-    A word that training did not have keeps the first two.
+    The ending is that of words in lower case, which says what they are.
     """
-    lower = word.lower()
-    return "shape " + shape(word), "ending " + lower[-3:], lower
+    ending = word[-2:] if shape(word) == "x" else ""
+    return f"<{shape(word)} {ending}>"
 
 
 class Encoder:
-    """Sentences as ids; a word's tag is read at its last piece.
+    """Sentences as ids, one a word, with their tags.
+
+    A word that training has once stands for those that it has not: both are
+    read as their class. So the model learns what to make of unknown words.
 
     Args:
-        sentences: of the training part; pieces that come once are unknown.
-        most_words: W; longer sentences are cut, and what is cut has the tag O.
+        sentences: of the training part.
+        most_words: S; longer sentences are cut, and what is cut is tagged O.
     """
 
-    pieces_per_word = len(pieces(""))
-
     def __init__(self, sentences, most_words):
-        counts = Counter(
-            piece for s in sentences for w in s.words for piece in pieces(w)
-        )
-        known = (piece for piece, count in counts.items() if count > 1)
-        self.ids = {piece: n for n, piece in enumerate(known, FIRST_PIECE)}
-        self.size = len(self.ids) + FIRST_PIECE
+        words = Counter(word for s in sentences for word in s.words)
+        self.known = {word for word, count in words.items() if count > 1}
+        tokens = Counter(self.token(word) for word in words.elements())
+        often = (token for token, count in tokens.items() if count > 1)
+        self.ids = {token: n for n, token in enumerate(often, UNKNOWN + 1)}
+        self.size = len(self.ids) + UNKNOWN + 1
         self.tags = sorted({tag for s in sentences for tag in s.tags})
         self.most_words = most_words
-        self.length = most_words * self.pieces_per_word
+
+    def token(self, word):
+        """Returns a word, or its class."""
+        return word if word in self.known else class_of(word)
 
     def encode(self, sentences):
+        """Returns ids int32 `(N, S)`."""
+        ids = np.full((len(sentences), self.most_words), PAD, "int32")
+        for row, sentence in zip(ids, sentences, strict=True):
+            words = sentence.words[: self.most_words]
+            found = [self.ids.get(self.token(w), UNKNOWN) for w in words]
+            row[: len(words)] = found
+        return ids
+
+    def for_training(self, sentences):
         """Returns `(inputs, targets, weights)`, each `(N, S)`."""
-        shape = (len(sentences), self.most_words, self.pieces_per_word)
-        inputs, targets = np.full(shape, PAD, "int32"), np.zeros(shape, "int32")
-        weights = np.zeros(shape, "float32")
-        for n, sentence in enumerate(sentences):
-            pairs = zip(sentence.words, sentence.tags, strict=True)
-            for w, (word, tag) in zip(range(self.most_words), pairs):  # noqa: B905
-                inputs[n, w] = [self.ids.get(p, UNKNOWN) for p in pieces(word)]
-                targets[n, w, -1] = self.tags.index(tag)
-                weights[n, w, -1] = 1
-        flat = (len(sentences), self.length)
-        return tuple(a.reshape(flat) for a in (inputs, targets, weights))
+        inputs = self.encode(sentences)
+        targets = np.zeros_like(inputs)
+        for row, sentence in zip(targets, sentences, strict=True):
+            tags = sentence.tags[: self.most_words]
+            row[: len(tags)] = [self.tags.index(tag) for tag in tags]
+        return inputs, targets, (inputs != PAD).astype("float32")
 
     def decode(self, logits, sentences):
         """Returns a tag for each word, of logits `(N, S, tags)`."""
         best = np.argmax(logits, axis=-1)
-        best = best.reshape(len(best), self.most_words, self.pieces_per_word)
         return [
-            [self.tags[i] for i in row[: len(s.words), -1]]
+            [self.tags[i] for i in row[: len(s.words)]]
             + ["O"] * (len(s.words) - self.most_words)
             for row, s in zip(best, sentences, strict=True)
         ]

@@ -16,7 +16,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 PACKAGE = "jupyterlab-language-pack-fr-FR"
 HELD_OUT_IN = 10  # one pair in ten
 MARKUP = "<>{}[]`\\\n|=_$"
-MOST_WORDS = 25
+MOST_WORDS = 15
 PAD, UNKNOWN, START, END = range(4)
 SPECIAL = ["<pad>", "<unk>", "<start>", "<end>"]
 

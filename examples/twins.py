@@ -91,18 +91,21 @@ class Task:
     more: Callable[[Any], dict] | None = None
 
 
-def run(options, packages, make_tasks):
+def run(options, packages, make_tasks, sources=()):
     """Runs an example.
 
     Args:
         options: `Options`.
         packages: names of modules it needs beside PACKAGES.
         make_tasks: from the options to a list of `Task`, once Keras runs.
+        sources: data sets that must be there; see `Options.source`.
 
     Returns:
         The exit code: 1 where something is missing or a difference too large.
     """
     try:
+        for parts in sources:
+            options.source(*parts)
         common.start(options.backend, (*PACKAGES, *packages), options.folder)
         results = run_tasks(options, make_tasks(options))
     except common.ExampleError as error:
