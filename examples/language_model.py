@@ -75,7 +75,7 @@ def all_windows(ids, context):
 
 def make_tasks(options):
     """Returns the one task."""
-    import training
+    import twins_model
 
     import keras_moe
 
@@ -88,19 +88,18 @@ def make_tasks(options):
         held_out = tuple(part[:64] for part in held_out)
     count = options.count(STEPS, 20) * BATCH_SIZE
 
-    def build(num_experts):
+    def build(**kind):
         return keras_moe.models.MoELanguageModel(
             vocabulary_size=characters.size,
             max_length=options.count(LONGEST, 32),
             num_heads=4,
-            num_experts=num_experts,
-            top_k=twins.TOP_K,
+            **kind,
             **options.count(SIZE, QUICK_SIZE),
         )
 
     def train(model, seed):
         data = random_windows(train_ids, count, CONTEXT, seed)
-        training.fit(
+        twins_model.fit(
             model, data, BATCH_SIZE, 1, peak=LEARNING_RATE, shuffle=False
         )
 

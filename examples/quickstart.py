@@ -14,34 +14,54 @@ fifth. The exit code is 1 where one of them misses its tolerance.
 """
 
 import argparse
+import contextlib
+import importlib.util
+import os
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import common
 import quickstart_report as report
-from common import BACKENDS, ExampleError
 
+BACKENDS = ("jax", "tensorflow", "torch")
 TOLERANCES = {"backend": 1e-4, "saved_model": 1e-5, "litert": 1e-4}
-MODULE = "quickstart_model"  # registers the layers of its own
 PACKAGES = (*BACKENDS, "ai_edge_litert", "matplotlib", "rich", "sklearn")
+ROOT = Path(__file__).resolve().parent.parent
+WORKER = Path(__file__).resolve().with_name("quickstart_worker.py")
+
+
+class QuickstartError(Exception):
+    """Something the user can act on; shown without a traceback."""
 
 
 def main(arguments=None):
     """Runs the program; returns its exit code."""
     options = parse(arguments)
     try:
-        common.start(options.backend, PACKAGES, options.output)
+        prepare(options)
         results = run(options)
-    except ExampleError as error:
+    except QuickstartError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    return common.report_failures(
-        results["differences"], options.output / "results.json"
-    )
+    return blame(results, options.output / "results.json")
+
+
+def blame(results, path):
+    """Prints an error for each difference too large; returns the exit code."""
+    missed = report.failures(results)
+    for name in missed:
+        d = results["differences"][name]
+        print(
+            f"error: {name} differs from the trained model by "
+            f"{d['largest']:.1e}, more than {d['tolerance']:.0e}. Please "
+            f"report it with {path}.",
+            file=sys.stderr,
+        )
+    return 1 if missed else 0
 
 
 def parse(arguments):
@@ -50,7 +70,7 @@ def parse(arguments):
     parser.add_argument("--backend", choices=BACKENDS, default="jax")
     parser.add_argument("--epochs", type=positive)
     parser.add_argument(
-        "--output", type=Path, default=common.SAVED_MODELS / "quickstart"
+        "--output", type=Path, default=ROOT / "saved_models" / "quickstart"
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
@@ -67,6 +87,49 @@ def positive(text):
     if value < 1:
         raise argparse.ArgumentTypeError("must be an integer above 0")
     return value
+
+
+def prepare(options):
+    """Checks the packages, sets the backend, imports Keras quietly."""
+    missing = [p for p in PACKAGES if importlib.util.find_spec(p) is None]
+    if missing:
+        raise QuickstartError(
+            f"{', '.join(missing)} not installed. Run: "
+            'pip install "keras-moe[examples]"'
+        )
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    # Threads that spin while they wait starve each other on a busy machine.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ["KERAS_BACKEND"] = options.backend
+    with quiet():
+        import keras
+        import tensorflow  # noqa: F401  (Keras would import it in `fit`)
+    if keras.backend.backend() != options.backend:
+        raise QuickstartError(
+            f"Keras already runs on {keras.backend.backend()}. Start a new "
+            f"Python for --backend {options.backend}."
+        )
+    try:
+        options.output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise QuickstartError(
+            f"cannot write to {options.output}: {error.strerror}. Choose "
+            "another --output."
+        ) from error
+
+
+@contextlib.contextmanager
+def quiet():
+    """Drops what native code writes to stderr; TensorFlow's import does."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def run(options):
@@ -90,15 +153,14 @@ def run(options):
     }
     results["seconds"] = round(time.perf_counter() - start, 1)
     report.print_table(results, console)
-    common.write_json(results, options.output / "results.json")
+    report.write_json(results, options.output / "results.json")
     console.print(f"Everything is in {options.output}", soft_wrap=True)
     return results
 
 
 def train_both(options, train_data, test_data, console):
     """Step 1: trains, evaluates and saves the MoE and its dense twin."""
-    from quickstart_model import train
-    from training import count_parameters
+    from quickstart_model import count_parameters, train
 
     names = ("accuracy", "parameters", "training_seconds")
     models, results = {}, {name: {} for name in names}
@@ -109,7 +171,7 @@ def train_both(options, train_data, test_data, console):
         seconds = round(time.perf_counter() - start, 1)
         evaluation = model.evaluate(*test_data, verbose=0, return_dict=True)
         results["accuracy"][kind] = float(evaluation["accuracy"])
-        results["parameters"][kind] = count_parameters(model, kind)
+        results["parameters"][kind] = count_parameters(model)
         results["training_seconds"][kind] = seconds
         model.save(options.output / f"{kind}.keras")
         models[kind] = model
@@ -135,7 +197,7 @@ def check(options, folder, images, expected, console):
     litert = options.output / "moe.tflite"
     shutil.rmtree(saved_model, ignore_errors=True)
     litert.unlink(missing_ok=True)
-    common.work("tensorflow", MODULE, "export", model, saved_model, litert)
+    work("tensorflow", "export", model, saved_model, litert)
     jobs = {
         "saved_model": ("saved_model", saved_model, "tensorflow"),
         "litert": ("litert", litert, "tensorflow"),
@@ -149,13 +211,28 @@ def run_jobs(jobs, folder, expected):
     def one(name):
         command, source, backend = jobs[name]
         out = folder / f"{name}.npz"
-        images = folder / "images.npz"
-        common.work(backend, MODULE, command, source, images, out)
+        work(backend, command, source, folder / "images.npz", out)
         tolerance = TOLERANCES.get(name, TOLERANCES["backend"])
-        return name, common.compare(expected, out, tolerance)
+        return name, report.compare(expected, out, tolerance)
 
     with ThreadPoolExecutor(2) as pool:
         return dict(pool.map(one, jobs))
+
+
+def work(backend, *arguments):
+    """Runs a job of `quickstart_worker.py` in a fresh process."""
+    done = subprocess.run(
+        [sys.executable, str(WORKER), *map(str, arguments)],
+        env={**os.environ, "KERAS_BACKEND": backend},
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        job = f"{arguments[0]!r} under {backend}"
+        raise QuickstartError(
+            f"{job} ended with code {done.returncode}. Its last words:\n"
+            + "\n".join(done.stderr.strip().splitlines()[-20:])
+        )
 
 
 if __name__ == "__main__":

@@ -9,10 +9,9 @@ import numpy as np
 from keras import layers
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
-from training import learning_rate
 
 import keras_moe
-from keras_moe.callbacks import RoutingMetrics
+from keras_moe.callbacks import RoutingMetrics, find_blocks
 
 NUM_CLASSES = 10
 NUM_TOKENS = 16  # 8 x 8 pixels in patches of 2 x 2
@@ -109,13 +108,38 @@ def train(kind, data, epochs, seed):
     model = build_model(kind)
     steps = epochs * -(-len(data[0]) // BATCH_SIZE)
     model.compile(
-        keras.optimizers.Adam(learning_rate(steps, LEARNING_RATE)),
+        keras.optimizers.Adam(learning_rate(steps)),
         "sparse_categorical_crossentropy",
         metrics=["accuracy"],
     )
     callbacks = [RoutingMetrics()] if kind == "moe" else []
     model.fit(*data, batch_size=BATCH_SIZE, epochs=epochs, callbacks=callbacks)
     return model
+
+
+def learning_rate(steps, peak=LEARNING_RATE):
+    """Warms up for a tenth of the steps, then falls along a cosine to 0."""
+    warmup = max(1, steps // 10)
+    return keras.optimizers.schedules.CosineDecay(
+        0.0,
+        max(1, steps - warmup),
+        warmup_target=peak,
+        warmup_steps=warmup,
+    )
+
+
+def count_parameters(model):
+    """Returns trainable parameters: all, and those one token meets."""
+
+    def size(layer):
+        return sum(int(np.prod(w.shape)) for w in layer.trainable_weights)
+
+    idle = 0
+    if model.name == "moe":
+        for block in find_blocks(model):
+            experts = size(block.experts)
+            idle += experts - experts * block.router.top_k // block.num_experts
+    return {"total": size(model), "active": size(model) - idle}
 
 
 def route(model, images, labels):

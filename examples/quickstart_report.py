@@ -1,4 +1,8 @@
-"""What `quickstart.py` shows at the end: a picture and a table."""
+"""What `quickstart.py` shows at the end: a picture, a table, a JSON file."""
+
+import json
+
+import numpy as np
 
 
 def draw_routing(counts, path):
@@ -24,6 +28,32 @@ def draw_routing(counts, path):
     figure.colorbar(image, ax=axes, label="share of the digit's routed tokens")
     figure.suptitle("Which expert served which digit (held-out images)")
     figure.savefig(path, dpi=120)
+
+
+def compare(expected, path, tolerance):
+    """Returns the largest difference of a worker's arrays from `expected`."""
+    with np.load(path) as arrays:
+        largest = max(
+            float(np.max(np.abs(arrays[name] - expected))) for name in arrays
+        )
+    return judge(largest, tolerance)
+
+
+def judge(largest, tolerance):
+    """Returns a difference, its tolerance and whether it is within."""
+    passed = bool(largest <= tolerance)  # False for NaN
+    return {"largest": largest, "tolerance": tolerance, "passed": passed}
+
+
+def failures(results):
+    """Returns the names of what missed its tolerance."""
+    differences = results["differences"].items()
+    return [name for name, d in differences if not d["passed"]]
+
+
+def write_json(results, path):
+    """Writes the results."""
+    path.write_text(json.dumps(results, indent=2) + "\n")
 
 
 def print_table(results, console):

@@ -31,7 +31,7 @@ def make_tasks(options):
 def make_task(options, name):
     """Returns the task of one data set."""
     import tagger_data as data
-    import training
+    import twins_model
 
     import keras_moe
 
@@ -41,20 +41,19 @@ def make_task(options, name):
     encoder = data.Encoder(sentences, options.count(MOST_WORDS, 12))
     inputs = encoder.encode(held_out)
 
-    def build(num_experts):
+    def build(**kind):
         return keras_moe.models.MoETagger(
             vocabulary_size=encoder.size,
             num_tags=len(encoder.tags),
             max_length=encoder.most_words,
             num_heads=4,
-            num_experts=num_experts,
-            top_k=twins.TOP_K,
+            **kind,
             dropout=DROPOUT,
             **options.count(SIZE, QUICK_SIZE),
         )
 
     def train(model, seed):
-        training.fit(
+        twins_model.fit(
             model,
             encoder.for_training(sentences),
             BATCH_SIZE,

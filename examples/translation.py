@@ -24,8 +24,8 @@ QUICK_SIZE = {"num_layers": 1, "hidden_dim": 16, "intermediate_dim": 16}
 
 def make_tasks(options):
     """Returns the one task."""
-    import training
     import translation_data as data
+    import twins_model
 
     import keras_moe
 
@@ -42,19 +42,18 @@ def make_tasks(options):
     source_ids = data.encode(tokenizer, sources, length)
     reference_ids = data.encode(tokenizer, references, length)
 
-    def build(num_experts):
+    def build(**kind):
         return keras_moe.models.MoESeq2Seq(
             vocabulary_size=tokenizer.get_vocab_size(),
             max_length=length,
             num_heads=4,
-            num_experts=num_experts,
-            top_k=twins.TOP_K,
+            **kind,
             dropout=DROPOUT,
             **options.count(SIZE, QUICK_SIZE),
         )
 
     def train(model, seed):
-        training.fit(
+        twins_model.fit(
             model,
             data.for_training(english, french),
             BATCH_SIZE,

@@ -5,25 +5,23 @@ K of them a token, or one network of width K * F. Data, order, steps,
 optimizer, schedule and seeds are the same.
 """
 
-import shutil
+import importlib.util
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import common
-import numpy as np
+import quickstart
 import twins_report as report
 import typer
+from quickstart import QuickstartError
+from quickstart_report import write_json
 
 KINDS = ("moe", "dense")
 NUM_EXPERTS = 8
 TOP_K = 2
-TOLERANCES = {"reloaded": 0.0, "saved_model": 1e-4}
-PACKAGES = ("tensorflow", "rich")
 
 Backend = Annotated[
     Literal["jax", "tensorflow", "torch"], typer.Option(help="Keras backend.")
@@ -39,9 +37,9 @@ Data = Annotated[
 ]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Options:
-    """What the command line says."""
+    """What the command line says; `output` and `data` are folders."""
 
     name: str
     backend: str
@@ -50,18 +48,29 @@ class Options:
     output: Path | None = None
     data: Path | None = None
 
-    @property
-    def folder(self):
-        """Where results go."""
-        return self.output or common.SAVED_MODELS / self.name
+    def __post_init__(self):
+        folder = quickstart.ROOT / "saved_models" / self.name
+        self.output = self.output or folder
 
     def count(self, full, quick):
         """Returns a size: the full one, or the quick form's."""
         return quick if self.quick else full
 
     def source(self, *parts):
-        """Returns the path of a data set; see `common.find_data`."""
-        return common.find_data(self.data, *parts)
+        """Returns the path of a data set below `data`, or `data` if a file.
+
+        Raises:
+            QuickstartError: where there is nothing.
+        """
+        remedy = f"Name the folder that {'/'.join(parts)} is in by --data"
+        if self.data is None:
+            raise QuickstartError(f"no data. {remedy} or KERAS_MOE_DATA_DIR.")
+        if self.data.is_file():
+            return self.data
+        path = self.data.joinpath(*parts)
+        if not path.exists():
+            raise QuickstartError(f"{path} does not exist. {remedy}.")
+        return path
 
 
 @dataclass(frozen=True)
@@ -72,7 +81,8 @@ class Task:
         name: of the data.
         figure: what `evaluate` returns that the twins are compared by.
         better: "lower" or "higher".
-        build: from E, or None for the dense twin, to a model.
+        build: from the model's arguments that tell the twins apart, its name
+            among them, to a model.
         train: from `(model, seed)`; trains the model.
         evaluate: from a model to a dict of figures on held-out data.
         sample: held-out inputs for what is reloaded and exported.
@@ -83,7 +93,7 @@ class Task:
     name: str
     figure: str
     better: Literal["lower", "higher"]
-    build: Callable[[int | None], Any]
+    build: Callable[..., Any]
     train: Callable[[Any, int], None]
     evaluate: Callable[[Any], dict[str, float]]
     sample: Any
@@ -96,7 +106,7 @@ def run(options, packages, make_tasks, sources=()):
 
     Args:
         options: `Options`.
-        packages: names of modules it needs beside PACKAGES.
+        packages: names of modules it needs beside the quickstart's.
         make_tasks: from the options to a list of `Task`, once Keras runs.
         sources: data sets that must be there; see `Options.source`.
 
@@ -106,22 +116,34 @@ def run(options, packages, make_tasks, sources=()):
     try:
         for parts in sources:
             options.source(*parts)
-        common.start(options.backend, (*PACKAGES, *packages), options.folder)
+        check_packages(packages)
+        quickstart.prepare(options)
         results = run_tasks(options, make_tasks(options))
-    except common.ExampleError as error:
+    except QuickstartError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    path = options.folder / "results.json"
     differences = {
         f"{task['data']}, {name}": difference
         for task in results["tasks"]
         for name, difference in task["differences"].items()
     }
-    return common.report_failures(differences, path)
+    path = options.output / "results.json"
+    return quickstart.blame({"differences": differences}, path)
+
+
+def check_packages(packages):
+    """Raises a `QuickstartError` where one is missing."""
+    missing = [p for p in packages if importlib.util.find_spec(p) is None]
+    if missing:
+        raise QuickstartError(
+            f"{', '.join(missing)} not installed. Run: "
+            'pip install "keras-moe[examples]"'
+        )
 
 
 def run_tasks(options, tasks):
     """Trains, checks and writes every task; returns the results."""
+    import twins_model
     from rich.console import Console
 
     console = Console()
@@ -129,19 +151,21 @@ def run_tasks(options, tasks):
     done = []
     for task in tasks:
         models, result = train_twins(task, options.seeds, console)
-        folder = options.folder / task.name
+        folder = options.output / task.name
         folder.mkdir(exist_ok=True)
         models["dense"].save(folder / "dense.keras")
         console.print("[bold]Saving, loading and exporting the MoE")
-        result["differences"] = check(task.sample, models["moe"], folder)
+        result["differences"] = twins_model.check(
+            task.sample, models["moe"], folder
+        )
         if task.more:
             result["more"] = task.more(models["moe"])
         done.append(result)
     results = {**about, "tasks": done}
-    common.write_json(results, options.folder / "results.json")
-    report.write_markdown([results], options.folder / "results.md")
+    write_json(results, options.output / "results.json")
+    report.write_markdown([results], options.output / "results.md")
     report.print_table(results, console)
-    console.print(f"Everything is in {options.folder}", soft_wrap=True)
+    console.print(f"Everything is in {options.output}", soft_wrap=True)
     return results
 
 
@@ -151,7 +175,7 @@ def train_twins(task, seeds, console):
     Returns:
         The first seed's models by kind, and the task's results.
     """
-    from training import count_parameters
+    from quickstart_model import count_parameters
 
     models, trainings, parameters = {}, {kind: [] for kind in KINDS}, {}
     for seed in range(seeds):
@@ -163,7 +187,7 @@ def train_twins(task, seeds, console):
             )
             models.setdefault(kind, model)
             trainings[kind].append(training)
-            parameters[kind] = count_parameters(model, kind)
+            parameters[kind] = count_parameters(model)
     return models, {
         "data": task.name,
         "figure": task.figure,
@@ -179,7 +203,8 @@ def train_one(task, kind, seed):
     import keras
 
     keras.utils.set_random_seed(seed)
-    model = task.build(NUM_EXPERTS if kind == "moe" else None)
+    num_experts = NUM_EXPERTS if kind == "moe" else None
+    model = task.build(name=kind, num_experts=num_experts, top_k=TOP_K)
     cpu, wall = time.process_time(), time.perf_counter()
     task.train(model, seed)
     times = {
@@ -187,32 +212,3 @@ def train_one(task, kind, seed):
         "cpu_seconds": round(time.process_time() - cpu, 1),
     }
     return model, {"seed": seed, **task.evaluate(model), **times}
-
-
-def check(sample, model, folder):
-    """Loads what is saved and runs what is exported; returns differences.
-
-    The SavedModel is made and run by TensorFlow, each in its own process.
-    """
-    import keras
-
-    def run_model(model):
-        return keras.ops.convert_to_numpy(model(sample, training=False))
-
-    path, saved_model = folder / "moe.keras", folder / "saved_model"
-    model.save(path)
-    again = keras.models.load_model(path, compile=False)
-    expected = run_model(model)
-    largest = float(np.max(np.abs(run_model(again) - expected)))
-    shutil.rmtree(saved_model, ignore_errors=True)
-    common.work("tensorflow", "keras_moe", "export", path, saved_model)
-    with tempfile.TemporaryDirectory() as temporary:
-        inputs, out = (Path(temporary) / n for n in ("in.npz", "out.npz"))
-        named = sample if isinstance(sample, dict) else {"inputs": sample}
-        np.savez(inputs, **named)
-        common.work(
-            "tensorflow", "keras_moe", "saved_model", saved_model, inputs, out
-        )
-        exported = common.compare(expected, out, TOLERANCES["saved_model"])
-    reloaded = common.difference(largest, TOLERANCES["reloaded"])
-    return {"reloaded": reloaded, "saved_model": exported}

@@ -74,10 +74,9 @@ def test_an_unwritable_output_is_one_line(tmp_path):
 def test_the_twin_costs_what_the_moe_costs_per_token():
     """Active parameters differ by the router and the experts' biases."""
     import quickstart_model as quickstart
-    from training import count_parameters
 
-    moe = count_parameters(quickstart.build_model("moe"), "moe")
-    dense = count_parameters(quickstart.build_model("dense"), "dense")
+    moe = quickstart.count_parameters(quickstart.build_model("moe"))
+    dense = quickstart.count_parameters(quickstart.build_model("dense"))
     D, E, K = quickstart.HIDDEN_DIM, quickstart.NUM_EXPERTS, quickstart.TOP_K
     assert dense["active"] == dense["total"]
     extra = quickstart.NUM_BLOCKS * (D * E + (K - 1) * D)

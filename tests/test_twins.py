@@ -21,8 +21,9 @@ def quick(example, folder, monkeypatch):
     import importlib
 
     import twins
+    import twins_model
 
-    monkeypatch.setattr(twins, "check", lambda *_: NO_DIFFERENCE)
+    monkeypatch.setattr(twins_model, "check", lambda *_: NO_DIFFERENCE)
     module = importlib.import_module(example)
     data = pathlib.Path(DATA) if DATA else None
     options = twins.Options(example, BACKEND, 1, True, folder, data)

@@ -1,18 +1,16 @@
-"""What the examples run in processes of their own.
+"""What `quickstart.py` and other examples run in processes of their own.
 
-    worker.py MODULE predict MODEL.keras INPUTS.npz OUT.npz
-    worker.py MODULE export MODEL.keras SAVED_MODEL_DIR [MODEL.tflite]
-    worker.py MODULE saved_model SAVED_MODEL_DIR INPUTS.npz OUT.npz
-    worker.py MODULE litert MODEL.tflite INPUTS.npz OUT.npz
+    quickstart_worker.py predict MODEL.keras INPUTS.npz OUT.npz
+    quickstart_worker.py export MODEL.keras SAVED_MODEL_DIR [MODEL.tflite]
+    quickstart_worker.py saved_model SAVED_MODEL_DIR INPUTS.npz OUT.npz
+    quickstart_worker.py litert MODEL.tflite INPUTS.npz OUT.npz
 
-The first two import MODULE, which registers the layers of the `.keras` file,
-and load it under the backend that KERAS_BACKEND names. The last two know
-neither Keras nor keras_moe: an artifact runs in its own runtime alone, once on
-all inputs together and once in small batches. INPUTS.npz holds one array, or
-one for each of the model's named inputs.
+The first two load the `.keras` file under the backend that KERAS_BACKEND
+names. The last two know neither Keras nor keras_moe: an artifact runs in its
+own runtime alone, once on all inputs together and once in small batches.
+INPUTS.npz holds one array, or one for each of a model's named inputs.
 """
 
-import importlib
 import sys
 
 import numpy as np
@@ -20,39 +18,41 @@ import numpy as np
 SMALL_BATCH = 7
 
 
-def main(module, command, *paths):
+def main(command, *paths):
     """Runs one of the four jobs."""
-    if command == "predict":
-        predict(load_model(module, paths[0]), *paths[1:])
-    elif command == "export":
-        export(load_model(module, paths[0]), *paths[1:])
-    else:
-        {"saved_model": run_saved_model, "litert": run_litert}[command](*paths)
+    jobs = {
+        "predict": predict,
+        "export": export,
+        "saved_model": run_saved_model,
+        "litert": run_litert,
+    }
+    jobs[command](*paths)
 
 
-def load_model(module, path):
+def predict(model_path, inputs_path, out_path):
+    """Writes the outputs of a `.keras` file under this backend."""
+    model = load_model(model_path)
+    np.savez(out_path, all=model.predict(read(inputs_path), verbose=0))
+
+
+def export(model_path, saved_model_path, litert_path=None):
+    """Exports a `.keras` file; the backend must be TensorFlow."""
+    model = load_model(model_path)
+    model.export(saved_model_path, format="tf_saved_model", verbose=False)
+    if litert_path:
+        model.export(litert_path, format="litert", verbose=False)
+
+
+def load_model(path):
     """Loads the model; the import registers its layers.
 
     Not compiled: the file says how the backend that trained it compiled, and
     that is not right for another one (torch would spend a minute on it).
     """
     import keras
+    import quickstart_model  # noqa: F401
 
-    importlib.import_module(module)
     return keras.models.load_model(path, compile=False)
-
-
-def predict(model, inputs_path, out_path):
-    """Writes the outputs of a `.keras` file under this backend."""
-    outputs = model.predict(read(inputs_path), verbose=0)
-    np.savez(out_path, all=outputs)
-
-
-def export(model, saved_model_path, litert_path=None):
-    """Exports a model; the backend must be TensorFlow."""
-    model.export(saved_model_path, format="tf_saved_model", verbose=False)
-    if litert_path:
-        model.export(litert_path, format="litert", verbose=False)
 
 
 def run_saved_model(saved_model_path, inputs_path, out_path):
@@ -62,8 +62,7 @@ def run_saved_model(saved_model_path, inputs_path, out_path):
     module = tf.saved_model.load(saved_model_path)
 
     def run(batch):
-        tensors = tf.nest.map_structure(tf.constant, batch)
-        return module.serve(tensors).numpy()
+        return module.serve(tf.nest.map_structure(tf.constant, batch)).numpy()
 
     run_at_two_batch_sizes(run, inputs_path, out_path)
 
@@ -106,13 +105,13 @@ def run_at_two_batch_sizes(run, inputs_path, out_path):
     named = isinstance(inputs, dict)
     length = len(next(iter(inputs.values())) if named else inputs)
 
-    def rows(start, stop):
+    def rows(start):
+        chosen = slice(start, start + SMALL_BATCH)
         if named:
-            return {name: x[start:stop] for name, x in inputs.items()}
-        return inputs[start:stop]
+            return {name: array[chosen] for name, array in inputs.items()}
+        return inputs[chosen]
 
-    starts = range(0, length, SMALL_BATCH)
-    small = [run(rows(start, start + SMALL_BATCH)) for start in starts]
+    small = [run(rows(start)) for start in range(0, length, SMALL_BATCH)]
     np.savez(out_path, all=run(inputs), small=np.concatenate(small))
 
 
