@@ -95,15 +95,6 @@ LAYERS = {
             2, keras_moe.Expert(12, **kw), dropout=0.1, **kw
         )
     ),
-    "TransformerEncoderBlock rotary, grouped": lambda **kw: (
-        keras_moe.TransformerEncoderBlock(
-            2,
-            keras_moe.Expert(12, **kw),
-            num_key_value_heads=1,
-            rotary=True,
-            **kw,
-        )
-    ),
     "TransformerDecoderBlock": lambda **kw: keras_moe.TransformerDecoderBlock(
         2, keras_moe.MoEBlock(5, 12, **kw), num_key_value_heads=1, **kw
     ),

@@ -21,7 +21,8 @@ from keras_moe.models.parts import PADDING
 from keras_moe.models.samplers import sampler_of
 from keras_moe.types import Tensor
 
-FORBIDDEN = -1e30
+FORBIDDEN = -1e30  # the logit of what is never drawn
+NEVER = -1  # the id that no token has
 
 
 class GeneratingModel(MoEModel):
@@ -50,9 +51,9 @@ class GeneratingModel(MoEModel):
         sampler = sampler_of(sampler)
         written = tuple(getattr(sampler, "variables", ()))
         variables = (*self.variables, *written)
-        key = (*key, sampler, stop, *map(id, variables))
+        key = (*key, type(sampler), sampler, *map(id, variables))
         if key not in self._programs:
-            program = program_of(build, sampler, stop, self)
+            program = program_of(build, sampler, self)
             self._programs[key] = kernels.compiled(program, variables, written)
         given = np.arange(ids.shape[1]) < lengths[:, None]
         uniform = np.random.default_rng(seed).random(ids.shape[::-1])
@@ -61,15 +62,16 @@ class GeneratingModel(MoEModel):
             ids,
             given,
             np.int32(lengths.min()),
+            np.int32(NEVER if stop is None else stop),
             uniform.astype("float32"),
         )
         return ended(ops.convert_to_numpy(found), given, stop)
 
 
-def program_of(build: Callable, sampler, stop: int | None, model) -> Callable:
+def program_of(build: Callable, sampler, model) -> Callable:
     """Returns the function of tensors that generates; see `GeneratingModel`."""
 
-    def program(inputs, ids, given, start, uniform):
+    def program(inputs, ids, given, start, stop, uniform):
         ids, given = (ops.convert_to_tensor(x) for x in (ids, given))
         next_logits, cache = build(inputs, ids)
         if hasattr(sampler, "get_next_token"):  # keras_hub's protocol
@@ -79,7 +81,7 @@ def program_of(build: Callable, sampler, stop: int | None, model) -> Callable:
                 cache=cache,
                 index=start,
                 mask=given,
-                stop_token_ids=None if stop is None else (stop,),
+                stop_token_ids=(stop,),
                 model=model,
             )
         choose = next_token(sampler, ops.convert_to_tensor(uniform))
@@ -104,7 +106,7 @@ def loop(
     cache,
     given: Tensor,
     start: Tensor,
-    stop: int | None,
+    stop: Tensor,
 ) -> Tensor:
     """Writes a token at each position from `start` on; returns ids `(B, L)`.
 
@@ -115,10 +117,9 @@ def loop(
         cache: for `next_logits`.
         given: bool `(B, L)`, where a prompt stands: it is kept.
         start: int32 scalar, the first position to write.
-        stop: id of the token that ends a sequence, or None.
+        stop: int32 scalar, the id that ends a sequence, or NEVER.
     """
     batch_size, max_length = ids.shape
-    stop = -1 if stop is None else stop
 
     def goes_on(ids, cache, index, done):
         return ops.logical_and(

@@ -1,0 +1,58 @@
+"""Every model, small, with a batch it learns from."""
+
+import keras
+import numpy as np
+
+from keras_moe import models
+
+V, S = 9, 6
+COMMON = {
+    "num_layers": 1,
+    "hidden_dim": 8,
+    "num_heads": 2,
+    "intermediate_dim": 6,
+    "num_experts": 3,
+}
+TEXT = {"vocabulary_size": V, "max_length": 12}
+MODELS = {
+    "MoEClassifier": lambda **kw: models.MoEClassifier(
+        num_classes=3, **TEXT, **COMMON | {"positions": "learned"} | kw
+    ),
+    "MoETagger": lambda **kw: models.MoETagger(
+        num_tags=4, **TEXT, **COMMON | kw
+    ),
+    "MoELanguageModel": lambda **kw: models.MoELanguageModel(
+        **TEXT, **COMMON | {"num_key_value_heads": 1} | kw
+    ),
+    "MoESeq2Seq": lambda **kw: models.MoESeq2Seq(**TEXT, **COMMON | kw),
+    "MoEVisionClassifier": lambda **kw: models.MoEVisionClassifier(
+        (4, 4, 1), 2, num_classes=3, **COMMON | kw
+    ),
+}
+
+
+def batch_of(name, rng, samples=16):
+    """Inputs and labels that follow from them; the last ids are padding."""
+    if name == "MoEVisionClassifier":
+        images = rng.random((samples, 4, 4, 1)).astype("float32")
+        return images, (images.mean((1, 2, 3)) > 0.5).astype("int32")
+    ids = rng.integers(1, V, (samples, S)).astype("int32")
+    ids[: samples // 2, -2:] = 0
+    if name == "MoEClassifier":
+        return ids, ids[:, 0] % 3
+    if name == "MoETagger":
+        return ids, ids % 4
+    if name == "MoELanguageModel":
+        return ids, np.where(ids == 0, 0, ids % (V - 1) + 1)
+    target = np.where(ids == 0, 0, ids % (V - 1) + 1)
+    started = np.pad(target[:, :-1], [(0, 0), (1, 0)], constant_values=1)
+    started[target == 0] = 0
+    return {"encoder_token_ids": ids, "decoder_token_ids": started}, target
+
+
+def compile_model(model, learning_rate=0.05):
+    model.compile(
+        keras.optimizers.Adam(learning_rate),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    )
+    return model

@@ -1,0 +1,231 @@
+"""Generation: with a cache what without one, and no dearer as it goes on."""
+
+import numpy as np
+import pytest
+from backend import to_numpy
+from keras import ops
+from model_zoo import MODELS
+
+from keras_moe import AttentionRouter, MoEBlock, kernels
+from keras_moe.models import Greedy, Random, TopK, TopP
+
+PROMPTS = np.array([[3, 4, 5], [6, 7, 0]], "int32")  # the second is shorter
+LENGTH = 9
+
+
+@pytest.fixture(scope="module")
+def language_model():
+    """One for all tests: its programs are compiled once. Large embeddings
+    make the most probable tokens differ from step to step."""
+    return lively(MODELS["MoELanguageModel"](num_layers=2, moe_every=2, seed=1))
+
+
+@pytest.fixture(scope="module")
+def seq2seq():
+    return lively(MODELS["MoESeq2Seq"](seed=1))
+
+
+def lively(model):
+    rng = np.random.default_rng(3)
+    for weight in model.trainable_weights:
+        if len(weight.shape) > 1:
+            weight.assign(rng.normal(size=weight.shape) * 0.7)
+    return model
+
+
+def test_greedy_takes_the_best_logit_of_the_whole_model(language_model):
+    """Token for token against calls of the model on all that is there."""
+    found = language_model.generate(PROMPTS, LENGTH)
+    assert found.shape == (2, LENGTH) and found.dtype == "int32"
+    for row, prompt in zip(found, PROMPTS, strict=True):
+        ids = prompt[prompt != 0]
+        np.testing.assert_array_equal(row[: len(ids)], ids)
+    logits = to_numpy(language_model(ops.convert_to_tensor(found)))
+    logits[..., 0] = -np.inf  # padding is never generated
+    best = logits.argmax(-1)
+    np.testing.assert_array_equal(found[0, 3:], best[0, 2:-1])
+    np.testing.assert_array_equal(found[1, 2:], best[1, 1:-1])
+    assert len(set(found[0, 3:])) > 1  # or a constant would pass
+
+
+@pytest.mark.parametrize("sampler", ["greedy", "top_k"])
+def test_a_cache_changes_no_token(sampler, language_model):
+    options = {"max_length": LENGTH, "sampler": sampler, "seed": 5}
+    one, other = (
+        language_model.generate(PROMPTS, use_cache=use, **options)
+        for use in (True, False)
+    )
+    np.testing.assert_array_equal(one, other)
+
+
+def test_a_cache_changes_no_token_of_an_encoder_decoder(seq2seq):
+    one, other = (
+        seq2seq.generate(
+            PROMPTS, LENGTH, start_token_id=1, end_token_id=None, use_cache=use
+        )
+        for use in (True, False)
+    )
+    np.testing.assert_array_equal(one, other)
+    assert (one[:, 0] == 1).all() and (one != 0).all()
+    alone = seq2seq.generate(
+        PROMPTS[1:, :2], LENGTH, start_token_id=1, end_token_id=None
+    )
+    np.testing.assert_array_equal(alone, one[1:])  # padding changes nothing
+
+
+def test_what_stops_is_followed_by_padding(language_model, seq2seq):
+    free = language_model.generate(PROMPTS, LENGTH)
+    stop = int(free[0, 5])  # some token that is generated
+    first = 3 + list(free[0, 3:]).index(stop)
+    found = language_model.generate(PROMPTS, LENGTH, stop_token_id=stop)
+    np.testing.assert_array_equal(found[0, : first + 1], free[0, : first + 1])
+    assert (found[0, first + 1 :] == 0).all()
+    free = seq2seq.generate(PROMPTS, LENGTH, end_token_id=None)
+    stop = int(free[1, 2])
+    first = 1 + list(free[1, 1:]).index(stop)
+    found = seq2seq.generate(PROMPTS, LENGTH, end_token_id=stop)
+    np.testing.assert_array_equal(found[1, : first + 1], free[1, : first + 1])
+    assert (found[1, first + 1 :] == 0).all()
+
+
+def test_a_stop_token_in_the_prompt_stops_nothing(language_model):
+    free = language_model.generate(PROMPTS, LENGTH)
+    unseen = PROMPTS.copy()
+    stop = 4
+    found = language_model.generate(unseen, LENGTH, stop_token_id=stop)
+    np.testing.assert_array_equal(found[0, :4], free[0, :4])
+    assert found[0, 3] != 0
+
+
+def test_a_seed_draws_the_same(language_model):
+    options = {"max_length": LENGTH, "sampler": "top_k"}
+    one, again, other = (
+        language_model.generate(PROMPTS, seed=seed, **options)
+        for seed in (5, 5, 6)
+    )
+    np.testing.assert_array_equal(one, again)
+    assert (one != other).any()
+
+
+def test_new_weights_are_seen_by_a_compiled_program():
+    """And experts that are switched off: a program reads the variables."""
+    model = lively(MODELS["MoELanguageModel"]())
+    before = model.generate(PROMPTS, LENGTH)
+    model.norm.beta.assign(np.full(8, 0.0))
+    model.norm.gamma.assign(-model.norm.gamma.numpy())
+    after = model.generate(PROMPTS, LENGTH)
+    assert (before != after).any()
+    fresh = type(model).from_config(model.get_config())
+    fresh.set_weights(model.get_weights())
+    logits = to_numpy(fresh(ops.convert_to_tensor(after)))
+    logits[..., 0] = -np.inf
+    np.testing.assert_array_equal(after[0, 3:], logits.argmax(-1)[0, 2:-1])
+
+
+def test_a_token_costs_the_same_at_every_position(language_model, monkeypatch):
+    """Behind the prompt every block sees one token a sequence; the caches have
+    the length of the result from the start (a loop of JAX and TensorFlow
+    would not take others)."""
+    shapes = []
+    call = MoEBlock.call
+
+    def spy(self, inputs, **options):
+        shapes.append(tuple(inputs.shape))
+        return call(self, inputs, **options)
+
+    monkeypatch.setattr(MoEBlock, "call", spy)
+    language_model.generate(PROMPTS, LENGTH + 1)
+    prefill, *steps = shapes
+    assert prefill == (2, 2, 8)  # the shorter prompt
+    assert steps and set(steps) == {(2, 1, 8)}
+    cache = language_model.empty_cache(2, LENGTH)
+    sizes = {tuple(part.shape) for own in cache for part in own}
+    assert sizes == {(2, LENGTH, 1, 4)}  # one key head of two heads
+
+
+def test_learned_positions_generate_too():
+    model = lively(MODELS["MoELanguageModel"](positions="learned"))
+    found = model.generate(PROMPTS[:1], 6)
+    logits = to_numpy(model(ops.convert_to_tensor(found)))
+    logits[..., 0] = -np.inf
+    np.testing.assert_array_equal(found[0, 3:], logits.argmax(-1)[0, 2:-1])
+
+
+def test_the_samplers_of_keras_hub(language_model):
+    hub = pytest.importorskip("keras_hub")
+    sampler = hub.samplers.GreedySampler()
+    found = language_model.generate(PROMPTS, LENGTH, sampler=sampler)
+    ours = language_model.generate(PROMPTS, LENGTH)
+    np.testing.assert_array_equal(found, ours)
+
+
+def test_a_sampler_of_keras_hub_moves_its_own_seed(seq2seq):
+    hub = pytest.importorskip("keras_hub")
+    sampler = hub.samplers.RandomSampler(seed=1)
+    before = to_numpy(sampler.variables[0])
+    one, other = (
+        seq2seq.generate(PROMPTS, LENGTH, sampler=sampler) for _ in range(2)
+    )
+    assert (to_numpy(sampler.variables[0]) != before).any()
+    assert (one != other).any()
+
+
+def test_samplers_draw_by_the_running_sum():
+    """Probabilities 0.5, 0.3, 0.2 of the ids 2, 0, 1."""
+    logits = np.log([[0.3, 0.2, 0.5]] * 4).astype("float32")
+    uniform = np.array([0.1, 0.55, 0.79, 0.9], "float32")
+
+    def ids(sampler):
+        return list(to_numpy(sampler(ops.convert_to_tensor(logits), uniform)))
+
+    assert ids(Greedy()) == [2, 2, 2, 2]
+    assert ids(Random()) == [2, 0, 0, 1]
+    # Of 0.5 and 0.3 the first has 0.625 of the sum.
+    assert ids(TopK(2)) == [2, 2, 0, 0]
+    assert ids(TopK(9)) == ids(Random())
+    # 0.5 does not reach 0.6, with 0.3 it does.
+    assert ids(TopP(0.6)) == [2, 2, 0, 0]
+    assert ids(TopP(0.4)) == [2, 2, 2, 2]
+    # Squared: 0.25, 0.09 and 0.04 of 0.38, that is 0.658, 0.237, 0.105.
+    assert ids(Random(temperature=0.5)) == [2, 2, 0, 1]
+
+
+def test_compiled_programs_read_and_write_variables():
+    import keras
+
+    read, written = keras.Variable([2.0]), keras.Variable([0.0])
+
+    def function(x):
+        written.assign(written + x)
+        return read * x
+
+    run = kernels.compiled(function, [read, written], [written])
+    x = np.array([3.0], "float32")
+    assert to_numpy(run(ops.convert_to_tensor(x)))[0] == 6
+    read.assign([5.0])
+    assert to_numpy(run(ops.convert_to_tensor(x)))[0] == 15
+    assert to_numpy(written)[0] == 6
+
+
+@pytest.mark.parametrize(
+    "prompt, options, message",
+    [
+        (np.array([3, 4]), {}, "`token_ids` must be integers"),
+        (np.array([[3.0]]), {}, "`token_ids` must be integers"),
+        (np.array([[0, 3]]), {}, "padding .0. on the right alone"),
+        (np.array([[0, 0]]), {}, "at least one token a row"),
+        (PROMPTS, {"max_length": 2}, "`max_length` must be at least"),
+        (PROMPTS, {"max_length": 13}, "`max_length` must be at least"),
+        (PROMPTS, {"sampler": "beam"}, "`sampler` must be one of"),
+    ],
+)
+def test_errors(prompt, options, message, language_model):
+    with pytest.raises(ValueError, match=message):
+        language_model.generate(prompt, **options)
+
+
+def test_a_router_that_reads_context_has_no_cache():
+    model = MODELS["MoELanguageModel"](router=AttentionRouter(3, causal=True))
+    with pytest.raises(ValueError, match="`cache` must be None"):
+        model.generate(PROMPTS, 6)
+    assert model.generate(PROMPTS[:1], 4, use_cache=False).shape == (1, 4)

@@ -1,0 +1,211 @@
+"""What every model does, and what its arguments mean."""
+
+import keras
+import numpy as np
+import pytest
+from backend import to_numpy
+from keras import ops
+from model_zoo import COMMON, MODELS, TEXT, S, V, batch_of, compile_model
+
+import keras_moe
+from keras_moe import Expert, MoEBlock, models
+
+every_model = pytest.mark.parametrize("name", MODELS)
+
+
+def outputs_of(model, inputs):
+    return to_numpy(
+        model(keras.tree.map_structure(ops.convert_to_tensor, inputs))
+    )
+
+
+@every_model
+def test_it_learns_saves_and_loads(name, rng, tmp_path):
+    model = compile_model(MODELS[name](seed=1))
+    inputs, labels = batch_of(name, rng)
+    history = model.fit(inputs, labels, epochs=15, batch_size=16, verbose=0)
+    losses = history.history["loss"]
+    assert np.isfinite(losses).all()
+    assert losses[-1] < 0.8 * losses[0]
+    model.save(tmp_path / "model.keras")
+    again = keras.saving.load_model(tmp_path / "model.keras", compile=False)
+    assert type(again) is type(model)
+    assert again.get_config() == model.get_config()
+    np.testing.assert_array_equal(
+        outputs_of(again, inputs), outputs_of(model, inputs)
+    )
+
+
+@every_model
+def test_half_precision_has_float32_logits(name, rng):
+    """The policy is the argument's, not the global one."""
+    model = MODELS[name](dtype="mixed_bfloat16")
+    inputs, _ = batch_of(name, rng, 2)
+    outputs = model(keras.tree.map_structure(ops.convert_to_tensor, inputs))
+    dtype = keras.backend.standardize_dtype
+    assert dtype(outputs.dtype) == dtype(model.output.dtype) == "float32"
+    assert np.isfinite(to_numpy(outputs)).all()
+    assert model.moe_blocks[0].compute_dtype == "bfloat16"
+    again = type(model).from_config(model.get_config())
+    assert again.moe_blocks[0].compute_dtype == "bfloat16"
+
+
+@pytest.mark.parametrize("name", [n for n in MODELS if "Vision" not in n])
+def test_more_padding_changes_nothing(name, rng):
+    model = MODELS[name]()
+    inputs, _ = batch_of(name, rng, 4)
+    wider = keras.tree.map_structure(
+        lambda ids: np.pad(ids, [(0, 0), (0, 3)]), inputs
+    )
+    one, other = outputs_of(model, inputs), outputs_of(model, wider)
+    if one.ndim == 3:
+        ids = inputs["decoder_token_ids"] if "Seq" in name else inputs
+        one, other = one[ids != 0], other[:, :S][ids != 0]
+    np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+
+
+def test_a_text_of_padding_alone_is_finite():
+    model = MODELS["MoEClassifier"]()
+    assert np.isfinite(outputs_of(model, np.zeros((1, S), "int32"))).all()
+
+
+@pytest.mark.parametrize("name", ["MoETagger", "MoELanguageModel"])
+def test_padding_counts_in_no_loss(name, rng):
+    """`evaluate` is the mean cross-entropy of the other tokens, in NumPy.
+
+    Keras divides the sum by the tokens that count.
+    """
+    model = compile_model(MODELS[name]())
+    ids, labels = batch_of(name, rng, 4)
+    logits = outputs_of(model, ids).astype("float64")
+    shifted = logits - logits.max(-1, keepdims=True)
+    log_probs = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+    own = -np.take_along_axis(log_probs, labels[..., None], -1)[..., 0]
+    found = model.evaluate(ids, labels, verbose=0)
+    assert found == pytest.approx(own[ids != 0].mean(), rel=1e-4)
+
+
+def active_products(model):
+    """Multiplications a token meets in kernels, but for routers and heads."""
+    total = 0
+    for layer in model._flatten_layers():
+        if isinstance(layer, MoEBlock):
+            experts = kernels(layer.experts)
+            total += experts * layer.router.top_k // layer.num_experts
+            total += kernels(layer.shared_expert)
+        elif isinstance(layer, Expert) and layer.num_experts == 1:
+            shared = layer.name == "shared_expert"  # counted with its block
+            total += 0 if shared else kernels(layer)
+    return total
+
+
+def kernels(layer):
+    weights = [] if layer is None else layer.trainable_weights
+    return sum(int(np.prod(w.shape)) for w in weights if len(w.shape) == 3)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"gated": True, "shared_expert_dim": 5}, {"top_k": 1, "moe_every": 2}],
+    ids=["plain", "gated, shared", "every other"],
+)
+def test_the_dense_twin_has_equal_active_flops(options):
+    options = {"num_layers": 2, **options}
+    moe = MODELS["MoETagger"](**options)
+    dense = MODELS["MoETagger"](**options, num_experts=None)
+    assert len(moe.moe_blocks) == 2 // options.get("moe_every", 1)
+    assert not dense.moe_blocks
+    assert active_products(moe) == active_products(dense) > 0
+    matrices = 3 if options.get("gated") else 2
+    width = options.get("top_k", 2) * 6 + options.get("shared_expert_dim", 0)
+    assert active_products(dense) == 2 * matrices * 8 * width
+
+
+def test_moe_every_takes_the_last_of_each():
+    model = MODELS["MoETagger"](num_layers=5, moe_every=2)
+    kinds = [
+        type(layer.moe).__name__
+        for layer in model.layers
+        if hasattr(layer, "moe")
+    ]
+    assert kinds == ["Expert", "MoEBlock", "Expert", "MoEBlock", "Expert"]
+
+
+def test_each_block_has_a_copy_of_the_router():
+    router = keras_moe.SwitchRouter(3, jitter=0.1, seed=4)
+    model = MODELS["MoETagger"](num_layers=2, router=router)
+    first, second = (block.router for block in model.moe_blocks)
+    assert type(first) is type(second) is keras_moe.SwitchRouter
+    assert first.jitter == second.jitter == 0.1
+    assert first.seed != second.seed
+    assert first.kernel is not second.kernel
+    assert not router.built
+    twin = MODELS["MoETagger"](router=router, num_experts=None)
+    assert active_products(twin) == active_products(
+        MODELS["MoETagger"](top_k=1, num_experts=None)
+    )
+
+
+def test_a_router_by_ids_gets_the_token_ids(rng):
+    """Each expert gets as many rows as the hash of the ids says."""
+    model = MODELS["MoETagger"](router=keras_moe.HashRouter(3, seed=2))
+    again = type(model).from_config(model.get_config())
+    assert isinstance(again.moe_blocks[0].router, keras_moe.HashRouter)
+    ids, _ = batch_of("MoETagger", rng, 2)
+    block = model.moe_blocks[0]
+    inputs = rng.normal(size=(*ids.shape, 8)).astype("float32")
+    _, wanted = block(
+        inputs,
+        router_inputs=ops.convert_to_tensor(ids),
+        mask=ids != 0,
+        return_assignment=True,
+    )
+    seen = []
+    experts = block.experts.call
+    block.experts.call = lambda x, group_sizes, **kw: (
+        seen.append(to_numpy(group_sizes)) or experts(x, group_sizes, **kw)
+    )
+    outputs_of(model, ids)
+    index = to_numpy(wanted.expert_index)
+    np.testing.assert_array_equal(seen[0], np.bincount(index, minlength=4)[:3])
+
+
+def test_untied_weights_are_a_matrix_more():
+    tied, untied = (
+        MODELS["MoELanguageModel"](tie_weights=tie) for tie in (True, False)
+    )
+    more = untied.count_params() - tied.count_params()
+    assert more == V * COMMON["hidden_dim"]
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda: MODELS["MoETagger"](num_heads=3), "`num_heads` divides"),
+        (lambda: MODELS["MoETagger"](positions="none"), "`positions` must be"),
+        (lambda: MODELS["MoETagger"](moe_every=2), "`moe_every` must be at"),
+        (
+            lambda: MODELS["MoETagger"](num_heads=8),
+            "`rotary` positions need heads of an even width",
+        ),
+        (
+            lambda: models.MoETagger(0, 3, 12, **COMMON),
+            "`vocabulary_size` must be",
+        ),
+        (
+            lambda: models.MoEVisionClassifier((5, 4, 1), 2, 3, **COMMON),
+            "multiples of `patch_size`",
+        ),
+        (
+            lambda: models.MoEClassifier(num_classes=0, **TEXT, **COMMON),
+            "`num_classes` must be",
+        ),
+        (
+            lambda: MODELS["MoEClassifier"]()(np.ones((1, 13), "int32")),
+            "`inputs` must have at most `max_length` tokens",
+        ),
+    ],
+)
+def test_errors(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()

@@ -1,0 +1,240 @@
+"""Rotary positions, grouped heads, caches and the decoder block."""
+
+import keras
+import numpy as np
+import pytest
+from backend import draw, to_numpy
+from keras import ops
+
+from keras_moe import (
+    Expert,
+    ExpertChoiceRouter,
+    MoEBlock,
+    TransformerDecoderBlock,
+    TransformerEncoderBlock,
+)
+from keras_moe.layers.transformer import (
+    CachedAttention,
+    grouped_attention,
+    rotate,
+)
+
+B, S, D, N = 2, 5, 8, 4
+CLOSE = {"rtol": 1e-5, "atol": 1e-6}
+
+
+def test_rotary_positions_are_the_papers(rng):
+    """Su et al. 2021, eq. 34, on interleaved pairs, as it is printed."""
+    x, start, half = draw(rng, 1, S, 2, 6), 7, 3
+    theta = 10000.0 ** (-2 * np.arange(half) / (2 * half))
+    angles = (start + np.arange(S))[:, None] * theta
+    cos, sin = (np.repeat(f(angles), 2, axis=-1) for f in (np.cos, np.sin))
+    interleaved = np.empty_like(x)
+    interleaved[..., 0::2], interleaved[..., 1::2] = (
+        x[..., :half],
+        x[..., half:],
+    )
+    partner = np.empty_like(x)
+    partner[..., 0::2] = -interleaved[..., 1::2]
+    partner[..., 1::2] = interleaved[..., 0::2]
+    wanted = interleaved * cos[:, None] + partner * sin[:, None]
+    found = to_numpy(rotate(x, start + np.arange(S)))
+    np.testing.assert_allclose(found[..., :half], wanted[..., 0::2], **CLOSE)
+    np.testing.assert_allclose(found[..., half:], wanted[..., 1::2], **CLOSE)
+
+
+def test_rotary_products_depend_on_the_distance(rng):
+    q, k = draw(rng, 1, 1, 1, 6), draw(rng, 1, 1, 1, 6)
+
+    def product(m, n):
+        at = [to_numpy(rotate(x, np.array([p]))) for x, p in ((q, m), (k, n))]
+        return float((at[0] * at[1]).sum())
+
+    assert product(3, 1) == pytest.approx(product(42, 40), abs=1e-4)
+    assert product(3, 1) != pytest.approx(product(1, 3), abs=1e-2)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_it_is_keras_attention(causal, rng):
+    x, mask = draw(rng, B, S, D), np.arange(S) < np.array([[S], [3]])
+    ours = CachedAttention(N, causal=causal)
+    theirs = keras.layers.MultiHeadAttention(N, D // N)
+    ours.build((B, S, D))
+    theirs.build((B, S, D), (B, S, D))
+    assert [w.shape for w in ours.weights] == [w.shape for w in theirs.weights]
+    for one, other in zip(ours.weights, theirs.weights, strict=True):
+        value = draw(rng, *one.shape)
+        one.assign(value)
+        other.assign(value)
+    found = to_numpy(ours(x, key_mask=mask))
+    wanted = to_numpy(
+        theirs(x, x, attention_mask=mask[:, None], use_causal_mask=causal)
+    )
+    np.testing.assert_allclose(found, wanted, **CLOSE)
+
+
+def test_grouped_heads_are_repeated_heads(rng):
+    query, key, value = draw(rng, B, S, 4, 3), *draw(rng, 2, B, 7, 2, 3)
+    readable = rng.random((B, 1, S, 7)) < 0.7
+    found = grouped_attention(query, key, value, readable)
+    repeated = (np.repeat(x, 2, axis=2) for x in (key, value))
+    wanted = grouped_attention(query, *repeated, readable)
+    np.testing.assert_allclose(to_numpy(found), to_numpy(wanted), **CLOSE)
+
+
+def test_attention_by_hand(rng):
+    """One head that reads two keys of three, in NumPy."""
+    query, key, value = (draw(rng, 1, n, 1, 2) for n in (1, 3, 3))
+    scores = (key[0, :, 0] @ query[0, 0, 0] / np.sqrt(2))[:2]
+    weights = np.exp(scores) / np.exp(scores).sum()
+    found = grouped_attention(query, key, value, np.array([True, True, False]))
+    np.testing.assert_allclose(
+        to_numpy(found)[0, 0, 0], weights @ value[0, :2, 0], **CLOSE
+    )
+
+
+def test_a_query_without_keys_is_finite(rng):
+    x = draw(rng, B, S, D)
+    outputs = CachedAttention(N)(x, key_mask=np.zeros((B, S), bool))
+    assert np.isfinite(to_numpy(outputs)).all()
+
+
+def decoder(**options):
+    moe = MoEBlock(3, 6, activation="gelu")
+    return TransformerDecoderBlock(N, moe, num_key_value_heads=2, **options)
+
+
+@pytest.mark.parametrize("pieces", [[1] * S, [3, 2]], ids=["ones", "two"])
+def test_a_cache_gives_what_the_whole_gives(pieces, rng):
+    x, memory = draw(rng, B, S, D), draw(rng, B, 3, D)
+    readable = np.array([[True, True, False], [True] * 3])
+    block = decoder(cross_attention=True)
+    wanted = block(x, encoder_outputs=memory, encoder_mask=readable)
+    cache = block.empty_cache(B, S + 2)
+    assert {tuple(part.shape) for part in cache} == {(B, S + 2, 2, D // N)}
+    read = block.encoder_cache_of(ops.convert_to_tensor(memory))
+    found, index = [], 0
+    for length in pieces:
+        part, cache = block(
+            x[:, index : index + length],
+            cache=cache,
+            index=ops.convert_to_tensor(index, dtype="int32"),
+            encoder_cache=read,
+            encoder_mask=readable,
+        )
+        found.append(to_numpy(part))
+        index += length
+    np.testing.assert_allclose(
+        np.concatenate(found, 1), to_numpy(wanted), **CLOSE
+    )
+
+
+def test_cross_attention_reads_what_the_mask_leaves(rng):
+    x, memory = draw(rng, B, S, D), draw(rng, B, 3, D)
+    readable = np.array([[True, True, False]] * B)
+    block = decoder(cross_attention=True)
+
+    def outputs(memory):
+        given = {"encoder_outputs": memory, "encoder_mask": readable}
+        return to_numpy(block(x, **given))
+
+    masked, seen = memory.copy(), memory.copy()
+    masked[:, 2] = 9.0
+    seen[:, 1] = 9.0
+    np.testing.assert_array_equal(outputs(masked), outputs(memory))
+    assert np.abs(outputs(seen) - outputs(memory)).max() > 1e-3
+
+
+def test_padding_changes_no_other_token(rng):
+    x = draw(rng, B, S, D)
+    mask = np.arange(S) != 1  # in the middle, where causality hides nothing
+    mask = np.tile(mask, (B, 1))
+    changed = x.copy()
+    changed[:, 1] = 5.0
+    for block in (
+        decoder(),
+        TransformerEncoderBlock(N, Expert(6), rotary=True),
+    ):
+        one, other = (to_numpy(block(y, mask=mask)) for y in (x, changed))
+        np.testing.assert_array_equal(one[mask], other[mask])
+
+
+def test_the_assignment_is_returned(rng):
+    x = draw(rng, B, S, D)
+    block = decoder()
+    outputs, assignment = block(x, return_assignment=True)
+    assert outputs.shape == x.shape
+    assert assignment.expert_index.shape == (B * S * 2,)
+    again = block(x, replay=assignment)
+    np.testing.assert_allclose(to_numpy(again), to_numpy(outputs), **CLOSE)
+    *_, cache, assignment = block(
+        x, cache=block.empty_cache(B, S), return_assignment=True
+    )
+    assert len(cache) == 2 and assignment.router_probs.shape == (B * S, 3)
+    symbolic = block(keras.Input((S, D)), return_assignment=True)
+    assert symbolic[1].router_probs.shape == (None, 3)
+
+
+def test_an_encoder_with_options_has_its_config():
+    block = TransformerEncoderBlock(
+        4, Expert(6), num_key_value_heads=2, rotary=True
+    )
+    again = TransformerEncoderBlock.from_config(block.get_config())
+    assert (again.num_key_value_heads, again.rotary) == (2, True)
+    attention = CachedAttention(4, 2, True, True, False)
+    config = CachedAttention.from_config(attention.get_config()).get_config()
+    assert config == attention.get_config()
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda: CachedAttention(4, 3), "`num_key_value_heads` must divide"),
+        (lambda: CachedAttention(3).build((None, 5, 8)), "`num_heads` divides"),
+        (
+            lambda: CachedAttention(8, rotary=True).build((None, 5, 8)),
+            "`rotary` positions need heads of an even width",
+        ),
+        (
+            lambda: TransformerDecoderBlock(
+                2,
+                MoEBlock(
+                    3,
+                    router=ExpertChoiceRouter(3, bidirectional=True),
+                    intermediate_dim=6,
+                ),
+            ),
+            "router that does not look at later tokens.*ExpertChoiceRouter",
+        ),
+        (
+            lambda: TransformerDecoderBlock(
+                2, MoEBlock(3, 6, capacity_factor=1.0, priority="score")
+            ),
+            "must not have priority='score'",
+        ),
+        (
+            lambda: decoder(cross_attention=True)(np.zeros((B, S, D))),
+            "`encoder_outputs` must be given",
+        ),
+        (
+            lambda: decoder()(
+                np.zeros((B, S, D)), encoder_outputs=np.zeros((B, 3, D))
+            ),
+            "`encoder_outputs` must be given where, and only where",
+        ),
+        (
+            lambda: of_capacity(np.zeros((B, S, D), "float32")),
+            "`cache` must be None where evaluation drops tokens",
+        ),
+    ],
+)
+def test_errors(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def of_capacity(x):
+    moe = MoEBlock(3, 6, eval_capacity_factor=1.0)
+    block = TransformerDecoderBlock(2, moe)
+    block(x)
+    block(x, cache=block.empty_cache(B, S))
