@@ -14,7 +14,7 @@ import typer
 
 MOST_WORDS = 40
 BATCH_SIZE = 32
-EPOCHS = 12
+EPOCHS = 8
 LEARNING_RATE = 2e-3
 DROPOUT = 0.3
 SIZE = {"num_layers": 2, "hidden_dim": 64, "intermediate_dim": 64}

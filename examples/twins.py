@@ -87,7 +87,8 @@ class Task:
         evaluate: from a model to a dict of figures on held-out data.
         sample: held-out inputs for what is reloaded and exported.
         floor: `(name, value)` of the figure for something simple, or None.
-        more: from the first seed's MoE to a dict for the results, or None.
+        more: from the first seed's MoE to a dict for the results, or None;
+            its "differences" are judged with the others.
     """
 
     name: str
@@ -160,6 +161,7 @@ def run_tasks(options, tasks):
         )
         if task.more:
             result["more"] = task.more(models["moe"])
+            result["differences"] |= result["more"].pop("differences", {})
         done.append(result)
     results = {**about, "tasks": done}
     write_json(results, options.output / "results.json")

@@ -16,10 +16,26 @@ def write_markdown(runs, path):
 
 
 def markdown(runs):
-    """Returns the table: a row for each task of each example."""
-    rows = (row(task) for results in runs for task in results["tasks"])
-    lines = ("| " + " | ".join(cells) + " |" for cells in rows)
-    return "\n".join([HEAD, RULE, *lines])
+    """Returns the table, a row for each task of each example, and notes."""
+    tasks = [task for results in runs for task in results["tasks"]]
+    lines = ("| " + " | ".join(row(task)) + " |" for task in tasks)
+    return "\n".join([HEAD, RULE, *lines, *generation_notes(tasks)])
+
+
+def generation_notes(tasks):
+    """Yields what was measured of generation, below the table."""
+    for task in tasks:
+        more = task.get("more", {})
+        times = more.get("cpu_milliseconds_at_position")
+        if times:
+            each = ", ".join(f"{p}: {ms:.1f}" for p, ms in times.items())
+            cpu = more["cpu_seconds"]
+            yield (
+                f"\n{task['data']}, one generated token with the cache, CPU "
+                f"milliseconds at a position: {each}. {more['tokens']} tokens "
+                f"take {cpu['cached']:.1f} CPU seconds with the cache and "
+                f"{cpu['uncached']:.1f} without."
+            )
 
 
 def row(task):
