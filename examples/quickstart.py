@@ -47,13 +47,18 @@ def main(arguments=None):
     except QuickstartError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    return blame(results, options.output / "results.json")
+
+
+def blame(results, path):
+    """Prints an error for each difference too large; returns the exit code."""
     missed = report.failures(results)
     for name in missed:
         d = results["differences"][name]
         print(
             f"error: {name} differs from the trained model by "
             f"{d['largest']:.1e}, more than {d['tolerance']:.0e}. Please "
-            f"report it with {options.output / 'results.json'}.",
+            f"report it with {path}.",
             file=sys.stderr,
         )
     return 1 if missed else 0

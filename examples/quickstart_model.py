@@ -117,13 +117,13 @@ def train(kind, data, epochs, seed):
     return model
 
 
-def learning_rate(steps):
+def learning_rate(steps, peak=LEARNING_RATE):
     """Warms up for a tenth of the steps, then falls along a cosine to 0."""
     warmup = max(1, steps // 10)
     return keras.optimizers.schedules.CosineDecay(
         0.0,
         max(1, steps - warmup),
-        warmup_target=LEARNING_RATE,
+        warmup_target=peak,
         warmup_steps=warmup,
     )
 
@@ -138,7 +138,7 @@ def count_parameters(model):
     if model.name == "moe":
         for block in find_blocks(model):
             experts = size(block.experts)
-            idle += experts - experts * TOP_K // block.num_experts
+            idle += experts - experts * block.router.top_k // block.num_experts
     return {"total": size(model), "active": size(model) - idle}
 
 

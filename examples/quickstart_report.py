@@ -36,6 +36,11 @@ def compare(expected, path, tolerance):
         largest = max(
             float(np.max(np.abs(arrays[name] - expected))) for name in arrays
         )
+    return judge(largest, tolerance)
+
+
+def judge(largest, tolerance):
+    """Returns a difference, its tolerance and whether it is within."""
     passed = bool(largest <= tolerance)  # False for NaN
     return {"largest": largest, "tolerance": tolerance, "passed": passed}
 

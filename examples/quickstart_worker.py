@@ -1,13 +1,14 @@
-"""What `quickstart.py` runs in processes of their own.
+"""What `quickstart.py` and other examples run in processes of their own.
 
-    quickstart_worker.py predict MODEL.keras IMAGES.npz OUT.npz
-    quickstart_worker.py export MODEL.keras SAVED_MODEL_DIR MODEL.tflite
-    quickstart_worker.py saved_model SAVED_MODEL_DIR IMAGES.npz OUT.npz
-    quickstart_worker.py litert MODEL.tflite IMAGES.npz OUT.npz
+    quickstart_worker.py predict MODEL.keras INPUTS.npz OUT.npz
+    quickstart_worker.py export MODEL.keras SAVED_MODEL_DIR [MODEL.tflite]
+    quickstart_worker.py saved_model SAVED_MODEL_DIR INPUTS.npz OUT.npz
+    quickstart_worker.py litert MODEL.tflite INPUTS.npz OUT.npz
 
 The first two load the `.keras` file under the backend that KERAS_BACKEND
 names. The last two know neither Keras nor keras_moe: an artifact runs in its
-own runtime alone, once on all images together and once in small batches.
+own runtime alone, once on all inputs together and once in small batches.
+INPUTS.npz holds one array, or one for each of a model's named inputs.
 """
 
 import sys
@@ -28,18 +29,18 @@ def main(command, *paths):
     jobs[command](*paths)
 
 
-def predict(model_path, images_path, out_path):
-    """Writes the probabilities of a `.keras` file under this backend."""
+def predict(model_path, inputs_path, out_path):
+    """Writes the outputs of a `.keras` file under this backend."""
     model = load_model(model_path)
-    images = np.load(images_path)["images"]
-    np.savez(out_path, all=model.predict(images, verbose=0))
+    np.savez(out_path, all=model.predict(read(inputs_path), verbose=0))
 
 
-def export(model_path, saved_model_path, litert_path):
+def export(model_path, saved_model_path, litert_path=None):
     """Exports a `.keras` file; the backend must be TensorFlow."""
     model = load_model(model_path)
     model.export(saved_model_path, format="tf_saved_model", verbose=False)
-    model.export(litert_path, format="litert", verbose=False)
+    if litert_path:
+        model.export(litert_path, format="litert", verbose=False)
 
 
 def load_model(path):
@@ -54,20 +55,20 @@ def load_model(path):
     return keras.models.load_model(path, compile=False)
 
 
-def run_saved_model(saved_model_path, images_path, out_path):
-    """Writes the probabilities of a SavedModel in plain TensorFlow."""
+def run_saved_model(saved_model_path, inputs_path, out_path):
+    """Writes the outputs of a SavedModel in plain TensorFlow."""
     import tensorflow as tf
 
     module = tf.saved_model.load(saved_model_path)
-    run_at_two_batch_sizes(
-        lambda batch: module.serve(tf.constant(batch)).numpy(),
-        images_path,
-        out_path,
-    )
+
+    def run(batch):
+        return module.serve(tf.nest.map_structure(tf.constant, batch)).numpy()
+
+    run_at_two_batch_sizes(run, inputs_path, out_path)
 
 
-def run_litert(litert_path, images_path, out_path):
-    """Writes the probabilities of a LiteRT model; no TensorFlow op helps."""
+def run_litert(litert_path, inputs_path, out_path):
+    """Writes the outputs of a LiteRT model; no TensorFlow op helps."""
     from ai_edge_litert.interpreter import Interpreter
 
     interpreter = Interpreter(litert_path)
@@ -86,17 +87,32 @@ def run_litert(litert_path, images_path, out_path):
         interpreter.invoke()
         return interpreter.get_tensor(target["index"])
 
-    run_at_two_batch_sizes(run, images_path, out_path)
+    run_at_two_batch_sizes(run, inputs_path, out_path)
     if "tensorflow" in sys.modules:
         raise RuntimeError("the LiteRT run must not import TensorFlow")
 
 
-def run_at_two_batch_sizes(run, images_path, out_path):
+def read(inputs_path):
+    """Returns the one array of an `.npz`, or a dict of several."""
+    with np.load(inputs_path) as arrays:
+        inputs = dict(arrays)
+    return inputs if len(inputs) > 1 else next(iter(inputs.values()))
+
+
+def run_at_two_batch_sizes(run, inputs_path, out_path):
     """Writes `all` (one batch) and `small` (batches of 7), both in order."""
-    images = np.load(images_path)["images"]
-    starts = range(0, len(images), SMALL_BATCH)
-    small = [run(images[start : start + SMALL_BATCH]) for start in starts]
-    np.savez(out_path, all=run(images), small=np.concatenate(small))
+    inputs = read(inputs_path)
+    named = isinstance(inputs, dict)
+    length = len(next(iter(inputs.values())) if named else inputs)
+
+    def rows(start):
+        chosen = slice(start, start + SMALL_BATCH)
+        if named:
+            return {name: array[chosen] for name, array in inputs.items()}
+        return inputs[chosen]
+
+    small = [run(rows(start)) for start in range(0, length, SMALL_BATCH)]
+    np.savez(out_path, all=run(inputs), small=np.concatenate(small))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,187 @@
+"""Trains a character language model, MoE and dense twin, and generates.
+
+    python examples/language_model.py [--data FOLDER] [--backend torch]
+
+Tiny Shakespeare (Karpathy 2015), its last tenth held out. The MoE and its
+dense twin of equal active FLOPs are trained for as many steps on the same
+characters, for three seeds, and compared by the mean loss of the held-out
+characters, in nats. Then the MoE generates: with the cache of keys and values
+and without, which must give the same tokens, and a token is timed at several
+positions.
+
+B batch, S context, N windows, V characters and padding.
+"""
+
+import time
+
+import numpy as np
+import twins
+import typer
+from quickstart_report import judge
+
+SOURCE = ("tinyshakespeare", "input.txt")
+CONTEXT = 64
+BATCH_SIZE = 16
+STEPS = 1500
+LEARNING_RATE = 2e-3
+SIZE = {"num_layers": 3, "hidden_dim": 128, "intermediate_dim": 256}
+QUICK_SIZE = {"num_layers": 1, "hidden_dim": 16, "intermediate_dim": 16}
+LONGEST = 512  # that the model generates
+PROMPT = "ROMEO:\nWhat"
+TIMINGS = 30
+
+
+class Characters:
+    """Characters as ids 1 ... V - 1, in the order of their code points."""
+
+    def __init__(self, text):
+        self.symbols = sorted(set(text))
+        self.ids = {symbol: n for n, symbol in enumerate(self.symbols, 1)}
+        self.size = len(self.symbols) + 1
+
+    def encode(self, text):
+        """Returns int32 `(length,)`."""
+        return np.array([self.ids[symbol] for symbol in text], "int32")
+
+    def decode(self, ids):
+        """Returns the text of ids; padding is nothing."""
+        return "".join(self.symbols[i - 1] for i in ids if i)
+
+
+def split(ids):
+    """Returns the first nine tenths and the last."""
+    cut = len(ids) * 9 // 10
+    return ids[:cut], ids[cut:]
+
+
+def windows(ids, starts, context):
+    """Returns `(inputs, targets, weights)`, each `(N, S)`.
+
+    A window's targets are its inputs moved by one.
+    """
+    rows = ids[np.asarray(starts)[:, None] + np.arange(context + 1)]
+    return rows[:, :-1], rows[:, 1:], np.ones((len(rows), context), "float32")
+
+
+def random_windows(ids, count, context, seed):
+    """Returns windows that start anywhere; see `windows`."""
+    starts = np.random.default_rng(seed).integers(0, len(ids) - context, count)
+    return windows(ids, starts, context)
+
+
+def all_windows(ids, context):
+    """Returns windows that hold each target once; see `windows`."""
+    return windows(ids, np.arange(0, len(ids) - context, context), context)
+
+
+def make_tasks(options):
+    """Returns the one task."""
+    import twins_model
+
+    import keras_moe
+
+    path = options.source(*SOURCE)
+    text = path.read_text(encoding="utf-8")
+    characters = Characters(text)
+    train_ids, held_out_ids = split(characters.encode(text))
+    held_out = all_windows(held_out_ids, CONTEXT)
+    if options.quick:
+        held_out = tuple(part[:64] for part in held_out)
+    count = options.count(STEPS, 20) * BATCH_SIZE
+
+    def build(**kind):
+        return keras_moe.models.MoELanguageModel(
+            vocabulary_size=characters.size,
+            max_length=options.count(LONGEST, 32),
+            num_heads=4,
+            **kind,
+            **options.count(SIZE, QUICK_SIZE),
+        )
+
+    def train(model, seed):
+        data = random_windows(train_ids, count, CONTEXT, seed)
+        twins_model.fit(
+            model, data, BATCH_SIZE, 1, peak=LEARNING_RATE, shuffle=False
+        )
+
+    def evaluate(model):
+        inputs, targets, _ = held_out
+        loss = model.evaluate(inputs, targets, batch_size=64, verbose=0)
+        return {"loss": float(loss)}
+
+    return [
+        twins.Task(
+            name="tinyshakespeare",
+            figure="loss",
+            better="lower",
+            build=build,
+            train=train,
+            evaluate=evaluate,
+            sample=held_out[0][:32],
+            more=lambda model: generation(model, characters),
+        )
+    ]
+
+
+def generation(model, characters):
+    """Generates with the cache and without, and times it."""
+    prompt = characters.encode(PROMPT)[None]
+    length = min(128, model.max_length)
+    written, seconds = {}, {}
+    for name, use_cache in (("cached", True), ("uncached", False)):
+        model.generate(prompt, length, use_cache=use_cache)  # compiles
+        start = time.process_time()
+        (ids,) = model.generate(prompt, length, use_cache=use_cache)
+        seconds[name] = round(time.process_time() - start, 3)
+        written[name] = ids
+    text = characters.decode(written["cached"])
+    print(text)
+    different = np.sum(written["cached"] != written["uncached"])
+    return {
+        "differences": {"tokens without the cache": judge(int(different), 0)},
+        "text": text,
+        "tokens": length - prompt.shape[1],
+        "cpu_seconds": seconds,
+        "cpu_milliseconds_at_position": time_positions(model),
+    }
+
+
+def time_positions(model):
+    """Returns the time of one cached token at several positions."""
+    length = model.max_length
+    positions = [0, *(length * n // 4 for n in (1, 2, 3)), length - 1]
+    return {position: time_step(model, position) for position in positions}
+
+
+def time_step(model, position):
+    """Returns the median CPU time of a step, in milliseconds."""
+    from keras import ops
+
+    token = ops.ones((1, 1), dtype="int32")
+    cache = model.empty_cache(1, model.max_length)
+    index = ops.convert_to_tensor(position, dtype="int32")
+    times = []
+    for _ in range(TIMINGS):
+        start = time.process_time()
+        logits, _ = model.step(token, cache, index)
+        ops.convert_to_numpy(logits)
+        times.append(time.process_time() - start)
+    return round(1e3 * float(np.median(times)), 2)
+
+
+def main(
+    backend: twins.Backend = "torch",
+    seeds: twins.Seeds = 3,
+    quick: twins.Quick = False,
+    output: twins.Output = None,
+    data: twins.Data = None,
+):
+    """Trains a character language model, MoE and dense twin; generates."""
+    options = twins.Options(
+        "language_model", backend, seeds, quick, output, data
+    )
+    raise typer.Exit(twins.run(options, (), make_tasks, [SOURCE]))
+
+
+if __name__ == "__main__":
+    typer.run(main)
