@@ -114,15 +114,30 @@ def run(options, packages, make_tasks, sources=()):
     Returns:
         The exit code: 1 where something is missing or a difference too large.
     """
+    return start(
+        options,
+        lambda options: report_tasks(options, make_tasks(options)),
+        packages,
+        sources,
+    )
+
+
+def start(options, job, packages, sources):
+    """Checks what must be there, starts Keras and returns the job's code."""
     try:
         for parts in sources:
             options.source(*parts)
         check_packages(packages)
         quickstart.prepare(options)
-        results = run_tasks(options, make_tasks(options))
+        return job(options)
     except QuickstartError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+
+
+def report_tasks(options, tasks):
+    """Runs the tasks; returns 1 where a difference is too large."""
+    results = run_tasks(options, tasks)
     differences = {
         f"{task['data']}, {name}": difference
         for task in results["tasks"]

@@ -42,7 +42,8 @@ class MixtureOfModels(Mixture, keras.Model):
             out where `router` is given.
         features: layer from the inputs to float `(B, D)`, what the router
             sees, such as an embedding with pooling. None is the inputs' mean
-            over the axes between the first and the last; they must be floats.
+            over the axes between the first and the last; they must be floats,
+            unless the router goes by `router_inputs` alone.
         capacity_factor, eval_capacity_factor, priority, load_balancing_weight,
         router_z_weight: as in `MoEBlock`, with examples for tokens; for
             sparse mixtures.
@@ -108,6 +109,8 @@ class MixtureOfModels(Mixture, keras.Model):
         """Creates the weights for inputs `(B, ...)`."""
         self.experts.build(input_shape)
         features_shape = input_shape
+        if not self.router.reads_tokens:
+            features_shape = (None, 1)
         if self.features is not None:
             if not self.features.built:
                 self.features.build(input_shape)
@@ -157,6 +160,9 @@ class MixtureOfModels(Mixture, keras.Model):
         if self.features is not None:
             options = mask_for(self.features, mask)
             return self.features(inputs, **options), example_mask
+        if not self.router.reads_tokens:
+            examples = ops.shape(tree.flatten(inputs)[0])[0]
+            return ops.zeros((examples, 1)), example_mask
         _check_floating(inputs)
         width = inputs.shape[-1]
         tokens, token_mask = flatten_tokens(inputs, mask, width)

@@ -95,6 +95,7 @@ class BaseRouter(ExpertSwitches, keras.layers.Layer):
     load_balancing_weight = 0.0  # a block's, where it is told nothing else
     has_loss = False  # whether `router_loss` is more than zero
     causal = False
+    reads_tokens = True  # False where router inputs alone decide
     reads_context = False
 
     def __init__(

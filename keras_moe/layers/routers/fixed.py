@@ -49,6 +49,7 @@ class HashRouter(BaseRouter):
         self.top_k = checks.check_top_k(top_k, num_experts)
         self.method = checks.check_choice("method", method, METHODS)
         by_place = method == "round_robin"
+        self.reads_tokens = False
         self.causal = not by_place  # places change from batch to batch
         self.router_inputs_use = "none" if by_place else "required"
 
@@ -105,6 +106,7 @@ class RuleRouter(BaseRouter):
     ):
         super().__init__(num_experts, **kwargs)
         self.rule = router_checks.check_rule(rule)
+        self.reads_tokens = rule is not None
         self.causal = rule is None or getattr(rule, "causal", False)
         self.default_expert = router_checks.check_default_expert(
             default_expert, num_experts
