@@ -30,7 +30,7 @@ def some(*names):
     return pytest.mark.parametrize("name", names)
 
 
-@some("MoELanguageModel", "MoEVisionClassifier", ALL_PARTS)
+@some("MoEVisionClassifier", ALL_PARTS)
 def test_it_learns_saves_and_loads(name, rng, tmp_path):
     model = compile_model(MODELS[name](seed=1))
     inputs, labels = batch_of(name, rng)
@@ -46,10 +46,9 @@ def test_it_learns_saves_and_loads(name, rng, tmp_path):
         np.testing.assert_array_equal(to_numpy(one), to_numpy(other))
     if COMPILING_IS_DEAR:
         return
-    predicted = model.predict(inputs, batch_size=16, verbose=0)
-    np.testing.assert_allclose(
-        outputs_of(again, inputs), predicted, rtol=1e-5, atol=1e-6
-    )
+    tensors = keras.tree.map_structure(ops.convert_to_tensor, inputs)
+    one, other = (to_numpy(m(tensors)) for m in (again, model))
+    np.testing.assert_array_equal(one, other)
 
 
 @some(ALL_PARTS)
@@ -167,7 +166,7 @@ def test_each_block_has_a_copy_of_the_router():
     )
 
 
-@pytest.mark.skipif(COMPILING_IS_DEAR, reason="looks into a program")
+@pytest.mark.skipif(COMPILING_IS_DEAR, reason="runs uncompiled")
 def test_a_router_by_ids_gets_the_token_ids(rng):
     """Each expert gets as many rows as the hash of the ids says."""
     model = MODELS["MoETagger"](router=keras_moe.HashRouter(3, seed=2))
@@ -187,7 +186,7 @@ def test_a_router_by_ids_gets_the_token_ids(rng):
     block.experts.call = lambda x, group_sizes, **kw: (
         seen.append(to_numpy(group_sizes)) or experts(x, group_sizes, **kw)
     )
-    outputs_of(model, ids)
+    model(ops.convert_to_tensor(ids))  # not compiled: `experts` is watched
     index = to_numpy(wanted.expert_index)
     np.testing.assert_array_equal(seen[0], np.bincount(index, minlength=4)[:3])
 

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from backend import draw, to_numpy
 from keras import ops
+from model_zoo import compiled
 
 from keras_moe import (
     Expert,
@@ -67,11 +68,12 @@ def test_it_is_keras_attention(causal, rng):
         value = draw(rng, *one.shape)
         one.assign(value)
         other.assign(value)
-    found = to_numpy(ours(x, key_mask=mask))
-    wanted = to_numpy(
-        theirs(x, x, attention_mask=mask[:, None], use_causal_mask=causal)
-    )
-    np.testing.assert_allclose(found, wanted, **CLOSE)
+    tensor = ops.convert_to_tensor(x)
+    found = compiled(ours, key_mask=mask)(tensor)
+    wanted = compiled(
+        theirs, attention_mask=mask[:, None], use_causal_mask=causal
+    )(tensor, tensor)
+    np.testing.assert_allclose(to_numpy(found), to_numpy(wanted), **CLOSE)
 
 
 def test_grouped_heads_are_repeated_heads(rng):
@@ -166,7 +168,11 @@ def test_padding_changes_no_other_token(rng):
         decoder(),
         TransformerEncoderBlock(N, Expert(6), rotary=True),
     ):
-        one, other = (to_numpy(block(y, mask=mask)) for y in (x, changed))
+        block.build(x.shape)
+        run = compiled(block, mask=mask)
+        one, other = (
+            to_numpy(run(ops.convert_to_tensor(y))) for y in (x, changed)
+        )
         np.testing.assert_array_equal(one[mask], other[mask])
 
 
