@@ -19,7 +19,7 @@ OTHERS = sorted({"jax", "tensorflow", "torch"} - {BACKEND})
 def two_blocks():
     """The second takes the first's own experts."""
     first = MoEBlock(E, F, name="first")
-    return first, MoEBlock(E, experts=first.experts, name="second")
+    return first, MoEBlock(E, share_experts_with=first, name="second")
 
 
 def three_blocks():
@@ -213,3 +213,12 @@ def test_parts_that_are_given_and_not_shared_load_too(tmp_path):
     again = keras.saving.load_model(tmp_path / "model.keras")
     assert len(again.variables) == len(model.variables)
     assert len({id(bank) for bank in experts_of(again)}) == 2
+
+
+def test_experts_are_shared_or_given():
+    first = MoEBlock(E, F)
+    assert MoEBlock(E, experts=first.experts).experts is first.experts
+    with pytest.raises(ValueError, match="`share_experts_with` must be"):
+        MoEBlock(E, experts=first.experts, share_experts_with=first)
+    with pytest.raises(ValueError, match="`share_experts_with` must be"):
+        MoEBlock(E, share_experts_with=Router(E))

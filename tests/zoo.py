@@ -119,6 +119,25 @@ LAYERS = {
     "PLE": lambda **kw: Averaged(
         keras_moe.PLE(2, 1, 2, 12, activation="silu", gated=True, **kw)
     ),
+    "MoEBlock of unlike experts": lambda **kw: keras_moe.MoEBlock(
+        2,
+        top_k=1,
+        experts=[
+            keras.layers.Conv1D(WIDTH, 3, padding="same", **kw),
+            keras.layers.Dense(WIDTH, "tanh", **kw),
+        ],
+        level="example",
+        **kw,
+    ),
+    "MixtureOfModels": lambda **kw: keras_moe.MixtureOfModels(
+        [
+            keras.layers.Conv1D(WIDTH, 3, padding="same", **kw),
+            keras_moe.Expert(12, **kw),
+        ],
+        top_k=1,
+        capacity_factor=2.0,
+        **kw,
+    ),
     "TransformerEncoderBlock": lambda **kw: keras_moe.TransformerEncoderBlock(
         2, keras_moe.MoEBlock(5, 12, **kw), **kw
     ),

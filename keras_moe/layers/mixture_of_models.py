@@ -224,6 +224,10 @@ class MixtureOfModels(Mixture, keras.Model):
 
         return tree.map_structure(bring_back, outputs)
 
+    def compute_output_shape(self, input_shape):
+        """Returns the shape of the outputs: the same for all experts."""
+        return self.experts.layers[0].compute_output_shape(input_shape)
+
     def compute_output_spec(
         self,
         inputs,

@@ -52,6 +52,8 @@ class MoEBlock(Mixture):
             see `ExpertLayers`. Those of another block, `other.experts`, are
             shared with it, in memory and in a saved model; a `router`
             likewise.
+        share_experts_with: another block, whose experts this one has as well;
+            a short form of `experts=other.experts`.
         level: `"token"` routes each token by itself; `"example"` each entry
             of the first axis whole, by its mean token (Kudugunta et al. 2021,
             "Beyond Distillation", section 2). An expert then sees examples
@@ -109,6 +111,7 @@ class MoEBlock(Mixture):
         shared_expert_dim: int | None = None,
         router=None,
         experts=None,
+        share_experts_with=None,
         level: str = "token",
         load_balancing: str = "switch",
         load_balancing_weight=None,
@@ -149,6 +152,7 @@ class MoEBlock(Mixture):
             "kernel_regularizer": keras.regularizers.get(kernel_regularizer),
             "remat": remat,
         }
+        experts = parts.shared_experts_of(experts, share_experts_with)
         self._experts_given = experts is not None
         self.experts = parts.experts_of(experts, num_experts, arguments, common)
         sharing.own(self, self.router, self.experts)

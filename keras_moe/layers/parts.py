@@ -85,6 +85,24 @@ def shared_expert_of(
     return Expert(name="shared_expert", **style, **common)
 
 
+def shared_experts_of(experts, other):
+    """Returns the experts that were given, or another block's.
+
+    Args:
+        experts: of the block, or None.
+        other: a block to share experts with, or None.
+    """
+    if other is None:
+        return experts
+    if experts is not None or not hasattr(other, "experts"):
+        raise ValueError(
+            "`share_experts_with` must be a block with experts, and `experts` "
+            f"left out beside it. Received: share_experts_with={other!r}, "
+            f"experts={experts!r}. Pass one of the two."
+        )
+    return other.experts
+
+
 def check_output_width(experts, hidden_dim: int) -> None:
     """Raises where a block's experts do not give what they get, D."""
     output_dim = getattr(experts, "output_dim", None)
