@@ -10,7 +10,7 @@ import keras_moe
 
 WIDTH = 64
 DROPOUT = 0.4
-BATCH_SIZE = 64
+BATCH_SIZE = 128
 NUM_INTENTS = 150
 NUM_DOMAINS = 10
 KINDS = ("convolution", "lstm", "transformer")
@@ -134,7 +134,7 @@ def freeze(experts):
         expert.trainable = False
 
 
-def fit(model, inputs, targets, epochs, learning_rate=3e-3):
+def fit(model, inputs, targets, epochs, learning_rate=4e-3):
     """Trains with Adam, its rate falling as a cosine."""
     steps = epochs * -(-len(targets) // BATCH_SIZE)
     rate = keras.optimizers.schedules.CosineDecay(learning_rate, steps)

@@ -109,7 +109,7 @@ def test_the_version_is_the_distributions():
 
 
 def test_importing_needs_keras_and_its_backend_only():
-    """And adds less than 0.3 s of CPU time; other backends and extras stay out."""
+    """And adds less than 0.3 s of CPU time; the rest stays out."""
     program = """
 import sys, time, json
 import keras
