@@ -2,8 +2,10 @@
 
 import keras
 import numpy as np
+from backend import to_numpy
+from keras import ops
 
-from keras_moe import models
+from keras_moe import kernels, models
 
 V, S = 9, 6
 COMMON = {
@@ -34,8 +36,9 @@ MODELS = {
 def batch_of(name, rng, samples=16):
     """Inputs and labels that follow from them; the last ids are padding."""
     if name == "MoEVisionClassifier":
-        images = rng.random((samples, 4, 4, 1)).astype("float32")
-        return images, (images.mean((1, 2, 3)) > 0.5).astype("int32")
+        labels = np.arange(samples) % 3
+        images = rng.random((samples, 4, 4, 1)) + labels[:, None, None, None]
+        return images.astype("float32"), labels
     ids = rng.integers(1, V, (samples, S)).astype("int32")
     ids[: samples // 2, -2:] = 0
     if name == "MoEClassifier":
@@ -56,3 +59,16 @@ def compile_model(model, learning_rate=0.05):
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
     )
     return model
+
+
+def compiled(layer, **options):
+    """The layer as one program: on JAX cheaper than its operations."""
+    return kernels.compiled(
+        lambda *args: layer(*args, **options), layer.variables
+    )
+
+
+def outputs_of(model, inputs):
+    """The outputs of a model, NumPy."""
+    inputs = keras.tree.map_structure(ops.convert_to_tensor, inputs)
+    return to_numpy(compiled(model, training=False)(inputs))

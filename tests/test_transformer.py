@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from backend import draw, to_numpy
 from keras import ops
+from model_zoo import compiled
 
 from keras_moe import (
     Expert,
@@ -12,6 +13,7 @@ from keras_moe import (
     MoEBlock,
     TransformerDecoderBlock,
     TransformerEncoderBlock,
+    kernels,
 )
 from keras_moe.layers.transformer import (
     CachedAttention,
@@ -66,11 +68,12 @@ def test_it_is_keras_attention(causal, rng):
         value = draw(rng, *one.shape)
         one.assign(value)
         other.assign(value)
-    found = to_numpy(ours(x, key_mask=mask))
-    wanted = to_numpy(
-        theirs(x, x, attention_mask=mask[:, None], use_causal_mask=causal)
-    )
-    np.testing.assert_allclose(found, wanted, **CLOSE)
+    tensor = ops.convert_to_tensor(x)
+    found = compiled(ours, key_mask=mask)(tensor)
+    wanted = compiled(
+        theirs, attention_mask=mask[:, None], use_causal_mask=causal
+    )(tensor, tensor)
+    np.testing.assert_allclose(to_numpy(found), to_numpy(wanted), **CLOSE)
 
 
 def test_grouped_heads_are_repeated_heads(rng):
@@ -104,29 +107,34 @@ def decoder(**options):
     return TransformerDecoderBlock(N, moe, num_key_value_heads=2, **options)
 
 
-@pytest.mark.parametrize("pieces", [[1] * S, [3, 2]], ids=["ones", "two"])
-def test_a_cache_gives_what_the_whole_gives(pieces, rng):
+def test_a_cache_gives_what_the_whole_gives(rng):
+    """Two tokens at once, then one by one."""
     x, memory = draw(rng, B, S, D), draw(rng, B, 3, D)
-    readable = np.array([[True, True, False], [True] * 3])
+    mask = np.array([[True, True, False], [True] * 3])
     block = decoder(cross_attention=True)
-    wanted = block(x, encoder_outputs=memory, encoder_mask=readable)
-    cache = block.empty_cache(B, S + 2)
-    assert {tuple(part.shape) for part in cache} == {(B, S + 2, 2, D // N)}
-    read = block.encoder_cache_of(ops.convert_to_tensor(memory))
-    found, index = [], 0
-    for length in pieces:
-        part, cache = block(
-            x[:, index : index + length],
-            cache=cache,
-            index=ops.convert_to_tensor(index, dtype="int32"),
-            encoder_cache=read,
-            encoder_mask=readable,
-        )
-        found.append(to_numpy(part))
-        index += length
-    np.testing.assert_allclose(
-        np.concatenate(found, 1), to_numpy(wanted), **CLOSE
+    block.build((B, S, D))
+
+    def whole(x, memory):
+        return block(x, encoder_outputs=memory, encoder_mask=mask)
+
+    def piece(x, cache, index, read):
+        given = {"encoder_cache": read, "encoder_mask": mask}
+        return block(x, cache=cache, index=index, **given)
+
+    memory = ops.convert_to_tensor(memory)
+    whole, piece = (
+        kernels.compiled(f, block.variables) for f in (whole, piece)
     )
+    wanted = to_numpy(whole(ops.convert_to_tensor(x), memory))
+    cache, read = block.empty_cache(B, S + 2), block.encoder_cache_of(memory)
+    assert {tuple(part.shape) for part in cache} == {(B, S + 2, 2, D // N)}
+    found = []
+    for start, stop in ((0, 2), (2, 3), (3, 4), (4, 5)):
+        tokens = ops.convert_to_tensor(x[:, start:stop])
+        index = ops.convert_to_tensor(start, dtype="int32")
+        part, cache = piece(tokens, cache, index, read)
+        found.append(to_numpy(part))
+    np.testing.assert_allclose(np.concatenate(found, 1), wanted, **CLOSE)
 
 
 def test_cross_attention_reads_what_the_mask_leaves(rng):
@@ -134,9 +142,14 @@ def test_cross_attention_reads_what_the_mask_leaves(rng):
     readable = np.array([[True, True, False]] * B)
     block = decoder(cross_attention=True)
 
+    block.build(x.shape)
+    run = kernels.compiled(
+        lambda memory: block(x, encoder_outputs=memory, encoder_mask=readable),
+        block.variables,
+    )
+
     def outputs(memory):
-        given = {"encoder_outputs": memory, "encoder_mask": readable}
-        return to_numpy(block(x, **given))
+        return to_numpy(run(ops.convert_to_tensor(memory)))
 
     masked, seen = memory.copy(), memory.copy()
     masked[:, 2] = 9.0
@@ -155,7 +168,11 @@ def test_padding_changes_no_other_token(rng):
         decoder(),
         TransformerEncoderBlock(N, Expert(6), rotary=True),
     ):
-        one, other = (to_numpy(block(y, mask=mask)) for y in (x, changed))
+        block.build(x.shape)
+        run = compiled(block, mask=mask)
+        one, other = (
+            to_numpy(run(ops.convert_to_tensor(y))) for y in (x, changed)
+        )
         np.testing.assert_array_equal(one[mask], other[mask])
 
 
@@ -236,5 +253,5 @@ def test_errors(make, message):
 def of_capacity(x):
     moe = MoEBlock(3, 6, eval_capacity_factor=1.0)
     block = TransformerDecoderBlock(2, moe)
-    block(x)
+    block.build(x.shape)
     block(x, cache=block.empty_cache(B, S))

@@ -135,6 +135,10 @@ class MeanPooling(keras.layers.Layer):
         """Returns None: there are no tokens any more."""
         return None
 
+    def get_config(self) -> dict:
+        """Returns the arguments that build this layer again."""
+        return super().get_config()
+
 
 def check_length(length: int | None, max_length: int) -> None:
     """Raises where a sequence is longer than there are positions."""

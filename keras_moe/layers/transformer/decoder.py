@@ -118,11 +118,12 @@ class TransformerDecoderBlock(PreNormBlock):
     ):
         """Attends, then runs the feed-forward part; see the class."""
         self._check_encoder(encoder_outputs, encoder_cache)
+        if cache is not None:
+            transformer_checks.check_cacheable(self.moe)
         x = self.attention_norm(inputs)
         if cache is None:
             x = self.attention(x, key_mask=mask)
         else:
-            transformer_checks.check_cacheable(self.moe)
             x, cache = self.attention(x, cache=cache, index=index)
         x = inputs + self.drop(x, training=training)
         if self.cross_attention:
