@@ -15,6 +15,10 @@ EXAMPLES = pathlib.Path(__file__).parents[1] / "examples"
 sys.path.insert(0, str(EXAMPLES))
 DATA = os.environ.get("KERAS_MOE_DATA_DIR")
 needs_data = pytest.mark.skipif(not DATA, reason="KERAS_MOE_DATA_DIR not set")
+once = pytest.mark.skipif(
+    BACKEND != "torch",
+    reason="test_models.py has these models on each backend; JAX takes minutes",
+)
 
 
 NOTHING = {"largest": 0.0, "tolerance": 0.0, "passed": True}
@@ -57,6 +61,7 @@ def test_language_model(tmp_path, no_check):
 
 
 @needs_data
+@once
 @pytest.mark.slow
 def test_tagger(tmp_path, no_check, monkeypatch):
     import tagger_data
@@ -71,6 +76,7 @@ def test_tagger(tmp_path, no_check, monkeypatch):
         assert (tmp_path / "wikigold" / "dense.keras").exists()
 
 
+@once
 @pytest.mark.slow
 def test_translation_saves_and_exports(tmp_path):
     """What is loaded and exported equals what is trained."""
