@@ -214,6 +214,26 @@ def test_padding_changes_nothing_and_is_sent_nowhere(rng):
     assert not to_numpy(z)[3].any()
 
 
+def test_a_mask_of_keras_reaches_the_experts_in_a_compiled_model(rng):
+    """Embedding(mask_zero=True) in front: padding of any length is nothing."""
+    ids = keras.Input((None,), dtype="int32")
+    x = layers.Embedding(WORDS, WIDTH, mask_zero=True)(ids)
+    mixture = MixtureOfModels(
+        [layers.GlobalAveragePooling1D(), layers.GlobalAveragePooling1D()],
+        features=layers.GlobalAveragePooling1D(),
+        top_k=1,
+    )
+    model = keras.Model(ids, mixture(x))
+    texts = rng.integers(1, WORDS, (4, 5))
+    longer = np.pad(texts, ((0, 0), (0, 3)))
+    np.testing.assert_allclose(
+        model.predict(longer, verbose=0),
+        model.predict(texts, verbose=0),
+        rtol=1e-5,
+        atol=1e-6,
+    )
+
+
 def test_capacity_drops_and_disabled_experts_are_avoided(rng):
     mixture = MixtureOfModels(
         dense_experts(2), router=RuleRouter(2), eval_capacity_factor=1.0

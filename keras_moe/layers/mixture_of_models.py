@@ -10,6 +10,7 @@ import keras
 from keras import ops, tree
 
 from keras_moe import dispatch, routing
+from keras_moe.layers import model_checks
 from keras_moe.layers.expert_layers import ExpertLayers, mask_for
 from keras_moe.layers.levels import mean_token
 from keras_moe.layers.mixture import Mixture
@@ -88,7 +89,7 @@ class MixtureOfModels(Mixture, keras.Model):
         num_experts = self.experts.num_experts
         self.top_k = top_k
         self._router_given = router is not None
-        _check_top_k(router, top_k)
+        model_checks.check_no_top_k(router, top_k)
         default = {} if router else {"top_k": top_k or num_experts}
         self.router = router_of(router, num_experts, default, {"seed": seed})
         self.features = features
@@ -115,7 +116,7 @@ class MixtureOfModels(Mixture, keras.Model):
             if not self.features.built:
                 self.features.build(input_shape)
             features_shape = self.features.compute_output_shape(input_shape)
-        _check_features_shape(features_shape, self.features)
+        model_checks.check_features_shape(features_shape, self.features)
         if not self.router.built:
             self.router.build((None, features_shape[-1]))
         self.build_report()
@@ -131,7 +132,7 @@ class MixtureOfModels(Mixture, keras.Model):
         inputs_mask: Tensor | None = None,
     ):
         """Routes, runs and weighs; see the class."""
-        mask = _only_mask(inputs_mask if mask is None else mask)
+        mask = model_checks.only_mask(inputs_mask if mask is None else mask)
         features, example_mask = self._features_of(inputs, mask)
         chosen = self.router(
             features,
@@ -155,15 +156,15 @@ class MixtureOfModels(Mixture, keras.Model):
         """What the router sees, `(B, D)`, and which examples are no padding."""
         example_mask = None
         if mask is not None:
-            mask = ops.cast(mask, "bool")
-            example_mask = ops.any(ops.reshape(mask, (len(mask), -1)), axis=1)
+            words = ops.reshape(mask, (ops.shape(mask)[0], -1))
+            example_mask = ops.any(ops.cast(words, "bool"), axis=1)
         if self.features is not None:
             options = mask_for(self.features, mask)
             return self.features(inputs, **options), example_mask
         if not self.router.reads_tokens:
             examples = ops.shape(tree.flatten(inputs)[0])[0]
             return ops.zeros((examples, 1)), example_mask
-        _check_floating(inputs)
+        model_checks.check_float_features(inputs)
         width = inputs.shape[-1]
         tokens, token_mask = flatten_tokens(inputs, mask, width)
         if len(inputs.shape) == 2:
@@ -288,48 +289,3 @@ _PARTS = (
     "load_balancing_weight",
     "dtype",
 )
-
-
-def _check_top_k(router, top_k):
-    if router is None or top_k in (None, router.top_k):
-        return
-    raise ValueError(
-        "`top_k` must be left out where `router` is given: the router brings "
-        f"its own. Received: top_k={top_k}, router with top_k={router.top_k}. "
-        "Set it on the router."
-    )
-
-
-def _only_mask(mask):
-    """The mask of a single tensor; those of a nest nobody would look at."""
-    leaves = tree.flatten(mask)
-    if all(leaf is None for leaf in leaves):
-        return None
-    if len(leaves) == 1:
-        return leaves[0]
-    raise ValueError(
-        "`mask` must be that of a single tensor. Received: masks of a nest, "
-        f"{mask}. Let each expert make its own, for instance with "
-        "Embedding(mask_zero=True) inside."
-    )
-
-
-def _check_floating(inputs):
-    dtype = keras.backend.standardize_dtype(inputs.dtype)
-    if "float" not in dtype:
-        raise ValueError(
-            "`features` must be given where the inputs are no floats: numbers "
-            "of words say nothing to a router. Received: features=None, inputs "
-            f"of dtype {dtype}. Pass, for instance, keras.Sequential([Embedding"
-            "(words, width), GlobalAveragePooling1D()])."
-        )
-
-
-def _check_features_shape(shape, features):
-    if hasattr(shape, "keys") or shape[-1] is None or len(shape) < 2:
-        raise ValueError(
-            "`features` must be given where the inputs are not one tensor "
-            "(B, ..., D) of known D, and must give such a tensor: it is what "
-            f"the router sees. Received: features={features}, of shape "
-            f"{shape}. Pass a layer that ends in pooling."
-        )

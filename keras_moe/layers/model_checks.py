@@ -1,0 +1,54 @@
+"""What a mixture of models must be given; see `keras_moe.layers.checks`."""
+
+import keras
+from keras import tree
+
+from keras_moe.types import Tensor
+
+
+def check_no_top_k(router, top_k: int | None) -> None:
+    """Raises where `top_k` is not the one that a given router has."""
+    if router is None or top_k in (None, router.top_k):
+        return
+    raise ValueError(
+        "`top_k` must be left out where `router` is given: the router brings "
+        f"its own. Received: top_k={top_k}, router with top_k={router.top_k}. "
+        "Set it on the router."
+    )
+
+
+def only_mask(mask) -> Tensor | None:
+    """Returns the mask of a single tensor; those of a nest are an error."""
+    leaves = tree.flatten(mask)
+    if all(leaf is None for leaf in leaves):
+        return None
+    if len(leaves) == 1:
+        return leaves[0]
+    raise ValueError(
+        "`mask` must be that of a single tensor. Received: masks of a nest, "
+        f"{mask}. Let each expert make its own, for instance with "
+        "Embedding(mask_zero=True) inside."
+    )
+
+
+def check_float_features(inputs: Tensor) -> None:
+    """Raises where the inputs are ids, which a router cannot weigh."""
+    dtype = keras.backend.standardize_dtype(inputs.dtype)
+    if "float" not in dtype:
+        raise ValueError(
+            "`features` must be given where the inputs are no floats: numbers "
+            "of words say nothing to a router. Received: features=None, inputs "
+            f"of dtype {dtype}. Pass, for instance, keras.Sequential([Embedding"
+            "(words, width), GlobalAveragePooling1D()])."
+        )
+
+
+def check_features_shape(shape, features) -> None:
+    """Raises where what the router sees is not one tensor `(B, ..., D)`."""
+    if hasattr(shape, "keys") or shape[-1] is None or len(shape) < 2:
+        raise ValueError(
+            "`features` must be given where the inputs are not one tensor "
+            "(B, ..., D) of known D, and must give such a tensor: it is what "
+            f"the router sees. Received: features={features}, of shape "
+            f"{shape}. Pass a layer that ends in pooling."
+        )
