@@ -12,10 +12,9 @@ from keras import ops, tree
 from keras_moe import dispatch, routing
 from keras_moe.layers import model_checks
 from keras_moe.layers.expert_layers import ExpertLayers, mask_for
-from keras_moe.layers.levels import mean_token
+from keras_moe.layers.levels import units_of
 from keras_moe.layers.mixture import Mixture
 from keras_moe.layers.parts import router_of
-from keras_moe.layers.routers.tokens import flatten_tokens
 from keras_moe.types import Tensor
 
 
@@ -165,15 +164,8 @@ class MixtureOfModels(Mixture, keras.Model):
             examples = ops.shape(tree.flatten(inputs)[0])[0]
             return ops.zeros((examples, 1)), example_mask
         model_checks.check_float_features(inputs)
-        width = inputs.shape[-1]
-        tokens, token_mask = flatten_tokens(inputs, mask, width)
-        if len(inputs.shape) == 2:
-            return tokens, token_mask
-        examples = ops.shape(inputs)[0]
-        if token_mask is not None:
-            token_mask = ops.reshape(token_mask, (examples, -1))
-        tokens = ops.reshape(tokens, (examples, -1, width))
-        return mean_token(tokens, token_mask)
+        units = units_of("example", inputs, mask, inputs.shape[-1])
+        return units.features, units.mask
 
     def _run_all(self, inputs, mask, assignment):
         """Every expert on every example."""
