@@ -221,7 +221,7 @@ def test_an_encoder_with_options_has_its_config():
                     intermediate_dim=6,
                 ),
             ),
-            "router that does not look at later tokens.*ExpertChoiceRouter",
+            "does not look at later tokens.*ExpertChoiceRouter",
         ),
         (
             lambda: TransformerDecoderBlock(
