@@ -13,6 +13,9 @@ sys.path.insert(0, str(EXAMPLES))
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(
+    BACKEND != "torch", reason="it starts the other two backends by itself"
+)
 def test_it_runs(tmp_path):
     done = subprocess.run(
         [sys.executable, EXAMPLES / "ensemble.py", "--quick"]
