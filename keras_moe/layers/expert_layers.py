@@ -10,6 +10,7 @@ import keras
 from keras import ops, tree
 
 from keras_moe import kernels
+from keras_moe.routing.assignment import no_loss
 from keras_moe.types import Tensor
 
 
@@ -130,11 +131,6 @@ class ExpertLayers(keras.layers.Layer):
             for layer in config["layers"]
         ]
         return cls(**{**config, "layers": layers})
-
-
-def no_loss() -> Tensor:
-    """Returns what an expert that did not run adds to the loss."""
-    return ops.zeros((), dtype="float32")
 
 
 def _function(layer, kept_variables, spec):

@@ -84,14 +84,19 @@ class Mixture(keras.layers.Layer):
         if self.scheduled_weight is not None:
             self.scheduled_weight.build()
 
-    def expert_capacity(self, num_units: int | Tensor, training):
-        """Returns C, the pairs an expert may take; None for all."""
+    def apply_capacity(
+        self, chosen: Assignment, num_units: int | Tensor, training
+    ) -> tuple[Assignment, int | Tensor | None]:
+        """Returns the assignment as it is carried out, and C, the pairs an
+        expert may take; None for all."""
         factor = self.capacity_factor if training else self.eval_capacity_factor
         if factor is None:
-            return None
-        return routing.expert_capacity(
+            return chosen, None
+        capacity = routing.expert_capacity(
             num_units, self.num_experts, self.router.top_k, factor
         )
+        kept = routing.apply_capacity(chosen, capacity, self.priority)
+        return kept, capacity
 
     def mix(
         self, run_experts: Callable, rows: Tensor, assignment: Assignment

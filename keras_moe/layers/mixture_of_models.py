@@ -139,10 +139,8 @@ class MixtureOfModels(Mixture, keras.Model):
             training=training,
             router_inputs=router_inputs,
         )
-        capacity = self.expert_capacity(ops.shape(features)[0], training)
-        kept = chosen
-        if capacity is not None:
-            kept = routing.apply_capacity(chosen, capacity, self.priority)
+        num_examples = ops.shape(features)[0]
+        kept, capacity = self.apply_capacity(chosen, num_examples, training)
         if self._runs_all:
             outputs = self._run_all(inputs, mask, kept)
         else:

@@ -6,7 +6,6 @@ T tokens, D hidden_dim, F intermediate_dim, E experts, K top_k, P pairs.
 import keras
 from keras import ops
 
-from keras_moe import routing
 from keras_moe.layers import checks, parts, sharing, upcycling
 from keras_moe.layers.levels import check_level, units_of
 from keras_moe.layers.mixture import Mixture
@@ -206,10 +205,8 @@ class MoEBlock(Mixture):
             router_inputs=router_inputs,
             replay=replay,
         )
-        capacity = self.expert_capacity(ops.shape(units.rows)[0], training)
-        kept = chosen
-        if capacity is not None:
-            kept = routing.apply_capacity(chosen, capacity, self.priority)
+        num_units = ops.shape(units.rows)[0]
+        kept, capacity = self.apply_capacity(chosen, num_units, training)
         outputs = self._run_experts(units, kept, capacity, training)
         if self.null_experts is not None:
             outputs = outputs + self.null_experts(
