@@ -19,6 +19,7 @@ from keras_moe.kernels.primitives import (
     inverse_permutation,
     require,
     sum_over_replicas,
+    take_columns,
     top_k_index,
     value_and_gradient,
 )
@@ -39,6 +40,7 @@ __all__ = [
     "require",
     "stacked_ffn",
     "sum_over_replicas",
+    "take_columns",
     "top_k_index",
     "use",
     "value_and_gradient",

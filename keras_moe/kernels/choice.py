@@ -106,9 +106,12 @@ def _torch(x, num_groups, inner):
     hidden rows in cache: forward it wins (S 1.34 times `limit` against 1.43,
     L 0.99 against 1.18), but for groups so small that the calls are the cost;
     in training it wins where all hidden rows together do not fit (f+b of L,
-    64 MiB: 1.26 against 1.33; of S, 4 MiB: 1.45 against 1.37)."""
+    64 MiB: 1.26 against 1.33; of S, 4 MiB: 1.45 against 1.37). An export
+    takes neither."""
     import torch
 
+    if torch.compiler.is_exporting():
+        return "torch_unrolled"
     if not _has_grouped_mm():
         return "torch_split"
     if x.device.type == "cuda":
@@ -133,5 +136,5 @@ _RULES = {
         ("tensorflow_loop", "tensorflow_split", "tensorflow_xla"),
         _tensorflow,
     ),
-    "torch": (("torch_split", "torch_grouped_mm"), _torch),
+    "torch": (("torch_split", "torch_grouped_mm", "torch_unrolled"), _torch),
 }

@@ -1,7 +1,8 @@
 """Counting, ranking, turning round; replicas; broken rules; gradients;
 whole programs.
 
-T tokens, E experts, K top_k, P routed pairs. None of it has a gradient.
+T tokens, E experts, K top_k, P routed pairs. Only `take_columns` has a
+gradient.
 Where keras.ops cannot do it, or is slow, a function of the same name stands
 in `jax_primitives.py`, `tensorflow_primitives.py` or `torch_primitives.py`.
 """
@@ -37,6 +38,22 @@ def top_k_index(scores: Tensor, top_k: int) -> Tensor:
     ordered = ops.abs(scores) > 0
     scores = ops.where(ordered, scores, ops.zeros_like(scores))
     return ops.cast(ops.top_k(scores, top_k)[1], "int32")
+
+
+def take_columns(table: Tensor, columns: Tensor) -> Tensor:
+    """Returns each row's entries at its own columns; differentiable.
+
+    Args:
+        table: `(T, E)`.
+        columns: int `(T, K)`, 0 ... E - 1.
+
+    Returns:
+        `(T, K)`, the dtype of `table`.
+    """
+    own = _twin("take_columns")
+    if own:
+        return own(table, columns)
+    return ops.take_along_axis(table, columns, axis=-1)
 
 
 def inverse_permutation(order: Tensor) -> Tensor:

@@ -45,9 +45,16 @@ def top_k_index(scores: Tensor, top_k: int) -> Tensor:
     return (num_columns - 1 - best % num_columns).to(torch.int32)
 
 
+def take_columns(table: Tensor, columns: Tensor) -> Tensor:
+    """`torch.take_along_dim`, which Keras calls, fixes T in an export."""
+    return torch.gather(table, -1, columns.long())
+
+
 def inverse_permutation(order: Tensor) -> Tensor:
     """The place of each element, of the dtype of `order`, `(P,)`."""
-    places = torch.arange(len(order), dtype=order.dtype, device=order.device)
+    places = torch.arange(
+        order.shape[0], dtype=order.dtype, device=order.device
+    )
     return torch.empty_like(order).scatter_(0, order.long(), places)
 
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from keras import ops
 
-from keras_moe.kernels import top_k_index
+from keras_moe.kernels import take_columns, top_k_index
 from keras_moe.types import Assignment, Tensor
 
 UNAVAILABLE = -1e30  # below every score, and no NaN in a difference of two
@@ -48,7 +48,7 @@ class Choice(NamedTuple):
 
     def values(self, table: Tensor, missing: float = 0.0) -> Tensor:
         """Gathers `(T, E + N)` at the choices; `missing` where not computed."""
-        found = ops.take_along_axis(table, self.columns, axis=-1)
+        found = take_columns(table, self.columns)
         if self.computed is None:
             return found
         return ops.where(self.computed, found, missing)
@@ -176,7 +176,7 @@ def pair_scores(assignment: Assignment) -> Tensor:
     probs = ops.take(assignment.router_probs, assignment.token_index, axis=0)
     last = assignment.router_probs.shape[-1] - 1
     expert = ops.expand_dims(ops.minimum(assignment.expert_index, last), -1)
-    return ops.squeeze(ops.take_along_axis(probs, expert, axis=-1), -1)
+    return ops.squeeze(take_columns(probs, expert), -1)
 
 
 def dense_weights(

@@ -6,7 +6,7 @@ top_k, K / M of them in each chosen group.
 
 from keras import ops
 
-from keras_moe.kernels import top_k_index
+from keras_moe.kernels import take_columns, top_k_index
 from keras_moe.routing.assignment import (
     UNAVAILABLE,
     UNCONDITIONAL,
@@ -98,10 +98,8 @@ def _choose(group_logits, expert_logits, top_k, top_k_groups):
     size = expert_logits.shape[-1] // group_logits.shape[-1]
     groups = ops.reshape(top_k_index(group_logits, top_k_groups), (-1, 1))
     columns = groups * size + ops.arange(size, dtype="int32")
-    logits = ops.take_along_axis(
-        expert_logits,
-        ops.reshape(columns, (-1, top_k_groups * size)),
-        axis=-1,
+    logits = take_columns(
+        expert_logits, ops.reshape(columns, (-1, top_k_groups * size))
     )
     logits = ops.reshape(logits, (-1, size))
     columns = groups * size + top_k_index(logits, top_k // top_k_groups)
