@@ -7,6 +7,7 @@ inputs (..., D) -> tokens (T, D) -> Router: Assignment -> dispatch -> Expert
 from keras_moe import (
     callbacks,
     ensemble,
+    export,
     layers,
     losses,
     metrics,
@@ -85,6 +86,7 @@ __all__ = [
     "__version__",
     "callbacks",
     "ensemble",
+    "export",
     "layers",
     "losses",
     "metrics",

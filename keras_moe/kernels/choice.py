@@ -23,7 +23,9 @@ _forced: list[str] = []
 def formulations() -> tuple[str, ...]:
     """Returns the names of the formulations that this installation has."""
     backend = keras.backend.backend()
-    names = _RULES[backend][0] if backend in _RULES else ()
+    names: tuple[str, ...] = ()
+    if backend in _RULES:
+        names = _RULES[backend][0]
     if backend == "torch" and not _has_grouped_mm():
         names = tuple(name for name in names if name != "torch_grouped_mm")
     return names

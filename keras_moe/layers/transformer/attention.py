@@ -214,7 +214,8 @@ class CachedAttention(keras.layers.Layer):
         """Bool, broadcast to `(B, N, S, L)`, or None."""
         readable = None
         if key_mask is not None:
-            readable = ops.cast(key_mask, "bool")[:, None, None, :]
+            # Two new axes in one index are no operation of LiteRT.
+            readable = ops.expand_dims(ops.cast(key_mask, "bool"), (1, 2))
         if self.causal and to_itself:
             place = _places(inputs, 0)
             earlier = place[:, None] >= place

@@ -1,0 +1,86 @@
+"""An artifact on disk, to be run like a function."""
+
+import os
+import pathlib
+
+import numpy as np
+from keras import tree
+
+from keras_moe.export import manifest as manifests
+from keras_moe.export import runtimes
+from keras_moe.export.formats import FORMATS, require_packages
+
+
+class Artifact:
+    """An exported model in its runtime.
+
+    Args:
+        path: the folder that `export` wrote.
+        threads: that the runtime may use; None is its own choice.
+
+    Attributes:
+        manifest: dict, what `moe.json` says.
+
+    Call arguments:
+        inputs: an array, a list of arrays, or a dict by name.
+
+    Returns:
+        The list of output arrays.
+
+    Raises:
+        FileNotFoundError, ValueError: where the folder is no artifact of ours.
+        ImportError: where its runtime is missing.
+    """
+
+    def __init__(self, path: str | os.PathLike, threads: int | None = None):
+        self.manifest = manifests.read(path)
+        format = self.manifest["format"]
+        # Only what runs it: the last of the packages, or the only one.
+        require_packages(format, FORMATS[format].packages[-1:])
+        self._run = runtimes.load(
+            format, str(pathlib.Path(path, FORMATS[format].file)), threads
+        )
+
+    def __call__(self, inputs) -> list[np.ndarray]:
+        """Runs the model; see the class."""
+        return self._run(named_inputs(inputs, self.manifest["inputs"]))
+
+
+def load(path: str | os.PathLike, threads: int | None = None) -> Artifact:
+    """Loads an artifact into its runtime; see `Artifact`."""
+    return Artifact(path, threads)
+
+
+def named_inputs(inputs, specs: list[dict]) -> dict[str, np.ndarray]:
+    """Returns arrays by name, in the order of the manifest's inputs.
+
+    Args:
+        inputs: an array, a list of arrays, or a dict by name.
+        specs: dicts with `name` and `dtype`.
+
+    Raises:
+        ValueError: where there are more or fewer than the model takes, or a
+            name is none of its.
+    """
+    names = [spec["name"] for spec in specs]
+    if isinstance(inputs, dict):
+        arrays = [inputs.get(name) for name in names]
+        fits = set(inputs) == set(names)
+    else:
+        arrays = tree.flatten(inputs)
+        fits = len(arrays) == len(names)
+    if not fits:
+        received = sorted(inputs) if isinstance(inputs, dict) else len(arrays)
+        raise ValueError(
+            f"`inputs` must be {len(names)} arrays, or a dict of {names}. "
+            f"Received: {received}. Pass one for each input of the model."
+        )
+    return {
+        spec["name"]: _cast(array, spec["dtype"])
+        for spec, array in zip(specs, arrays, strict=True)
+    }
+
+
+def _cast(array, dtype):
+    array = np.asarray(array)
+    return array if dtype == "string" else array.astype(dtype)

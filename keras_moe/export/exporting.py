@@ -1,0 +1,206 @@
+"""From a model to an artifact that was seen to be right."""
+
+import errno
+import logging
+import os
+import pathlib
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import keras
+
+from keras_moe.export import manifest as manifests
+from keras_moe.export.elsewhere import write_elsewhere
+from keras_moe.export.formats import format_of
+from keras_moe.export.signature import as_functional
+from keras_moe.export.verifying import verify_folder
+from keras_moe.export.writers import write
+
+_log = logging.getLogger("keras_moe.export")
+MODES = ("int8", "int4")
+
+
+def export(
+    model: keras.Model,
+    path: str | os.PathLike,
+    format: str = "tf_saved_model",
+    input_signature=None,
+    verify: bool = True,
+    quantize: str | None = None,
+    data=None,
+) -> dict:
+    """Writes a model as an artifact that runs without Keras, and tries it.
+
+    The artifact computes only the experts it chooses, takes any batch size
+    and any length that the model's inputs leave open, and drops no token that
+    the model keeps. Where another backend must write the format, the model
+    goes there as a `.keras` file.
+
+    Args:
+        model: built, trained on any backend; it is not changed.
+        path: the folder to write. It holds the artifact (the SavedModel
+            itself, `model.tflite`, `model.onnx`, `model.xml` and
+            `model.bin`, or `model.pt2`) and its manifest `moe.json`. An
+            artifact that is there already is replaced, once the new one is
+            whole.
+        format: `"tf_saved_model"`, `"litert"`, `"onnx"`, `"openvino"` or
+            `"torch"`.
+        input_signature: shapes and dtypes of the inputs, as
+            `keras.Model.export` takes it; None takes the model's own. Axes of
+            length None may be of any length.
+        verify: whether to run the artifact in its own runtime, in a fresh
+            process, at two batch sizes and two lengths, on inputs that
+            together reach every expert, and compare.
+        quantize: None, or `"int8"` or `"int4"`: the artifact holds a
+            quantised copy of the model.
+        data: inputs to verify on, as the model takes them; None draws them.
+
+    Returns:
+        The manifest: what the model is, who wrote it with which versions,
+        its size, and under `verified` the largest difference found.
+
+    Raises:
+        TypeError, ValueError: for an argument out of its range, or where the
+            artifact differs from the model by more than the format's
+            tolerance: 1e-4 for LiteRT, 1e-5 for the others, in units of the
+            largest output. Nothing is left behind then.
+        ImportError: where a package is missing; it names the pip command.
+        OSError: where `path` cannot be written.
+        RuntimeError: where a converter or the artifact's runtime fails.
+    """
+    writer = format_of(format).writer
+    _check_quantize(quantize)
+    target = _check_path(path)
+    wrapped = as_functional(model, input_signature)
+    _check_text(wrapped, format)
+    if quantize is not None:
+        wrapped = _quantized(wrapped, quantize)
+    with _written_beside(target) as folder:
+        if keras.backend.backend() == writer:
+            write(wrapped, format, folder)
+        else:
+            _log.info(
+                "%s is written by %s: the model goes there as a .keras file",
+                format,
+                writer,
+            )
+            write_elsewhere(wrapped, format, writer, folder)
+        manifest = manifests.make(wrapped, format, folder, quantize)
+        if verify:
+            manifest["verified"] = verify_folder(
+                wrapped, manifest, folder, data
+            )
+        manifests.save(manifest, folder)
+    _log.info("wrote %s", target)
+    return manifest
+
+
+def verify(
+    model: keras.Model,
+    path: str | os.PathLike,
+    input_signature=None,
+    data=None,
+) -> dict:
+    """Compares an artifact that is there with a model.
+
+    Args:
+        model, input_signature, data: see `export`.
+        path: the artifact's folder.
+
+    Returns:
+        What `export` writes under `verified`.
+
+    Raises:
+        ValueError: where they differ by more than the format's tolerance.
+        FileNotFoundError: where `path` is no artifact.
+        RuntimeError: where the artifact does not run.
+    """
+    manifest = manifests.read(path)
+    format_of(manifest["format"])
+    wrapped = as_functional(model, input_signature)
+    return verify_folder(wrapped, manifest, pathlib.Path(path), data)
+
+
+def _check_quantize(quantize):
+    if quantize is not None and quantize not in MODES:
+        raise ValueError(
+            f"`quantize` must be None or one of {MODES}. Received: "
+            f"quantize={quantize!r}. Other modes of Keras: call "
+            "model.quantize(...) first and export the result."
+        )
+
+
+def _check_path(path):
+    """The absolute folder to write: new, empty, or an artifact of ours."""
+    target = pathlib.Path(path).absolute()
+    replaceable = not target.exists() or (
+        target.is_dir()
+        and ((target / manifests.NAME).exists() or not any(target.iterdir()))
+    )
+    if not replaceable:
+        raise ValueError(
+            "`path` must be a new folder, an empty one, or that of an earlier "
+            f"artifact. Received: {target}, which holds something else. Choose "
+            "another name."
+        )
+    return target
+
+
+def _check_text(model, format):
+    """Strings are TensorFlow's alone."""
+    text = [t.name for t in model.inputs if t.dtype == "string"]
+    if text and format != "tf_saved_model":
+        raise ValueError(
+            "`format` must be 'tf_saved_model' for a model that takes text. "
+            f"Received: format={format!r}, text inputs {text}. Export the "
+            "part of the model behind its TextVectorization."
+        )
+
+
+def _quantized(model, mode):
+    """A quantised copy."""
+    with tempfile.TemporaryDirectory() as scratch:
+        copy = pathlib.Path(scratch, "copy.keras")
+        model.save(copy)
+        model = keras.models.load_model(copy, compile=False)
+    model.quantize(mode)
+    return as_functional(model)
+
+
+@contextmanager
+def _written_beside(target: pathlib.Path) -> Iterator[pathlib.Path]:
+    """A new folder beside `target` that takes its place, or leaves nothing."""
+    folder = None
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        folder = pathlib.Path(
+            tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent)
+        )
+        folder.chmod(0o755)
+        yield folder
+        _replace(folder, target)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS):
+            raise
+        raise OSError(
+            error.errno,
+            f"`path` must be a place that can be written. Received: {target}: "
+            f"{error.strerror}. Nothing was left there; choose another place "
+            "or make room.",
+        ) from error
+    finally:
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _replace(folder, target):
+    """Two renames; what stood there goes last."""
+    old = None
+    if target.exists():
+        old = folder.with_name(folder.name + ".old")
+        target.rename(old)
+    folder.rename(target)
+    if old is not None:
+        shutil.rmtree(old, ignore_errors=True)

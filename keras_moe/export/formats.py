@@ -1,0 +1,68 @@
+"""The formats: who writes each, what it needs, how exact it is."""
+
+import importlib.util
+from typing import NamedTuple
+
+
+class Format(NamedTuple):
+    """One kind of artifact.
+
+    writer: the Keras backend that writes it.
+    file: the artifact's name inside its folder; `""` is the folder itself.
+    tolerance: the largest difference from the Keras model, in units of the
+        largest output, or of one where all outputs are smaller.
+    packages: what must be importable to write and to run it.
+    """
+
+    writer: str
+    file: str
+    tolerance: float
+    packages: tuple[str, ...]
+
+
+FORMATS = {
+    "tf_saved_model": Format("tensorflow", "", 1e-5, ("tensorflow",)),
+    "litert": Format(
+        "tensorflow", "model.tflite", 1e-4, ("tensorflow", "ai_edge_litert")
+    ),
+    "onnx": Format(
+        "tensorflow",
+        "model.onnx",
+        1e-5,
+        ("tensorflow", "tf2onnx", "onnx", "onnxruntime"),
+    ),
+    "openvino": Format(
+        "tensorflow", "model.xml", 1e-5, ("tensorflow", "openvino")
+    ),
+    "torch": Format("torch", "model.pt2", 1e-5, ("torch",)),
+}
+
+# Half floats and quantised products round by as much at every layer.
+LOW_PRECISION_TOLERANCE = 2e-2
+
+
+def format_of(name: str) -> Format:
+    """Returns the format of this name, all of whose packages are here.
+
+    Raises:
+        ValueError: where there is no such format.
+        ImportError: where a package is missing; it says how to install it.
+    """
+    if name not in FORMATS:
+        raise ValueError(
+            f"`format` must be one of {tuple(FORMATS)}. Received: "
+            f"format={name!r}. The default is 'tf_saved_model'."
+        )
+    require_packages(name, FORMATS[name].packages)
+    return FORMATS[name]
+
+
+def require_packages(name: str, packages: tuple[str, ...]) -> None:
+    """Raises an ImportError that names the command to run."""
+    missing = [p for p in packages if importlib.util.find_spec(p) is None]
+    if missing:
+        extra = "torch" if missing == ["torch"] else "export"
+        raise ImportError(
+            f"The format {name!r} needs {', '.join(missing)}. Run "
+            f'pip install "keras-moe[{extra}]".'
+        )

@@ -1,0 +1,122 @@
+"""Runs an artifact in a process of its own and compares it with its model."""
+
+import pathlib
+import subprocess
+import sys
+import tempfile
+import warnings
+
+import keras
+import numpy as np
+
+from keras_moe.export import runtimes
+from keras_moe.export.formats import FORMATS, LOW_PRECISION_TOLERANCE
+from keras_moe.export.probes import Probe, probes_of, unreached
+
+
+def verify_folder(
+    model: keras.Model, manifest: dict, folder: pathlib.Path, data=None
+) -> dict:
+    """Compares an artifact with its model; returns what was seen.
+
+    Args:
+        model: from `as_functional`.
+        manifest: of the artifact.
+        folder: that the artifact is in.
+        data: see `probes_of`.
+
+    Returns:
+        `largest_difference`, `tolerance`, `shapes` (of each batch's inputs)
+        and `unreached` (experts that no batch asked, by block).
+
+    Raises:
+        ValueError: where a difference exceeds the tolerance.
+        RuntimeError: where the artifact does not run.
+    """
+    probes = probes_of(model, data)
+    missing: dict[str, list[int]] = {}
+    for path, expert in unreached(probes):
+        missing.setdefault(path, []).append(expert)
+    if missing:
+        warnings.warn(
+            f"No input reached the experts {missing}: whether the artifact has "
+            "them right is not known. Pass `data` that the model was made for.",
+            stacklevel=4,
+        )
+    names = [t.name for t in model.inputs]
+    outputs = _run(manifest["format"], folder, names, probes)
+    tolerance = _tolerance(model, manifest)
+    largest = max(
+        _difference(probe.observation.outputs, received)
+        for probe, received in zip(probes, outputs, strict=True)
+    )
+    if not largest <= tolerance:
+        raise ValueError(
+            f"The {manifest['format']} artifact must say what its model says, "
+            f"to {tolerance:g} of the largest output. Received: a difference "
+            f"of {largest:g}. The artifact is removed; keep it with "
+            "verify=False, and please report it."
+        )
+    return {
+        "largest_difference": largest,
+        "tolerance": tolerance,
+        "shapes": [[list(x.shape) for x in p.batch] for p in probes],
+        "unreached": missing,
+    }
+
+
+def _run(format, folder, names, probes: list[Probe]):
+    """The outputs of each probe, by the artifact in its own process."""
+    arrays = {
+        f"{i}/{name}": array
+        for i, probe in enumerate(probes)
+        for name, array in zip(names, probe.batch, strict=True)
+    }
+    with tempfile.TemporaryDirectory() as scratch:
+        inputs, outputs = (
+            str(pathlib.Path(scratch, f"{name}.npz"))
+            for name in ("inputs", "outputs")
+        )
+        np.savez(inputs, **arrays)  # type: ignore[arg-type]
+        artifact = str(pathlib.Path(folder, FORMATS[format].file))
+        script = [sys.executable, "-P", runtimes.__file__]
+        done = subprocess.run(
+            [*script, format, artifact, inputs, outputs],
+            capture_output=True,
+            text=True,
+        )
+        if done.returncode:
+            raise RuntimeError(
+                f"The {format} artifact must run in its own runtime. Received:"
+                f"\n{done.stderr[-3000:]}"
+            )
+        with np.load(outputs) as found:
+            return [
+                [
+                    found[f"{i}/{j}"]
+                    for j in range(len(probe.observation.outputs))
+                ]
+                for i, probe in enumerate(probes)
+            ]
+
+
+def _difference(expected, received):
+    """The largest difference, in units of the largest output or of one."""
+    largest = 0.0
+    for mine, other in zip(expected, received, strict=True):
+        if mine.shape != other.shape:
+            return float("inf")
+        mine, other = mine.astype("float64"), other.astype("float64")
+        scale = max(1.0, np.abs(mine).max(initial=0.0))
+        # The maximum of anything and NaN is NaN, and fails.
+        difference = np.abs(mine - other).max(initial=0.0) / scale
+        largest = float(np.maximum(largest, difference))
+    return largest
+
+
+def _tolerance(model, manifest):
+    exact = manifest["quantize"] is None and all(
+        layer.compute_dtype == "float32" for layer in model._flatten_layers()
+    )
+    tolerance = FORMATS[manifest["format"]].tolerance
+    return tolerance if exact else LOW_PRECISION_TOLERANCE

@@ -1,0 +1,31 @@
+"""Another backend at work: a `.keras` file in, an artifact out.
+
+    KERAS_BACKEND=tensorflow python -m keras_moe.export.worker JOB.json
+
+The job names the model's file, the format, the folder to write into, and the
+modules whose import registers the classes that the model is made of.
+"""
+
+import importlib
+import json
+import pathlib
+import sys
+
+import keras
+
+import keras_moe  # noqa: F401  registers its layers
+from keras_moe.export.signature import as_functional
+from keras_moe.export.writers import write
+
+
+def main(job_path: str) -> None:
+    """Does one job."""
+    job = json.loads(pathlib.Path(job_path).read_text())
+    for module in job["modules"]:
+        importlib.import_module(module)
+    model = keras.models.load_model(job["model"], compile=False)
+    write(as_functional(model), job["format"], pathlib.Path(job["folder"]))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
