@@ -20,6 +20,15 @@ from keras_moe.export.writers import write
 
 _log = logging.getLogger("keras_moe.export")
 MODES = ("int8", "int4")
+_CANNOT_WRITE = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOTDIR,
+    errno.EEXIST,
+)
 
 
 def export(
@@ -182,7 +191,7 @@ def _written_beside(target: pathlib.Path) -> Iterator[pathlib.Path]:
         yield folder
         _replace(folder, target)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS):
+        if error.errno not in _CANNOT_WRITE:
             raise
         raise OSError(
             error.errno,

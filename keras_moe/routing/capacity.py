@@ -35,7 +35,9 @@ def expert_capacity(
     factor = Fraction(str(capacity_factor)).limit_denominator(1000)
     factor *= Fraction(str(top_k)).limit_denominator(1000)
     pairs = num_tokens * factor.numerator
-    return -(-pairs // (num_experts * factor.denominator))
+    places = num_experts * factor.denominator
+    # Rounded up without a negative number: ONNX divides those towards zero.
+    return (pairs + places - 1) // places
 
 
 def apply_capacity(

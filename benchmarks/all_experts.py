@@ -1,0 +1,71 @@
+"""The all-experts form: what an artifact must beat.
+
+T tokens, D hidden_dim, F intermediate_dim, E experts. Every expert computes
+every token, as three products of stacks, and a mask of weights does the
+choosing: what KerasHub's blocks do, and what an exporter is left with that
+knows nothing of sparsity.
+"""
+
+import keras
+from keras import ops
+
+import keras_moe
+
+
+@keras.saving.register_keras_serializable(package="benchmarks")
+class AllExperts(keras.layers.Layer):
+    """Says what a `MoEBlock` of ungated experts and `top_k=1` says.
+
+    Args:
+        block: the block; its weights are shared.
+    """
+
+    def __init__(self, block, **kwargs):
+        super().__init__(**kwargs)
+        self.block = block
+
+    def build(self, input_shape):
+        if not self.block.built:
+            self.block.build(input_shape)
+
+    def call(self, inputs):
+        experts, D = self.block.experts, inputs.shape[-1]
+        tokens = ops.reshape(inputs, (-1, D))
+        probs = self.block.router(tokens).router_probs
+        best = ops.max(probs, axis=-1, keepdims=True)
+        weights = ops.where(probs >= best, probs, ops.zeros_like(probs))
+        stack = ops.tile(
+            ops.expand_dims(tokens, 0), (self.block.num_experts, 1, 1)
+        )
+        hidden = experts.activation(
+            ops.matmul(stack, experts.up_kernel)
+            + ops.expand_dims(experts.up_bias, 1)
+        )
+        outputs = ops.matmul(hidden, experts.down_kernel)
+        outputs = outputs + ops.expand_dims(experts.down_bias, 1)
+        by_expert = ops.expand_dims(ops.transpose(weights), -1)
+        return ops.reshape(
+            ops.sum(outputs * by_expert, axis=0), ops.shape(inputs)
+        )
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+    def get_config(self):
+        block = keras.saving.serialize_keras_object(self.block)
+        return {**super().get_config(), "block": block}
+
+    @classmethod
+    def from_config(cls, config):
+        config["block"] = keras.saving.deserialize_keras_object(config["block"])
+        return cls(**config)
+
+
+def models(num_experts, hidden_dim, intermediate_dim):
+    """Returns a model of one block and its all-experts form."""
+    block = keras_moe.MoEBlock(num_experts, intermediate_dim, top_k=1)
+    pair = []
+    for layer in (block, AllExperts(block)):
+        inputs = keras.Input((None, hidden_dim), name="tokens")
+        pair.append(keras.Model(inputs, layer(inputs)))
+    return pair

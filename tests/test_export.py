@@ -1,0 +1,184 @@
+"""Every format from this backend: written, run in its own runtime, compared."""
+
+import json
+
+import keras
+import numpy as np
+import pytest
+from backend import BACKEND, to_numpy
+
+import keras_moe
+from keras_moe.export import FORMATS, export, load, verify
+
+D, E = 8, 4
+
+
+def two_inputs():
+    """Tokens and ids in; one block drops nothing, the next one does."""
+    tokens = keras.Input((None, D), name="tokens")
+    ids = keras.Input((None,), dtype="int32", name="ids")
+    x = tokens + keras.layers.Embedding(5, D, name="embedding")(ids)
+    x = keras_moe.MoEBlock(E, 12, gated=True, activation="gelu")(x)
+    limited = keras_moe.MoEBlock(
+        E, 12, eval_capacity_factor=0.5, priority="score"
+    )
+    return keras.Model([tokens, ids], [limited(x), keras.layers.Dense(2)(x)])
+
+
+def one_input():
+    inputs = keras.Input((None, D), name="tokens")
+    return keras.Model(inputs, keras_moe.MoEBlock(E, 12, top_k=1)(inputs))
+
+
+@pytest.fixture(scope="module")
+def model():
+    keras.utils.set_random_seed(3)
+    return two_inputs()
+
+
+@pytest.fixture(scope="module")
+def artifact_path(tmp_path_factory):
+    """An artifact of `one_input`, and its model."""
+    keras.utils.set_random_seed(4)
+    model = one_input()
+    path = tmp_path_factory.mktemp("artifacts") / "one"
+    format = "torch" if BACKEND == "torch" else "tf_saved_model"
+    export(model, path, format)
+    return path, model
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_format(format, model, tmp_path, rng):
+    """The artifact says what the model says, at sizes nobody tried."""
+    manifest = export(model, tmp_path / "artifact", format)
+    assert (tmp_path / "artifact" / FORMATS[format].file).exists()
+    verified = manifest["verified"]
+    assert verified["largest_difference"] <= FORMATS[format].tolerance
+    assert verified["unreached"] == {}
+    small, large = verified["shapes"][:2]
+    assert small == [[2, 5, D], [2, 5]] and large == [[3, 9, D], [3, 9]]
+    artifact = load(tmp_path / "artifact")
+    assert artifact.manifest == manifest
+    for batch, length in ((1, 1), (4, 7)):
+        inputs = {
+            "ids": rng.integers(0, 5, (batch, length)),
+            "tokens": rng.normal(size=(batch, length, D)).astype("float32"),
+        }
+        expected = model([inputs["tokens"], inputs["ids"].astype("int32")])
+        received = artifact(inputs)
+        for mine, other in zip(expected, received, strict=True):
+            np.testing.assert_allclose(other, to_numpy(mine), atol=1e-5)
+
+
+def test_the_manifest_says_what_it_is(artifact_path):
+    path, _ = artifact_path
+    manifest = json.loads((path / "moe.json").read_text())
+    # Router D * E and E of bias; experts 2 * D * 12 + 12 + D each; E of load
+    # and 2 of its statistics.
+    (mixture,) = manifest["mixtures"]
+    expert = 2 * D * 12 + 12 + D
+    assert mixture["expert_parameters"] == E * expert
+    assert mixture["expert_bytes"] == 4 * E * expert
+    assert (mixture["num_experts"], mixture["top_k"]) == (E, 1)
+    idle = manifest["parameters"] - manifest["active_parameters"]
+    assert idle == (E - 1) * expert
+    assert manifest["inputs"] == [
+        {"name": "tokens", "shape": [None, None, D], "dtype": "float32"}
+    ]
+    assert manifest["trained_on"] == BACKEND
+    assert manifest["versions"]["keras"] == keras.__version__
+
+
+def test_one_flipped_expert_is_found(artifact_path):
+    path, model = artifact_path
+    assert verify(model, path)["unreached"] == {}
+    kernel = model.layers[-1].experts.down_kernel
+    kept = to_numpy(kernel)
+    flipped = kept.copy()
+    flipped[E - 1] *= -1
+    kernel.assign(flipped)
+    with pytest.raises(ValueError, match="must say what its model says"):
+        verify(model, path)
+    kernel.assign(kept)
+
+
+def test_an_expert_that_nobody_reaches_is_named(artifact_path):
+    path, model = artifact_path
+    block = model.layers[-1]
+    block.disable_experts([2])
+    with pytest.warns(UserWarning, match=r"No input reached .*\[2\]"):
+        with pytest.raises(ValueError, match="must say what"):
+            verify(model, path)
+    block.enable_experts()
+
+
+def test_data_of_ones_own(artifact_path, rng):
+    path, model = artifact_path
+    data = rng.normal(size=(40, 6, D))
+    shapes = verify(model, path, data=data)["shapes"]
+    assert shapes[:2] == [[[2, 6, D]], [[3, 6, D]]]
+
+
+@pytest.mark.skipif(BACKEND != "torch", reason="the same code on all")
+def test_a_subclass_needs_a_signature(tmp_path):
+    class Own(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.block = keras_moe.MoEBlock(E, 6)
+
+        def call(self, inputs):
+            return self.block(inputs["x"])
+
+    model = Own()
+    with pytest.raises(ValueError, match="`input_signature` is needed"):
+        export(model, tmp_path / "a", "torch")
+    spec = keras.InputSpec(shape=(3, None, D), dtype="float32")
+    manifest = export(model, tmp_path / "a", "torch", [{"x": spec}])
+    assert manifest["inputs"][0]["shape"] == [3, None, D]
+    assert manifest["verified"]["shapes"][:2] == [[[3, 5, D]], [[3, 9, D]]]
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="text is TensorFlow's")
+def test_text_goes_in(tmp_path):
+    texts = ["a good film", "a bad film", "good", "bad bad"]
+    vectorize = keras.layers.TextVectorization(max_tokens=20)
+    vectorize.adapt(texts)
+    inputs = keras.Input((), dtype="string", name="text")
+    x = keras.layers.Embedding(20, D)(vectorize(inputs))
+    x = keras_moe.MoEBlock(E, 6)(x)
+    x = keras.layers.GlobalAveragePooling1D()(x)
+    model = keras.Model(inputs, keras.layers.Dense(2)(x))
+    manifest = export(model, tmp_path / "text")
+    assert manifest["verified"]["unreached"] == {}
+    artifact = load(tmp_path / "text")
+    import tensorflow as tf
+
+    np.testing.assert_allclose(
+        artifact(np.array(texts))[0],
+        to_numpy(model(tf.constant(texts))),
+        atol=1e-5,
+    )
+    with pytest.raises(ValueError, match="must be 'tf_saved_model' for a"):
+        export(model, tmp_path / "other", "litert")
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="SavedModel's own tool")
+def test_saved_model_cli(artifact_path, tmp_path):
+    import pathlib
+    import subprocess
+    import sys
+
+    path, model = artifact_path
+    tool = pathlib.Path(sys.executable).with_name("saved_model_cli")
+    signature = ["--dir", path, "--tag_set", "serve"]
+    signature += ["--signature_def", "serve"]
+    np.save(tmp_path / "x.npy", np.ones((2, 3, D), "float32"))
+    command = [tool, "run", *signature, "--inputs"]
+    command += [f"tokens={tmp_path / 'x.npy'}", "--outdir", tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    np.testing.assert_allclose(
+        np.load(tmp_path / "output_0.npy"),
+        to_numpy(model(np.ones((2, 3, D), "float32"))),
+        atol=1e-5,
+    )
