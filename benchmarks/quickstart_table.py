@@ -52,8 +52,8 @@ def row(backend, results):
     seconds = mean(r["seconds"] for r in results)
     return (
         f"| {backend} | {accuracy('moe')} | {accuracy('dense')} | "
-        f"{largest(*others):.1e} | {largest('saved_model'):.1e} | "
-        f"{largest('litert'):.1e} | {seconds:.0f} |"
+        f"{largest(*others):.1e} | {largest('SavedModel'):.1e} | "
+        f"{largest('LiteRT'):.1e} | {seconds:.0f} |"
     )
 
 

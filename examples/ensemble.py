@@ -24,7 +24,6 @@ or where a file's probabilities differ.
 """
 
 import json
-import shutil
 import tempfile
 import time
 from enum import StrEnum
@@ -83,7 +82,6 @@ def main(
 
 def run(options):
     """Does the five steps; returns the results."""
-    import numpy as np
     from rich.console import Console
 
     console, start = Console(), time.perf_counter()
@@ -95,12 +93,13 @@ def run(options):
         runs.append(figures)
         if not seed:
             stacked.save(options.output / "stacking.keras")
-            expected = stacked.predict(data["test"][0], verbose=0)
+            first = stacked
     results = collect(options, runs)
     console.print("[bold]Loading elsewhere, exporting, running what was made")
     with tempfile.TemporaryDirectory() as folder:
-        np.savez(Path(folder) / "images.npz", images=data["test"][0])
-        results["differences"] = check(options, Path(folder), expected)
+        results["differences"] = check(
+            options, Path(folder), first, data["test"][0]
+        )
     results["seconds"] = round(time.perf_counter() - start, 1)
     print_table(results, console)
     report.write_json(results, options.output / "results.json")
@@ -248,18 +247,23 @@ def kept(accuracies, method):
     )
 
 
-def check(options, folder, expected):
+def check(options, folder, model, images):
     """Step 4: each file in a process of its own; returns differences."""
-    model = options.output / "stacking.keras"
-    saved_model = options.output / "saved_model"
-    shutil.rmtree(saved_model, ignore_errors=True)
-    litert = options.output / "stacking.tflite"
-    quickstart.work("tensorflow", "export", model, saved_model, litert)
     others = [b for b in quickstart.BACKENDS if b != options.backend]
-    jobs = {name: ("predict", model, name) for name in others}
-    jobs["saved_model"] = ("saved_model", saved_model, "tensorflow")
-    jobs["litert"] = ("litert", litert, "tensorflow")
-    return quickstart.run_jobs(jobs, folder, expected)
+    elsewhere = quickstart.predict_elsewhere(
+        others,
+        folder,
+        options.output / "stacking.keras",
+        images,
+        model.predict(images, verbose=0),
+    )
+    artifacts = {
+        quickstart.ALL_FORMATS[format]: quickstart.export(
+            model, options.output / format, format, images
+        )
+        for format in quickstart.QUICK_FORMATS
+    }
+    return {**elsewhere, **artifacts}
 
 
 def print_table(results, console):

@@ -5,7 +5,8 @@
 1. Trains a MoE transformer and its dense twin of the same cost per token on
    scikit-learn's digits and evaluates both on a held-out fifth.
 2. Loads the MoE's `.keras` file under the two other backends.
-3. Exports it to SavedModel and LiteRT and runs both in their own runtimes.
+3. Exports it to SavedModel, LiteRT, ONNX, OpenVINO and a PyTorch program, each
+   verified in its own runtime at several batch sizes.
 4. Draws which expert served which digit.
 5. Prints one table and writes it as `results.json`.
 
@@ -17,7 +18,6 @@ import argparse
 import contextlib
 import importlib.util
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -28,8 +28,8 @@ from pathlib import Path
 import quickstart_report as report
 
 BACKENDS = ("jax", "tensorflow", "torch")
-TOLERANCES = {"backend": 1e-4, "saved_model": 1e-5, "litert": 1e-4}
-PACKAGES = (*BACKENDS, "ai_edge_litert", "matplotlib", "rich", "sklearn")
+TOLERANCE = 1e-4
+PACKAGES = (*BACKENDS, "matplotlib", "rich", "sklearn")
 ROOT = Path(__file__).resolve().parent.parent
 WORKER = Path(__file__).resolve().with_name("quickstart_worker.py")
 
@@ -141,10 +141,9 @@ def run(options):
     shifts = quickstart_model.SHIFTS[: 1 if options.quick else None]
     train_data, test_data = quickstart_model.load_data(shifts)
     models, results = train_both(options, train_data, test_data, console)
-    expected = models["moe"].predict(test_data[0], verbose=0)
     with tempfile.TemporaryDirectory() as folder:
         results["differences"] = check(
-            options, Path(folder), test_data[0], expected, console
+            options, Path(folder), test_data[0], models["moe"], console
         )
     counts = quickstart_model.route(models["moe"], *test_data)
     report.draw_routing(counts, options.output / "routing.png")
@@ -180,47 +179,63 @@ def train_both(options, train_data, test_data, console):
 
 
 ABOUT = ("backend", "seed", "epochs", "quick")
+ALL_FORMATS = {
+    "tf_saved_model": "SavedModel",
+    "litert": "LiteRT",
+    "onnx": "ONNX",
+    "openvino": "OpenVINO",
+    "torch": "PyTorch program",
+}
+QUICK_FORMATS = ("tf_saved_model", "litert")
 
 
-def check(options, folder, images, expected, console):
+def check(options, folder, images, model, console):
     """Steps 2 and 3: every backend and artifact, in processes of their own."""
+    others = [b for b in BACKENDS if b != options.backend]
+    console.print(f"[bold]Loading moe.keras under {' and '.join(others)}")
+    expected = model.predict(images, verbose=0)
+    path = options.output / "moe.keras"
+    elsewhere = predict_elsewhere(others, folder, path, images, expected)
+    console.print("[bold]Exporting, and running what was exported")
+    formats = QUICK_FORMATS if options.quick else ALL_FORMATS
+    artifacts = {
+        ALL_FORMATS[format]: export(
+            model, options.output / format, format, images
+        )
+        for format in formats
+    }
+    return {**elsewhere, **artifacts}
+
+
+def predict_elsewhere(backends, folder, path, images, expected):
+    """A `.keras` file under other backends; returns differences."""
     import numpy as np
 
     np.savez(folder / "images.npz", images=images)
-    model = options.output / "moe.keras"
-    others = [b for b in BACKENDS if b != options.backend]
-    console.print(f"[bold]Loading moe.keras under {' and '.join(others)}")
-    jobs = {name: ("predict", model, name) for name in others}
-    differences = run_jobs(jobs, folder, expected)
-    console.print("[bold]Exporting and running SavedModel and LiteRT")
-    saved_model = options.output / "saved_model"
-    litert = options.output / "moe.tflite"
-    shutil.rmtree(saved_model, ignore_errors=True)
-    litert.unlink(missing_ok=True)
-    work("tensorflow", "export", model, saved_model, litert)
-    jobs = {
-        "saved_model": ("saved_model", saved_model, "tensorflow"),
-        "litert": ("litert", litert, "tensorflow"),
-    }
-    return {**differences, **run_jobs(jobs, folder, expected)}
 
-
-def run_jobs(jobs, folder, expected):
-    """Runs `(command, source, backend)` by name, two at a time; compares."""
-
-    def one(name):
-        command, source, backend = jobs[name]
-        out = folder / f"{name}.npz"
-        work(backend, command, source, folder / "images.npz", out)
-        tolerance = TOLERANCES.get(name, TOLERANCES["backend"])
-        return name, report.compare(expected, out, tolerance)
+    def one(backend):
+        out = folder / f"{backend}.npz"
+        work(backend, path, folder / "images.npz", out)
+        return backend, report.compare(expected, out, TOLERANCE)
 
     with ThreadPoolExecutor(2) as pool:
-        return dict(pool.map(one, jobs))
+        return dict(pool.map(one, backends))
+
+
+def export(model, path, format, data):
+    """Exports and verifies; returns the difference that was found."""
+    import keras_moe
+
+    try:
+        manifest = keras_moe.export.export(model, path, format, data=data)
+    except (ImportError, OSError, RuntimeError, ValueError) as error:
+        raise QuickstartError(str(error)) from error
+    verified = manifest["verified"]
+    return report.judge(verified["largest_difference"], verified["tolerance"])
 
 
 def work(backend, *arguments):
-    """Runs a job of `quickstart_worker.py` in a fresh process."""
+    """Runs `quickstart_worker.py` in a fresh process."""
     done = subprocess.run(
         [sys.executable, str(WORKER), *map(str, arguments)],
         env={**os.environ, "KERAS_BACKEND": backend},
@@ -228,9 +243,9 @@ def work(backend, *arguments):
         text=True,
     )
     if done.returncode:
-        job = f"{arguments[0]!r} under {backend}"
         raise QuickstartError(
-            f"{job} ended with code {done.returncode}. Its last words:\n"
+            f"{arguments[0]} under {backend} ended with code "
+            f"{done.returncode}. Its last words:\n"
             + "\n".join(done.stderr.strip().splitlines()[-20:])
         )
 

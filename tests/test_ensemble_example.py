@@ -26,7 +26,7 @@ def test_it_runs(tmp_path):
     assert done.returncode == 0, done.stderr
     results = json.loads((tmp_path / "results.json").read_text())
     others = {"jax", "tensorflow", "torch"} - {BACKEND}
-    assert results["differences"].keys() == others | {"saved_model", "litert"}
+    assert results["differences"].keys() == others | {"SavedModel", "LiteRT"}
     for difference in results["differences"].values():
         assert difference["largest"] <= difference["tolerance"]
     accuracies = results["accuracy"]

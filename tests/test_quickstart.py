@@ -38,7 +38,7 @@ def test_results(finished):
     # One in ten is chance; 36 steps reach 0.5 to 0.8.
     assert all(value > 0.3 for value in results["accuracy"].values())
     others = {"jax", "tensorflow", "torch"} - {BACKEND}
-    assert results["differences"].keys() == others | {"saved_model", "litert"}
+    assert results["differences"].keys() == others | {"SavedModel", "LiteRT"}
     for difference in results["differences"].values():
         assert difference["largest"] <= difference["tolerance"]
     # 360 images of 16 tokens, two experts each.
@@ -50,7 +50,7 @@ def test_results(finished):
 @pytest.mark.slow
 def test_artifacts(finished):
     output, _ = finished
-    for name in ("moe.keras", "dense.keras", "moe.tflite", "saved_model"):
+    for name in ("moe.keras", "litert/model.tflite", "tf_saved_model/moe.json"):
         assert (output / name).exists()
     assert (output / "routing.png").read_bytes().startswith(b"\x89PNG")
 
@@ -59,7 +59,7 @@ def test_artifacts(finished):
 def test_the_table_ends_it(finished):
     _, printed = finished
     table = printed[printed.index("held-out digits") :]
-    for row in ("accuracy", "tokens per expert", "litert", "wall time"):
+    for row in ("accuracy", "tokens per expert", "LiteRT", "wall time"):
         assert row in table
 
 
