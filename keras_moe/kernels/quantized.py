@@ -72,8 +72,11 @@ def widen(kernel: QuantizedKernel, depth: int, dtype) -> Tensor:
 
 def row_scales(kernel: QuantizedKernel, depth: int, dtype) -> Tensor:
     """Returns each row's scales, `(..., D, F)`, of a kernel in blocks."""
-    scale = ops.cast(kernel.scale, dtype)
-    return ops.repeat(scale, kernel.block_rows, axis=-2)[..., :depth, :]
+    scale = ops.expand_dims(ops.cast(kernel.scale, dtype), -2)
+    *groups, blocks, _, width = ops.shape(scale)
+    rows = ops.tile(scale, (*[1] * len(groups), 1, kernel.block_rows, 1))
+    rows = ops.reshape(rows, (*groups, blocks * kernel.block_rows, width))
+    return rows[..., :depth, :]
 
 
 def output_scale(kernel: QuantizedKernel, dtype) -> Tensor | None:

@@ -1,18 +1,21 @@
 """TensorFlow, kernels of 8 or 4 bits: split by counts, one widened matrix.
 
 P rows, sorted by group; E groups; D input and F output width; n rows of one
-group; b, 1 where a group has rows and else 0.
+group.
 
 What `tensorflow_split.py` is to floats, and like it without an operation that
 LiteRT lacks. Where an expert's integers lie is computed from the output of
 the expert before. So no two matrices are widened at the same time, which the
 executor would do with all of them as the first thing; and LiteRT's converter
-cannot widen them while it converts, which would store the floats. An empty
-group's slice is empty: its bytes are not read.
+cannot widen them while it converts, which would store the floats. The bytes of
+an empty group are not read: it is a branch that is not taken. (An empty slice
+instead stops LiteRT's XNNPACK.)
 
 Rows that are quantised are multiplied as floats that hold integers: an
 integer product has no fast form on CPU here.
 """
+
+from functools import partial
 
 import tensorflow as tf
 
@@ -27,6 +30,7 @@ def grouped_matmul(
 ) -> Tensor:
     """Multiplies each row by its group's matrix: `(P, D) -> (P, F)`."""
     num_groups, _, width = kernel.values.shape
+    kernel = _read(kernel)
 
     def expert(rows, place):
         return _product(rows, kernel, place)
@@ -39,6 +43,7 @@ def grouped_ffn(
 ) -> Tensor:
     """Up, gate, activation and down of one expert before the next one's."""
     num_groups, _, width = weights.down_kernel.values.shape
+    weights = FFNWeights(*(_read(weight) for weight in weights))
 
     def expert(rows, place):
         def linear(rows, kernel, bias):
@@ -50,17 +55,35 @@ def grouped_ffn(
     return _each_group(x, group_sizes, num_groups, width, expert)
 
 
+def _read(weight):
+    """A weight as a tensor; Keras leaves variables as they are."""
+    if isinstance(weight, QuantizedKernel):
+        values, scale = map(tf.convert_to_tensor, weight[:2])
+        return weight._replace(values=values, scale=scale)
+    return None if weight is None else tf.convert_to_tensor(weight)
+
+
 def _each_group(x, group_sizes, num_groups, width, expert):
-    """Calls `expert(rows, (e, index, b))` for each group, in order."""
-    rest = tf.shape(x)[0] - tf.reduce_sum(group_sizes)
-    sizes = tf.concat([group_sizes, rest[None]], axis=0)
-    parts = tf.split(x, sizes, axis=0, num=num_groups + 1)
-    outputs, before = [], x
+    """Calls `expert(rows, (e, index))` for each group with rows, in order."""
+    starts = tf.cumsum(group_sizes, exclusive=True)
+
+    def run(e, place):
+        # Cut here: LiteRT readies a branch for its inputs, taken or not.
+        rows = tf.slice(x, (starts[e], 0), (group_sizes[e], x.shape[-1]))
+        return expert(rows, place)
+
+    outputs = [x]
     for e in range(num_groups):
-        place = e, e + _zero_after(before), tf.minimum(group_sizes[e], 1)
-        outputs.append(expert(parts[e], place))
-        before = outputs[-1]
-    return tf.concat([*outputs, tf.zeros((rest, width), x.dtype)], axis=0)
+        y = tf.cond(
+            group_sizes[e] > 0,
+            partial(run, e, (e, e + _zero_after(outputs[-1]))),
+            partial(tf.zeros, (group_sizes[e], width), x.dtype),
+        )
+        if not tf.executing_eagerly():
+            y.set_shape((None, width))
+        outputs.append(y)
+    rest = tf.shape(x)[0] - tf.reduce_sum(group_sizes)
+    return tf.concat([*outputs[1:], tf.zeros((rest, width), x.dtype)], axis=0)
 
 
 def _zero_after(rows):
@@ -71,19 +94,18 @@ def _zero_after(rows):
 
 def _product(rows, kernel, place):
     """`(n, D) -> (n, F)` by the matrix that lies at `place`."""
-    _, index, b = place
-    depth, width = rows.shape[-1], kernel.values.shape[-1]
+    depth = rows.shape[-1]
 
     def own(tensor):
-        size = (b, *tensor.shape[1:])
-        return tf.slice(tensor, (index, 0, 0), size)
+        shape = tensor.shape[1:]
+        start = (place[1], *[0] * len(shape))
+        return tf.reshape(tf.slice(tensor, start, (1, *shape)), shape)
 
     def widened():
         one = kernel._replace(
             values=own(kernel.values), scale=own(kernel.scale)
         )
-        matrix = quantized.widen(one, depth, rows.dtype)
-        return tf.reshape(matrix, (b * depth, width))
+        return quantized.widen(one, depth, rows.dtype)
 
     def scaled(y):
         scale = quantized.output_scale(kernel, y.dtype)
@@ -92,14 +114,11 @@ def _product(rows, kernel, place):
     @tf.custom_gradient
     def run(rows):
         x, divisor = quantized.round_rows(rows, kernel.rounding)
-        x = tf.reshape(x, (tf.shape(x)[0], b * depth))
         y = scaled(tf.matmul(x, widened()))
-        y = y if divisor is None else y / divisor
 
         def backward(dy):
-            dx = tf.matmul(scaled(dy), widened(), transpose_b=True)
-            return tf.reshape(dx, (tf.shape(dx)[0], depth))
+            return tf.matmul(scaled(dy), widened(), transpose_b=True)
 
-        return y, backward
+        return (y if divisor is None else y / divisor), backward
 
-    return tf.ensure_shape(run(rows), (None, width))
+    return run(rows)
