@@ -25,12 +25,12 @@ def grouped_matmul(
     width = kernel.values.shape[-1]
     if x.is_meta:  # keras infers shapes with tensors that hold no values
         return x.new_empty((x.shape[0], width))
-    product = _Scratch().product
+    scratch = _Scratch(_learns(x))
 
     def expert(rows, e):
-        return product(rows, quantized.group(kernel, e))
+        return scratch.product(rows, quantized.group(kernel, e))
 
-    return _each_group(x, group_sizes, width, expert)
+    return _each_group(x, group_sizes, width, expert, scratch)
 
 
 def grouped_ffn(
@@ -40,18 +40,25 @@ def grouped_ffn(
     width = weights.down_kernel.values.shape[-1]
     if x.is_meta:
         return x.new_empty((x.shape[0], width))
-    product = _Scratch().product
+    biases = (w for w in weights if isinstance(w, torch.Tensor))
+    scratch = _Scratch(_learns(x, *biases))
     banks = [_by_group(bank) for bank in weights]
 
     def linear(rows, kernel, bias):
-        y = product(rows, kernel)
-        return y if bias is None else y + bias
+        y = scratch.product(rows, kernel)
+        if bias is None:
+            return y
+        return y + bias if scratch.learns else y.add_(bias)
 
     def expert(rows, e):
         own = FFNWeights(*(None if b is None else b(e) for b in banks))
         return ffn(rows, own, activation, linear)
 
-    return _each_group(x, group_sizes, width, expert)
+    return _each_group(x, group_sizes, width, expert, scratch)
+
+
+def _learns(*tensors):
+    return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
 
 
 def _by_group(bank):
@@ -63,24 +70,40 @@ def _by_group(bank):
 
 
 @torch.compiler.disable  # the row counts are data: the host must read them
-def _each_group(x, group_sizes, width, expert):
+def _each_group(x, group_sizes, width, expert, scratch):
     sizes = group_sizes.tolist()
     *parts, rest = x.split([*sizes, x.shape[0] - sum(sizes)])
     busy = [e for e, size in enumerate(sizes) if size]
-    # One in any case, so that there is a way for a gradient of zero.
-    outputs = [expert(parts[e], e) for e in busy or [0]]
-    return torch.cat([*outputs, x.new_zeros((len(rest), width))])
+    if scratch.learns:
+        # One in any case, so that there is a way for a gradient of zero.
+        outputs = [expert(parts[e], e) for e in busy or [0]]
+        return torch.cat([*outputs, x.new_zeros((len(rest), width))])
+    y = x.new_zeros((x.shape[0], width))
+    places = y.split([*sizes, len(rest)])
+    for e in busy:
+        scratch.products = 0
+        places[e].copy_(expert(parts[e], e))
+    return y
 
 
 class _Scratch:
-    """Products of one call, with memory that they share."""
+    """Products of one call, with memory that they share.
 
-    def __init__(self):
-        self.memory = {}
+    learns: whether outputs are kept for a gradient. Otherwise they, too, lie
+        in memory that the next group uses again.
+    """
+
+    def __init__(self, learns):
+        self.learns, self.products, self.memory = learns, 0, {}
 
     def product(self, rows, kernel):
         """`(n, D) -> (n, F)` by one group's matrix."""
-        return _Product.apply(rows, kernel, self)
+        if self.learns:
+            return _Product.apply(rows, kernel, self)
+        shape = (len(rows), kernel.values.shape[-1])
+        self.products += 1
+        out = self.take(self.products, shape, rows.dtype, rows.device)
+        return _multiply(rows, kernel, self, out)
 
     def take(self, purpose, shape, dtype, device):
         """Returns uninitialised memory, the same for the same purpose."""
@@ -118,15 +141,8 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx, rows, kernel, scratch):
         ctx.kernel, ctx.scratch, ctx.depth = kernel, scratch, rows.shape[-1]
-        rows, divisor = _rounded(rows, kernel.rounding)
-        if divisor is not None and _is_integer_product(rows, kernel):
-            matrix = scratch.integers(kernel, ctx.depth)
-            y = torch._int_mm(rows.to(torch.int8), matrix).to(rows.dtype)
-        else:
-            y = rows @ scratch.widened(kernel, ctx.depth, rows.dtype)
-        if kernel.block_rows is None:
-            y *= kernel.scale
-        return y if divisor is None else y.div_(divisor)
+        out = rows.new_empty((len(rows), kernel.values.shape[-1]))
+        return _multiply(rows, kernel, scratch, out)
 
     @staticmethod
     @once_differentiable
@@ -135,6 +151,21 @@ class _Product(torch.autograd.Function):
             dy = dy * ctx.kernel.scale
         matrix = ctx.scratch.widened(ctx.kernel, ctx.depth, dy.dtype)
         return dy @ matrix.T, None, None
+
+
+def _multiply(rows, kernel, scratch, out):
+    """Writes what `quantized.product` returns into `out`."""
+    depth = rows.shape[-1]
+    rows, divisor = _rounded(rows, kernel.rounding)
+    if divisor is not None and _is_integer_product(rows, kernel):
+        sums = scratch.take("sums", out.shape, torch.int32, out.device)
+        matrix = scratch.integers(kernel, depth)
+        out.copy_(torch._int_mm(rows.to(torch.int8), matrix, out=sums))
+    else:
+        torch.mm(rows, scratch.widened(kernel, depth, rows.dtype), out=out)
+    if kernel.block_rows is None:
+        out *= kernel.scale
+    return out if divisor is None else out.div_(divisor)
 
 
 def _rounded(rows, rounding):
