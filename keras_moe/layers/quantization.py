@@ -9,6 +9,7 @@ form cannot be loaded.)
 """
 
 import re
+from typing import Any
 
 import keras
 from keras import dtype_policies
@@ -147,6 +148,25 @@ def check_mode(mode: str) -> None:
         "anew and leave the experts as they are, with `filters=lambda layer: "
         "not isinstance(layer, keras_moe.Expert)`, or choose another mode."
     )
+
+
+def keep_floats(parts: Any) -> None:
+    """Keeps `model.quantize` from layers, and from those inside of them.
+
+    Args:
+        parts: a layer, or a nest with layers in it.
+    """
+
+    def refuse(mode=None, type_check=True, config=None):
+        raise NotImplementedError(
+            "What is inside a router stays in float32: who goes where must "
+            f"not hang on a rounding. Received: mode={mode!r}."
+        )
+
+    for part in keras.tree.flatten(parts):
+        if isinstance(part, keras.layers.Layer):
+            for layer in part._flatten_layers():
+                layer.quantize = refuse
 
 
 def check_floats(experts) -> None:
