@@ -10,7 +10,6 @@ hold integers: XLA's integer product on CPU is many times slower.
 from functools import partial
 
 import jax
-import jax.numpy as jnp
 
 from keras_moe.kernels import quantized, reference
 from keras_moe.kernels.blocks import block_sizes

@@ -112,9 +112,7 @@ def round_rows(
     return ops.clip(integers, rounding.low, rounding.high), divisor
 
 
-def input_gradient(
-    dy: Tensor, kernel: QuantizedKernel, depth: int
-) -> Tensor:
+def input_gradient(dy: Tensor, kernel: QuantizedKernel, depth: int) -> Tensor:
     """Returns the gradient of `product` by its rows, `(n, D)`.
 
     Rounding the rows counts as the identity, as in Keras's quantised layers.

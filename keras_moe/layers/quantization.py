@@ -198,4 +198,4 @@ def _pattern(layer, part):
     path, prefix = part.path or part.name, f"{layer.path}/"
     if not layer.path or not path.startswith(prefix):
         return re.escape(path)
-    return f"(.*/)?{re.escape(f'{layer.name}/{path[len(prefix):]}')}"
+    return f"(.*/)?{re.escape(f'{layer.name}/{path[len(prefix) :]}')}"
