@@ -11,7 +11,12 @@ import keras
 from keras import ops
 
 from keras_moe.kernels import reference
-from keras_moe.kernels.choice import formulations, implementation, use
+from keras_moe.kernels.choice import (
+    formulations,
+    implementation,
+    quantized_implementation,
+    use,
+)
 from keras_moe.kernels.groups import map_groups
 from keras_moe.kernels.primitives import (
     compiled,
@@ -23,11 +28,14 @@ from keras_moe.kernels.primitives import (
     top_k_index,
     value_and_gradient,
 )
+from keras_moe.kernels.quantized import QuantizedKernel, Rounding
 from keras_moe.kernels.reference import FFNWeights, ffn
 from keras_moe.types import Activation, Tensor
 
 __all__ = [
     "FFNWeights",
+    "QuantizedKernel",
+    "Rounding",
     "compiled",
     "ffn",
     "formulations",
@@ -47,7 +55,9 @@ __all__ = [
 ]
 
 
-def grouped_matmul(x: Tensor, kernel: Tensor, group_sizes: Tensor) -> Tensor:
+def grouped_matmul(
+    x: Tensor, kernel: Tensor | QuantizedKernel, group_sizes: Tensor
+) -> Tensor:
     """Multiplies each row by its group's matrix.
 
     Row p of group e becomes `x[p] @ kernel[e]`; rows behind the last group
@@ -55,7 +65,8 @@ def grouped_matmul(x: Tensor, kernel: Tensor, group_sizes: Tensor) -> Tensor:
 
     Args:
         x: float `(P, D)`, rows sorted by group.
-        kernel: `(E, D, F)`, the dtype of `x`.
+        kernel: `(E, D, F)`, the dtype of `x`; or a `QuantizedKernel`, which
+            is given no gradient.
         group_sizes: int32 `(E,)`, rows of each group; the sum is at most P.
 
     Returns:
@@ -64,8 +75,13 @@ def grouped_matmul(x: Tensor, kernel: Tensor, group_sizes: Tensor) -> Tensor:
     Raises:
         ValueError: where ranks, widths or dtypes do not fit.
     """
-    x, kernel = ops.convert_to_tensor(x), ops.convert_to_tensor(kernel)
+    x = ops.convert_to_tensor(x)
     group_sizes = ops.cast(group_sizes, "int32")
+    kernel = _as_tensor(kernel, x)
+    if isinstance(kernel, QuantizedKernel):
+        _check_quantized(x, "kernel", kernel, group_sizes, x.shape[-1])
+        chosen = quantized_implementation()
+        return chosen.grouped_matmul(x, kernel, group_sizes)
     _check_operands(x, "kernel", kernel, group_sizes, x.shape[-1])
     chosen = implementation(x, kernel)
     return chosen.grouped_matmul(x, kernel, group_sizes)
@@ -88,7 +104,8 @@ def grouped_ffn(
 
     Args:
         x: float `(P, D)`, rows sorted by group.
-        weights: stacked kernels and biases, the dtype of `x`.
+        weights: stacked kernels and biases, the dtype of `x`; kernels may be
+            `QuantizedKernel`s, all of them, and are given no gradient then.
         group_sizes: int32 `(E,)`, rows of each group; the sum is at most P.
         activation: elementwise function.
         dropout: function of the hidden rows `(P, F)`, or None. With one, the
@@ -104,9 +121,10 @@ def grouped_ffn(
         ValueError: where ranks, widths or dtypes do not fit.
     """
     x = ops.convert_to_tensor(x)
-    tensors = [None if w is None else ops.convert_to_tensor(w) for w in weights]
-    weights = FFNWeights(*tensors)
+    weights = FFNWeights(*(_as_tensor(w, x) for w in weights))
     group_sizes = ops.cast(group_sizes, "int32")
+    if isinstance(weights.up_kernel, QuantizedKernel):
+        return _quantized_ffn(x, weights, group_sizes, activation, dropout)
     _check_operands(
         x, "weights.up_kernel", weights.up_kernel, group_sizes, x.shape[-1]
     )
@@ -123,6 +141,30 @@ def grouped_ffn(
             x, weights, group_sizes, activation, chosen.grouped_matmul, dropout
         )
     return chosen.grouped_ffn(x, weights, group_sizes, activation, remat)
+
+
+def _quantized_ffn(x, weights, group_sizes, activation, dropout):
+    """`grouped_ffn` of `QuantizedKernel`s; keeps nothing of width F."""
+    inner = weights.up_kernel.values.shape[-1]
+    for name, width in (("up_kernel", x.shape[-1]), ("down_kernel", inner)):
+        kernel = getattr(weights, name)
+        _check_quantized(x, f"weights.{name}", kernel, group_sizes, width)
+    chosen = quantized_implementation()
+    if dropout is not None or chosen is reference:
+        return reference.composition(
+            x, weights, group_sizes, activation, chosen.grouped_matmul, dropout
+        )
+    return chosen.grouped_ffn(x, weights, group_sizes, activation)
+
+
+def _as_tensor(weight, x):
+    """A weight, or the parts of a quantised one, as tensors."""
+    if isinstance(weight, QuantizedKernel):
+        return weight._replace(
+            values=ops.convert_to_tensor(weight.values),
+            scale=ops.cast(weight.scale, x.dtype),
+        )
+    return None if weight is None else ops.convert_to_tensor(weight)
 
 
 def stacked_ffn(
@@ -145,12 +187,42 @@ def stacked_ffn(
     Returns:
         `(E, R, D)`, the dtype of `x`.
     """
+    if isinstance(weights.up_kernel, QuantizedKernel):
+        return _quantized_stack(x, weights, activation, dropout)
 
     def linear(x, kernel, bias):
         y = ops.matmul(x, ops.convert_to_tensor(kernel))
         return y if bias is None else ops.add(y, ops.expand_dims(bias, 1))
 
     return ffn(x, weights, activation, linear, dropout)
+
+
+def _quantized_stack(x, weights, activation, dropout):
+    """`stacked_ffn` as groups of R rows each: none is widened with another."""
+    num_groups = weights.up_kernel.values.shape[0]
+    num_rows, width = ops.shape(x)[1:]
+    rows = ops.broadcast_to(x, (num_groups, num_rows, width))
+    y = grouped_ffn(
+        ops.reshape(rows, (-1, width)),
+        weights,
+        ops.broadcast_to(ops.reshape(num_rows, (1,)), (num_groups,)),
+        activation,
+        dropout,
+    )
+    return ops.reshape(y, (num_groups, num_rows, y.shape[-1]))
+
+
+def _check_quantized(x, name, kernel, group_sizes, width):
+    stored = -(-width // 2) if kernel.packed else width
+    expected = (group_sizes.shape[0], stored)
+    if len(x.shape) == 2 and tuple(kernel.values.shape[:-1]) == expected:
+        return
+    raise ValueError(
+        f"`x` must be (P, D) and the values of `{name}` {expected} and F, with "
+        f"E = len(group_sizes). Received: x of shape {tuple(x.shape)}, values "
+        f"of shape {tuple(kernel.values.shape)}, group_sizes of shape "
+        f"{tuple(group_sizes.shape)}. Flatten the leading axes of `x`."
+    )
 
 
 def _check_operands(x, name, kernel, group_sizes, width):

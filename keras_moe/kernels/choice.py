@@ -45,6 +45,19 @@ def implementation(x: Tensor, kernel: Tensor) -> ModuleType:
     return importlib.import_module(f"keras_moe.kernels.{name}")
 
 
+def quantized_implementation() -> ModuleType:
+    """Returns the module for kernels of 8 or 4 bits: one a backend, whatever
+    the sizes; and the reference where `use` asks for it."""
+    name = _QUANTIZED.get(keras.backend.backend(), "reference")
+    if _forced and _forced[-1] == "reference":
+        name = "reference"
+    elif name == "tensorflow_quantized":
+        from keras_moe.kernels.tensorflow_primitives import inside_xla
+
+        name += "_xla" * inside_xla()
+    return importlib.import_module(f"keras_moe.kernels.{name}")
+
+
 @contextlib.contextmanager
 def use(name: str) -> Iterator[None]:
     """Forces a formulation for what is traced or run inside the `with`.
@@ -132,6 +145,9 @@ def _has_grouped_mm():
     return hasattr(torch.nn.functional, "grouped_mm")
 
 
+_QUANTIZED = {
+    name: f"{name}_quantized" for name in ("jax", "tensorflow", "torch")
+}
 _RULES = {
     "jax": (("jax_blocks", "jax_few_rows", "jax_ragged_dot"), _jax),
     "tensorflow": (

@@ -11,11 +11,15 @@ from typing import NamedTuple
 
 from keras import ops
 
+from keras_moe.kernels import quantized
+from keras_moe.kernels.quantized import QuantizedKernel
 from keras_moe.types import Activation, Tensor
 
 
 class FFNWeights(NamedTuple):
     """The stacked weights of E feed-forward experts.
+
+    A kernel is a tensor, or a `QuantizedKernel` of that shape; all are alike.
 
     up_kernel: `(E, D, F)`.
     down_kernel: `(E, F, D)`.
@@ -42,6 +46,8 @@ def row_groups(group_sizes: Tensor, num_rows: int | Tensor) -> Tensor:
 
 def grouped_matmul(x: Tensor, kernel: Tensor, group_sizes: Tensor) -> Tensor:
     """Multiplies each row by its group's matrix: `(P, D) -> (P, F)`."""
+    if isinstance(kernel, QuantizedKernel):
+        x, kernel = _rounded_rows(x, kernel), _dequantized(x, kernel)
     groups = row_groups(group_sizes, ops.shape(x)[0])
     y = ops.matmul(ops.zeros_like(x), kernel[0])
     for e in range(kernel.shape[0]):
@@ -49,6 +55,20 @@ def grouped_matmul(x: Tensor, kernel: Tensor, group_sizes: Tensor) -> Tensor:
         rows = ops.where(mine, x, ops.zeros_like(x))
         y = ops.where(mine, ops.matmul(rows, kernel[e]), y)
     return y
+
+
+def _dequantized(x, kernel):
+    """The whole bank as floats, `(E, D, F)`."""
+    matrices = quantized.widen(kernel, x.shape[-1], x.dtype)
+    scale = quantized.output_scale(kernel, x.dtype)
+    return matrices if scale is None else matrices * scale
+
+
+def _rounded_rows(x, kernel):
+    """The rows as they are after rounding, if they are rounded; the gradient
+    takes no notice of it."""
+    rows, divisor = quantized.round_rows(x, kernel.rounding)
+    return x if divisor is None else x + ops.stop_gradient(rows / divisor - x)
 
 
 def add_grouped_bias(y: Tensor, bias: Tensor, group_sizes: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ import zlib
 
 import keras
 
-from keras_moe.layers import checks
+from keras_moe.layers import checks, quantization
 from keras_moe.layers.expert import Expert
 from keras_moe.layers.initializers import reseeded
 from keras_moe.types import Shape
@@ -92,6 +92,7 @@ class DenseMixture(keras.layers.Layer):
             for name in self.arguments
         }
         own["activation"] = keras.activations.serialize(self.activation)
+        own["dtype"] = quantization.saved_dtype(self)
         return {**super().get_config(), **own}
 
 

@@ -10,7 +10,7 @@ import keras
 from keras import ops
 
 from keras_moe import kernels
-from keras_moe.layers import checks, upcycling
+from keras_moe.layers import checks, quantization, quantized_bank, upcycling
 from keras_moe.layers.initializers import PerExpert
 from keras_moe.types import Shape, Tensor
 
@@ -44,11 +44,14 @@ class Expert(keras.layers.Layer):
         output_dim: H, the width of the outputs; None is D, which a `MoEBlock`
             needs.
         seed: int, for the dropout.
+        quantization_config: what `quantize` was given; for a layer that is
+            loaded.
         **kwargs: of `keras.layers.Layer`.
 
     Weights: `up_kernel` `(E, D, F)`, `up_bias` `(E, F)`, `down_kernel`
     `(E, F, H)`, `down_bias` `(E, H)`; gated, also `gate_kernel` `(E, D, F)`
-    and `gate_bias` `(E, F)`.
+    and `gate_bias` `(E, F)`. Quantised, the kernels are integers beside
+    `up_scale`, `down_scale` and `gate_scale`; see `kernels.QuantizedKernel`.
 
     Call arguments:
         x: float `(P, D)` or `(P, ..., D)`, rows sorted by expert; any
@@ -83,6 +86,7 @@ class Expert(keras.layers.Layer):
         remat: bool = False,
         output_dim: int | None = None,
         seed: int | None = None,
+        quantization_config=None,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -108,6 +112,7 @@ class Expert(keras.layers.Layer):
         self.bias_regularizer = keras.regularizers.get(bias_regularizer)
         self.seed = seed
         self.seed_generator = keras.random.SeedGenerator(seed)
+        self.quantization_config = quantization_config
 
     def build(self, input_shape: Shape) -> None:
         """Creates the weights for inputs `(..., D)`."""
@@ -120,6 +125,8 @@ class Expert(keras.layers.Layer):
                 "the inputs."
             )
         self.hidden_dim = width
+        if self.quantization_config is None:
+            self.quantization_config = quantization.given_config(self)
         self.up_kernel, self.up_bias = self._add_linear("up", width, None)
         self.gate_kernel = self.gate_bias = None
         if self.gated:
@@ -134,12 +141,7 @@ class Expert(keras.layers.Layer):
         """Adds a stacked kernel and bias; None stands for F."""
         inputs = fan_in or self.intermediate_dim
         outputs = fan_out or self.intermediate_dim
-        kernel = self.add_weight(
-            name=f"{name}_kernel",
-            shape=(self.num_experts, inputs, outputs),
-            initializer=PerExpert(self.kernel_initializer, f"{name}_kernel"),
-            regularizer=self.kernel_regularizer,
-        )
+        kernel = self._add_kernel(name, (self.num_experts, inputs, outputs))
         if not self.use_bias:
             return kernel, None
         bias = self.add_weight(
@@ -149,6 +151,45 @@ class Expert(keras.layers.Layer):
             regularizer=self.bias_regularizer,
         )
         return kernel, bias
+
+    def _add_kernel(self, name, shape):
+        if self.quantization_mode is not None:
+            return quantized_bank.build_kernel(self, name, shape)
+        return self.add_weight(
+            name=f"{name}_kernel",
+            shape=shape,
+            initializer=PerExpert(self.kernel_initializer, f"{name}_kernel"),
+            regularizer=self.kernel_regularizer,
+        )
+
+    def quantize(self, mode=None, type_check=True, config=None) -> None:
+        """Quantises the kernels, each expert's by itself; biases stay.
+
+        `model.quantize` calls it. Integers take the place of the floats and
+        cannot be trained; the inputs and the biases have gradients still.
+
+        Args:
+            mode: `"int8"`, or `"int4"`, two values a byte.
+            type_check: whether subclasses are left as they are.
+            config: `keras.quantizers.Int8QuantizationConfig` or
+                `Int4QuantizationConfig`; its `activation_quantizer` says
+                whether rows are rounded, too, as they come.
+
+        Raises:
+            ValueError: for another mode, or quantizers that do not suit
+                experts.
+            NotImplementedError: for a subclass, where `type_check`.
+        """
+        if type_check and type(self) is not Expert:
+            raise NotImplementedError(
+                f"`quantize` of {type(self).__name__} must be written: it is a "
+                "subclass of Expert. Received: type_check=True."
+            )
+        quantized_bank.quantize(self, mode, config)
+
+    def quantized_call(self, *args, **kwargs) -> Tensor:
+        """Runs quantised experts: `call`, of other weights."""
+        return self.call(*args, **kwargs)
 
     def call(
         self,
@@ -181,12 +222,15 @@ class Expert(keras.layers.Layer):
 
     def _run_only_expert(self, x, dropout):
         weights = self._only_weights()
-        if not self.remat:
+        if not self.remat and self.quantization_mode is None:
+            weights = kernels.FFNWeights(
+                *(None if w is None else ops.squeeze(w, 0) for w in weights)
+            )
             return kernels.ffn(x, weights, self.activation, dropout=dropout)
         rows = ops.reshape(x, (-1, self.hidden_dim))
         everything = ops.reshape(ops.shape(rows)[0], (1,))
         rows = kernels.grouped_ffn(
-            rows, self._weights(), everything, self.activation, remat=True
+            rows, weights, everything, self.activation, dropout, self.remat
         )
         return ops.reshape(rows, (*ops.shape(x)[:-1], rows.shape[-1]))
 
@@ -208,26 +252,29 @@ class Expert(keras.layers.Layer):
         )
 
     def _weights(self):
+        def kernel(name):
+            if self.quantization_mode is not None:
+                return quantized_bank.kernel_of(self, name)
+            return getattr(self, f"{name}_kernel")
+
         return kernels.FFNWeights(
-            up_kernel=self.up_kernel,
-            down_kernel=self.down_kernel,
+            up_kernel=kernel("up"),
+            down_kernel=kernel("down"),
             up_bias=self.up_bias,
             down_bias=self.down_bias,
-            gate_kernel=self.gate_kernel,
+            gate_kernel=kernel("gate"),
             gate_bias=self.gate_bias,
         )
 
     def _only_weights(self):
-        """The weights of the one expert, without the axis E."""
-        if self.num_experts > 1:
-            raise ValueError(
-                "`group_sizes` is needed where there is more than one expert: "
-                "it says whose each row is. Received: group_sizes=None, "
-                f"num_experts={self.num_experts}. Pass int32 (E,) counts, or "
-                "put the layer into MoEBlock(experts=...)."
-            )
-        return kernels.FFNWeights(
-            *(None if w is None else ops.squeeze(w, 0) for w in self._weights())
+        """The weights where there is one expert."""
+        if self.num_experts == 1:
+            return self._weights()
+        raise ValueError(
+            "`group_sizes` is needed where there is more than one expert: it "
+            "says whose each row is. Received: group_sizes=None, "
+            f"num_experts={self.num_experts}. Pass int32 (E,) counts, or put "
+            "the layer into MoEBlock(experts=...)."
         )
 
     def _check_group_sizes(self, group_sizes):
@@ -257,6 +304,7 @@ class Expert(keras.layers.Layer):
         Raises:
             ValueError: where the source does not fit; see `upcycling.py`.
         """
+        quantization.check_floats(self)
         upcycling.start_from(self, source, noise_std, seed)
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:
@@ -277,6 +325,7 @@ class Expert(keras.layers.Layer):
         serialize_regularizer = keras.regularizers.serialize
         return {
             **super().get_config(),
+            "dtype": quantization.saved_dtype(self),
             "intermediate_dim": self.intermediate_dim,
             "num_experts": self.num_experts,
             "hidden_dim": self.hidden_dim,
@@ -295,4 +344,14 @@ class Expert(keras.layers.Layer):
             "remat": self.remat,
             "output_dim": self.output_dim,
             "seed": self.seed,
+            "quantization_config": keras.saving.serialize_keras_object(
+                self.quantization_config
+            ),
         }
+
+    @classmethod
+    def from_config(cls, config: dict):
+        """Builds the layer that `get_config` describes."""
+        given = config.get("quantization_config")
+        given = keras.saving.deserialize_keras_object(given)
+        return super().from_config({**config, "quantization_config": given})

@@ -6,7 +6,7 @@ T tokens, D hidden_dim, F intermediate_dim, E experts, K top_k, P pairs.
 import keras
 from keras import ops
 
-from keras_moe.layers import checks, parts, sharing, upcycling
+from keras_moe.layers import checks, parts, quantization, sharing, upcycling
 from keras_moe.layers.levels import check_level, units_of
 from keras_moe.layers.mixture import Mixture
 from keras_moe.layers.null_experts import NullExperts
@@ -284,6 +284,7 @@ class MoEBlock(Mixture):
         """Returns the arguments that build this layer again."""
         config = {
             **super().get_config(),
+            "dtype": quantization.saved_dtype(self),
             **self.mixture_config(),
             "shared_expert_dim": self.shared_expert_dim,
             "level": self.level,

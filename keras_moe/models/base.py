@@ -2,6 +2,8 @@
 
 import keras
 
+from keras_moe.layers import quantization
+
 
 class MoEModel(keras.Model):
     """Base of the models: a functional `keras.Model` that remembers how it
@@ -29,6 +31,7 @@ class MoEModel(keras.Model):
             inputs=inputs, outputs=outputs, name=name, trainable=trainable
         )
         self.dtype_policy = keras.dtype_policies.get(dtype)
+        quantization.restore_configs(self)
         self._arguments = {
             name: keras.saving.serialize_keras_object(value)
             for name, value in arguments.items()
@@ -39,7 +42,7 @@ class MoEModel(keras.Model):
         return {
             **self._arguments,
             "name": self.name,
-            "dtype": keras.dtype_policies.serialize(self.dtype_policy),
+            "dtype": quantization.saved_dtype(self),
             "trainable": self.trainable,
         }
 

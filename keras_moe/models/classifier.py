@@ -5,7 +5,7 @@ B batch, S sequence length.
 
 import keras
 
-from keras_moe.layers import checks
+from keras_moe.layers import checks, quantization
 from keras_moe.models import parts
 from keras_moe.models.base import MoEModel
 from keras_moe.models.blocks import Blocks
@@ -46,7 +46,9 @@ class MoEClassifier(MoEModel):
         built = Blocks(dtype=dtype, **blocks)
         token_ids, x, mask = encoded(vocabulary_size, max_length, built)
         x = parts.MeanPooling(name="pooling", dtype=built.dtype)(x, mask=mask)
-        head = keras.layers.Dense(num_classes, name="head", dtype="float32")
+        head = keras.layers.Dense(
+            num_classes, name="head", dtype=quantization.float32_head(dtype)
+        )
         arguments = {
             "vocabulary_size": vocabulary_size,
             "num_classes": num_classes,

@@ -5,7 +5,7 @@ B batch, S sequence length.
 
 import keras
 
-from keras_moe.layers import checks
+from keras_moe.layers import checks, quantization
 from keras_moe.models.base import MoEModel
 from keras_moe.models.blocks import Blocks
 from keras_moe.models.encoding import encoded
@@ -43,7 +43,9 @@ class MoETagger(MoEModel):
         checks.check_positive_int("num_tags", num_tags)
         built = Blocks(dtype=dtype, **blocks)
         token_ids, x, _ = encoded(vocabulary_size, max_length, built)
-        head = keras.layers.Dense(num_tags, name="head", dtype="float32")
+        head = keras.layers.Dense(
+            num_tags, name="head", dtype=quantization.float32_head(dtype)
+        )
         arguments = {
             "vocabulary_size": vocabulary_size,
             "num_tags": num_tags,

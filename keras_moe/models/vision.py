@@ -5,7 +5,7 @@ B batch, H height, W width, C channels, S patches, D hidden_dim.
 
 import keras
 
-from keras_moe.layers import checks
+from keras_moe.layers import checks, quantization
 from keras_moe.models import parts
 from keras_moe.models.base import MoEModel
 from keras_moe.models.blocks import Blocks
@@ -63,7 +63,9 @@ class MoEVisionClassifier(MoEModel):
             x = block(x)
         x = parts.final_norm(built.dtype)(x)
         x = parts.MeanPooling(name="pooling", dtype=built.dtype)(x)
-        head = keras.layers.Dense(num_classes, name="head", dtype="float32")
+        head = keras.layers.Dense(
+            num_classes, name="head", dtype=quantization.float32_head(dtype)
+        )
         arguments = {
             "image_shape": list(image_shape),
             "patch_size": patch_size,

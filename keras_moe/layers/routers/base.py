@@ -12,7 +12,7 @@ import keras
 from keras import ops
 
 from keras_moe import kernels
-from keras_moe.layers import checks
+from keras_moe.layers import checks, quantization
 from keras_moe.layers.routers import router_checks
 from keras_moe.layers.routers.switches import ExpertSwitches
 from keras_moe.layers.routers.tokens import flatten_tokens
@@ -113,6 +113,12 @@ class BaseRouter(ExpertSwitches, keras.layers.Layer):
         )
         self.seed = seed
         self.seed_generator = keras.random.SeedGenerator(seed)
+
+    def __setattr__(self, name, value):
+        """Layers inside a router are not quantised."""
+        if isinstance(value, (keras.layers.Layer, list, tuple, dict)):
+            quantization.keep_floats(value)
+        super().__setattr__(name, value)
 
     @property
     def pairs_per_token(self) -> int | None:

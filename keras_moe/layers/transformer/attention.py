@@ -11,7 +11,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_moe.layers import checks
+from keras_moe.layers import checks, quantization
 from keras_moe.layers.transformer import transformer_checks
 from keras_moe.routing.assignment import softmax
 from keras_moe.types import Shape, Tensor
@@ -241,6 +241,7 @@ class CachedAttention(keras.layers.Layer):
         """Returns the arguments that build this layer again."""
         return {
             **super().get_config(),
+            "dtype": quantization.saved_dtype(self),
             "num_heads": self.num_heads,
             "num_key_value_heads": self.num_key_value_heads,
             "rotary": self.rotary,

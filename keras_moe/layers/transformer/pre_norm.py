@@ -7,7 +7,7 @@ import inspect
 
 import keras
 
-from keras_moe.layers import checks, sharing
+from keras_moe.layers import checks, quantization, sharing
 from keras_moe.layers.transformer import transformer_checks
 from keras_moe.types import Shape
 
@@ -72,6 +72,7 @@ class PreNormBlock(keras.layers.Layer):
         )
         if not self.moe.built:
             self.moe.build(input_shape)
+        quantization.restore_configs(self)
 
     def build_attention(self, input_shape: Shape) -> None:
         """Creates the attention; what a subclass writes."""
@@ -121,6 +122,7 @@ class PreNormBlock(keras.layers.Layer):
             for name in self.arguments
         }
         own["moe"] = sharing.serialize_part(self.moe)
+        own["dtype"] = quantization.saved_dtype(self)
         return {**super().get_config(), **own}
 
     @classmethod

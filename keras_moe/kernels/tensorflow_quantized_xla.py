@@ -1,0 +1,51 @@
+"""TensorFlow under XLA, kernels of 8 or 4 bits: blocks of sorted rows.
+
+P rows, sorted by group; E groups; D input and F output width; B rows a block.
+
+The loop is `tensorflow_xla_loop.py`'s; a step widens one group's integers.
+"""
+
+import tensorflow as tf
+
+from keras_moe.kernels import quantized, reference
+from keras_moe.kernels.quantized import QuantizedKernel
+from keras_moe.kernels.reference import FFNWeights
+from keras_moe.kernels.tensorflow_xla_loop import map_blocks
+from keras_moe.types import Activation, Tensor
+
+
+def grouped_matmul(
+    x: Tensor, kernel: QuantizedKernel, group_sizes: Tensor
+) -> Tensor:
+    """Multiplies each row by its group's matrix: `(P, D) -> (P, F)`."""
+    depth, banks = x.shape[-1], [kernel.values, kernel.scale]
+
+    def run(x, function, width):
+        def block(rows, slices):
+            values, scale = slices
+            own = kernel._replace(values=values, scale=scale)
+            return [function(rows[0], own)], []
+
+        (y,), _ = map_blocks(block, [x], banks, group_sizes, [width])
+        return y
+
+    @tf.custom_gradient
+    def forward(x):
+        def backward(dy):
+            def gradient(rows, own):
+                return quantized.input_gradient(rows, own, depth)
+
+            return run(dy, gradient, depth)
+
+        return run(x, quantized.product, kernel.values.shape[-1]), backward
+
+    return forward(x)
+
+
+def grouped_ffn(
+    x: Tensor, weights: FFNWeights, group_sizes: Tensor, activation: Activation
+) -> Tensor:
+    """The composition: a loop for each of the kernels."""
+    return reference.composition(
+        x, weights, group_sizes, activation, grouped_matmul
+    )

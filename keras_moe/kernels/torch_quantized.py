@@ -1,0 +1,189 @@
+"""PyTorch, kernels of 8 or 4 bits: split by counts, one widened matrix.
+
+P rows, sorted by group; E groups; D input and F output width; n rows of one
+group. A matrix is widened into memory that the next group uses again, so
+that it stays in cache and the bank is read as bytes. On CPU, rows that are
+quantised meet 8 bits in an integer product, several times as fast where the
+processor has instructions for it (VNNI, AMX).
+"""
+
+import math
+
+import torch
+from torch.autograd.function import once_differentiable
+
+from keras_moe.kernels import quantized
+from keras_moe.kernels.quantized import QuantizedKernel
+from keras_moe.kernels.reference import FFNWeights, ffn
+from keras_moe.types import Activation, Tensor
+
+
+def grouped_matmul(
+    x: Tensor, kernel: QuantizedKernel, group_sizes: Tensor
+) -> Tensor:
+    """Multiplies each row by its group's matrix: `(P, D) -> (P, F)`."""
+    width = kernel.values.shape[-1]
+    if x.is_meta:  # keras infers shapes with tensors that hold no values
+        return x.new_empty((x.shape[0], width))
+    scratch = _Scratch(_learns(x))
+
+    def expert(rows, e):
+        return scratch.product(rows, quantized.group(kernel, e))
+
+    return _each_group(x, group_sizes, width, expert, scratch)
+
+
+def grouped_ffn(
+    x: Tensor, weights: FFNWeights, group_sizes: Tensor, activation: Activation
+) -> Tensor:
+    """Up, gate, activation and down of one expert before the next one's."""
+    width = weights.down_kernel.values.shape[-1]
+    if x.is_meta:
+        return x.new_empty((x.shape[0], width))
+    biases = (w for w in weights if isinstance(w, torch.Tensor))
+    scratch = _Scratch(_learns(x, *biases))
+    banks = [_by_group(bank) for bank in weights]
+
+    def linear(rows, kernel, bias):
+        y = scratch.product(rows, kernel)
+        if bias is None:
+            return y
+        return y + bias if scratch.learns else y.add_(bias)
+
+    def expert(rows, e):
+        own = FFNWeights(*(None if b is None else b(e) for b in banks))
+        return ffn(rows, own, activation, linear)
+
+    return _each_group(x, group_sizes, width, expert, scratch)
+
+
+def _learns(*tensors):
+    return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+
+
+def _by_group(bank):
+    """Returns a function from the number of a group to its part of a bank."""
+    if isinstance(bank, QuantizedKernel):
+        return lambda e: quantized.group(bank, e)
+    # Indexing under autograd would fill a whole bank with zeros each time.
+    return None if bank is None else bank.unbind().__getitem__
+
+
+@torch.compiler.disable  # the row counts are data: the host must read them
+def _each_group(x, group_sizes, width, expert, scratch):
+    sizes = group_sizes.tolist()
+    *parts, rest = x.split([*sizes, x.shape[0] - sum(sizes)])
+    busy = [e for e, size in enumerate(sizes) if size]
+    if scratch.learns:
+        # One in any case, so that there is a way for a gradient of zero.
+        outputs = [expert(parts[e], e) for e in busy or [0]]
+        return torch.cat([*outputs, x.new_zeros((len(rest), width))])
+    y = x.new_zeros((x.shape[0], width))
+    places = y.split([*sizes, len(rest)])
+    for e in busy:
+        scratch.products = 0
+        places[e].copy_(expert(parts[e], e))
+    return y
+
+
+class _Scratch:
+    """Products of one call, with memory that they share.
+
+    learns: whether outputs are kept for a gradient. Otherwise they, too, lie
+        in memory that the next group uses again.
+    """
+
+    def __init__(self, learns):
+        self.learns, self.products, self.memory = learns, 0, {}
+
+    def product(self, rows, kernel):
+        """`(n, D) -> (n, F)` by one group's matrix."""
+        if self.learns:
+            return _Product.apply(rows, kernel, self)
+        shape = (len(rows), kernel.values.shape[-1])
+        self.products += 1
+        out = self.take(self.products, shape, rows.dtype, rows.device)
+        return _multiply(rows, kernel, self, out)
+
+    def take(self, purpose, shape, dtype, device):
+        """Returns uninitialised memory, the same for the same purpose."""
+        size, key = math.prod(shape), (purpose, dtype)
+        if key not in self.memory or self.memory[key].numel() < size:
+            self.memory[key] = torch.empty(size, dtype=dtype, device=device)
+        return self.memory[key][:size].view(shape)
+
+    def integers(self, kernel, depth):
+        """One group's values as int8 `(D, F)`."""
+        if not kernel.packed:
+            return kernel.values
+        half, width = kernel.values.shape
+        shape, device = (2 * half, width), kernel.values.device
+        matrix = self.take("integers", shape, torch.int8, device)
+        low = torch.bitwise_and(kernel.values, 15).view(torch.int8)
+        high = torch.bitwise_right_shift(kernel.values, 4).view(torch.int8)
+        torch.sub(low, quantized.ZERO_NIBBLE, out=matrix[:half])
+        torch.sub(high, quantized.ZERO_NIBBLE, out=matrix[half:])
+        return matrix[:depth]
+
+    def widened(self, kernel, depth, dtype):
+        """What `quantized.widen` returns, of one group."""
+        values = self.integers(kernel, depth)
+        matrix = self.take("floats", values.shape, dtype, values.device)
+        matrix.copy_(values)
+        if kernel.block_rows is not None:
+            for g, scale in enumerate(kernel.scale):
+                start = g * kernel.block_rows
+                matrix[start : start + kernel.block_rows] *= scale
+        return matrix
+
+
+class _Product(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, rows, kernel, scratch):
+        ctx.kernel, ctx.scratch, ctx.depth = kernel, scratch, rows.shape[-1]
+        out = rows.new_empty((len(rows), kernel.values.shape[-1]))
+        return _multiply(rows, kernel, scratch, out)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dy):
+        if ctx.kernel.block_rows is None:
+            dy = dy * ctx.kernel.scale
+        matrix = ctx.scratch.widened(ctx.kernel, ctx.depth, dy.dtype)
+        return dy @ matrix.T, None, None
+
+
+def _multiply(rows, kernel, scratch, out):
+    """Writes what `quantized.product` returns into `out`."""
+    depth = rows.shape[-1]
+    rows, divisor = _rounded(rows, kernel.rounding)
+    if divisor is not None and _is_integer_product(rows, kernel):
+        sums = scratch.take("sums", out.shape, torch.int32, out.device)
+        matrix = scratch.integers(kernel, depth)
+        out.copy_(torch._int_mm(rows.to(torch.int8), matrix, out=sums))
+    else:
+        torch.mm(rows, scratch.widened(kernel, depth, rows.dtype), out=out)
+    if kernel.block_rows is None:
+        out *= kernel.scale
+    return out if divisor is None else out.div_(divisor)
+
+
+def _rounded(rows, rounding):
+    """What `quantized.round_rows` returns, in few passes."""
+    if rounding is None or not len(rows):
+        return rows, None
+    largest = torch.linalg.vector_norm(rows, math.inf, dim=-1, keepdim=True)
+    divisor = rounding.high / (largest + rounding.epsilon)
+    integers = (rows * divisor).round_()
+    return integers.clamp_(rounding.low, rounding.high), divisor
+
+
+def _is_integer_product(rows, kernel):
+    """Whether the library multiplies these integers; CUDA's rules for sizes
+    are others, and it was not timed."""
+    return (
+        kernel.block_rows is None
+        and -128 <= kernel.rounding.low <= kernel.rounding.high <= 127
+        and rows.device.type == "cpu"
+        and hasattr(torch, "_int_mm")
+    )
