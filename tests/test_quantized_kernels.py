@@ -175,3 +175,15 @@ def test_operands_that_do_not_fit(rng):
     kernel, _ = draw_kernel(rng, D + 2, F, "int4", False)
     with pytest.raises(ValueError, match="`x` must be"):
         kernels.grouped_matmul(draw(rng, 3, D), kernel, np.ones(E, "int32"))
+
+
+@pytest.mark.skipif(BACKEND != "torch", reason="a formulation of PyTorch's")
+@pytest.mark.parametrize("round_rows", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_an_export_holds_multiplies_alike(rng, kind, round_rows):
+    kernel, _ = draw_kernel(rng, D, F, kind, round_rows)
+    x, sizes = draw(rng, 11, D), np.array([3, 0, 5, 1], "int32")
+    expected = kernels.grouped_matmul(x, kernel, sizes)
+    with kernels.use("torch_unrolled"):
+        y = kernels.grouped_matmul(x, kernel, sizes)
+    np.testing.assert_allclose(to_numpy(y), to_numpy(expected), atol=1e-5)

@@ -6,6 +6,7 @@ import os
 import pathlib
 import shutil
 import tempfile
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -174,7 +175,10 @@ def _quantized(model, mode):
         copy = pathlib.Path(scratch, "copy.keras")
         model.save(copy)
         model = keras.models.load_model(copy, compile=False)
-    model.quantize(mode)
+    with warnings.catch_warnings():
+        # Of every layer that has no weights to quantise.
+        warnings.filterwarnings("ignore", ".*`quantize` method implemented")
+        model.quantize(mode)
     return as_functional(model)
 
 

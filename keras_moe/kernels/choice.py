@@ -47,14 +47,20 @@ def implementation(x: Tensor, kernel: Tensor) -> ModuleType:
 
 def quantized_implementation() -> ModuleType:
     """Returns the module for kernels of 8 or 4 bits: one a backend, whatever
-    the sizes; and the reference where `use` asks for it."""
+    the sizes, but for XLA and exports; and what `use` asks for, where it can
+    multiply by them."""
     name = _QUANTIZED.get(keras.backend.backend(), "reference")
-    if _forced and _forced[-1] == "reference":
-        name = "reference"
+    if _forced and _forced[-1] in ("reference", "torch_unrolled"):
+        name = _forced[-1]
     elif name == "tensorflow_quantized":
         from keras_moe.kernels.tensorflow_primitives import inside_xla
 
         name += "_xla" * inside_xla()
+    elif name == "torch_quantized":
+        import torch
+
+        if torch.compiler.is_exporting():
+            name = "torch_unrolled"
     return importlib.import_module(f"keras_moe.kernels.{name}")
 
 

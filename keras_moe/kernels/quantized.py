@@ -9,6 +9,7 @@ scales differ along the sum, so that the matrix is scaled instead. The whole
 bank is never there in floats.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 from keras import ops
@@ -85,20 +86,6 @@ def output_scale(kernel: QuantizedKernel, dtype) -> Tensor | None:
     return ops.cast(kernel.scale, dtype) if kernel.block_rows is None else None
 
 
-def product(rows: Tensor, kernel: QuantizedKernel) -> Tensor:
-    """Multiplies rows by one group's matrix: `(n, D) -> (n, F)`.
-
-    Args:
-        rows: `(n, D)`.
-        kernel: of one group, `(D, F)`.
-    """
-    rows, divisor = round_rows(rows, kernel.rounding)
-    matrix = widen(kernel, rows.shape[-1], rows.dtype)
-    y, scale = ops.matmul(rows, matrix), output_scale(kernel, rows.dtype)
-    y = y if scale is None else y * scale
-    return y if divisor is None else y / divisor
-
-
 def round_rows(
     rows: Tensor, rounding: Rounding | None
 ) -> tuple[Tensor, Tensor | None]:
@@ -110,6 +97,23 @@ def round_rows(
     divisor = rounding.high / (largest + rounding.epsilon)
     integers = ops.round(rows * divisor)
     return ops.clip(integers, rounding.low, rounding.high), divisor
+
+
+def product(
+    rows: Tensor, kernel: QuantizedKernel, round_rows: Callable = round_rows
+) -> Tensor:
+    """Multiplies rows by one group's matrix: `(n, D) -> (n, F)`.
+
+    Args:
+        rows: `(n, D)`.
+        kernel: of one group, `(D, F)`.
+        round_rows: a backend's own form of it.
+    """
+    rows, divisor = round_rows(rows, kernel.rounding)
+    matrix = widen(kernel, rows.shape[-1], rows.dtype)
+    y, scale = ops.matmul(rows, matrix), output_scale(kernel, rows.dtype)
+    y = y if scale is None else y * scale
+    return y if divisor is None else y / divisor
 
 
 def input_gradient(dy: Tensor, kernel: QuantizedKernel, depth: int) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from keras_moe.kernels import quantized
-from keras_moe.kernels.quantized import QuantizedKernel
+from keras_moe.kernels.quantized import QuantizedKernel, Rounding
 from keras_moe.kernels.reference import FFNWeights, ffn
 from keras_moe.types import Activation, Tensor
 
@@ -156,7 +156,7 @@ class _Product(torch.autograd.Function):
 def _multiply(rows, kernel, scratch, out):
     """Writes what `quantized.product` returns into `out`."""
     depth = rows.shape[-1]
-    rows, divisor = _rounded(rows, kernel.rounding)
+    rows, divisor = round_rows(rows, kernel.rounding)
     if divisor is not None and _is_integer_product(rows, kernel):
         sums = scratch.take("sums", out.shape, torch.int32, out.device)
         matrix = scratch.integers(kernel, depth)
@@ -168,9 +168,12 @@ def _multiply(rows, kernel, scratch, out):
     return out if divisor is None else out.div_(divisor)
 
 
-def _rounded(rows, rounding):
-    """What `quantized.round_rows` returns, in few passes."""
-    if rounding is None or not len(rows):
+def round_rows(
+    rows: Tensor, rounding: Rounding | None
+) -> tuple[Tensor, Tensor | None]:
+    """What `quantized.round_rows` returns, in few passes and for any number
+    of rows that `torch.export` does not know."""
+    if rounding is None:
         return rows, None
     largest = torch.linalg.vector_norm(rows, math.inf, dim=-1, keepdim=True)
     divisor = rounding.high / (largest + rounding.epsilon)
