@@ -9,8 +9,13 @@ import keras
 import numpy as np
 
 from keras_moe.compress.rebuild import Changes
-from keras_moe.layers import Expert, ExpertLayers, MixtureOfModels, MoEBlock
-from keras_moe.layers import sharing
+from keras_moe.layers import (
+    Expert,
+    ExpertLayers,
+    MixtureOfModels,
+    MoEBlock,
+    sharing,
+)
 from keras_moe.layers.find import find_blocks
 from keras_moe.layers.mixture import Mixture
 
@@ -49,21 +54,25 @@ def _check_block(block):
             f"{block.name!r}, of which nobody knows how it is built. Use one "
             "of these."
         )
-    holders = (block, block.router, block.experts)
-    if any(sharing.is_shared(part) for part in holders):
-        raise ValueError(
-            "`model` must have a router and experts for each block alone: what "
-            "one block can spare, another needs. Received: block "
-            f"{block.path!r}, whose parts stand in another one, too. Build the "
-            "model with experts of its own for each block."
-        )
-    quantized = [x for x in block._flatten_layers() if x.quantization_mode]
-    if quantized:
-        raise ValueError(
-            "`model` must not be quantised yet. Received: "
-            f"{quantized[0].path!r} in {quantized[0].quantization_mode}. "
-            "Compress first, fine-tune, and quantise last."
-        )
+    check_parts([block, *block._flatten_layers(include_self=False)])
+
+
+def check_parts(layers: list[keras.layers.Layer]) -> None:
+    """Raises where a layer stands in several others, or is quantised."""
+    for layer in layers:
+        if sharing.is_shared(layer):
+            raise ValueError(
+                "`model` must have a router and experts for each block alone: "
+                "what one block can spare, another needs. Received: "
+                f"{layer.path!r}, which stands in several layers. Build the "
+                "model with parts of its own for each block."
+            )
+        if layer.quantization_mode:
+            raise ValueError(
+                "`model` must not be quantised yet. Received: "
+                f"{layer.path!r} in {layer.quantization_mode}. Compress first, "
+                "fine-tune, and quantise last."
+            )
 
 
 def check_banks(blocks: list[Mixture], what: str) -> None:

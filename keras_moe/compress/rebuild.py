@@ -131,7 +131,7 @@ def _move(old, new, transfers, done):
         transfers[id(old)](old, new)
         return
     children = _children(old), _children(new)
-    if type(old) is not type(new) or len(children[0]) != len(children[1]):
+    if not isinstance(old, type(new)) or len(children[0]) != len(children[1]):
         raise ValueError(
             "`model` must have, when it is built from its config, the layers "
             f"that it has. Received: {old.name!r} with "
