@@ -1,121 +1,181 @@
-"""Which experts are alike, and what is their mean. NumPy alone.
+"""Experts that do nearly the same become one.
 
-E experts, D hidden_dim, F intermediate_dim, R tokens, M merged experts.
-
-An expert is a dict of arrays by name: `up_kernel` `(D, F)`, `up_bias` `(F,)`,
-`down_kernel` `(F, H)`, `down_bias` `(H,)` and maybe `gate_kernel` and
-`gate_bias`.
+E experts, M merged experts, R tokens.
 """
 
+from typing import Any
+
+import keras
 import numpy as np
 
-HIDDEN_AXES = {
-    "up_kernel": 1,
-    "gate_kernel": 1,
-    "up_bias": 0,
-    "gate_bias": 0,
-    "down_kernel": 0,
-}
-Weights = dict[str, np.ndarray]
+from keras_moe.compress import averaging
+from keras_moe.compress import blocks as mixtures
+from keras_moe.compress.banks import outputs_of, read_experts, write_experts
+from keras_moe.compress.merged_router import MergedRouter
+from keras_moe.compress.observing import Record, observe
+from keras_moe.compress.rebuild import (
+    REPLACEMENT,
+    Changes,
+    assign,
+    move_weights,
+    rebuild,
+)
+from keras_moe.layers import MoEBlock, checks
+from keras_moe.layers.mixture import Mixture
+
+SIMILARITIES = ("output", "router_logits")
 
 
-def distances(features: np.ndarray) -> np.ndarray:
-    """Returns the Euclidean distances of rows `(E, n)`, `(E, E)`."""
-    return np.stack(
-        [np.linalg.norm(features - row, axis=1) for row in features]
-    )
+def merge_experts(
+    model: keras.Model,
+    keep: int | float,
+    data: Any = None,
+    by: str = "output",
+) -> keras.Model:
+    """Returns a smaller model in which experts that are alike are one.
 
+    In the manner of M-SMoE (Li et al. 2024, "Merge, Then Compress"), for the
+    `Expert` banks of every `MoEBlock` and `HierarchicalMoE`: experts are
+    grouped by what they do on `data`, their hidden units are put in one
+    order, and each group becomes the mean of its members' weights, weighted
+    by how many tokens they got. The paper forms groups around the most used
+    experts, by router logits; here they are clustered, by outputs unless `by`
+    says otherwise. Experts that are alike up to the order of their hidden
+    units merge exactly.
 
-def cluster(apart: np.ndarray, number: int) -> list[list[int]]:
-    """Joins the two nearest groups until `number` are left.
+    The router stays as it is, with its E columns: a `MergedRouter` leads each
+    column to its merged expert. So a token's pairs and weights are those of
+    the trained model, which new rows, one an expert, could not give; a
+    merged expert's probability is the sum of its columns'. The columns are
+    E * D numbers.
 
-    Agglomerative clustering with average linkage (of experts: Chen et al.
-    2024, "Retraining-Free Merging of Sparse Mixture-of-Experts via
-    Hierarchical Clustering"). Of equal distances the first pair is joined.
+    The new model is not compiled, the optimizer's state is not carried over,
+    and load statistics start anew. A `HierarchicalMoE` comes back as a
+    `MoEBlock` of the same router.
 
     Args:
-        apart: `(E, E)`, distances.
-        number: M.
+        model: a built model; it stays as it is.
+        keep: M, experts of each block: an integer, or a fraction below 1.
+        data: inputs, some hundred examples; see `prune_experts`.
+        by: what makes experts alike: `"output"`, the distance of their
+            outputs for the same tokens, relative to their mean norm;
+            `"router_logits"`, the cosine of their logits, as in the paper.
 
     Returns:
-        Groups of experts, each in order, by their first members.
-    """
-    groups = [[e] for e in range(len(apart))]
-    while len(groups) > number:
-        pairs = [
-            (float(apart[np.ix_(one, other)].mean()), i, j)
-            for i, one in enumerate(groups)
-            for j, other in enumerate(groups)
-            if i < j
-        ]
-        _, i, j = min(pairs)
-        groups[i] = sorted(groups[i] + groups.pop(j))
-    return groups
-
-
-def aligned(expert: Weights, reference: Weights) -> Weights:
-    """Reorders an expert's hidden units to match another's.
-
-    A network does not change with the order of its hidden units; a mean of
-    two networks does. The permutation maximises the sum of inner products of
-    what comes into and goes out of the units that are put side by side
-    (Ainsworth et al. 2023, "Git Re-Basin", section 3.2, weight matching; Li et
-    al. 2024 align experts so before they merge them).
-
-    Args:
-        expert, reference: of the same shapes.
+        A model with M experts in each block.
 
     Raises:
+        ValueError: for an argument out of its range, no data, experts that
+            are no `Expert` bank or that blocks share, quantised experts, or
+            a model that is merged already.
         ImportError: without SciPy.
     """
-    try:
-        from scipy.optimize import linear_sum_assignment
-    except ImportError as error:
-        raise ImportError(
-            "`merge_experts` aligns experts with SciPy, which is not "
-            'installed. Run: pip install "keras-moe[compress]"'
-        ) from error
-    likeness = sum(
-        _units(reference, name) @ _units(expert, name).T
-        for name in HIDDEN_AXES
-        if name in expert
+    checks.check_choice("by", by, SIMILARITIES)
+    blocks = mixtures.blocks_of(model)
+    mixtures.check_banks(blocks, "merge_experts")
+    counts = [mixtures.count_kept(keep, b.num_experts) for b in blocks]
+    _check_routers(blocks)
+    if data is None:
+        raise ValueError(
+            "`data` must be given: experts are compared on it. Received: "
+            "data=None. Pass some hundred training inputs."
+        )
+    records = observe(model, blocks, data)
+    changes = Changes()
+    for block, count in zip(blocks, counts, strict=True):
+        record = records[id(block)]
+        groups = averaging.cluster(_distances(block, record, by), count)
+        _change_block(changes, block, groups, record.pairs)
+    for part in mixtures.models_of_arguments(model, blocks):
+        _change_model(changes, part, counts[blocks.index(part.moe_blocks[0])])
+    return rebuild(model, changes)
+
+
+def _check_routers(blocks):
+    for block in blocks:
+        if isinstance(block.router, MergedRouter):
+            raise ValueError(
+                "`model` must not be merged yet. Received: "
+                f"{block.path!r} with a MergedRouter. Merge the original model "
+                "to fewer experts."
+            )
+        reads_logits = block.router.router_inputs_kind == "logits"
+        if reads_logits and len(blocks) > 1:
+            raise ValueError(
+                "`merge_experts` cannot go on from the logits of a block that "
+                "was merged. Received: a "
+                f"{type(block.router).__name__} in {block.path!r}. Use "
+                "`prune_experts`."
+            )
+
+
+def _distances(block: Mixture, record: Record, by: str) -> np.ndarray:
+    """How far any two experts are apart, `(E, E)`."""
+    if by == "router_logits":
+        columns = np.concatenate(record.logits).T
+        norms = np.linalg.norm(columns, axis=1, keepdims=True)
+        return averaging.distances(columns / np.maximum(norms, 1e-12))
+    outputs = outputs_of(block.experts, np.concatenate(record.tokens))
+    outputs = outputs.reshape(len(outputs), -1)
+    norm = np.linalg.norm(outputs, axis=1).mean()
+    return averaging.distances(outputs / max(norm, 1e-12))
+
+
+def _change_block(changes, block, groups, load):
+    """Says what becomes of a block's config and weights."""
+
+    def edit_block(config):
+        given = MoEBlock.get_config(block)
+        given.pop("top_k", None), given.pop("jitter", None)
+        given |= {
+            "num_experts": len(groups),
+            "router": _serialized(block.router, len(groups)),
+        }
+        if type(block) is MoEBlock:
+            return given
+        names = {"module": "keras_moe.layers.moe_block"}
+        names |= {"class_name": "MoEBlock"}
+        names |= {"registered_name": "keras_moe>MoEBlock", "config": given}
+        return {REPLACEMENT: names}
+
+    def move_experts(old, new):
+        experts = read_experts(old)
+        merged = [
+            averaging.mean_expert([experts[e] for e in group], load[group])
+            for group in groups
+        ]
+        write_experts(new, merged)
+
+    def move_router(old, new):
+        move_weights(old, new.router)
+        into = np.zeros(old.num_experts, "float32")
+        for place, group in enumerate(groups):
+            into[group] = place
+        assign(new.merged_into, into)
+
+    changes.edit(block, edit_block)
+    changes.edit(
+        block.experts, lambda config: {**config, "num_experts": len(groups)}
     )
-    _, order = linear_sum_assignment(likeness, maximize=True)
-    return take_units(expert, order)
+    changes.transfer(block.experts, move_experts)
+    changes.transfer(block.router, move_router)
+    mixtures.start_statistics_anew(changes, block)
 
 
-def _units(expert, name):
-    """A weight with a row for each hidden unit, `(F, n)`."""
-    weight = np.moveaxis(expert[name], HIDDEN_AXES[name], 0)
-    return weight.reshape(len(weight), -1).astype("float64")
+def _serialized(router, num_experts):
+    """The config of a merged router around a copy of one."""
+    config = keras.saving.serialize_keras_object(router)
+    config.pop("build_config", None)
+    copy = keras.saving.deserialize_keras_object(config)
+    merged = MergedRouter(num_experts, copy, name="merged_router")
+    return keras.saving.serialize_keras_object(merged)
 
 
-def take_units(expert: Weights, units: np.ndarray) -> Weights:
-    """Returns an expert of some of the hidden units, in their order."""
-    return {
-        name: np.take(weight, units, HIDDEN_AXES[name])
-        if name in HIDDEN_AXES
-        else weight
-        for name, weight in expert.items()
-    }
+def _change_model(changes, model, num_experts):
+    """Says what becomes of a model that builds its blocks from arguments."""
 
+    def edit(config):
+        router = _serialized(model.moe_blocks[0].router, num_experts)
+        return {**config, "num_experts": num_experts, "router": router}
 
-def mean_expert(experts: list[Weights], shares: np.ndarray) -> Weights:
-    """Returns the weighted mean of experts, aligned to the weightiest.
-
-    Args:
-        experts: of the same shapes.
-        shares: one a expert, 0 or above; all zero counts as equal.
-    """
-    shares = np.asarray(shares, "float64")
-    if not shares.any():
-        shares = np.ones(len(experts))
-    shares = shares / shares.sum()
-    reference = experts[int(np.argmax(shares))]
-    experts = [e if e is reference else aligned(e, reference) for e in experts]
-    return {
-        name: sum(
-            share * e[name] for share, e in zip(shares, experts, strict=True)
-        ).astype("float32")
-        for name in reference
-    }
+    changes.edit(model, edit)

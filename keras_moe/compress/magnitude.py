@@ -7,8 +7,8 @@ import keras
 import numpy as np
 
 from keras_moe.compress import blocks as mixtures
+from keras_moe.compress.averaging import take_units
 from keras_moe.compress.banks import read_experts, write_experts
-from keras_moe.compress.merging import take_units
 from keras_moe.compress.rebuild import Changes, rebuild
 from keras_moe.layers import Expert, checks
 
@@ -120,7 +120,7 @@ def largest_units(expert: dict[str, np.ndarray], number: int) -> np.ndarray:
     """Returns the hidden units that matter most, in their order.
 
     Args:
-        expert: weights by name; see `merging.py`.
+        expert: weights by name; see `averaging.py`.
         number: how many.
     """
     incoming = sum(
