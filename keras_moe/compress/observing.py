@@ -150,7 +150,7 @@ def batches_of(data: Any) -> Iterator:
             yield keras.tree.map_structure(ops.convert_to_tensor, batch)
         return
     if isinstance(data, keras.utils.PyDataset):
-        data = (data[i] for i in range(data.num_batches))
+        data = map(data.__getitem__, range(data.num_batches))
     for batch in _iterated(data):
         if isinstance(batch, (list, tuple)):
             batch, *_ = keras.utils.unpack_x_y_sample_weight(tuple(batch))
@@ -158,11 +158,13 @@ def batches_of(data: Any) -> Iterator:
 
 
 def _is_arrays(data):
+    parts = [data]
     if isinstance(data, dict):
-        data = list(data.values())
-    if isinstance(data, (list, tuple)):
-        return len(data) > 0 and all(_is_arrays(x) for x in data)
-    return hasattr(data, "shape") and hasattr(data, "dtype")
+        parts = list(data.values())
+    elif isinstance(data, (list, tuple)):
+        parts = list(data)
+    is_array = [hasattr(x, "shape") and hasattr(x, "dtype") for x in parts]
+    return bool(parts) and all(is_array)
 
 
 def _iterated(data):
