@@ -52,8 +52,8 @@ def replacement(layer: keras.layers.Layer) -> dict:
 def rebuild(model: keras.Model, changes: Changes) -> keras.Model:
     """Returns a new model of the same class, changed, with the weights.
 
-    It is not compiled, and random states start anew. Layers of a user must be
-    registered with Keras, as for saving.
+    It is not compiled, and random states start anew. Functions of a user must
+    be registered with Keras, as for saving.
 
     Args:
         model: a built model; it stays as it is.
@@ -65,9 +65,7 @@ def rebuild(model: keras.Model, changes: Changes) -> keras.Model:
     """
     with _edited(changes):
         config = keras.saving.serialize_keras_object(model)
-    new = keras.saving.deserialize_keras_object(
-        _without_traces(config), safe_mode=False
-    )
+    new = _built(model, _without_traces(config))
     if not new.built:
         raise ValueError(
             "`model` must be built by its config: a Functional or Sequential "
@@ -78,6 +76,24 @@ def rebuild(model: keras.Model, changes: Changes) -> keras.Model:
         )
     move_weights(model, new, changes.transfers)
     return new
+
+
+def _built(model, config):
+    """The model of a config; it may hold any class of the old model's."""
+    classes = {type(layer) for layer in model._flatten_layers()}
+    custom = {keras.saving.get_registered_name(c): c for c in classes}
+    try:
+        return keras.saving.deserialize_keras_object(
+            config, custom_objects=custom, safe_mode=False
+        )
+    except TypeError as error:
+        raise ValueError(
+            "`model` must be built by its config, as for saving and loading. "
+            f"Received: {type(model).__name__} {model.name!r}, which failed "
+            f"with: {str(error)[-300:]} Write `get_config` for its layers and "
+            "register them and their functions with "
+            "`keras.saving.register_keras_serializable`."
+        ) from error
 
 
 @contextlib.contextmanager

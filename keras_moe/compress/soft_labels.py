@@ -74,7 +74,7 @@ def router_loss(
         float32 scalar.
     """
     p, q = (ops.log(ops.maximum(x, LEAST)) for x in (teacher, student))
-    each = ops.sum(teacher * (p - q), axis=-1)
+    each = ops.sum(ops.multiply(teacher, p - q), axis=-1)
     if mask is None:
         return ops.mean(each)
     real = ops.cast(ops.reshape(mask, (-1,)), "float32")
