@@ -2,6 +2,7 @@
 
 import keras
 import numpy as np
+import pytest
 from backend import BACKEND, draw, to_numpy
 from model_zoo import outputs_of
 from zoo import WIDTH
@@ -9,6 +10,12 @@ from zoo import WIDTH
 from keras_moe import MoEBlock
 
 __all__ = ["BACKEND", "WIDTH", "draw", "outputs_of", "to_numpy"]
+
+# What is done to models and arrays is the same NumPy on every backend, and
+# JAX compiles for seconds whatever a model is asked.
+of_a_kind = pytest.mark.skipif(
+    BACKEND == "jax", reason="on JAX another test of its kind runs"
+)
 
 
 def block_model(block=None, length=3, name="block"):

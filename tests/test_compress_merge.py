@@ -10,6 +10,7 @@ from compress_cases import (
     block_model,
     copy_expert,
     draw,
+    of_a_kind,
     outputs_of,
     randomize,
     to_numpy,
@@ -45,9 +46,8 @@ def test_equal_experts_merge_exactly_whatever_the_router(name, rng):
     assert to_numpy(router.merged_into).tolist() == [0, 1, 2, 1, 3, 4]
 
 
-@pytest.mark.parametrize(
-    "name", ["MoEClassifier"] if BACKEND == "jax" else list(MODELS)
-)
+@of_a_kind
+@pytest.mark.parametrize("name", MODELS)
 def test_models_that_build_their_blocks(name, rng, tmp_path):
     model = MODELS[name](num_layers=2, moe_every=2, gated=True)
     for block in model.moe_blocks:
@@ -156,6 +156,7 @@ def test_padding_goes_nowhere_and_experts_switch_off(rng):
         router(x, replay=inner(x))
 
 
+@of_a_kind
 def test_a_hierarchy_comes_back_as_a_block_of_its_router(rng):
     model = block_model(keras_moe.HierarchicalMoE(2, 4, 6, name="stages"))
     copy_expert(model.layers[-1].experts, 0, 1)
@@ -167,6 +168,7 @@ def test_a_hierarchy_comes_back_as_a_block_of_its_router(rng):
     )
 
 
+@of_a_kind
 def test_a_merged_model_trains_on(rng):
     model = block_model()
     x = draw(rng, 16, 3, WIDTH)

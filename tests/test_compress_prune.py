@@ -11,6 +11,7 @@ from compress_cases import (
     block_model,
     draw,
     kept_experts,
+    of_a_kind,
     outputs_of,
     randomize,
     to_numpy,
@@ -32,7 +33,8 @@ LEARNED = [
     # What a PathwayRouter reads has a test of its own below.
     and name not in ("ExpertChoiceRouter", "PathwayRouter")
 ]
-NAMES = ["Router of groups"] if BACKEND == "jax" else LEARNED
+LAYERS = {"num_layers": 1} if BACKEND == "jax" else {"moe_every": 2}
+LAYERS = {"num_layers": 2} | LAYERS
 
 
 def test_an_expert_that_is_never_chosen_leaves_no_trace(rng):
@@ -59,7 +61,8 @@ def test_an_expert_that_is_never_chosen_leaves_no_trace(rng):
         np.testing.assert_array_equal(to_numpy(one), other)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@of_a_kind
+@pytest.mark.parametrize("name", LEARNED)
 def test_every_router_that_learns(name, rng):
     router = router_zoo.ROUTERS[name]()
     model = router_zoo.model_of(router)
@@ -79,6 +82,7 @@ def test_every_router_that_learns(name, rng):
     assert_as_if_switched_off(model, pruned, x)
 
 
+@of_a_kind
 def test_experts_in_two_stages(rng):
     """Three groups of two keep one each; the groups' own columns stay."""
     model = block_model(
@@ -125,10 +129,10 @@ def test_blocks_that_hand_on_their_logits_keep_the_same_experts(rng):
 
 
 @pytest.mark.parametrize(
-    "name", ["MoELanguageModel"] if BACKEND == "jax" else list(MODELS)
+    "name", ["MoEClassifier"] if BACKEND == "jax" else list(MODELS)
 )
 def test_models_that_build_their_blocks(name, rng, tmp_path):
-    model = MODELS[name](num_layers=2, moe_every=2, shared_expert_dim=4)
+    model = MODELS[name](**LAYERS, shared_expert_dim=4)
     x, _ = batch_of(name, rng, samples=4)
     pruned = prune_experts(model, 2, by="weight")
     assert type(pruned) is type(model)
@@ -179,6 +183,7 @@ def test_by_load_of_training_and_switches(rng):
     assert to_numpy(smaller.statistics.num_batches).tolist() == [0]
 
 
+@of_a_kind
 def test_experts_of_any_kind(rng):
     """The layers that stay are those of the list, in a mixture of models."""
     experts = [keras.layers.Dense(2, name=f"expert_{e}") for e in range(3)]
@@ -206,8 +211,7 @@ def test_a_pruned_model_trains_on(rng):
     )
     model.compile("adam", "mse")
     x = draw(rng, 16, 3, WIDTH)
-    model.fit(x, x[..., :1], batch_size=16, verbose=0)
-    pruned = prune_experts(model, 2)
+    pruned = prune_experts(model, 2, by="weight")
     assert type(pruned) is keras.Sequential and not pruned.compiled
     pruned.compile(keras.optimizers.Adam(0.02), "mse")
     losses = pruned.fit(x, x[..., :1], batch_size=16, epochs=8, verbose=0)

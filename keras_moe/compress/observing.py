@@ -10,9 +10,11 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_moe import kernels
 from keras_moe.compress.rebuild import to_array
 from keras_moe.layers.calling import Call, watching
 from keras_moe.layers.mixture import Mixture
+from keras_moe.types import Tensor
 
 BATCH_SIZE = 32
 TOKENS_OF_BATCH = 256
@@ -40,35 +42,32 @@ class Record:
         self.tokens: list[np.ndarray] = []
         self.logits: list[np.ndarray] = []
 
-    def add(self, routed: Call, computed: Call | None) -> None:
-        """Adds a call of the router and the one of the experts behind it."""
-        assignment = routed.outputs
-        expert = to_array(assignment.expert_index)
-        weight = to_array(assignment.combine_weights)
+    def add(self, seen: dict[str, np.ndarray]) -> None:
+        """Adds what `_of_call` took from one call."""
+        expert, weight = seen["expert_index"], seen["combine_weights"]
         order = np.argsort(expert, kind="stable")
         order = order[expert[order] < self.num_experts]
         expert, weight = expert[order], weight[order]
         self.pairs += self._by_expert(expert, None)
         self.weights += self._by_expert(expert, weight)
-        if computed is not None:
-            norms = _norms(computed.outputs)[: len(order)]
+        if "norms" in seen:
+            norms = seen["norms"][: len(order)]
             self.contributions += self._by_expert(expert, weight * norms)
-        token = np.unique(to_array(assignment.token_index)[order])
+        token = np.unique(seen["token_index"][order])
         self.units += len(token)
-        self._sample(routed, token)
+        self._sample(seen, token)
 
     def _by_expert(self, expert, values):
         return np.bincount(expert, values, minlength=self.num_experts)
 
-    def _sample(self, routed, token):
+    def _sample(self, seen, token):
         room = TOKENS_OF_BLOCK - sum(map(len, self.tokens))
         size = min(room, TOKENS_OF_BATCH, len(token))
         if size > 0:
             chosen = token[np.linspace(0, len(token) - 1, size).astype(int)]
-            x = to_array(routed.args[0])
-            logits = to_array(routed.outputs.router_logits)
-            self.tokens.append(x.reshape(-1, x.shape[-1])[chosen])
-            self.logits.append(logits[chosen, : self.num_experts])
+            logits = seen["router_logits"][:, : self.num_experts]
+            self.tokens.append(seen["tokens"][chosen])
+            self.logits.append(logits[chosen])
 
     @property
     def saliency(self) -> np.ndarray:
@@ -76,13 +75,29 @@ class Record:
         return self.contributions / np.maximum(self.pairs, 1)
 
 
-def _norms(outputs):
-    """The Euclidean norm of each row, over all leaves, `(P,)`."""
-    leaves = [
-        to_array(x).astype("float64") for x in keras.tree.flatten(outputs)
-    ]
-    squares = [(x.reshape(len(x), -1) ** 2).sum(-1) for x in leaves]
-    return np.sqrt(sum(squares))
+FIELDS = ("expert_index", "combine_weights", "token_index", "router_logits")
+
+
+def _of_call(routed: Call, computed: Call | None) -> dict[str, Tensor]:
+    """What is kept of a call of the router and the one of the experts behind.
+
+    `tokens` `(T, D)`, what the router saw; FIELDS of the assignment; `norms`
+    `(P,)`, the Euclidean norm of each row that the experts returned, over all
+    its leaves.
+    """
+    x = routed.args[0]
+    kept = {name: getattr(routed.outputs, name) for name in FIELDS}
+    kept["tokens"] = ops.reshape(x, (-1, x.shape[-1]))
+    if computed is not None:
+        squares = [
+            ops.sum(
+                ops.square(ops.cast(leaf, "float32")),
+                axis=tuple(range(1, len(leaf.shape))),
+            )
+            for leaf in keras.tree.flatten(computed.outputs)
+        ]
+        kept["norms"] = ops.sqrt(sum(squares))
+    return kept
 
 
 def observe(
@@ -103,15 +118,15 @@ def observe(
     """
     records = {id(block): Record(block.num_experts) for block in blocks}
     limits = [(block, block.eval_capacity_factor) for block in blocks]
-    parts = [p for block in blocks for p in (block.router, block.experts)]
+    watched = kernels.compiled(_watched(model, blocks), model.variables)
     try:
         for block, _ in limits:
             block.eval_capacity_factor = None
         for batch in batches_of(data):
-            with watching(parts) as seen:
-                model(batch, training=False)
-            for block in blocks:
-                _add(records[id(block)], block, seen)
+            for block, calls in zip(blocks, watched(batch), strict=True):
+                for call in calls:
+                    call = {n: to_array(x) for n, x in call.items()}
+                    records[id(block)].add(call)
     finally:
         for block, limit in limits:
             block.eval_capacity_factor = limit
@@ -123,12 +138,23 @@ def observe(
     return records
 
 
-def _add(record, block, seen):
-    routed, computed = seen[id(block.router)], seen[id(block.experts)]
-    if not computed:  # a MixtureOfModels that runs all of them
-        computed = [None] * len(routed)
-    for calls in zip(routed, computed, strict=True):
-        record.add(*calls)
+def _watched(model, blocks):
+    """A function of a batch: for each block, what is kept of its calls."""
+    parts = [p for block in blocks for p in (block.router, block.experts)]
+
+    def run(batch):
+        with watching(parts) as seen:
+            model(batch, training=False)
+        kept = []
+        for block in blocks:
+            routed = seen[id(block.router)]
+            # Without a call of theirs the experts all ran on everything.
+            computed = seen[id(block.experts)] or [None] * len(routed)
+            pairs = zip(routed, computed, strict=True)
+            kept.append([_of_call(*calls) for calls in pairs])
+        return kept
+
+    return run
 
 
 def batches_of(data: Any) -> Iterator:
