@@ -4,6 +4,8 @@ T tokens, E columns of the router inside, N null experts, M merged experts, K
 top_k, P routed pairs.
 """
 
+import math
+
 import keras
 from keras import ops
 
@@ -110,21 +112,22 @@ class MergedRouter(BaseRouter):
         index = ops.where(found >= columns, found - columns + merged, index)
         experts = ops.arange(merged, dtype="int32")
         member = ops.equal(ops.expand_dims(into, -1), experts)
-        probs = ops.matmul(assignment.router_probs, ops.cast(member, "float32"))
+        member = ops.cast(member, "float32")
         return assignment._replace(
             expert_index=index,
-            router_probs=probs,
+            router_probs=ops.matmul(assignment.router_probs, member),
             router_logits=self._logits(assignment.router_logits, member),
         )
 
     def _logits(self, logits, member):
-        """Log-sum-exp over each expert's columns, `(T, M + N)`."""
+        """Log-sum-exp over each expert's columns, `(T, M + N)`; it is no less
+        than the largest logit - 80, so that there is no infinity."""
         columns = self.router.num_experts
-        own = ops.expand_dims(logits[:, :columns], -1)
-        own = ops.where(member, own, -1e30)
-        return ops.concatenate(
-            [ops.logsumexp(own, axis=1), logits[:, columns:]], axis=-1
-        )
+        own = logits[:, :columns]
+        top = ops.max(own, axis=-1, keepdims=True)
+        sums = ops.matmul(ops.exp(own - top), member)
+        merged = top + ops.log(ops.maximum(sums, math.exp(-80)))
+        return ops.concatenate([merged, logits[:, columns:]], axis=-1)
 
     def disable_experts(self, expert_indices) -> None:
         """Switches merged experts off, with all columns of theirs.

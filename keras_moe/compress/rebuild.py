@@ -87,10 +87,11 @@ def _built(model, config):
             config, custom_objects=custom, safe_mode=False
         )
     except TypeError as error:
+        reason = str(error).split("Exception encountered:")[-1].strip()
         raise ValueError(
             "`model` must be built by its config, as for saving and loading. "
             f"Received: {type(model).__name__} {model.name!r}, which failed "
-            f"with: {str(error)[-300:]} Write `get_config` for its layers and "
+            f"with: {reason[:300]} ... Write `get_config` for its layers and "
             "register them and their functions with "
             "`keras.saving.register_keras_serializable`."
         ) from error
@@ -147,15 +148,21 @@ def _move(old, new, transfers, done):
         transfers[id(old)](old, new)
         return
     children = _children(old), _children(new)
-    if not isinstance(old, type(new)) or len(children[0]) != len(children[1]):
+    weights = own_weights(old), own_weights(new)
+    alike = isinstance(old, type(new)) and all(
+        len(one) == len(other) for one, other in (children, weights)
+    )
+    if not alike:
         raise ValueError(
             "`model` must have, when it is built from its config, the layers "
             f"that it has. Received: {old.name!r} with "
             f"{[x.name for x in children[0]]}, and its copy {new.name!r} with "
-            f"{[x.name for x in children[1]]}. Create all layers in "
-            "`__init__` or `build`."
+            f"{[x.name for x in children[1]]}, {len(weights[0])} and "
+            f"{len(weights[1])} weights. Create layers in `__init__`, weights "
+            "in `build`, and let a model that holds layers be built from its "
+            "config, as for saving and loading."
         )
-    for one, other in zip(own_weights(old), own_weights(new), strict=True):
+    for one, other in zip(*weights, strict=True):
         assign(other, to_array(one))
     for one, other in _matched(*children):
         _move(one, other, transfers, done)
@@ -186,10 +193,11 @@ def assign(weight, value: np.ndarray) -> None:
     """Sets a weight; says whose it is where the shape is another."""
     if tuple(weight.shape) != value.shape:
         raise ValueError(
-            "A layer's weights must follow from its config. Received: "
+            "A model's weights must follow from its config. Received: "
             f"{weight.path} of shape {tuple(weight.shape)} for values of shape "
-            f"{value.shape}. A router of your own names its weights of experts "
-            "in `expert_axes`."
+            f"{value.shape}. A class that builds a MoEBlock by itself must "
+            "take it as an argument and give it in `get_config`; a router of "
+            "your own names its weights of experts in `expert_axes`."
         )
     weight.assign(value)
 
