@@ -219,6 +219,54 @@ def test_a_pruned_model_trains_on(rng):
     assert losses[-1] < 0.9 * losses[0]
 
 
+@of_a_kind
+def test_blocks_of_models_inside_models(rng):
+    """In a Sequential inside an Ensemble; in a class of the user's."""
+    layers = [keras.Input((3, WIDTH)), MoEBlock(4, 6), keras.layers.Dense(2)]
+    member = keras.Sequential(layers)
+    other = block_model(keras.layers.Dense(2))
+    ensemble = keras_moe.Ensemble([member, other])
+    x = draw(rng, 4, 3, WIDTH)
+    pruned = prune_experts(ensemble, 2, by="saliency", data=x)
+    assert type(pruned) is keras_moe.Ensemble
+    assert_as_if_switched_off(ensemble, pruned, x)
+
+
+@keras.saving.register_keras_serializable(package="tests")
+class OwnModel(keras.Model):
+    """Takes its block as an argument, as a saved model must."""
+
+    def __init__(self, moe, **kwargs):
+        super().__init__(**kwargs)
+        self.moe = moe
+
+    def build(self, input_shape):
+        if not self.moe.built:
+            self.moe.build(input_shape)
+
+    def call(self, inputs):
+        return self.moe(inputs)
+
+    def get_config(self):
+        moe = keras.saving.serialize_keras_object(self.moe)
+        return {**super().get_config(), "moe": moe}
+
+    @classmethod
+    def from_config(cls, config):
+        moe = keras.saving.deserialize_keras_object(config["moe"])
+        return cls(**{**config, "moe": moe})
+
+
+@of_a_kind
+def test_a_subclass_of_the_users(rng):
+    model = OwnModel(MoEBlock(4, 6))
+    x = draw(rng, 4, 3, WIDTH)
+    model(x)
+    pruned = prune_experts(model, 2, by="weight")
+    assert type(pruned) is OwnModel
+    assert_as_if_switched_off(model, pruned, x)
+
+
 def test_the_best_of_each_group():
     scores = np.array([1.0, 3.0, 2.0, 9.0, 8.0, 8.0])
     assert choose(scores, 3, 1).tolist() == [3, 4, 5]

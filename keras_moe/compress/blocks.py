@@ -112,16 +112,16 @@ def count_kept(keep: Any, num_experts: int) -> int:
     """Returns how many of E experts stay.
 
     Args:
-        keep: int 1 ... E, or a fraction in 0 < keep < 1, rounded, 1 at least.
+        keep: int 1 ... E, or a fraction in 0 < keep <= 1, rounded, 1 at least.
         num_experts: E.
 
     Raises:
         ValueError: for anything else.
     """
-    is_number = isinstance(keep, (int, float)) and not isinstance(keep, bool)
     if isinstance(keep, float) and 0 < keep <= 1:
         return max(1, round(keep * num_experts))
-    if is_number and not isinstance(keep, float) and 1 <= keep <= num_experts:
+    is_count = isinstance(keep, int) and not isinstance(keep, bool)
+    if is_count and 1 <= keep <= num_experts:
         return keep
     raise ValueError(
         "`keep` must be an integer in 1 ... num_experts or a fraction in 0 < "

@@ -147,7 +147,9 @@ def _chosen(blocks, scores, counts):
         np.where(mixtures.enabled_experts(block), score, -np.inf)
         for block, score in zip(blocks, scores, strict=True)
     ]
-    if any(b.router.router_inputs_kind == "logits" for b in blocks):
+    reads_logits = [b.router.router_inputs_kind == "logits" for b in blocks]
+    if any(reads_logits):
+        _check_first(blocks[0], reads_logits[0])
         if len({b.num_experts for b in blocks}) > 1:
             raise ValueError(
                 "`model` must have as many experts in all blocks where one "
@@ -161,6 +163,17 @@ def _chosen(blocks, scores, counts):
         choose(score, count, getattr(block.router, "num_groups", 1))
         for block, score, count in zip(blocks, scores, counts, strict=True)
     ]
+
+
+def _check_first(block, reads_logits):
+    """Raises where the logits that a model's first block reads come from
+    outside: they would still be of E experts."""
+    if reads_logits:
+        raise ValueError(
+            "The logits that a router reads must come from a block of the same "
+            f"model. Received: {type(block.router).__name__} in the first "
+            f"block, {block.path!r}. Prune the model that holds both."
+        )
 
 
 def _change_block(changes, block, kept):
