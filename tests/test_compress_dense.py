@@ -46,6 +46,7 @@ def test_equal_experts_and_a_shared_one_are_one_network(by, rng):
     )
 
 
+@of_a_kind
 def test_the_mean_probability_scales_a_top_1_block(rng):
     """A router of zeros gives each expert 1/4: a token gets 1/4 E(x)."""
     model = block_model(MoEBlock(4, 6, top_k=1, name="block"))

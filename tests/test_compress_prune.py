@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 import router_zoo
 from compress_cases import (
-    BACKEND,
     WIDTH,
     assert_as_if_switched_off,
     block_model,
@@ -33,8 +32,6 @@ LEARNED = [
     # What a PathwayRouter reads has a test of its own below.
     and name not in ("ExpertChoiceRouter", "PathwayRouter")
 ]
-LAYERS = {"num_layers": 1} if BACKEND == "jax" else {"moe_every": 2}
-LAYERS = {"num_layers": 2} | LAYERS
 
 
 def test_an_expert_that_is_never_chosen_leaves_no_trace(rng):
@@ -128,11 +125,10 @@ def test_blocks_that_hand_on_their_logits_keep_the_same_experts(rng):
     assert outputs_of(pruned, draw(rng, 2, 3, WIDTH)).shape == (2, 3, WIDTH)
 
 
-@pytest.mark.parametrize(
-    "name", ["MoEClassifier"] if BACKEND == "jax" else list(MODELS)
-)
+@of_a_kind
+@pytest.mark.parametrize("name", MODELS)
 def test_models_that_build_their_blocks(name, rng, tmp_path):
-    model = MODELS[name](**LAYERS, shared_expert_dim=4)
+    model = MODELS[name](num_layers=2, moe_every=2, shared_expert_dim=4)
     x, _ = batch_of(name, rng, samples=4)
     pruned = prune_experts(model, 2, by="weight")
     assert type(pruned) is type(model)
@@ -204,6 +200,7 @@ def test_experts_of_any_kind(rng):
     )
 
 
+@of_a_kind
 def test_a_pruned_model_trains_on(rng):
     """Uncompiled, with no optimizer's state; the loss falls."""
     model = keras.Sequential(
