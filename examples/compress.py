@@ -114,7 +114,7 @@ def run_seed(options, data, seed, console):
     if not seed:
         moe.save(options.output / "moe.keras")
     number = min(len(train_data[0]), 512)
-    smaller = {"MoE": (moe, 0.0)}
+    smaller = {"MoE": (moe, 0)}
     for name, model in compress_model.smaller_models(
         moe, train_data[0][:number]
     ):
