@@ -6,6 +6,7 @@ inputs (..., D) -> tokens (T, D) -> Router: Assignment -> dispatch -> Expert
 
 from keras_moe import (
     callbacks,
+    compress,
     ensemble,
     export,
     layers,
@@ -85,6 +86,7 @@ __all__ = [
     "UncertaintyWeighting",
     "__version__",
     "callbacks",
+    "compress",
     "ensemble",
     "export",
     "layers",

@@ -17,6 +17,7 @@ FLOORS = {
     "metrics": 1,
     "layers": 2,
     "callbacks": 3,
+    "compress": 3,
     "ensemble": 3,
     "training": 3,
     "models": 3,

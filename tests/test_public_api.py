@@ -53,6 +53,7 @@ def test_all_is_what_there_is():
         "Ensemble",
         "__version__",
         "callbacks",
+        "compress",
         "ensemble",
         "export",
         "layers",
@@ -70,6 +71,7 @@ def test_all_is_what_there_is():
 def public_objects():
     for module in (
         keras_moe.callbacks,
+        keras_moe.compress,
         keras_moe.ensemble,
         keras_moe.layers,
         keras_moe.losses,

@@ -3,21 +3,18 @@
 B batch; an embedding is `(B, ...)`.
 """
 
-import contextlib
-import functools
 import threading
-from collections.abc import Callable
 
 import keras
 from keras import ops
 
 from keras_moe import kernels
 from keras_moe.layers import checks
-from keras_moe.training.wrapper import Wrapper
+from keras_moe.layers.calling import calling, watching
+from keras_moe.layers.wrapper import Wrapper
 from keras_moe.types import Tensor
 
 LEAST_NORM = 1e-12
-_CALLS: dict[int, dict[int, Callable]] = {}  # by layer, by thread
 
 
 def adversarial_step(gradient: Tensor, epsilon: float) -> Tensor:
@@ -100,15 +97,10 @@ class FGM(Wrapper):
         """Returns what the model inside does; keeps the embeddings."""
         if not training:
             return self.inner(inputs, training=training)
-        layer, kept = self._find_embedding(), []
-        own_call = _own_call(layer)
-
-        def keep(*args, **kwargs):
-            kept.append(own_call(*args, **kwargs))
-            return kept[-1]
-
-        with _calling(layer, keep):
+        layer = self._find_embedding()
+        with watching([layer]) as seen:
             outputs = self.inner(inputs, training=True)
+        kept = [call.outputs for call in seen[id(layer)]]
         if len(kept) != 1:
             raise ValueError(
                 "`embedding` must be called once in a pass of `model`. "
@@ -129,41 +121,10 @@ class FGM(Wrapper):
         layer = self._find_embedding()
 
         def loss_of(embedded):
-            with self.no_trace(), _calling(layer, lambda *_, **__: embedded):
+            with self.no_trace(), calling(layer, lambda *_, **__: embedded):
                 outputs = self.inner(x, training=True)
                 return self.task_loss(y, outputs, sample_weight)
 
         _, gradient = kernels.value_and_gradient(loss_of, embedded)
         moved = embedded + adversarial_step(gradient, self.epsilon)
         return loss + self.weight * loss_of(moved)
-
-
-@contextlib.contextmanager
-def _calling(layer, call):
-    """Inside, the layer computes something else.
-
-    In this thread alone: `tf.distribute` runs each replica in its own, on the
-    same layers.
-    """
-    here = threading.get_ident()
-    calls = _CALLS.setdefault(id(layer), {})
-    calls[here] = call
-
-    def call_of_thread(*args, **kwargs):
-        chosen = calls.get(threading.get_ident())
-        if chosen is None:
-            chosen = _own_call(layer)
-        return chosen(*args, **kwargs)
-
-    layer.__dict__["call"] = call_of_thread
-    try:
-        yield
-    finally:
-        del calls[here]
-        if not calls:
-            del layer.__dict__["call"]
-            del _CALLS[id(layer)]
-
-
-def _own_call(layer):
-    return functools.partial(type(layer).call, layer)

@@ -7,7 +7,7 @@ import keras
 from keras import ops
 
 from keras_moe.layers import checks
-from keras_moe.training.wrapper import Wrapper
+from keras_moe.layers.wrapper import Wrapper
 from keras_moe.types import Tensor
 
 

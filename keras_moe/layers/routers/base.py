@@ -88,6 +88,8 @@ class BaseRouter(ExpertSwitches, keras.layers.Layer):
     """
 
     arguments: tuple[str, ...] = ("num_experts", "expert_dropout", "seed")
+    # Attributes that hold a weight, and its axes of E experts and what else.
+    expert_axes: dict[str, tuple[int, ...]] = {"expert_enabled": (0,)}
     router_inputs_use = "none"  # or "optional", or "required"
     router_inputs_kind = "ids"  # or "logits": what they are
     num_null_experts = 0

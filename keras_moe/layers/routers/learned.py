@@ -41,6 +41,8 @@ class LearnedRouter(BaseRouter):
         "kernel_regularizer",
     )
 
+    expert_axes = {**BaseRouter.expert_axes, "kernel": (1,), "bias": (0,)}
+
     def __init__(
         self,
         num_experts: int,

@@ -58,6 +58,7 @@ class ModalityRouter(LearnedRouter):
     """
 
     causal = True
+    expert_axes = {**LearnedRouter.expert_axes, "modality_bias_weight": (1,)}
     arguments = (
         *LearnedRouter.arguments,
         "num_modalities",

@@ -40,6 +40,7 @@ class NoisyTopKRouter(Router):
         "importance_weight",
         "load_weight",
     )
+    expert_axes = {**Router.expert_axes, "noise_kernel": (1,)}
     load_balancing_weight = 0.0
     has_loss = True
 

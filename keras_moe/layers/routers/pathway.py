@@ -39,6 +39,7 @@ class PathwayRouter(Router):
     """
 
     arguments = (*Router.arguments, "pathway_initializer")
+    expert_axes = {**Router.expert_axes, "pathway_kernel": (0, 1)}
     router_inputs_use = "required"
     router_inputs_kind = "logits"
 

@@ -78,6 +78,7 @@ class Router(LearnedRouter):
     )
 
     causal = True
+    expert_axes = {**LearnedRouter.expert_axes, "expert_bias_weight": (0,)}
 
     def __init__(
         self,

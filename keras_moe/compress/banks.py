@@ -1,0 +1,42 @@
+"""The experts of a bank, one by one.
+
+E experts, D hidden_dim, F intermediate_dim, R tokens.
+"""
+
+import numpy as np
+from keras import ops
+
+from keras_moe.compress.rebuild import assign, to_array
+from keras_moe.layers import Expert
+from keras_moe.layers.upcycling import NAMES
+
+
+def read_experts(bank: Expert) -> list[dict[str, np.ndarray]]:
+    """Returns the weights of each expert, by name."""
+    weights = {name: getattr(bank, name) for name in NAMES}
+    arrays = {n: to_array(w) for n, w in weights.items() if w is not None}
+    return [
+        {name: array[e] for name, array in arrays.items()}
+        for e in range(bank.num_experts)
+    ]
+
+
+def write_experts(bank: Expert, experts: list[dict[str, np.ndarray]]) -> None:
+    """Sets the weights of each expert."""
+    for name in experts[0]:
+        assign(getattr(bank, name), np.stack([e[name] for e in experts]))
+
+
+def outputs_of(bank: Expert, tokens: np.ndarray) -> np.ndarray:
+    """Returns what every expert makes of every token.
+
+    Args:
+        bank: built.
+        tokens: float `(R, D)`.
+
+    Returns:
+        `(E, R, H)`, float32.
+    """
+    dtype = bank.up_kernel.dtype
+    rows = ops.cast(ops.convert_to_tensor(tokens[None]), dtype)
+    return to_array(bank.run_all(rows)).astype("float32")

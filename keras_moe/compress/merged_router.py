@@ -1,0 +1,175 @@
+"""A router of more columns than there are experts.
+
+T tokens, E columns of the router inside, N null experts, M merged experts, K
+top_k, P routed pairs.
+"""
+
+import math
+
+import keras
+from keras import ops
+
+from keras_moe.layers.routers import BaseRouter
+from keras_moe.types import Assignment, Shape, Tensor
+
+
+@keras.saving.register_keras_serializable(package="keras_moe")
+class MergedRouter(BaseRouter):
+    """Asks a router of E experts and sends each pair to the expert that its
+    column was merged into.
+
+    Nothing of what the router learned is lost: a token that chose two columns
+    of one merged expert gets it with the sum of both weights. A merged
+    expert's probability is the sum of its columns', its logit their
+    log-sum-exp, which are what losses and metrics see.
+
+    Args:
+        num_experts: M.
+        router: of E experts, any but one of this class.
+        **kwargs: of `keras.layers.Layer`.
+
+    Weights: those of `router`, and `merged_into` `(E,)`, the merged expert of
+    each column, not trained; all zero until `merge_experts` sets it.
+
+    Call arguments: those of `router`, but for `replay`.
+
+    Returns:
+        An `Assignment` to M experts; a token's pairs may be of one expert.
+
+    Raises:
+        ValueError: for a router of fewer experts, and for a `replay`.
+    """
+
+    arguments = ("num_experts", "seed", "router")
+
+    def __init__(self, num_experts: int, router, **kwargs):
+        super().__init__(num_experts, **kwargs)
+        if not isinstance(router, BaseRouter) or isinstance(
+            router, MergedRouter
+        ):
+            raise ValueError(
+                "`router` must be a router that is not merged itself. "
+                f"Received: router={router!r}. Merge the trained model once."
+            )
+        if router.num_experts < num_experts:
+            raise ValueError(
+                "`num_experts` must be at most the router's. Received: "
+                f"num_experts={num_experts}, a router of {router.num_experts}."
+                " Lower it."
+            )
+        self.router = router
+        for name in _OF_ROUTER:
+            setattr(self, name, getattr(router, name))
+
+    @property
+    def pairs_per_token(self) -> int | None:
+        """That of the router inside."""
+        return self.router.pairs_per_token
+
+    @property
+    def least_experts(self) -> int:
+        """One: a token's pairs may be of one expert."""
+        return 1
+
+    def build(self, input_shape: Shape) -> None:
+        """Creates the weights for inputs `(..., D)`."""
+        super().build(input_shape)
+        if not self.router.built:
+            self.router.build(input_shape)
+        self.merged_into = self.add_router_weight(
+            "merged_into", (self.router.num_experts,), "zeros", trainable=False
+        )
+
+    def call(
+        self,
+        x: Tensor,
+        mask: Tensor | None = None,
+        training=None,
+        router_inputs: Tensor | None = None,
+        replay: Assignment | None = None,
+        x_mask: Tensor | None = None,
+    ) -> Assignment:
+        """Routes tokens `(..., D)`; see the class."""
+        if replay is not None:
+            raise ValueError(
+                "`replay` must be None: an Assignment does not say which of a "
+                "merged expert's columns a token chose. Received: an "
+                "Assignment. Compare the unmerged models."
+            )
+        given = (
+            {} if router_inputs is None else {"router_inputs": router_inputs}
+        )
+        mask = x_mask if mask is None else mask
+        assignment = self.router(x, mask=mask, training=training, **given)
+        return self._merged(assignment)
+
+    def _merged(self, assignment):
+        """The same pairs with M experts."""
+        into = ops.cast(ops.convert_to_tensor(self.merged_into), "int32")
+        columns, merged = self.router.num_experts, self.num_experts
+        found = assignment.expert_index
+        index = ops.take(into, ops.minimum(found, columns - 1))
+        index = ops.where(found >= columns, found - columns + merged, index)
+        experts = ops.arange(merged, dtype="int32")
+        member = ops.equal(ops.expand_dims(into, -1), experts)
+        member = ops.cast(member, "float32")
+        return assignment._replace(
+            expert_index=index,
+            router_probs=ops.matmul(assignment.router_probs, member),
+            router_logits=self._logits(assignment.router_logits, member),
+        )
+
+    def _logits(self, logits, member):
+        """Log-sum-exp over each expert's columns, `(T, M + N)`; it is no less
+        than the largest logit - 80, so that there is no infinity."""
+        columns = self.router.num_experts
+        own = logits[:, :columns]
+        top = ops.max(own, axis=-1, keepdims=True)
+        sums = ops.matmul(ops.exp(own - top), member)
+        merged = top + ops.log(ops.maximum(sums, math.exp(-80)))
+        return ops.concatenate([merged, logits[:, columns:]], axis=-1)
+
+    def disable_experts(self, expert_indices) -> None:
+        """Switches merged experts off, with all columns of theirs.
+
+        Raises:
+            ValueError: as of `BaseRouter`, and where fewer columns would be
+                left than a token needs.
+        """
+        indices = [int(e) for e in expert_indices]
+        self._check_built()
+        into = self.merged_into.numpy()
+        self.router.disable_experts(
+            [c for c, e in enumerate(into) if int(e) in indices]
+        )
+        super().disable_experts(indices)
+
+    def enable_experts(self, expert_indices=None) -> None:
+        """Switches merged experts on again; None for all."""
+        super().enable_experts(expert_indices)
+        if expert_indices is None:
+            expert_indices = range(self.num_experts)
+        indices = [int(e) for e in expert_indices]
+        into = self.merged_into.numpy()
+        self.router.enable_experts(
+            [c for c, e in enumerate(into) if int(e) in indices]
+        )
+
+    @classmethod
+    def from_config(cls, config: dict):
+        """Builds the router that `get_config` describes."""
+        router = keras.saving.deserialize_keras_object(config["router"])
+        return cls(**{**config, "router": router})
+
+
+_OF_ROUTER = (
+    "top_k",
+    "num_null_experts",
+    "load_balancing_weight",
+    "has_loss",
+    "causal",
+    "reads_tokens",
+    "reads_context",
+    "router_inputs_use",
+    "router_inputs_kind",
+)

@@ -1,0 +1,178 @@
+"""What of a student goes with what of a teacher.
+
+D hidden_dim, E experts, T tokens.
+"""
+
+from typing import Any
+
+import keras
+
+from keras_moe.layers.calling import Call
+from keras_moe.layers.find import find_blocks
+from keras_moe.types import Tensor
+
+Pair = tuple[keras.layers.Layer, keras.layers.Layer]
+
+
+def check_models(student: Any, teacher: Any) -> None:
+    """Raises where one of the two is no built model, or both are one."""
+    for name, model in (("student", student), ("teacher", teacher)):
+        if not (isinstance(model, keras.Model) and model.built):
+            raise ValueError(
+                f"`{name}` must be a built Keras model. Received: {name}="
+                f"{model!r}. Give it an Input, or call it once."
+            )
+    if student is teacher:
+        raise ValueError(
+            "`teacher` must not be the student. Received: "
+            f"{teacher.name!r} twice. Build another model as the student."
+        )
+
+
+def hidden_pairs(
+    student: keras.Model, teacher: keras.Model, hidden: Any
+) -> list[Pair]:
+    """Returns the layers whose outputs are to match.
+
+    Args:
+        student, teacher: models.
+        hidden: None, names that both have, or names by names.
+    """
+    names = {} if hidden is None else hidden
+    if not isinstance(names, dict):
+        names = {name: name for name in names}
+    return [
+        (_layer(student, own), _layer(teacher, other))
+        for own, other in names.items()
+    ]
+
+
+def router_pairs(
+    student: keras.Model, teacher: keras.Model, router: Any
+) -> list[Pair]:
+    """Returns the routers whose probabilities are to match.
+
+    Args:
+        student, teacher: models.
+        router: False, True for all blocks in order, or names by names.
+    """
+    if not router:
+        return []
+    found: Any = (find_blocks(student), find_blocks(teacher))
+    if isinstance(router, dict):
+        blocks = hidden_pairs(student, teacher, router)
+        found = tuple(zip(*blocks, strict=True))
+    experts = [[getattr(b, "num_experts", 0) for b in side] for side in found]
+    if experts[0] != experts[1] or 0 in experts[0]:
+        raise ValueError(
+            "`router` must pair blocks of as many experts. Received: experts "
+            f"{experts[0]} in the student's blocks, {experts[1]} in the "
+            "teacher's. Pass a dict from the student's blocks to the "
+            "teacher's, or router=False."
+        )
+    return [(a.router, b.router) for a, b in zip(*found, strict=True)]
+
+
+def _layer(model, name):
+    """The one layer of a name or path."""
+    layers = model._flatten_layers(include_self=False)
+    found = [
+        x for x in layers if name in (x.name, x.path) or _ends(x.path, name)
+    ]
+    if len(found) == 1:
+        return found[0]
+    raise ValueError(
+        f"A name must be that of one layer of {model.name!r}. Received: "
+        f"{name!r}, the name of {len(found)}. Name the layer when building the "
+        "model, or give the end of its path, such as 'block_1/moe'."
+    )
+
+
+def _ends(path, name):
+    return bool(path) and path.endswith(f"/{name}")
+
+
+def projection(
+    own: keras.layers.Layer, other: keras.layers.Layer, number: int
+) -> keras.layers.Dense | None:
+    """Returns a linear map from one layer's width to the other's, or None
+    where they have the same."""
+    widths = _width(own), _width(other)
+    if widths[0] == widths[1]:
+        return None
+    layer = keras.layers.Dense(
+        widths[1], use_bias=False, dtype="float32", name=f"projection_{number}"
+    )
+    layer.build((None, widths[0]))
+    return layer
+
+
+def _width(layer):
+    """The width of a layer's outputs."""
+    try:
+        return keras.tree.flatten(layer.output)[0].shape[-1]
+    except (AttributeError, ValueError):
+        pass
+    try:
+        shape = (layer.get_build_config() or {}).get("input_shape")
+        return layer.compute_output_shape(shape)[-1]
+    except Exception as error:
+        raise ValueError(
+            "`hidden` must name layers whose output shape is known. Received: "
+            f"{layer.path!r} of {type(layer).__name__}. Name a layer of a "
+            "Functional model."
+        ) from error
+
+
+def only_call(seen: dict[int, list[Call]], layer: keras.layers.Layer) -> Call:
+    """Returns the one call of a layer in a pass of its model."""
+    calls = seen[id(layer)]
+    if len(calls) == 1:
+        return calls[0]
+    raise ValueError(
+        "A layer that is compared must be called once in a pass of its model. "
+        f"Received: {layer.path!r}, called {len(calls)} times. Name another."
+    )
+
+
+def only_states(seen: dict[int, list[Call]], layer: keras.layers.Layer):
+    """Returns the first output of that call."""
+    return keras.tree.flatten(only_call(seen, layer).outputs)[0]
+
+
+def check_states(states: Tensor, targets: Tensor, layer: Any) -> None:
+    """Raises where hidden states have different shapes."""
+    if tuple(states.shape) == tuple(targets.shape):
+        return
+    raise ValueError(
+        "`hidden` must pair layers whose outputs differ in width alone. "
+        f"Received: {tuple(states.shape)} of {layer.path!r}, "
+        f"{tuple(targets.shape)} of the teacher's. Pair other layers."
+    )
+
+
+def check_outputs(targets: Any, outputs: Any) -> None:
+    """Raises where outputs are not one `(..., C)` each, two classes or more."""
+    shapes = [tuple(getattr(x, "shape", ())) for x in (targets, outputs)]
+    if shapes[0] == shapes[1] and shapes[0] and shapes[0][-1] not in (None, 1):
+        return
+    raise ValueError(
+        "`student` and `teacher` must each have one output of shape (..., C), "
+        "the same two or more classes. Received: "
+        f"{keras.tree.map_structure(lambda t: t.shape, outputs)} of the "
+        f"student, {keras.tree.map_structure(lambda t: t.shape, targets)} of "
+        "the teacher. Give a yes-or-no classifier two outputs, or pass alpha=0 "
+        "and `hidden`."
+    )
+
+
+def check_no_labels(alpha: float, y: Any, loss: Any) -> None:
+    """Raises where labels, or a loss of them, are missing."""
+    if alpha == 1:
+        return
+    raise ValueError(
+        "`alpha` must be 1 where there are no labels or no compiled loss. "
+        f"Received: alpha={alpha}, labels: {y is not None}, a compiled loss: "
+        f"{loss is not None}. Pass `loss` to compile and labels to fit, or "
+        "alpha=1."
+    )

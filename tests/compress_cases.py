@@ -1,0 +1,72 @@
+"""What the tests of `keras_moe.compress` share."""
+
+import keras
+import numpy as np
+import pytest
+from backend import BACKEND, draw, to_numpy
+from model_zoo import outputs_of
+from zoo import WIDTH
+
+from keras_moe import MoEBlock
+
+__all__ = ["BACKEND", "WIDTH", "draw", "outputs_of", "to_numpy"]
+
+# What is done to models and arrays is the same NumPy on every backend, and
+# JAX compiles for seconds whatever a model is asked.
+of_a_kind = pytest.mark.skipif(
+    BACKEND == "jax", reason="on JAX another test of its kind runs"
+)
+
+
+def block_model(block=None, length=3, name="block"):
+    """A model that is one block: (B, length, WIDTH) to the same."""
+    inputs = keras.Input((length, WIDTH))
+    block = block or MoEBlock(4, 6, name=name)
+    return keras.Model(inputs, block(inputs))
+
+
+def randomize(layer, rng):
+    """Makes every bias of a layer's experts and router other than zero."""
+    for weight in layer.trainable_weights:
+        if "bias" in weight.name:
+            weight.assign(0.1 * draw(rng, *weight.shape))
+
+
+def copy_expert(bank, source, target, order=None):
+    """Makes one expert a copy of another, its hidden units in an order."""
+    for weight in bank.weights:
+        value = to_numpy(weight).copy()
+        one = value[source]
+        if order is not None and weight.name != "down_bias":
+            axis = 0 if weight.name == "down_kernel" else -1
+            one = np.take(one, order, axis)
+        value[target] = one
+        weight.assign(value)
+
+
+def kept_experts(old, new):
+    """Which experts of an old bank a new one has, in the new one's order."""
+    before, after = to_numpy(old.up_kernel), to_numpy(new.up_kernel)
+    return [
+        next(e for e in range(len(before)) if (before[e] == one).all())
+        for one in after
+    ]
+
+
+def assert_as_if_switched_off(old, new, x):
+    """A model of pruned blocks gives what the old one does without them."""
+    for one, other in blocks_of_both(old, new):
+        kept = kept_experts(one.experts, other.experts)
+        assert kept == sorted(set(kept))
+        gone = set(range(one.num_experts)) - set(kept)
+        assert gone
+        one.disable_experts(gone)
+    np.testing.assert_allclose(
+        outputs_of(new, x), outputs_of(old, x), rtol=1e-5, atol=1e-6
+    )
+
+
+def blocks_of_both(old, new):
+    from keras_moe.callbacks import find_blocks
+
+    return zip(find_blocks(old), find_blocks(new), strict=True)
