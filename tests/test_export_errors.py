@@ -138,7 +138,6 @@ def test_probes_reach_every_expert():
     # Two by five tokens and three by nine, one expert each.
     assert [c.sum() for c in counts[:2]] == [10, 27]
     assert (sum(counts) > 0).all()
-    assert "apply_capacity" not in vars(block)
 
 
 def test_no_length_fits():

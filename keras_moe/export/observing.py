@@ -3,8 +3,7 @@
 E experts.
 """
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import NamedTuple
 
 import keras
@@ -12,13 +11,13 @@ import numpy as np
 from keras import ops, tree
 
 from keras_moe import kernels
+from keras_moe.layers.calling import Call, watching
 from keras_moe.layers.find import find_blocks
-from keras_moe.layers.mixture import Mixture
 
 
 class Observation(NamedTuple):
-    """outputs: list of arrays. pairs: from each mixture's path to int
-    `(E,)`, the pairs that its experts computed."""
+    """outputs: list of arrays. pairs: from the path of each mixture that
+    chooses to int `(E,)`, the pairs that its experts computed."""
 
     outputs: list[np.ndarray]
     pairs: dict[str, np.ndarray]
@@ -39,10 +38,11 @@ def observer(model: keras.Model) -> Callable[..., Observation]:
         blocks = []
 
     def run(*inputs):
-        with _recorded(blocks) as pairs:
-            batch = inputs[0] if len(inputs) == 1 else list(inputs)
+        batch = inputs[0] if len(inputs) == 1 else list(inputs)
+        with watching(block.experts for block in blocks) as calls:
             outputs = model(batch, training=False)
-        return tree.flatten(outputs), pairs
+        pairs = {b.path: _pairs(calls[id(b.experts)]) for b in blocks}
+        return tree.flatten(outputs), {p: n for p, n in pairs.items() if n}
 
     program = kernels.compiled(run, model.variables)
 
@@ -50,34 +50,15 @@ def observer(model: keras.Model) -> Callable[..., Observation]:
         outputs, pairs = program(*map(ops.convert_to_tensor, arrays))
         return Observation(
             [ops.convert_to_numpy(y) for y in outputs],
-            {path: ops.convert_to_numpy(n) for path, n in pairs.items()},
+            {
+                path: sum(map(ops.convert_to_numpy, counts))
+                for path, counts in pairs.items()
+            },
         )
 
     return observe
 
 
-@contextlib.contextmanager
-def _recorded(blocks: list[Mixture]) -> Iterator[dict]:
-    """Counts the pairs of each block that is called inside the `with`."""
-    pairs: dict = {}
-
-    def record(block):
-        apply_capacity = block.apply_capacity
-
-        def and_count(*args, **kwargs):
-            kept, capacity = apply_capacity(*args, **kwargs)
-            counts = kernels.group_sizes_of(
-                kept.expert_index, block.num_experts
-            )
-            pairs[block.path] = pairs.get(block.path, 0) + counts
-            return kept, capacity
-
-        return and_count
-
-    try:
-        for block in blocks:
-            object.__setattr__(block, "apply_capacity", record(block))
-        yield pairs
-    finally:
-        for block in blocks:
-            block.__dict__.pop("apply_capacity", None)
+def _pairs(calls: list[Call]):
+    """The pairs of each expert in all calls of a bank, a list of `(E,)`."""
+    return [call.kwargs["group_sizes"] for call in calls]
