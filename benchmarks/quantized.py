@@ -4,7 +4,8 @@
 
 Time is a forward pass of one MoEBlock at the shape M, by turns with the same
 block in float32. Memory is the most that is resident during a warm forward
-pass, less what was before the block was built, each in a process of its own.
+pass of a model from its file, less what was before it was loaded, each in a
+process of its own.
 Accuracy is of `examples/quickstart.py`'s digits model over three seeds, each
 model trained once and quantised from its file.
 """
@@ -46,14 +47,19 @@ def config_of(way):
 def contestant(way, problem):
     """Returns our block with the problem's weights, quantised."""
     import contestants
-    import keras
 
     one = contestants.ours(problem)[0]._replace(name=way)
     if way != "float32":
-        inputs = keras.Input(problem.x.shape[1:])
-        model = keras.Model(inputs, one.layer(inputs))
-        model.quantize(config=config_of(way))
+        model_of(one).quantize(config=config_of(way))
     return one
+
+
+def model_of(one):
+    """Returns a model of a contestant's block alone."""
+    import keras
+
+    inputs = keras.Input(one.problem.x.shape[1:])
+    return keras.Model(inputs, one.layer(inputs))
 
 
 def bytes_of(experts):
@@ -87,16 +93,30 @@ def measure_time(shape, quick):
     return records
 
 
-def measure_memory(way, shape):
-    """Returns the bytes of a forward pass's peak; in a child."""
+def save(way, shape, path):
+    """Writes a model of one block, quantised; in a child."""
+    from problem import draw
+
+    model_of(contestant(way, draw(SHAPES[shape]))).save(path)
+    return {}
+
+
+def measure_memory(way, shape, path):
+    """Returns the bytes of a forward pass's peak; in a child.
+
+    The model comes from its file, so that its floats were never here.
+    """
+    import keras
     import measure
+    from calls import call_of
     from problem import draw
 
     tiny = contestant(way, draw(Shape(T=8, D=16, F=16, E=4, K=2)))
     tiny.call("forward")()  # what the backend loads and keeps, once
-    problem = draw(SHAPES[shape])
+    x = draw(SHAPES[shape]).x
     before = measure.resident()
-    call = contestant(way, problem).call("forward")
+    model = keras.saving.load_model(path)
+    call = call_of("forward", model.layers[-1], x, x)
     call()
     call()
     measure.resident()
@@ -124,16 +144,19 @@ def measure_digits(epochs):
     return found
 
 
-def child(part, way, shape):
-    """Runs one measurement in a fresh process."""
+def child(part, way, shape, path):
+    """Runs one of `CHILDREN` in a fresh process."""
     done = subprocess.run(
         [sys.executable, "-W", "ignore", __file__, "--child", part]
-        + ["--way", way, "--only", shape],
+        + ["--way", way, "--only", shape, "--path", path],
         stdout=subprocess.PIPE,
         text=True,
         check=True,
     )
     return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+CHILDREN = {"save": save, "memory": measure_memory}
 
 
 def table(records, digits):
@@ -156,17 +179,21 @@ def table(records, digits):
 def main():
     """Prints the table and writes the records."""
     parser = options.parser_of(__doc__)
-    parser.add_argument("--child", choices=("memory",))
+    parser.add_argument("--child", choices=CHILDREN)
     parser.add_argument("--way", choices=WAYS)
+    parser.add_argument("--path")
     parser.add_argument("--no-digits", action="store_true")
     args = parser.parse_args()
     shape = args.only or ("S" if args.quick else "M")
     if args.child:
-        print(json.dumps(measure_memory(args.way, shape)))
+        print(json.dumps(CHILDREN[args.child](args.way, shape, args.path)))
         return
     records = measure_time(shape, args.quick)
     for way in WAYS:
-        records[way] |= child("memory", way, shape)
+        with tempfile.TemporaryDirectory() as folder:
+            path = f"{folder}/model.keras"
+            child("save", way, shape, path)
+            records[way] |= child("memory", way, shape, path)
     digits = {}
     if not args.no_digits:
         digits = measure_digits(1 if args.quick else 12)
