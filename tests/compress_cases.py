@@ -11,8 +11,15 @@ from keras_moe import MoEBlock
 
 __all__ = ["BACKEND", "WIDTH", "draw", "outputs_of", "to_numpy"]
 
+
 # What is done to models and arrays is the same NumPy on every backend, and
 # JAX compiles for seconds whatever a model is asked.
+# TensorFlow, where a graph is traced for each, runs some of a list.
+def some_of(names, some):
+    """All names on PyTorch, some elsewhere."""
+    return list(names) if BACKEND == "torch" else list(some)
+
+
 of_a_kind = pytest.mark.skipif(
     BACKEND == "jax", reason="on JAX another test of its kind runs"
 )

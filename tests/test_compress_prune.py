@@ -13,6 +13,7 @@ from compress_cases import (
     of_a_kind,
     outputs_of,
     randomize,
+    some_of,
     to_numpy,
 )
 from model_zoo import MODELS, batch_of
@@ -32,6 +33,8 @@ LEARNED = [
     # What a PathwayRouter reads has a test of its own below.
     and name not in ("ExpertChoiceRouter", "PathwayRouter")
 ]
+
+SOME = ["Router of groups", "ModalityRouter of groups", "CosineRouter"]
 
 
 def test_an_expert_that_is_never_chosen_leaves_no_trace(rng):
@@ -59,7 +62,7 @@ def test_an_expert_that_is_never_chosen_leaves_no_trace(rng):
 
 
 @of_a_kind
-@pytest.mark.parametrize("name", LEARNED)
+@pytest.mark.parametrize("name", some_of(LEARNED, SOME))
 def test_every_router_that_learns(name, rng):
     router = router_zoo.ROUTERS[name]()
     model = router_zoo.model_of(router)
@@ -126,7 +129,7 @@ def test_blocks_that_hand_on_their_logits_keep_the_same_experts(rng):
 
 
 @of_a_kind
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", some_of(MODELS, ["MoELanguageModel"]))
 def test_models_that_build_their_blocks(name, rng, tmp_path):
     model = MODELS[name](num_layers=2, moe_every=2, shared_expert_dim=4)
     x, _ = batch_of(name, rng, samples=4)
