@@ -54,7 +54,7 @@ def test_all_is_what_there_is():
         "__version__",
         "callbacks",
         "ensemble",
-    "export",
+        "export",
         "layers",
         "losses",
         "metrics",
