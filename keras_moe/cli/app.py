@@ -52,13 +52,18 @@ Data = Annotated[
     typer.Option(metavar="NPZ", help="Inputs by name; else they are drawn."),
 ]
 Either = Annotated[
-    Path, typer.Argument(help="A .keras file or an artifact's folder.")
+    Path,
+    typer.Argument(
+        metavar="PATH", help="A .keras file or an artifact's folder."
+    ),
 ]
 
 
 @app.command()
 def export(
-    model: Annotated[Path, typer.Argument(help="A .keras file.")],
+    model: Annotated[
+        Path, typer.Argument(metavar="MODEL", help="A .keras file.")
+    ],
     out: Annotated[Path, typer.Option(help="The artifact's folder.")],
     format: Annotated[
         str,

@@ -36,8 +36,8 @@ def compare(
         CliError: where inputs or outputs are not of the same form.
     """
     first, second = open_runnable(a), open_runnable(b)
-    _check_inputs(first, second)
-    _check_count("outputs", first, second)
+    _check_same("inputs", first, second)
+    _check_same("outputs", first, second)
     batches = batches_for(first, second, read_data(data))
     if tolerance is None:
         tolerance = max(first.tolerance, second.tolerance)
@@ -69,31 +69,26 @@ def _for(runnable: Runnable, batch: Batch) -> Batch:
     ]
 
 
-def _check_inputs(first, second):
-    """The same number of inputs, of shapes that can be the same."""
-    _check_count("inputs", first, second)
-    for mine, other in zip(first.inputs, second.inputs, strict=True):
-        same = len(mine["shape"]) == len(other["shape"]) and all(
-            None in pair or pair[0] == pair[1]
-            for pair in zip(mine["shape"], other["shape"], strict=True)
-        )
-        if not same:
-            raise CliError(
-                "A and B must take the same inputs. Received: "
-                f"{mine['name']!r} of shape {mine['shape']} in {first.path}, "
-                f"{other['name']!r} of shape {other['shape']} in "
-                f"{second.path}. Compare two forms of one model."
-            )
-
-
-def _check_count(what, first, second):
-    counts = [len(getattr(runnable, what)) for runnable in (first, second)]
-    if counts[0] != counts[1]:
+def _check_same(what, first, second):
+    """As many inputs, or outputs, of shapes that can be the same."""
+    shapes = [
+        [spec["shape"] for spec in getattr(runnable, what)]
+        for runnable in (first, second)
+    ]
+    if len(shapes[0]) != len(shapes[1]) or not all(map(_can_be_same, *shapes)):
         raise CliError(
-            f"A and B must have the same number of {what}. Received: "
-            f"{counts[0]} in {first.path}, {counts[1]} in {second.path}. "
-            "Compare two forms of one model."
+            f"A and B must have {what} of the same number and shapes. "
+            f"Received: {shapes[0]} in {first.path}, {shapes[1]} in "
+            f"{second.path}, None of any length. Compare two forms of one "
+            "model."
         )
+
+
+def _can_be_same(mine, other):
+    return len(mine) == len(other) and all(
+        None in pair or pair[0] == pair[1]
+        for pair in zip(mine, other, strict=True)
+    )
 
 
 def _differences(first, second, batches, tolerance):

@@ -61,10 +61,9 @@ def load_model(path: pathlib.Path) -> keras.Model:
             else "Save the model again with this version of Keras "
             f"({keras.version()})."
         )
-        first = str(error).strip().split("\n")[0][:200]
         raise CliError(
             f"{path} could not be loaded. Received: {type(error).__name__}: "
-            f"{first} {remedy}"
+            f"{one_reason(error)}. {remedy}"
         ) from error
 
 
@@ -122,7 +121,7 @@ def read_data(path: pathlib.Path | None) -> dict | list | None:
 
 def one_reason(error: Exception) -> str:
     """An error's own words, or its kind."""
-    text = getattr(error, "strerror", None) or str(error)
+    text = getattr(error, "strerror", None) or str(error).strip()
     return text.split("\n")[0][:200].rstrip(".") or type(error).__name__
 
 

@@ -1,5 +1,6 @@
 """While a command works: backends keep still, what the package says is kept."""
 
+import atexit
 import contextlib
 import importlib
 import logging
@@ -12,6 +13,7 @@ from keras_moe.cli.errors import CliError
 
 # For as long as the process lives: loggers keep hold of it.
 _NOWHERE = open(os.devnull, "w")
+atexit.register(_NOWHERE.close)
 
 
 @contextlib.contextmanager

@@ -125,32 +125,26 @@ def _mixtures(mixtures) -> Part:
     if not mixtures:
         return "No mixture of experts inside."
     table = _table(
-        "mixture", "router", "experts", "top_k", "capacity", "parameters"
+        "mixture", "router", "experts", "top_k", "capacity", "in training"
     )
+    table.add_column("parameters", justify="right")
     table.add_column("memory", justify="right")
     for m in mixtures:
         table.add_row(
-            f"{m['path']} ({m['class']})",
+            m["path"],
             m["router"],
             str(m["num_experts"]),
             str(m["top_k"]),
-            _capacity(m),
+            _capacity(m["eval_capacity_factor"]),
+            _capacity(m["capacity_factor"]),
             f"{m['expert_parameters']:,}",
             size(m["expert_bytes"]),
         )
     return table
 
 
-def _capacity(mixture):
-    """The factor in use, then training's where it is another one."""
-    training, running = (
-        mixture["capacity_factor"],
-        mixture["eval_capacity_factor"],
-    )
-    words = ["dropless" if x is None else f"{x:g}" for x in (running, training)]
-    if words[0] == words[1]:
-        return words[0]
-    return f"{words[0]} (training {words[1]})"
+def _capacity(factor):
+    return "dropless" if factor is None else f"{factor:g}"
 
 
 def _kind(found):

@@ -10,9 +10,10 @@ from keras import ops
 
 from keras_moe import kernels
 from keras_moe.cli.errors import CliError
-from keras_moe.cli.files import is_model, load_functional
+from keras_moe.cli.files import is_model, load_functional, one_reason
 from keras_moe.export import FORMATS, load
 from keras_moe.export.formats import LOW_PRECISION_TOLERANCE
+from keras_moe.export.manifest import read
 
 Batch = list[np.ndarray]
 # Of two Keras backends, as of the formats: in units of the largest output.
@@ -24,7 +25,7 @@ class Runnable(NamedTuple):
     inputs, outputs: dicts of `shape` and `dtype`, of inputs `name` and, of
     indices, `below`. run: from a batch to the list of outputs. tolerance: of
     its outputs. model: the functional model, or None. shapes: of batches that
-    it is known to take. source: the model or artifact itself."""
+    it is known to take."""
 
     path: str
     format: str
@@ -47,15 +48,18 @@ def open_runnable(path: pathlib.Path, threads: int | None = None) -> Runnable:
 
 
 def _artifact(path, threads):
+    manifest = read(path)
     try:
         artifact = load(path, threads)
-    except (ImportError, CliError):
+    except ImportError:
         raise
     except Exception as error:
-        if not (pathlib.Path(path) / "moe.json").exists():
-            raise
-        raise _cannot_load(path, error) from error
-    manifest = artifact.manifest
+        raise CliError(
+            f"{path} could not be loaded by its runtime. Received: "
+            f"{type(error).__name__}: {one_reason(error)}. The artifact is "
+            "damaged, or the runtime of another version: export the model "
+            "again."
+        ) from error
     verified = manifest["verified"] or {}
     usual = FORMATS[manifest["format"]].tolerance
     if manifest["quantize"]:
@@ -68,19 +72,6 @@ def _artifact(path, threads):
         artifact,
         verified.get("tolerance", usual),
         shapes=verified.get("shapes", []),
-    )
-
-
-def _cannot_load(path, error):
-    first = str(error).strip().split("\n")[0][:200]
-    if isinstance(error, (ValueError, FileNotFoundError)) and first.startswith(
-        (str(path), "`path`")
-    ):
-        return error
-    return CliError(
-        f"{path} could not be loaded by its runtime. Received: "
-        f"{type(error).__name__}: {first} The artifact is damaged, or the "
-        "runtime of another version: export the model again."
     )
 
 
