@@ -5,6 +5,7 @@ Keras, which reads KERAS_BACKEND then and never again.
 """
 
 import importlib.util
+import json
 import os
 import sys
 
@@ -48,9 +49,19 @@ def backend_for(arguments: list[str]) -> dict[str, str]:
     elif command == "inspect":
         wanted = QUICKEST_TO_IMPORT
     else:
-        wanted = PATIENT
+        wanted = (configured(), *PATIENT)
     present = (b for b in wanted if importlib.util.find_spec(b))
     return {"KERAS_BACKEND": next(present, "numpy")}
+
+
+def configured() -> str:
+    """The backend that Keras's own file of settings names."""
+    home = os.environ.get("KERAS_HOME") or os.path.expanduser("~/.keras")
+    try:
+        with open(os.path.join(home, "keras.json")) as file:
+            return str(json.load(file)["backend"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return "tensorflow"
 
 
 def threads_for(arguments: list[str]) -> dict[str, str]:

@@ -475,6 +475,24 @@ def test_the_users_backend_is_kept(monkeypatch):
     assert keras_moe_cli.backend_for(["export", "--format", "torch"]) == {}
 
 
+def test_the_backend_in_keras_json_is_kept(monkeypatch, tmp_path):
+    monkeypatch.delenv("KERAS_BACKEND", raising=False)
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    (tmp_path / "keras.json").write_text('{"backend": "torch"}')
+    settings = keras_moe_cli.backend_for(["bench", "m.keras"])
+    assert settings == {"KERAS_BACKEND": "torch"}
+
+
+def test_threads_are_told_before_the_backend_starts(monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    for arguments in (["--threads", "2"], ["--threads=2"]):
+        settings = keras_moe_cli.threads_for(["bench", "m.keras", *arguments])
+        assert set(settings.values()) == {"2"}
+    assert keras_moe_cli.threads_for(["bench", "m.keras"]) == {}
+    assert keras_moe_cli.threads_for(["bench", "--threads", "many"]) == {}
+
+
 def test_an_absent_backend_is_not_chosen(monkeypatch):
     monkeypatch.delenv("KERAS_BACKEND", raising=False)
     monkeypatch.setattr(

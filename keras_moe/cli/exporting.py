@@ -4,7 +4,7 @@ import os
 import pathlib
 
 from keras_moe.cli.errors import CliError
-from keras_moe.cli.files import load_model, read_data
+from keras_moe.cli.files import load_model, one_reason, read_data
 from keras_moe.export import export as export_model
 from keras_moe.export.formats import format_of
 
@@ -25,14 +25,13 @@ def export(
     format_of(format)
     _check_writable(out)
     inputs = read_data(data)
-    manifest = export_model(
-        load_model(model),
-        out,
-        format,
-        verify=verify,
-        quantize=quantize,
-        data=inputs,
-    )
+    loaded = load_model(model)
+    try:
+        manifest = export_model(
+            loaded, out, format, None, verify, quantize, inputs
+        )
+    except OSError as error:
+        raise _cannot_write(out, one_reason(error)) from error
     return {"path": str(out), **manifest}
 
 
@@ -42,8 +41,12 @@ def _check_writable(out):
     while not place.exists():
         place = place.parent
     if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
-        kind = "cannot be written" if place.is_dir() else "is a file"
-        raise CliError(
-            f"`--out` must be a place that can be written. Received: {out}, "
-            f"but {place} {kind}. Choose another place."
-        )
+        kind = "may not be written" if place.is_dir() else "is a file"
+        raise _cannot_write(out, f"{place} {kind}")
+
+
+def _cannot_write(out, reason):
+    return CliError(
+        f"`--out` must be a place that can be written. Received: {out}: "
+        f"{reason}. Choose another place or make room."
+    )

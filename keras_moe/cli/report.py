@@ -125,10 +125,15 @@ def _mixtures(mixtures) -> Part:
     if not mixtures:
         return "No mixture of experts inside."
     table = _table(
-        "mixture", "router", "experts", "top_k", "capacity", "in training"
+        "mixture",
+        "router",
+        "experts",
+        "top_k",
+        "capacity",
+        "training",
+        "parameters",
+        "memory",
     )
-    table.add_column("parameters", justify="right")
-    table.add_column("memory", justify="right")
     for m in mixtures:
         table.add_row(
             m["path"],
@@ -219,8 +224,9 @@ def _facts(*rows) -> Table:
 
 
 def _table(first, *names) -> Table:
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    table.add_column(first, overflow="fold")
+    """The first column alone gives way where the line is short."""
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column(first, overflow="fold", min_width=8)
     for name in names:
-        table.add_column(name, justify="right", overflow="fold")
+        table.add_column(name, justify="right", no_wrap=True)
     return table

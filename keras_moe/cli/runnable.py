@@ -77,9 +77,6 @@ def _artifact(path, threads):
 
 def _model(path):
     model = load_functional(path)
-    exact = all(
-        layer.compute_dtype == "float32" for layer in model._flatten_layers()
-    )
     below = vocabulary_size(model)
     return Runnable(
         str(path),
@@ -95,8 +92,17 @@ def _model(path):
         ],
         [{"shape": list(t.shape), "dtype": t.dtype} for t in model.outputs],
         _program(model),
-        MODEL_TOLERANCE if exact else LOW_PRECISION_TOLERANCE,
+        MODEL_TOLERANCE if _is_exact(model) else LOW_PRECISION_TOLERANCE,
         model,
+    )
+
+
+def _is_exact(model):
+    """Neither half floats nor quantised; words and indices are exact."""
+    return not any(
+        layer.compute_dtype in ("float16", "bfloat16")
+        or getattr(layer.dtype_policy, "quantization_mode", None)
+        for layer in model._flatten_layers()
     )
 
 
