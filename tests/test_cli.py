@@ -20,6 +20,7 @@ import keras_moe_cli
 from keras_moe import cli
 from keras_moe.cli.errors import one_line
 from keras_moe.cli.inputs import shapes_for_tokens
+from keras_moe.cli.runnable import open_runnable
 from keras_moe.export import FORMATS
 
 BACKEND = keras.backend.backend()
@@ -159,7 +160,7 @@ def test_inspect_for_eyes(run, manifest):
     assert (code, err) == (0, "")
     text = " ".join(out.split())
     assert "active per token 200 (6%)" in text
-    assert "onnx artifact, trained on jax, written by tensorflow" in text
+    assert "onnx artifact, exported on jax, written by tensorflow" in text
     assert "13.2 kB, of experts 25.6 kB" in text
     assert "largest difference 2.0e-07, tolerance 1e-05" in text
     assert "second Router 32 1 dropless 1.25 3,200 12.8 kB" in text
@@ -248,6 +249,35 @@ def test_bench_makes_tokens_of_free_axes(found, path):
 def test_shapes_for_tokens(shape, dtype, tokens, expected):
     inputs = [{"shape": shape, "dtype": dtype}]
     assert shapes_for_tokens(inputs, tokens) == expected
+
+
+@pytest.mark.parametrize(
+    "policy, tolerance", [("float32", 1e-5), ("mixed_bfloat16", 2e-2)]
+)
+def test_half_floats_may_differ_by_more(tmp_path, policy, tolerance):
+    keras.config.set_dtype_policy(policy)
+    ids = keras.Input((None,), dtype="int32", name="ids")
+    outputs = keras.layers.Embedding(7, 4)(ids)
+    keras.Model(ids, outputs).save(tmp_path / "model.keras")
+    runnable = open_runnable(tmp_path / "model.keras")
+    assert runnable.tolerance == tolerance
+    assert runnable.inputs[0]["below"] == 7
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="words are TensorFlow's")
+def test_words_are_exact(tmp_path):
+    layers = [
+        keras.Input((1,), dtype="string"),
+        keras.layers.TextVectorization(
+            vocabulary=["a", "b"], output_sequence_length=3
+        ),
+        keras.layers.Embedding(4, 2),
+    ]
+    keras.Sequential(layers).save(tmp_path / "model.keras")
+    runnable = open_runnable(tmp_path / "model.keras")
+    assert runnable.tolerance == 1e-5
+    [output] = runnable.run([np.array([["a b"], ["b"]])])
+    assert output.shape == (2, 3, 2)
 
 
 def bad_zip(folder):

@@ -158,7 +158,8 @@ def _kind(found):
     parts = [f"{found['format']} artifact"]
     if found["quantize"]:
         parts.append(found["quantize"])
-    parts.append(f"trained on {found['trained_on']}")
+    # The manifest cannot know who trained a model that came as a file.
+    parts.append(f"exported on {found['trained_on']}")
     parts.append(f"written by {found['written_by']}")
     return ", ".join(parts)
 
