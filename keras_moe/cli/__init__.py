@@ -1,0 +1,35 @@
+"""Floor 4: the command `keras-moe`.
+
+`app.py` names the commands and their options; each command is one file that
+turns paths into a dict (`exporting.py`, `inspecting.py`, `comparing.py`,
+`benching.py`), which `report.py` prints. `keras_moe_cli.py`, beside the
+package, chooses the backend first. Nothing of the package imports this.
+"""
+
+import importlib.util
+import sys
+
+__all__ = ["main"]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs one command line.
+
+    Args:
+        arguments: without the program's name; None takes `sys.argv`'s.
+
+    Returns:
+        The exit code: 0 done, 1 failed, 2 used wrongly.
+    """
+    for package in ("typer", "rich"):
+        if importlib.util.find_spec(package) is None:
+            print(
+                f"keras-moe: the command needs {package}. Run "
+                'pip install "keras-moe[cli]".',
+                file=sys.stderr,
+            )
+            return 1
+    from keras_moe.cli.app import app
+    from keras_moe.cli.errors import run
+
+    return run(app, sys.argv[1:] if arguments is None else arguments)

@@ -1,0 +1,152 @@
+"""The four commands and their options."""
+
+import pathlib
+from collections.abc import Callable
+from typing import Annotated
+
+import typer
+
+from keras_moe.cli import benching, comparing, exporting, inspecting, report
+from keras_moe.cli.errors import DONE, FAILED
+from keras_moe.cli.quiet import working
+from keras_moe.export import FORMATS
+from keras_moe.export.exporting import MODES
+
+Path = pathlib.Path
+app = typer.Typer(
+    help="Export, inspect, compare and time mixture-of-experts models.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def _one_of(choices) -> Callable[[str | None], str | None]:
+    """A check of an option's value."""
+
+    def check(value: str | None) -> str | None:
+        if value is None or value in choices:
+            return value
+        raise typer.BadParameter(
+            f"{value!r} is not one of {', '.join(choices)}."
+        )
+
+    return check
+
+
+Json = Annotated[
+    bool, typer.Option("--json", help="Print JSON and nothing else.")
+]
+Debug = Annotated[
+    bool, typer.Option("--debug", help="Show tracebacks and libraries' words.")
+]
+Modules = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--module",
+        metavar="NAME",
+        help="A module to import: it registers the model's own classes.",
+    ),
+]
+Data = Annotated[
+    Path | None,
+    typer.Option(metavar="NPZ", help="Inputs by name; else they are drawn."),
+]
+Either = Annotated[
+    Path,
+    typer.Argument(
+        metavar="PATH", help="A .keras file or an artifact's folder."
+    ),
+]
+
+
+@app.command()
+def export(
+    model: Annotated[
+        Path, typer.Argument(metavar="MODEL", help="A .keras file.")
+    ],
+    out: Annotated[Path, typer.Option(help="The artifact's folder.")],
+    format: Annotated[
+        str,
+        typer.Option(callback=_one_of(FORMATS), help=f"{', '.join(FORMATS)}."),
+    ] = "tf_saved_model",
+    quantize: Annotated[
+        str | None,
+        typer.Option(callback=_one_of(MODES), help=f"{', '.join(MODES)}."),
+    ] = None,
+    verify: Annotated[
+        bool, typer.Option(help="Run the artifact and compare it.")
+    ] = True,
+    data: Data = None,
+    module: Modules = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> int:
+    """Write a model as an artifact that runs without Keras, and try it."""
+    with working(debug, module):
+        done = exporting.export(model, format, out, quantize, verify, data)
+    report.show(done, as_json, report.exported)
+    return DONE
+
+
+@app.command()
+def inspect(
+    path: Either,
+    module: Modules = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> int:
+    """Say what a model or an artifact contains."""
+    with working(debug, module):
+        found = inspecting.inspect(path)
+    report.show(found, as_json, report.inspected)
+    return DONE
+
+
+@app.command()
+def compare(
+    a: Either,
+    b: Either,
+    data: Data = None,
+    tolerance: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            help="Largest difference, in units of A's largest output (or of "
+            "one); else the looser of the two formats'.",
+        ),
+    ] = None,
+    module: Modules = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> int:
+    """Compare outputs and speed of two; exit with 1 where they differ."""
+    with working(debug, module):
+        found = comparing.compare(a, b, data, tolerance)
+    report.show(found, as_json, report.compared)
+    if not found["agrees"]:
+        report.tell(
+            f"A and B differ by more than {found['tolerance']:g}. They may be "
+            "different models; --tolerance sets another limit."
+        )
+    return DONE if found["agrees"] else FAILED
+
+
+@app.command()
+def bench(
+    path: Either,
+    tokens: Annotated[
+        list[int] | None,
+        typer.Option(min=1, help="Tokens a call, once or more; 1 and 512."),
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="That the runtime may use.")
+    ] = None,
+    module: Modules = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> int:
+    """Time calls of a model or an artifact."""
+    with working(debug, module):
+        found = benching.bench(path, tokens or [1, 512], threads)
+    report.show(found, as_json, report.benched)
+    return DONE
