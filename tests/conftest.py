@@ -3,6 +3,14 @@
 import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# A test's programs take longer to optimise than to run, so the optimisers are
+# off: XLA's here (levels of LLVM and fusions: one alone gains little) and
+# TensorFlow's of graphs below. `XLA_FLAGS= make test` leaves both on, as users
+# have them; the quickstart's test always does.
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false",
+)
 
 import keras
 import numpy as np
@@ -10,6 +18,13 @@ import pytest
 from kernel_cases import RUNS
 
 from keras_moe import kernels
+
+if keras.backend.backend() == "tensorflow" and os.environ["XLA_FLAGS"]:
+    import tensorflow as tf
+
+    tf.config.optimizer.set_experimental_options(
+        {"disable_meta_optimizer": True}
+    )
 
 
 @pytest.fixture(autouse=True)
