@@ -5,6 +5,11 @@ import numpy as np
 from keras import ops
 
 BACKEND = keras.backend.backend()
+# What conftest.py turns off; its flags are for the programs around kernels.
+XLA_OPTIMIZES = {
+    "xla_backend_optimization_level": 3,
+    "xla_cpu_use_fusion_emitters": True,
+}
 
 
 def draw(rng, *shape):
@@ -26,8 +31,8 @@ def value_and_gradients(function, *arrays, compiled=False):
     """Returns `function(*arrays)` and the gradients of its weighted sum.
 
     The weights of the sum are fixed random numbers, so that a gradient sees
-    every element. `compiled` runs under `jax.jit` or `tf.function`
-    (`"xla"`: with `jit_compile=True`).
+    every element. `compiled` runs under `jax.jit`, optimised as users have
+    it, or `tf.function` (`"xla"`: with `jit_compile=True`).
     """
     tensors = [ops.convert_to_tensor(a) for a in arrays]
     if BACKEND == "jax":
@@ -40,7 +45,9 @@ def value_and_gradients(function, *arrays, compiled=False):
         run = jax.value_and_grad(
             total, argnums=tuple(range(len(tensors))), has_aux=True
         )
-        (_, y), gradients = (jax.jit(run) if compiled else run)(*tensors)
+        if compiled:
+            run = jax.jit(run, compiler_options=XLA_OPTIMIZES)
+        (_, y), gradients = run(*tensors)
     elif BACKEND == "torch":
         tensors = [t.detach().requires_grad_() for t in tensors]
         y = function(*tensors)

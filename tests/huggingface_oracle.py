@@ -1,8 +1,8 @@
-"""Runs a Hugging Face MoE block on random weights; `python THIS NAME OUT`.
+"""Runs Hugging Face MoE blocks on random weights: `python THIS OUT NAME ...`.
 
 A process of its own, because torch is not the backend of every test run.
-Writes inputs, weights (in keras_moe's names and layout), the output and the
-gradients of its sum weighted by `upstream`.
+Writes NAME.npz into the folder OUT: inputs, weights (in keras_moe's names and
+layout), the output and the gradients of its sum weighted by `upstream`.
 """
 
 import sys
@@ -76,7 +76,7 @@ def shared_in_keras_layout(gradients, parameters):
     return found
 
 
-def main(name, out):
+def run(name, out):
     torch.manual_seed(0)
     block = build(name)
     parameters = dict(block.named_parameters())
@@ -97,6 +97,11 @@ def main(name, out):
     gradients |= shared_in_keras_layout(True, parameters)
     arrays |= {f"gradient:{name}": g for name, g in gradients.items()}
     np.savez(out, **{n: a.detach().numpy() for n, a in arrays.items()})
+
+
+def main(out, *names):
+    for name in names:
+        run(name, f"{out}/{name}.npz")
 
 
 if __name__ == "__main__":

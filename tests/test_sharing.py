@@ -13,7 +13,6 @@ from backend import BACKEND, draw, to_numpy
 from keras_moe import Expert, MoEBlock, Router, TransformerEncoderBlock
 
 E, D, F = 4, 8, 6
-OTHERS = sorted({"jax", "tensorflow", "torch"} - {BACKEND})
 
 
 def two_blocks():
@@ -146,6 +145,9 @@ def test_a_loaded_model_trains_its_shared_bank(rng, tmp_path):
         assert np.abs(now - was).max() > 1e-7
 
 
+@pytest.mark.skipif(
+    BACKEND != "torch", reason="the run under torch starts the other two"
+)
 def test_loaded_elsewhere_it_is_still_shared(rng, tmp_path):
     """Every sharing in one model. A copy would find no weights in the file,
     which is an error, and would compute something else."""
@@ -156,7 +158,7 @@ def test_loaded_elsewhere_it_is_still_shared(rng, tmp_path):
     model.save(tmp_path / "model.keras")
     script = pathlib.Path(__file__).with_name("load_elsewhere.py")
     here = to_numpy(model(x))
-    for other in OTHERS:
+    for other in ("jax", "tensorflow"):
         environment = {**os.environ, "KERAS_BACKEND": other}
         subprocess.run(
             [sys.executable, script, tmp_path], check=True, env=environment
