@@ -87,7 +87,7 @@ def manifest(tmp_path):
         "inputs": [{"name": "x", "shape": [None, 8], "dtype": "float32"}],
         "outputs": [{"shape": [None, 8], "dtype": "float32"}],
         "quantize": None,
-        "trained_on": "jax",
+        "exported_on": "jax",
         "written_by": "tensorflow",
         "versions": {"keras-moe": "0.1.0"},
         "bytes": 14000,
@@ -171,7 +171,7 @@ def test_export_leaves_a_verified_artifact(found, artifact):
     code, said = found("inspect", artifact)
     assert code == 0
     assert said["format"] == FORMAT
-    assert said["trained_on"] == BACKEND
+    assert said["exported_on"] == BACKEND
     assert said["verified"]["largest_difference"] <= 1e-5
 
 

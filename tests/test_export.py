@@ -85,7 +85,7 @@ def test_the_manifest_says_what_it_is(artifact_path):
     assert manifest["inputs"] == [
         {"name": "tokens", "shape": [None, None, D], "dtype": "float32"}
     ]
-    assert manifest["trained_on"] == BACKEND
+    assert manifest["exported_on"] == BACKEND
     assert manifest["versions"]["keras"] == keras.__version__
 
 

@@ -8,6 +8,7 @@ import textwrap
 
 import keras
 import numpy as np
+import pytest
 
 import keras_moe
 
@@ -15,6 +16,8 @@ ROOT = pathlib.Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 
 
+# Keras's own, of every layer that has no weights to quantise.
+@pytest.mark.filterwarnings("ignore:.*`quantize` method implemented")
 def test_python_blocks_run(tmp_path, monkeypatch):
     blocks = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
     assert len(blocks) >= 4

@@ -159,7 +159,7 @@ def _kind(found):
     if found["quantize"]:
         parts.append(found["quantize"])
     # The manifest cannot know who trained a model that came as a file.
-    parts.append(f"exported on {found['trained_on']}")
+    parts.append(f"exported on {found['exported_on']}")
     parts.append(f"written by {found['written_by']}")
     return ", ".join(parts)
 

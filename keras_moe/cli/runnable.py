@@ -12,8 +12,8 @@ from keras_moe import kernels
 from keras_moe.cli.errors import CliError
 from keras_moe.cli.files import is_model, load_functional, one_reason
 from keras_moe.export import FORMATS, load
-from keras_moe.export.formats import LOW_PRECISION_TOLERANCE
-from keras_moe.export.manifest import read
+from keras_moe.export.formats import LOW_PRECISION_TOLERANCE, is_exact
+from keras_moe.export.manifest import input_specs, read
 
 Batch = list[np.ndarray]
 # Of two Keras backends, as of the formats: in units of the largest output.
@@ -77,32 +77,14 @@ def _artifact(path, threads):
 
 def _model(path):
     model = load_functional(path)
-    below = vocabulary_size(model)
     return Runnable(
         str(path),
         "keras",
-        [
-            {
-                "name": t.name,
-                "shape": list(t.shape),
-                "dtype": t.dtype,
-                "below": below,
-            }
-            for t in model.inputs
-        ],
+        input_specs(model),
         [{"shape": list(t.shape), "dtype": t.dtype} for t in model.outputs],
         _program(model),
-        MODEL_TOLERANCE if _is_exact(model) else LOW_PRECISION_TOLERANCE,
+        MODEL_TOLERANCE if is_exact(model) else LOW_PRECISION_TOLERANCE,
         model,
-    )
-
-
-def _is_exact(model):
-    """Neither half floats nor quantised; words and indices are exact."""
-    return not any(
-        layer.compute_dtype in ("float16", "bfloat16")
-        or getattr(layer.dtype_policy, "quantization_mode", None)
-        for layer in model._flatten_layers()
     )
 
 
@@ -120,13 +102,3 @@ def _program(model):
         return [ops.convert_to_numpy(y) for y in outputs]
 
     return run
-
-
-def vocabulary_size(model: keras.Model) -> int:
-    """One more than the highest index that every embedding of a model has."""
-    sizes = [
-        layer.input_dim
-        for layer in model._flatten_layers()
-        if isinstance(layer, keras.layers.Embedding)
-    ]
-    return min(sizes, default=2)

@@ -20,7 +20,11 @@ from keras_moe.export.verifying import verify_folder
 from keras_moe.export.writers import write
 
 _log = logging.getLogger("keras_moe.export")
-MODES = ("int8", "int4")
+_CONFIGS = {
+    "int8": keras.quantizers.Int8QuantizationConfig,
+    "int4": keras.quantizers.Int4QuantizationConfig,
+}
+MODES = tuple(_CONFIGS)
 _CANNOT_WRITE = (
     errno.ENOSPC,
     errno.EDQUOT,
@@ -64,7 +68,9 @@ def export(
             process, at two batch sizes and two lengths, on inputs that
             together reach every expert, and compare.
         quantize: None, or `"int8"` or `"int4"`: the artifact holds a
-            quantised copy of the model.
+            quantised copy of the model, weights alone. (Keras's own layers
+            with quantised activations have integer products that LiteRT
+            does not convert.)
         data: inputs to verify on, as the model takes them; None draws them.
 
     Returns:
@@ -137,7 +143,7 @@ def _check_quantize(quantize):
     if quantize is not None and quantize not in MODES:
         raise ValueError(
             f"`quantize` must be None or one of {MODES}. Received: "
-            f"quantize={quantize!r}. Other modes of Keras: call "
+            f"quantize={quantize!r}. For others of Keras's ways call "
             "model.quantize(...) first and export the result."
         )
 
@@ -178,7 +184,7 @@ def _quantized(model, mode):
     with warnings.catch_warnings():
         # Of every layer that has no weights to quantise.
         warnings.filterwarnings("ignore", ".*`quantize` method implemented")
-        model.quantize(mode)
+        model.quantize(config=_CONFIGS[mode](activation_quantizer=None))
     return as_functional(model)
 
 

@@ -57,6 +57,16 @@ def format_of(name: str) -> Format:
     return FORMATS[name]
 
 
+def is_exact(model) -> bool:
+    """Whether all of a model computes in float32 with float32 weights; words
+    and indices are exact, half floats and quantised layers are not."""
+    return not any(
+        layer.compute_dtype in ("float16", "bfloat16")
+        or getattr(layer.dtype_policy, "quantization_mode", None)
+        for layer in model._flatten_layers()
+    )
+
+
 def require_packages(name: str, packages: tuple[str, ...]) -> None:
     """Raises an ImportError that names the command to run."""
     missing = [p for p in packages if importlib.util.find_spec(p) is None]

@@ -19,6 +19,7 @@ from keras_moe.layers.find import find_blocks
 NAME = "moe.json"
 # Raised when a reader of the old form would misread the new one.
 SCHEMA = 1
+_NEEDED = ("inputs", "outputs", "versions", "quantize", "verified")
 
 
 def describe(model: keras.Model) -> dict:
@@ -92,15 +93,12 @@ def make(model, format: str, folder: pathlib.Path, quantize) -> dict:
         "schema": SCHEMA,
         "format": format,
         "file": FORMATS[format].file,
-        "inputs": [
-            {"name": t.name, "shape": list(t.shape), "dtype": t.dtype}
-            for t in model.inputs
-        ],
+        "inputs": input_specs(model),
         "outputs": [
             {"shape": list(t.shape), "dtype": t.dtype} for t in model.outputs
         ],
         "quantize": quantize,
-        "trained_on": keras.backend.backend(),
+        "exported_on": keras.backend.backend(),
         "written_by": FORMATS[format].writer,
         "versions": _versions(format),
         "bytes": sum(
@@ -109,6 +107,31 @@ def make(model, format: str, folder: pathlib.Path, quantize) -> dict:
         **describe(model),
         "verified": None,
     }
+
+
+def input_specs(model: keras.Model) -> list[dict]:
+    """Returns `name`, `shape` and `dtype` of each input of a model, and of
+    indices `below`, the number that they must be below."""
+    below = vocabulary_size(model)
+    return [
+        {
+            "name": t.name,
+            "shape": list(t.shape),
+            "dtype": t.dtype,
+            **({"below": below} if "int" in t.dtype else {}),
+        }
+        for t in model.inputs
+    ]
+
+
+def vocabulary_size(model: keras.Model) -> int:
+    """Returns how many indices every embedding of a model has; 2 without."""
+    sizes = [
+        layer.input_dim
+        for layer in model._flatten_layers()
+        if isinstance(layer, keras.layers.Embedding)
+    ]
+    return min(sizes, default=2)
 
 
 def _versions(format):
@@ -145,16 +168,19 @@ def read(folder: str | os.PathLike) -> dict:
     try:
         manifest = json.loads(path.read_text())
         schema, format = manifest["schema"], manifest["format"]
+        if schema == SCHEMA and format in FORMATS:
+            missing = [name for name in _NEEDED if name not in manifest]
+            if missing:
+                raise KeyError(*missing)
+            return manifest
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"{path} must be what keras_moe wrote. Received: {error!r}. Export "
             "the model again."
         ) from None
-    if schema != SCHEMA or format not in FORMATS:
-        by = manifest.get("versions", {}).get("keras-moe")
-        raise ValueError(
-            f"{path} must be of schema {SCHEMA} and of a known format. "
-            f"Received: schema {schema!r}, format {format!r}, written by "
-            f"keras-moe {by}. Export the model again with this version."
-        )
-    return manifest
+    by = manifest.get("versions", {}).get("keras-moe")
+    raise ValueError(
+        f"{path} must be of schema {SCHEMA} and of a known format. Received: "
+        f"schema {schema!r}, format {format!r}, written by keras-moe {by}. "
+        "Export the model again with this version."
+    )

@@ -10,6 +10,7 @@ import keras
 import numpy as np
 
 from keras_moe.export.artifact import named_inputs
+from keras_moe.export.manifest import vocabulary_size
 from keras_moe.export.observing import Observation, observer
 
 SIZES = 2, 3
@@ -90,7 +91,7 @@ def _first_probe(model, observe, draw):
 def _drawer(model, data, rng) -> Callable:
     """Returns a function of a size, a length and a scale: a batch."""
     if data is None:
-        highest = _highest_index(model)
+        highest = vocabulary_size(model)
         words = _vocabulary(model)
 
         def draw(size, length, scale):
@@ -125,16 +126,6 @@ def _random(rng, shape, dtype, scale, highest, words):
     if "int" in dtype:
         return rng.integers(0, highest, shape).astype(dtype)
     return (scale * rng.normal(size=shape)).astype(dtype)
-
-
-def _highest_index(model):
-    """One more than the highest index that every embedding has."""
-    sizes = [
-        layer.input_dim
-        for layer in model._flatten_layers()
-        if isinstance(layer, keras.layers.Embedding)
-    ]
-    return min(sizes, default=2)
 
 
 def _vocabulary(model):

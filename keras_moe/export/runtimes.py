@@ -32,6 +32,8 @@ def load(format: str, path: str, threads: int | None = None) -> Run:
 def _saved_model(path, threads):
     import tensorflow as tf
 
+    if threads:  # an error where TensorFlow already computes
+        tf.config.threading.set_intra_op_parallelism_threads(threads)
     module = tf.saved_model.load(path)
     serve = module.signatures["serve"]
 

@@ -39,6 +39,8 @@ def as_functional(model: keras.Model, input_signature: Any = None):
                 'input_signature=[keras.InputSpec(shape=(None, 16), dtype="'
                 'int32")], or build the model from keras.Input.'
             )
+        if not isinstance(model, keras.Sequential):
+            return keras.Model(_unwrapped(own), model.output, name=model.name)
         input_signature = own
     specs = tree.flatten(input_signature)
     names = [t.name for t in own] if own else [None] * len(specs)

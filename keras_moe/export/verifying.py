@@ -10,7 +10,11 @@ import keras
 import numpy as np
 
 from keras_moe.export import runtimes
-from keras_moe.export.formats import FORMATS, LOW_PRECISION_TOLERANCE
+from keras_moe.export.formats import (
+    FORMATS,
+    LOW_PRECISION_TOLERANCE,
+    is_exact,
+)
 from keras_moe.export.probes import Probe, probes_of, unreached
 
 
@@ -41,7 +45,7 @@ def verify_folder(
         warnings.warn(
             f"No input reached the experts {missing}: whether the artifact has "
             "them right is not known. Pass `data` that the model was made for.",
-            stacklevel=4,
+            stacklevel=3,
         )
     names = [t.name for t in model.inputs]
     outputs = _run(manifest["format"], folder, names, probes)
@@ -115,8 +119,6 @@ def _difference(expected, received):
 
 
 def _tolerance(model, manifest):
-    exact = manifest["quantize"] is None and all(
-        layer.compute_dtype == "float32" for layer in model._flatten_layers()
-    )
-    tolerance = FORMATS[manifest["format"]].tolerance
-    return tolerance if exact else LOW_PRECISION_TOLERANCE
+    if is_exact(model):
+        return FORMATS[manifest["format"]].tolerance
+    return LOW_PRECISION_TOLERANCE

@@ -72,14 +72,17 @@ def _each_group(x, group_sizes, num_groups, width, expert):
         rows = tf.slice(x, (starts[e], 0), (group_sizes[e], x.shape[-1]))
         return expert(rows, place)
 
+    eager = tf.executing_eagerly()
     outputs = [x]
     for e in range(num_groups):
+        # A tape that saw no expert would have no way for a gradient of zero.
+        always = eager and e == 0
         y = tf.cond(
-            group_sizes[e] > 0,
+            tf.constant(True) if always else group_sizes[e] > 0,
             partial(run, e, (e, e + _zero_after(outputs[-1]))),
             partial(tf.zeros, (group_sizes[e], width), x.dtype),
         )
-        if not tf.executing_eagerly():
+        if not eager:
             y.set_shape((None, width))
         outputs.append(y)
     rest = tf.shape(x)[0] - tf.reduce_sum(group_sizes)
