@@ -86,7 +86,9 @@ def _each_group(x, group_sizes, num_groups, width, expert):
             y.set_shape((None, width))
         outputs.append(y)
     rest = tf.shape(x)[0] - tf.reduce_sum(group_sizes)
-    return tf.concat([*outputs[1:], tf.zeros((rest, width), x.dtype)], axis=0)
+    y = tf.concat([*outputs[1:], tf.zeros((rest, width), x.dtype)], axis=0)
+    y.set_shape((x.shape[0], width))
+    return y
 
 
 def _zero_after(rows):
