@@ -25,6 +25,12 @@ def run(*arguments):
     )
 
 
+pytestmark = pytest.mark.skipif(
+    BACKEND != "jax",
+    reason="the demo's own backend runs it; it starts the two others itself",
+)
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """The folder that a quick run wrote, and what it printed."""
