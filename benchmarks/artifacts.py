@@ -83,7 +83,7 @@ def clock(folder, format, quick):
             if name in times:
                 pairs = zip(times[name], times["all"], strict=False)
                 ratios[f"{name}-{tokens}"] = median(a / b for a, b in pairs)
-    Path(folder, f"{format}.json").write_text(json.dumps(ratios))
+    Path(folder, f"times-{format}.json").write_text(json.dumps(ratios))
 
 
 def bind(run, inputs):
@@ -111,7 +111,7 @@ def table(folder):
                 reason = cell["failed"].splitlines()[0]
                 lines.append(f"| {backend} | {format} | {reason} | | | | |")
                 continue
-            times = json.loads(Path(folder, f"{format}.json").read_text())
+            times = json.loads(Path(folder, f"times-{format}.json").read_text())
             ratios = [times[f"{backend}-{tokens}"] for tokens in TOKENS]
             lines.append(
                 f"| {backend} | {format} | yes | {cell['difference']:.1e} | "

@@ -21,7 +21,7 @@ SEEDS = (0, 1, 2)
 QUICKSTART = Path(__file__).parents[1] / "examples" / "quickstart.py"
 HEAD = (
     "| trained on | MoE accuracy, mean (min) | dense twin, mean (min) | other "
-    "backends | SavedModel | LiteRT | seconds |\n|---|---|---|---|---|---|---|"
+    "backends | SavedModel | LiteRT |\n|---|---|---|---|---|---|"
 )
 
 
@@ -49,11 +49,10 @@ def row(backend, results):
         )
 
     others = [other for other in BACKENDS if other != backend]
-    seconds = mean(r["seconds"] for r in results)
     return (
         f"| {backend} | {accuracy('moe')} | {accuracy('dense')} | "
         f"{largest(*others):.1e} | {largest('SavedModel'):.1e} | "
-        f"{largest('LiteRT'):.1e} | {seconds:.0f} |"
+        f"{largest('LiteRT'):.1e} |"
     )
 
 
