@@ -98,14 +98,14 @@ def _torch(model, folder):
 
 
 def _Positional(model):
-    """The model as a torch module of one tensor an argument."""
+    """The model as a torch module of one tensor an argument.
+
+    It is no submodule: Keras reads its weights from variables, so that they
+    become constants of the program, and would be stored a second time.
+    """
     import torch
 
     class Positional(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.model = model
-
         def forward(self, *inputs):
             outputs = model(
                 inputs[0] if len(inputs) == 1 else list(inputs), training=False
