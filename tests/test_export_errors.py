@@ -71,6 +71,13 @@ def test_a_signature_of_other_inputs(model, tmp_path):
         export(model, tmp_path / "a", OWN, [spec, spec])
 
 
+def test_a_model_named_like_its_input(tmp_path):
+    inputs = keras.Input((None, 4), name="tokens")
+    model = keras.Model(inputs, keras_moe.MoEBlock(2, 4)(inputs), name="tokens")
+    with pytest.raises(ValueError, match="must not have the name of one of"):
+        export(model, tmp_path / "a", OWN)
+
+
 def test_what_is_no_artifact_is_not_overwritten(model, tmp_path):
     (tmp_path / "mine.txt").write_text("mine")
     for path in (tmp_path, tmp_path / "mine.txt"):

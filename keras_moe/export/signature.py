@@ -39,8 +39,6 @@ def as_functional(model: keras.Model, input_signature: Any = None):
                 'input_signature=[keras.InputSpec(shape=(None, 16), dtype="'
                 'int32")], or build the model from keras.Input.'
             )
-        if not isinstance(model, keras.Sequential):
-            return keras.Model(_unwrapped(own), model.output, name=model.name)
         input_signature = own
     specs = tree.flatten(input_signature)
     names = [t.name for t in own] if own else [None] * len(specs)
@@ -54,6 +52,12 @@ def as_functional(model: keras.Model, input_signature: Any = None):
         _input(spec, name, i)
         for i, (spec, name) in enumerate(zip(specs, names, strict=True))
     ]
+    if model.name in [t.name for t in inputs]:
+        raise ValueError(
+            "`model` must not have the name of one of its inputs: both become "
+            f"parts of one model. Received: {model.name!r}. Rename the input, "
+            "or give the model another name."
+        )
     structure = _structure(model, own, input_signature)
     outputs = model(tree.pack_sequence_as(structure, inputs))
     return keras.Model(_unwrapped(inputs), outputs, name=model.name)
