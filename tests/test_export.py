@@ -13,6 +13,9 @@ from keras_moe.export import FORMATS, export, load, verify
 D, E = 8, 4
 
 
+once = pytest.mark.skipif(BACKEND != "torch", reason="the same code on all")
+
+
 def two_inputs():
     """Tokens and ids in; one block drops nothing, the next one does."""
     tokens = keras.Input((None, D), name="tokens")
@@ -102,6 +105,7 @@ def test_one_flipped_expert_is_found(artifact_path):
     kernel.assign(kept)
 
 
+@once
 def test_an_expert_that_nobody_reaches_is_named(artifact_path):
     path, model = artifact_path
     block = model.layers[-1]
@@ -112,6 +116,7 @@ def test_an_expert_that_nobody_reaches_is_named(artifact_path):
     block.enable_experts()
 
 
+@once
 def test_data_of_ones_own(artifact_path, rng):
     path, model = artifact_path
     data = rng.normal(size=(40, 6, D))
@@ -119,7 +124,7 @@ def test_data_of_ones_own(artifact_path, rng):
     assert shapes[:2] == [[[2, 6, D]], [[3, 6, D]]]
 
 
-@pytest.mark.skipif(BACKEND != "torch", reason="the same code on all")
+@once
 def test_a_subclass_needs_a_signature(tmp_path):
     class Own(keras.Model):
         def __init__(self):

@@ -21,6 +21,9 @@ needs_data = pytest.mark.skipif(
 
 
 @needs_data
+@pytest.mark.skipif(
+    BACKEND != "torch", reason="test_multitask.py trains it on each backend"
+)
 def test_a_quick_run(tmp_path):
     done = subprocess.run(
         [sys.executable, EXAMPLES / "multitask.py", "--quick", "--seeds", "1"]

@@ -46,6 +46,7 @@ def quick(example, folder):
 
 
 @needs_data
+@once
 @pytest.mark.slow
 def test_language_model(tmp_path, no_check):
     task = quick("language_model", tmp_path)
