@@ -10,6 +10,7 @@ from keras_moe.cli.files import read_data
 from keras_moe.cli.inputs import batches_for, for_timing, knows_indices
 from keras_moe.cli.runnable import Batch, Runnable, open_runnable
 from keras_moe.cli.timing import time_by_turns
+from keras_moe.export.verifying import difference
 
 
 def compare(
@@ -122,9 +123,7 @@ def _difference(mine, other, i, first, second):
             f"{list(mine.shape)} from {first.path}, {list(other.shape)} from "
             f"{second.path}. Compare two forms of one model."
         )
-    mine, other = mine.astype("float64"), other.astype("float64")
-    absolute = np.abs(mine - other).max(initial=0.0)
-    return absolute, absolute / max(1.0, np.abs(mine).max(initial=0.0))
+    return difference(mine, other)
 
 
 def _finite(number):

@@ -7,11 +7,15 @@ import numpy as np
 from keras_moe.cli.errors import CliError
 from keras_moe.cli.runnable import Batch, Runnable
 from keras_moe.export.artifact import named_inputs
-from keras_moe.export.probes import LENGTHS, SIZES, probes_of
+from keras_moe.export.probes import (
+    LENGTHS,
+    SIZES,
+    probes_of,
+    random_input,
+    shape_of,
+)
 
 ROWS = 64
-# A manifest does not say how many indices an embedding has; two it has.
-BELOW = 2
 
 
 def batches_for(first: Runnable, second: Runnable, data) -> list[Batch]:
@@ -81,33 +85,16 @@ def shapes_of(
     inputs: list[dict], size: int, length: int
 ) -> list[tuple[int, ...]]:
     """The shape of each input for a batch's size and a length."""
-    return [
-        (
-            first or size,
-            *(length if n is None else n for n in rest),
-        )
-        for first, *rest in (spec["shape"] for spec in inputs)
-    ]
+    return [shape_of(spec, size, length) for spec in inputs]
 
 
 def draw(runnable: Runnable, shapes, seed: int = 0) -> Batch:
     """Draws a batch: normal numbers, indices that there are, two words."""
     rng = np.random.default_rng(seed)
     return [
-        _random(rng, tuple(shape), spec)
+        random_input(rng, tuple(shape), spec)
         for shape, spec in zip(shapes, runnable.inputs, strict=True)
     ]
-
-
-def _random(rng, shape, spec):
-    dtype = spec["dtype"]
-    if dtype == "string":
-        return rng.choice(np.array(["a", "b"]), shape)
-    if dtype == "bool":
-        return rng.random(shape) < 0.5
-    if "int" in dtype:
-        return rng.integers(0, spec.get("below", BELOW), shape).astype(dtype)
-    return rng.normal(size=shape).astype(dtype)
 
 
 def knows_indices(runnable: Runnable) -> bool:

@@ -14,7 +14,7 @@ import re
 import keras
 
 from keras_moe.export.formats import FORMATS
-from keras_moe.layers.find import find_blocks
+from keras_moe.layers.find import blocks_of
 
 NAME = "moe.json"
 # Raised when a reader of the old form would misread the new one.
@@ -35,7 +35,7 @@ def describe(model: keras.Model) -> dict:
         `num_experts`, `top_k`, `capacity_factor`, `eval_capacity_factor`,
         `expert_parameters` (of all E) and `expert_bytes`.
     """
-    mixtures = [_describe_block(block) for block in _blocks_of(model)]
+    mixtures = [_describe_block(block) for block in blocks_of(model)]
     parameters = _parameters(model)
     idle = sum(
         m["expert_parameters"]
@@ -49,13 +49,6 @@ def describe(model: keras.Model) -> dict:
         "parameter_bytes": _bytes(model),
         "mixtures": mixtures,
     }
-
-
-def _blocks_of(model):
-    try:
-        return find_blocks(model)
-    except ValueError:
-        return []
 
 
 def _describe_block(block):

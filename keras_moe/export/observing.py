@@ -12,7 +12,7 @@ from keras import ops, tree
 
 from keras_moe import kernels
 from keras_moe.layers.calling import Call, watching
-from keras_moe.layers.find import find_blocks
+from keras_moe.layers.find import blocks_of
 
 
 class Observation(NamedTuple):
@@ -32,10 +32,7 @@ def observer(model: keras.Model) -> Callable[..., Observation]:
     Returns:
         A function of the list of the model's input arrays.
     """
-    try:
-        blocks = find_blocks(model)
-    except ValueError:
-        blocks = []
+    blocks = blocks_of(model)
 
     def run(*inputs):
         batch = inputs[0] if len(inputs) == 1 else list(inputs)

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 
 from keras_moe.export.artifact import named_inputs
-from keras_moe.export.manifest import vocabulary_size
+from keras_moe.export.manifest import input_specs
 from keras_moe.export.observing import Observation, observer
 
 SIZES = 2, 3
@@ -18,6 +18,8 @@ SIZES = 2, 3
 LENGTHS = ((5, 9), (16, 24), (32, 48), (2, 3))
 MANY = 32
 ROUNDS = 32
+WORDS = np.array(["a", "b"])
+BELOW = 2  # what indices are below where nothing is known of them
 
 
 class Probe(NamedTuple):
@@ -90,20 +92,19 @@ def _first_probe(model, observe, draw):
 
 def _drawer(model, data, rng) -> Callable:
     """Returns a function of a size, a length and a scale: a batch."""
+    specs = input_specs(model)
     if data is None:
-        highest = vocabulary_size(model)
         words = _vocabulary(model)
 
         def draw(size, length, scale):
             return [
-                _random(
-                    rng, _shape(t, size, length), t.dtype, scale, highest, words
+                random_input(
+                    rng, shape_of(spec, size, length), spec, scale, words
                 )
-                for t in model.inputs
+                for spec in specs
             ]
 
         return draw
-    specs = [{"name": t.name, "dtype": t.dtype} for t in model.inputs]
     arrays = list(named_inputs(data, specs).values())
 
     def choose(size, length, scale):
@@ -113,18 +114,35 @@ def _drawer(model, data, rng) -> Callable:
     return choose
 
 
-def _shape(tensor, size, length):
-    first, *rest = tensor.shape
+def shape_of(spec: dict, size: int, length: int) -> tuple[int, ...]:
+    """Returns the shape of an input for a batch's size and a length."""
+    first, *rest = spec["shape"]
     return (first or size, *(length if n is None else n for n in rest))
 
 
-def _random(rng, shape, dtype, scale, highest, words):
+def random_input(
+    rng: np.random.Generator,
+    shape: tuple[int, ...],
+    spec: dict,
+    scale: float = 1.0,
+    words: np.ndarray = WORDS,
+) -> np.ndarray:
+    """Draws one input: normal numbers, indices that there are, or words.
+
+    Args:
+        rng: to draw from.
+        shape: of the array.
+        spec: of the input, as in the manifest.
+        scale: standard deviation of the numbers.
+        words: to choose from.
+    """
+    dtype = spec["dtype"]
     if dtype == "string":
         return rng.choice(words, shape)
     if dtype == "bool":
         return rng.random(shape) < 0.5
     if "int" in dtype:
-        return rng.integers(0, highest, shape).astype(dtype)
+        return rng.integers(0, spec.get("below", BELOW), shape).astype(dtype)
     return (scale * rng.normal(size=shape)).astype(dtype)
 
 
@@ -134,4 +152,4 @@ def _vocabulary(model):
         if isinstance(layer, keras.layers.TextVectorization):
             words = [w for w in layer.get_vocabulary() if w] or ["a"]
             return np.array([*words, " ".join(words[:40])])
-    return np.array(["a", "b"])
+    return WORDS

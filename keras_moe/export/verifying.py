@@ -51,15 +51,15 @@ def verify_folder(
     outputs = _run(manifest["format"], folder, names, probes)
     tolerance = _tolerance(model, manifest)
     largest = max(
-        _difference(probe.observation.outputs, received)
+        _largest_difference(probe.observation.outputs, received)
         for probe, received in zip(probes, outputs, strict=True)
     )
     if not largest <= tolerance:
         raise ValueError(
             f"The {manifest['format']} artifact must say what its model says, "
             f"to {tolerance:g} of the largest output. Received: a difference "
-            f"of {largest:g}. The artifact is removed; keep it with "
-            "verify=False, and please report it."
+            f"of {largest:g}. `export` does not keep such an artifact but with "
+            "verify=False; please report it."
         )
     return {
         "largest_difference": largest,
@@ -104,18 +104,23 @@ def _run(format, folder, names, probes: list[Probe]):
             ]
 
 
-def _difference(expected, received):
+def _largest_difference(expected, received):
     """The largest difference, in units of the largest output or of one."""
     largest = 0.0
     for mine, other in zip(expected, received, strict=True):
         if mine.shape != other.shape:
             return float("inf")
-        mine, other = mine.astype("float64"), other.astype("float64")
-        scale = max(1.0, np.abs(mine).max(initial=0.0))
         # The maximum of anything and NaN is NaN, and fails.
-        difference = np.abs(mine - other).max(initial=0.0) / scale
-        largest = float(np.maximum(largest, difference))
+        largest = float(np.maximum(largest, difference(mine, other)[1]))
     return largest
+
+
+def difference(mine: np.ndarray, other: np.ndarray) -> tuple[float, float]:
+    """Returns the largest difference of two arrays of one shape, and the same
+    in units of the largest element of `mine`, or of one."""
+    mine, other = mine.astype("float64"), other.astype("float64")
+    absolute = np.abs(mine - other).max(initial=0.0)
+    return absolute, absolute / max(1.0, np.abs(mine).max(initial=0.0))
 
 
 def _tolerance(model, manifest):
