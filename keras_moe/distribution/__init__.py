@@ -1,0 +1,1 @@
+"""From one device to many, on the engines of each backend."""
