@@ -176,8 +176,8 @@ def plan(config: PlanConfig, devices: int, memory: int | None = None) -> Plan:
       partition);
     - activations: R = K T / (d e) rows, by the factor of the capacity, or a
       quarter more where they travel without one. A block keeps
-      `R + B` rows of F / m (twice gated) and two of D; at the peak three and
-      a half of D live, B rows of F for each matrix, and the gradient of the
+      `R + B` rows of F / m (twice gated) and three of D; at the peak half a
+      row more of D lives, B rows of F for each matrix, and the gradient of the
       experts. Dropless rounds behind the first have room for as much again;
     - all-to-all: `4 R D (e - 1) / e` values a block, there and back, forward
       and backward (GShard, Lepikhin et al. 2020, section 3.2);
@@ -275,12 +275,12 @@ def _activations(config, tokens, expert, model):
     block = block_sizes(rows, config.num_experts // expert)[-1]
     inner = config.intermediate_dim // model
     gates = 1 + config.gated
-    kept = (rows + block) * (gates * inner + 2 * config.hidden_dim)
-    working = (rows + block) * config.hidden_dim * 1.5
+    kept = (rows + block) * (gates * inner + 3 * config.hidden_dim)
+    working = (rows + block) * config.hidden_dim * 0.5
     working += block * inner * (1.5 + gates)
     working += config.expert_parameters(expert, model)
     if expert > 1 and config.capacity_factor is None:
-        working += kept + (rows + block) * config.hidden_dim * 1.5
+        working += kept + (rows + block) * config.hidden_dim * 0.5
     dense = config.dense_activations * tokens
     return int(config.num_blocks * kept + working + dense)
 
