@@ -38,6 +38,24 @@ def data_parallel(model: keras.Model) -> keras.Model:
     - `MultiWorkerMirroredStrategy`: Keras 3.15 can neither build nor log
       there. Where the running Keras can, it is left as it is.
 
+    Every worker runs the same lines. B is the batch of all replicas together:
+
+    - NumPy: `fit(x, y, batch_size=B, shuffle=False)` with the whole arrays on
+      every worker; TensorFlow gives each its rows of each batch.
+    - `tf.data` that every worker reads whole: `dataset.shuffle(n, seed=0)
+      .batch(B)`, and the same follows. The seed matters: without one, as in
+      `fit(x, y)` with its `shuffle=True`, each worker draws another order,
+      and an epoch holds some examples twice and others never.
+    - `tf.data` of which each worker reads its own shard: `fit(strategy.
+      distribute_datasets_from_function(make))`, where `make(context)` batches
+      by `context.get_per_replica_batch_size(B)`; or `AutoShardPolicy.OFF`,
+      `.batch(B)` and `steps_per_epoch`, examples of all workers over B.
+    - `predict` gives each worker the outputs of all. A file is written by
+      one: `if not task_index: model.save(path)`.
+
+    `steps_per_execution` above 1 and, in training, `jit_compile=True` fail
+    under these strategies on the CPU for every Keras model.
+
     Args:
         model: made inside `strategy.scope()`; functional, `Sequential` or
             subclassed, built or not, compiled or not.
@@ -47,7 +65,8 @@ def data_parallel(model: keras.Model) -> keras.Model:
 
     Raises:
         ValueError: for what is no model, and for one that was not made inside
-            the scope of a strategy under which Keras trains.
+            the scope of a strategy under which Keras trains. In `fit`, for
+            `jit_compile=True` under several replicas of one process.
     """
     strategy = _strategy_of(model)
     if getattr(model.train_step, "of_replicas", False):
@@ -77,6 +96,7 @@ def _step(model, step: Callable, as_rows: bool) -> Callable:
 
     @functools.wraps(step)
     def run(data):
+        _check_not_compiled_around_replicas(model)
         for layer in model._flatten_layers():
             kernels.keep_losses_apart(layer)
         logs = step(data)
@@ -121,6 +141,20 @@ def _strategy_of(model):
         f"strategy={received}. Write `with strategy.scope():` around the "
         "lines that make and compile the model."
     )
+
+
+def _check_not_compiled_around_replicas(model):
+    """Keras puts XLA around all replicas, which may not share a program."""
+    strategy = model.distribute_strategy
+    mirrored = isinstance(strategy, tf.distribute.MirroredStrategy)
+    if mirrored and strategy.num_replicas_in_sync > 1 and model.jit_compile:
+        raise ValueError(
+            "`jit_compile` must be False for a model that is trained under "
+            "MirroredStrategy: one program of XLA cannot hold variables of "
+            "several devices. Received: jit_compile=True with "
+            f"{strategy.num_replicas_in_sync} replicas. Compile the model with "
+            "jit_compile=False, or 'auto'."
+        )
 
 
 def _has_several_workers(strategy) -> bool:
