@@ -14,7 +14,7 @@ import distributed_model
 import keras
 import numpy as np
 import tensorflow as tf
-from distributed_model import BATCH, EXPERTS, TOP_K, WIDTH
+from distributed_model import BATCH, EXPERTS, WIDTH
 
 import keras_moe
 
@@ -89,6 +89,19 @@ def use(model, *data, **fit_arguments):
     return found
 
 
+def under_xla(model):
+    """What `predict` gives where XLA compiles, and `fit` has to say of it."""
+    x, y = distributed_model.make_data()
+    with model.distribute_strategy.scope():
+        distributed_model.compile_model(model, jit_compile=True)
+    predicted = model.predict(x, BATCH, verbose=0)
+    try:
+        model.fit(x, y, BATCH, verbose=0)
+    except ValueError as error:
+        return predicted, str(error)
+    return predicted, "trained"
+
+
 def own_shards(strategy):
     """Every replica's examples of each batch, as one device has them."""
     x, y = distributed_model.make_data()
@@ -105,7 +118,7 @@ def own_shards(strategy):
 
 
 def main(kind, folder):
-    """Runs and writes `KIND-INDEX.npz`, and the chief `KIND.keras`."""
+    """Writes `KIND-INDEX.npz`, the chief `KIND.keras`, one `xla.npz`."""
     from keras_moe.distribution.tensorflow_workers import data_parallel
 
     index = 0
@@ -127,6 +140,10 @@ def main(kind, folder):
     np.savez(pathlib.Path(folder) / f"{kind}-{index}.npz", **found)
     if index == 0:
         model.save(pathlib.Path(folder) / f"{kind}.keras")
+    if kind == "mirrored":
+        predicted, message = under_xla(data_parallel(model))
+        path = pathlib.Path(folder) / "xla.npz"
+        np.savez(path, predicted=predicted, message=message)
 
 
 if __name__ == "__main__":

@@ -1,20 +1,18 @@
 """TensorFlow's strategies give what one device gives, in real processes."""
 
+import copy
 import json
 import os
 import pathlib
 import socket
 import subprocess
 import sys
-import types
 
 import distributed_model
 import keras
 import numpy as np
 import pytest
 from backend import BACKEND
-
-import keras_moe
 
 if BACKEND != "tensorflow":
     pytest.skip("tf.distribute is TensorFlow's", allow_module_level=True)
@@ -101,10 +99,75 @@ def check_saved(path, alone):
     assert np.max(np.abs(outputs - alone["predicted"])) <= TOLERANCE
 
 
-@pytest.mark.parametrize("kind", ["mirrored", "worker"])
-def test_replicas_are_one_device(kind, tmp_path, alone):
-    many = kind == "worker"
-    finish(start_workers(tmp_path) if many else [start(kind, tmp_path)])
-    for index in range(2 if many else 1):
-        check(tmp_path / f"{kind}-{index}.npz", alone)
-    check_saved(tmp_path / f"{kind}.keras", alone)
+def check_xla(path, alone):
+    """XLA computes each replica's part; around all it is refused."""
+    found = np.load(path)
+    outputs = found["predicted"]
+    assert np.max(np.abs(outputs - alone["predicted"])) <= TOLERANCE
+    assert "`jit_compile` must be False" in str(found["message"])
+
+
+def test_two_mirrored_devices_are_one(tmp_path, alone):
+    finish([start("mirrored", tmp_path)])
+    check(tmp_path / "mirrored-0.npz", alone)
+    check_saved(tmp_path / "mirrored.keras", alone)
+    check_xla(tmp_path / "xla.npz", alone)
+
+
+def test_two_workers_are_one_device(tmp_path, alone):
+    finish(start_workers(tmp_path))
+    for index in range(2):
+        check(tmp_path / f"worker-{index}.npz", alone)
+    check_saved(tmp_path / "worker.keras", alone)
+
+
+def mirrored_model(compiled=True):
+    with tf.distribute.MirroredStrategy(["CPU:0"]).scope():
+        return distributed_model.make_model(compiled=compiled)
+
+
+def test_the_model_stays_what_it_is(tmp_path):
+    model = mirrored_model(compiled=False)
+    before = type(model), model.get_config()
+    assert data_parallel(model) is model
+    step = model.train_step
+    assert data_parallel(model).train_step is step
+    assert (type(model), model.get_config()) == before
+    x, _ = distributed_model.make_data(1)
+    outputs = model.predict(x, verbose=0)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    clone = keras.models.clone_model(model)
+    clone.set_weights(model.get_weights())
+    for other in (loaded, clone, copy.deepcopy(model)):
+        assert np.array_equal(other.predict(x, verbose=0), outputs)
+
+
+def test_a_keras_without_the_faults_is_left_alone(monkeypatch):
+    monkeypatch.setattr(tensorflow_workers, "_has_several_workers", bool)
+    monkeypatch.setattr(tensorflow_workers, "BUILD_FAULT", "not in Keras")
+    monkeypatch.setattr(tensorflow_workers, "LOGS_FAULT", "not in Keras")
+    model = data_parallel(mirrored_model())
+    assert "_maybe_symbolic_build" not in vars(model)
+    x, y = distributed_model.make_data(1)
+    assert model.test_step((x, y))["loss"].shape == ()
+
+
+def test_a_keras_that_cannot_be_read_is_told(monkeypatch):
+    monkeypatch.setattr(tensorflow_workers, "_has_several_workers", bool)
+    monkeypatch.setattr(keras.Model, "_maybe_symbolic_build", None)
+    with pytest.warns(UserWarning, match="Cannot tell whether Keras 3"):
+        data_parallel(mirrored_model())
+
+
+def test_errors():
+    with pytest.raises(ValueError, match="`model` must be a keras.Model"):
+        data_parallel(keras.layers.Dense(1))
+    model = distributed_model.make_model()
+    with pytest.raises(ValueError, match="Received: strategy=none"):
+        data_parallel(model)
+    central = tf.distribute.experimental.CentralStorageStrategy(["CPU:0"])
+    with central.scope():
+        model = distributed_model.make_model()
+    with pytest.raises(ValueError, match="strategy=CentralStorageStrategy"):
+        data_parallel(model)

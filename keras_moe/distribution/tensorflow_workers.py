@@ -79,7 +79,8 @@ def data_parallel(model: keras.Model) -> keras.Model:
     model.test_step = _step(model, model.test_step, as_rows)
     build = getattr(model, "_maybe_symbolic_build", None)
     if several and _has_fault(build, BUILD_FAULT):
-        model._maybe_symbolic_build = _build_from_own_batch(strategy, build)
+        own_build = _build_from_own_batch(strategy, build)  # type: ignore[arg-type]
+        model._maybe_symbolic_build = own_build
     model.train_function = model.test_function = None
     return model
 
