@@ -7,6 +7,7 @@ import pathlib
 import socket
 import subprocess
 import sys
+import tempfile
 
 import distributed_model
 import keras
@@ -28,20 +29,18 @@ TOLERANCE = 1e-5
 
 
 def start(kind, folder, **environment):
-    """A process of `distributed_tensorflow.py`."""
+    """A process of `distributed_tensorflow.py`, and where it writes."""
     paths = [str(HERE), str(HERE.parent), os.environ.get("PYTHONPATH", "")]
-    return subprocess.Popen(
+    environment["PYTHONPATH"] = os.pathsep.join(paths)
+    output = tempfile.TemporaryFile("w+")
+    process = subprocess.Popen(
         [sys.executable, "distributed_tensorflow.py", kind, str(folder)],
         cwd=HERE,
-        env={
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join(paths),
-            **environment,
-        },
-        stdout=subprocess.PIPE,
+        env=os.environ | environment,
+        stdout=output,
         stderr=subprocess.STDOUT,
-        text=True,
     )
+    return process, output
 
 
 def start_workers(folder):
@@ -62,15 +61,18 @@ def start_workers(folder):
     ]
 
 
-def finish(processes):
+def finish(started):
     """Waits for all; raises with the last lines of one that failed."""
     try:
-        for process in processes:
-            output, _ = process.communicate(timeout=240)
-            assert process.returncode == 0, output[-3000:]
+        for process, _ in started:
+            process.wait(timeout=240)
     finally:
-        for process in processes:
+        for process, _ in started:
             process.kill()
+    for process, output in started:
+        with output:
+            output.seek(0)
+            assert process.wait() == 0, output.read()[-3000:]
 
 
 @pytest.fixture(scope="module")
