@@ -104,6 +104,22 @@ def sum_over_replicas(x: Tensor) -> Tensor:
     return own(x) if own else x
 
 
+def keep_losses_apart(layer: keras.layers.Layer) -> None:
+    """Gives each replica of a process its own list of a layer's losses.
+
+    Under a `tf.distribute` strategy the replicas of a process trace a step as
+    threads that take turns at every reduction, and share what stands on a
+    layer. In Keras 3.15 that is the list behind `add_loss`: a replica that
+    enters the model clears what another has added before, and the gradient of
+    it is lost. Elsewhere nothing happens, nor a second time.
+
+    Args:
+        layer: one that calls `add_loss`.
+    """
+    if own := _twin("keep_losses_apart"):
+        own(layer)
+
+
 def require(valid: Tensor, message: str) -> Tensor:
     """Raises unless all of `valid` is True; returns it.
 

@@ -50,6 +50,7 @@ class ExpertLayers(keras.layers.Layer):
         # The layers have dtype policies of their own; nothing is cast here.
         super().__init__(autocast=False, **{"dtype": "float32", **kwargs})
         self.supports_masking = True
+        kernels.keep_losses_apart(self)
         self.layers = _check_layers(layers)
         self.num_experts = len(self.layers)
         self._specs: dict = {}

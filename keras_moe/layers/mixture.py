@@ -5,7 +5,7 @@ U units (tokens or examples), E experts, K top_k, P routed pairs.
 
 import keras
 
-from keras_moe import losses, routing
+from keras_moe import kernels, losses, routing
 from keras_moe.layers import checks
 from keras_moe.layers.exchange import token_shards
 from keras_moe.layers.routers import BaseRouter
@@ -41,6 +41,7 @@ class Mixture(keras.layers.Layer):
         router_z_weight: float,
     ) -> None:
         """Checks and keeps the arguments that all mixtures have."""
+        kernels.keep_losses_apart(self)
         self.num_experts = checks.check_positive_int("num_experts", num_experts)
         self.capacity_factor = checks.check_capacity_factor(
             "capacity_factor", capacity_factor

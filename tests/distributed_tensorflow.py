@@ -1,0 +1,154 @@
+"""Trains under a strategy of two replicas and writes down what came out.
+
+`python distributed_tensorflow.py mirrored FOLDER`: two devices, one process.
+`python distributed_tensorflow.py worker FOLDER`: one of two processes, which
+TF_CONFIG describes.
+"""
+
+import json
+import os
+import pathlib
+import sys
+
+import distributed_model
+import keras
+import numpy as np
+import tensorflow as tf
+from distributed_model import BATCH, EXPERTS, WIDTH
+
+import keras_moe
+
+
+def mirrored_strategy():
+    """Two replicas on the CPU."""
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    tf.config.set_logical_device_configuration(
+        cpu, [tf.config.LogicalDeviceConfiguration()] * 2
+    )
+    return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+
+
+class SmallSquares(keras.layers.Layer):
+    """Not of keras_moe, and adds a loss."""
+
+    def call(self, x):
+        self.add_loss(keras.ops.mean(keras.ops.square(x)))
+        return x
+
+
+class OwnStep(keras.Model):
+    """Subclassed, built by its first batch, with a step and a log of its own.
+
+    A foreign layer adds a loss before the block does, and the block's is that
+    of each replica by itself.
+    """
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.embed = keras.layers.Dense(WIDTH)
+        self.small = SmallSquares()
+        self.block = keras_moe.MoEBlock(EXPERTS, 8, load_balancing_weight=1.0)
+        self.head = keras.layers.Dense(1)
+
+    def call(self, inputs, training=None):
+        x = self.small(self.embed(inputs))
+        x = x + self.block(x, training=training)
+        return self.head(keras.ops.mean(x, axis=1))
+
+    def train_step(self, data):
+        x = data[0]
+        means = keras.ops.mean(x, axis=(0, 1))
+        return {**super().train_step(data), "means": means}
+
+
+def train_own_step(data_parallel=lambda model: model):
+    """Two steps of `OwnStep` on batches of two like halves.
+
+    A replica then has the losses that one device has for the whole.
+    """
+    x, _ = distributed_model.make_data(1)
+    x = np.concatenate([x[: BATCH // 2]] * 4)
+    y = x.mean(axis=(1, 2))[:, None]
+    keras.utils.set_random_seed(0)
+    model = OwnStep()
+    model.compile(keras.optimizers.SGD(0.1), "mse")
+    model = data_parallel(model)
+    fit = model.fit(x, y, batch_size=BATCH, shuffle=False, verbose=0)
+    logs = {k: np.asarray(v[0]) for k, v in fit.history.items()}
+    weights = {str(i): w for i, w in enumerate(model.get_weights())}
+    return logs | weights
+
+
+def use(model, *data, **fit_arguments):
+    """What `fit`, `evaluate` and `predict` give of the common model."""
+    found = {"losses": distributed_model.train(model, *data, **fit_arguments)}
+    x, y = distributed_model.make_data()
+    found |= distributed_model.weights_of(model)
+    found["evaluated"] = np.array(model.evaluate(x, y, BATCH, verbose=0))
+    found["predicted"] = model.predict(x, BATCH, verbose=0)
+    return found
+
+
+def under_xla(model):
+    """What `predict` gives where XLA compiles, and `fit` has to say of it."""
+    x, y = distributed_model.make_data()
+    with model.distribute_strategy.scope():
+        distributed_model.compile_model(model, jit_compile=True)
+    predicted = model.predict(x, BATCH, verbose=0)
+    try:
+        model.fit(x, y, BATCH, verbose=0)
+    except ValueError as error:
+        return predicted, str(error)
+    return predicted, "trained"
+
+
+def own_shards(strategy):
+    """Every replica's examples of each batch, as one device has them."""
+    x, y = distributed_model.make_data()
+
+    def make(context):
+        size = context.get_per_replica_batch_size(BATCH)
+        mine = np.arange(len(x)).reshape(-1, size)
+        mine = mine[context.input_pipeline_id :: context.num_input_pipelines]
+        rows = mine.reshape(-1)
+        data = tf.data.Dataset.from_tensor_slices((x[rows], y[rows]))
+        return data.batch(size)
+
+    return strategy.distribute_datasets_from_function(make)
+
+
+def main(kind, folder):
+    """Writes `KIND-INDEX.npz`, the chief `KIND.keras`, one `xla.npz`."""
+    from keras_moe.distribution.tensorflow_workers import data_parallel
+
+    index = 0
+    if kind == "mirrored":
+        strategy = mirrored_strategy()
+    else:
+        index = json.loads(os.environ["TF_CONFIG"])["task"]["index"]
+        strategy = tf.distribute.MultiWorkerMirroredStrategy()
+    with strategy.scope():
+        model = distributed_model.make_model()
+    if kind == "mirrored":
+        x, y = distributed_model.make_data()
+        found = use(model, x, y, batch_size=BATCH)
+    else:
+        found = use(data_parallel(model), own_shards(strategy))
+    with strategy.scope():
+        own_step = train_own_step(data_parallel)
+    found |= {f"own_step/{name}": value for name, value in own_step.items()}
+    np.savez(pathlib.Path(folder) / f"{kind}-{index}.npz", **found)
+    if index == 0:
+        model.save(pathlib.Path(folder) / f"{kind}.keras")
+    if kind == "mirrored":
+        predicted, message = under_xla(data_parallel(model))
+        path = pathlib.Path(folder) / "xla.npz"
+        np.savez(path, predicted=predicted, message=message)
+
+
+if __name__ == "__main__":
+    # As conftest.py does for the tests' own process.
+    tf.config.optimizer.set_experimental_options(
+        {"disable_meta_optimizer": True}
+    )
+    main(*sys.argv[1:])

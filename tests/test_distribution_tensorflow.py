@@ -1,0 +1,175 @@
+"""TensorFlow's strategies give what one device gives, in real processes."""
+
+import copy
+import json
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+import tempfile
+
+import distributed_model
+import keras
+import numpy as np
+import pytest
+from backend import BACKEND
+
+if BACKEND != "tensorflow":
+    pytest.skip("tf.distribute is TensorFlow's", allow_module_level=True)
+
+import distributed_tensorflow
+import tensorflow as tf
+
+from keras_moe.distribution import tensorflow_workers
+from keras_moe.distribution.tensorflow_workers import data_parallel
+
+HERE = pathlib.Path(__file__).parent
+TOLERANCE = 1e-5
+
+
+def start(kind, folder, **environment):
+    """A process of `distributed_tensorflow.py`, and where it writes."""
+    paths = [str(HERE), str(HERE.parent), os.environ.get("PYTHONPATH", "")]
+    environment["PYTHONPATH"] = os.pathsep.join(paths)
+    output = tempfile.TemporaryFile("w+")
+    process = subprocess.Popen(
+        [sys.executable, "distributed_tensorflow.py", kind, str(folder)],
+        cwd=HERE,
+        env=os.environ | environment,
+        stdout=output,
+        stderr=subprocess.STDOUT,
+    )
+    return process, output
+
+
+def start_workers(folder):
+    """Two processes on ports that are free now."""
+    with socket.create_server(("localhost", 0)) as a:
+        with socket.create_server(("localhost", 0)) as b:
+            ports = [s.getsockname()[1] for s in (a, b)]
+    cluster = {"worker": [f"localhost:{port}" for port in ports]}
+    return [
+        start(
+            "worker",
+            folder,
+            TF_CONFIG=json.dumps(
+                {"cluster": cluster, "task": {"type": "worker", "index": i}}
+            ),
+        )
+        for i in range(2)
+    ]
+
+
+def finish(started):
+    """Waits for all; raises with the last lines of one that failed."""
+    try:
+        for process, _ in started:
+            process.wait(timeout=240)
+    finally:
+        for process, _ in started:
+            process.kill()
+    for process, output in started:
+        with output:
+            output.seek(0)
+            assert process.wait() == 0, output.read()[-3000:]
+
+
+@pytest.fixture(scope="module")
+def alone():
+    """What one device gives, in this process."""
+    x, y = distributed_model.make_data()
+    model = distributed_model.make_model()
+    found = distributed_tensorflow.use(model, x, y, batch_size=16)
+    own_step = distributed_tensorflow.train_own_step()
+    return found | {f"own_step/{k}": v for k, v in own_step.items()}
+
+
+def check(path, alone):
+    found = dict(np.load(path))
+    assert len(found["losses"]) == distributed_model.STEPS
+    assert np.any(found["moe/router/expert_bias"])
+    worst = distributed_model.furthest(found, alone)
+    assert worst[0] <= TOLERANCE, worst
+
+
+def check_saved(path, alone):
+    """A file saved under a strategy gives the same on one device."""
+    x, _ = distributed_model.make_data()
+    model = keras.models.load_model(path)
+    outputs = model.predict(x, 16, verbose=0)
+    assert np.max(np.abs(outputs - alone["predicted"])) <= TOLERANCE
+
+
+def check_xla(path, alone):
+    """XLA computes each replica's part; around all it is refused."""
+    found = np.load(path)
+    outputs = found["predicted"]
+    assert np.max(np.abs(outputs - alone["predicted"])) <= TOLERANCE
+    assert "`jit_compile` must be False" in str(found["message"])
+
+
+def test_two_mirrored_devices_are_one(tmp_path, alone):
+    finish([start("mirrored", tmp_path)])
+    check(tmp_path / "mirrored-0.npz", alone)
+    check_saved(tmp_path / "mirrored.keras", alone)
+    check_xla(tmp_path / "xla.npz", alone)
+
+
+def test_two_workers_are_one_device(tmp_path, alone):
+    finish(start_workers(tmp_path))
+    for index in range(2):
+        check(tmp_path / f"worker-{index}.npz", alone)
+    check_saved(tmp_path / "worker.keras", alone)
+
+
+def mirrored_model(compiled=True):
+    with tf.distribute.MirroredStrategy(["CPU:0"]).scope():
+        return distributed_model.make_model(compiled=compiled)
+
+
+def test_the_model_stays_what_it_is(tmp_path):
+    model = mirrored_model(compiled=False)
+    before = type(model), model.get_config()
+    assert data_parallel(model) is model
+    step = model.train_step
+    assert data_parallel(model).train_step is step
+    assert (type(model), model.get_config()) == before
+    x, _ = distributed_model.make_data(1)
+    outputs = model.predict(x, verbose=0)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    clone = keras.models.clone_model(model)
+    clone.set_weights(model.get_weights())
+    for other in (loaded, clone, copy.deepcopy(model)):
+        assert np.array_equal(other.predict(x, verbose=0), outputs)
+
+
+def test_a_keras_without_the_faults_is_left_alone(monkeypatch):
+    monkeypatch.setattr(tensorflow_workers, "_has_several_workers", bool)
+    monkeypatch.setattr(tensorflow_workers, "BUILD_FAULT", "not in Keras")
+    monkeypatch.setattr(tensorflow_workers, "LOGS_FAULT", "not in Keras")
+    model = data_parallel(mirrored_model())
+    assert "_maybe_symbolic_build" not in vars(model)
+    x, y = distributed_model.make_data(1)
+    assert model.test_step((x, y))["loss"].shape == ()
+
+
+def test_a_keras_that_cannot_be_read_is_told(monkeypatch):
+    monkeypatch.setattr(tensorflow_workers, "_has_several_workers", bool)
+    monkeypatch.setattr(keras.Model, "_maybe_symbolic_build", None)
+    with pytest.warns(UserWarning, match="Cannot tell whether Keras 3"):
+        data_parallel(mirrored_model())
+
+
+def test_errors():
+    with pytest.raises(ValueError, match="`model` must be a keras.Model"):
+        data_parallel(keras.layers.Dense(1))
+    model = distributed_model.make_model()
+    with pytest.raises(ValueError, match="Received: strategy=none"):
+        data_parallel(model)
+    central = tf.distribute.experimental.CentralStorageStrategy(["CPU:0"])
+    with central.scope():
+        model = distributed_model.make_model()
+    with pytest.raises(ValueError, match="strategy=CentralStorageStrategy"):
+        data_parallel(model)
