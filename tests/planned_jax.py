@@ -49,6 +49,14 @@ def measure(layout, capacity_factor, blocks):
     config = PlanConfig.of_model(model, T, dense_activations=2 * D * blocks)
     planned = estimate(config, **sizes)
     found = collectives(compiled.as_text())
+
+    def elements(wanted):
+        return [
+            size
+            for name, kind, size in found
+            if (name, kind) == (wanted, "f32")
+        ]
+
     return {
         "sizes": sizes,
         "activations": [

@@ -97,7 +97,7 @@ def test_a_model_tells_its_sizes():
             lambda: PlanConfig.of_model(
                 keras.Sequential([keras.Input((4,)), keras.layers.Dense(4)]), 8
             ),
-            "`model` must have MoE blocks",
+            "`model` must contain a MoEBlock",
         ),
     ],
 )

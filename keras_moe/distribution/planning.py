@@ -183,8 +183,8 @@ def plan(config: PlanConfig, devices: int, memory: int | None = None) -> Plan:
       and backward (GShard, Lepikhin et al. 2020, section 3.2);
     - all-reduce of n devices: `2 (n - 1) / n` of the values (Patarasuk and
       Yuan 2009, "Bandwidth optimal all-reduce", theorem 1): dense gradients
-      over d e, experts' over d, tokens of D over m three times a block (Shoeybi et
-      al. 2019, "Megatron-LM", section 3).
+      over d e, experts' over d, tokens of D over m three times a block
+      (Shoeybi et al. 2019, "Megatron-LM", section 3).
 
     Balanced routing is taken for granted; an uneven router takes more rounds.
 
