@@ -1,0 +1,45 @@
+"""Saving and loading a model that several processes hold."""
+
+import keras
+from torch import distributed
+
+from keras_moe.distribution.torch_shards import whole_experts
+
+
+def install(model: keras.Model) -> None:
+    """Makes `save` and `save_weights` write once, and whole files.
+
+    They, and `load_weights`, are to be called in every process: rank 0
+    writes, each reads.
+
+    Args:
+        model: of `data_parallel` or `shard_experts`, or both.
+    """
+    if isinstance(model.__dict__.get("save"), _Saving):
+        return
+    for name in ("save", "save_weights"):
+        model.__dict__[name] = _Saving(model, getattr(model, name))
+    model.__dict__["load_weights"] = _Loading(model, model.load_weights)
+
+
+class _Saving:
+    """Gathers what is shared out, and writes on rank 0."""
+
+    def __init__(self, model, own):
+        self.model, self.own = model, own
+
+    def __call__(self, *args, **kwargs):
+        with whole_experts(self.model):
+            if distributed.get_rank() == 0:
+                self.own(*args, **kwargs)
+
+
+class _Loading:
+    """Reads everything, and keeps this process's part."""
+
+    def __init__(self, model, own):
+        self.model, self.own = model, own
+
+    def __call__(self, *args, **kwargs):
+        with whole_experts(self.model, gather=False):
+            self.own(*args, **kwargs)

@@ -1,0 +1,106 @@
+"""Banks of experts that several processes share: parts, wholes, and back.
+
+E experts, N processes; a part is E / N experts, the first axis of each of a
+bank's weights and of the optimizer's slots for them.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+import keras
+
+from keras_moe.kernels.torch_exchange import gather_shards
+from keras_moe.layers.expert import Expert
+
+
+def sharded_banks(model: keras.Model) -> list[Expert]:
+    """Returns the banks of which this process holds a part."""
+    layers = model._flatten_layers()
+    return [x for x in layers if isinstance(x, Expert) and x.shard is not None]
+
+
+@contextlib.contextmanager
+def whole_experts(model: keras.Model, gather: bool = True) -> Iterator[None]:
+    """Inside, every process holds all experts, and their optimizer's slots.
+
+    Args:
+        model: any; nothing happens, and nobody waits, where nothing is
+            sharded.
+        gather: whether they hold what the processes hold; False leaves them
+            to be loaded.
+    """
+    banks = sharded_banks(model)
+    if not banks:
+        yield
+        return
+    shard = banks[0].shard
+    fill(model, banks, shard, gather)
+    try:
+        yield
+    finally:
+        resize(model, banks, lambda tensor: own_part(tensor, shard))
+        for bank in banks:
+            bank.shard = shard
+
+
+def fill(model, banks, shard, gather=True):
+    """Makes the banks whole again."""
+
+    def whole(tensor):
+        if gather:
+            return gather_shards(tensor, shard.group)
+        shape = (shard.num_parts * tensor.shape[0], *tensor.shape[1:])
+        return tensor.new_zeros(shape)
+
+    resize(model, banks, whole)
+    for bank in banks:
+        bank.shard = None
+
+
+def own_part(tensor, shard):
+    """A copy of the part of the first axis, so that the whole is freed."""
+    return tensor.chunk(shard.num_parts)[shard.number].clone()
+
+
+def resize(model, banks, change: Callable) -> None:
+    """Changes the first axis of the banks' weights and of their slots.
+
+    The variables stay, so that the optimizer and the layers know them still.
+    Keras has no public way to say that a variable has another shape.
+    """
+    for variable in variables_of(model, banks):
+        parameter = variable.value
+        parameter.grad = None
+        parameter.data = change(parameter.data)
+        variable._shape = tuple(parameter.shape)
+
+
+def variables_of(model, banks):
+    weights = [weight for bank in banks for weight in bank.weights]
+    return weights + _slots(model, weights)
+
+
+def _slots(model, weights):
+    """The optimizer's variables that belong to these weights.
+
+    Keras calls a slot after its weight's path, and what it is.
+    """
+    optimizer = getattr(model, "optimizer", None)
+    if optimizer is None:
+        return []
+    prefixes = {
+        f"{v.path.replace('/', '_')}_": v for v in model.trainable_variables
+    }
+    mine = {id(weight) for weight in weights}
+
+    def reference(slot):
+        found = [name for name in prefixes if slot.name.startswith(name)]
+        return prefixes[max(found, key=len)] if found else None
+
+    return [
+        slot
+        for slot in optimizer.variables
+        if (owner := reference(slot)) is not None
+        and id(owner) in mine
+        and slot.shape == owner.shape
+    ]
