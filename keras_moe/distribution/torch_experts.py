@@ -9,6 +9,7 @@ from torch import distributed
 
 from keras_moe.distribution import torch_saving
 from keras_moe.distribution.torch_group import join
+from keras_moe.distribution.torch_replicas import ReplicatedCall
 from keras_moe.distribution.torch_shards import (
     fill,
     own_part,
@@ -98,7 +99,7 @@ class _TrainStep:
 
 def _check_training(model):
     """Raises where the processes' replicated weights would part."""
-    if not getattr(model.__dict__.get("call"), "averages_gradients", False):
+    if not isinstance(model.__dict__.get("call"), ReplicatedCall):
         raise RuntimeError(
             f"{model.name!r} must be trained by all processes together: its "
             "experts are in all of them. Received: a model from "

@@ -1,5 +1,8 @@
 """Saving and loading a model that several processes hold."""
 
+import contextlib
+from collections.abc import Iterator
+
 import keras
 from torch import distributed
 
@@ -29,7 +32,7 @@ class _Saving:
         self.model, self.own = model, own
 
     def __call__(self, *args, **kwargs):
-        with whole_experts(self.model):
+        with whole(self.model):
             if distributed.get_rank() == 0:
                 self.own(*args, **kwargs)
 
@@ -41,5 +44,21 @@ class _Loading:
         self.model, self.own = model, own
 
     def __call__(self, *args, **kwargs):
-        with whole_experts(self.model, gather=False):
+        with whole(self.model):
             self.own(*args, **kwargs)
+
+
+@contextlib.contextmanager
+def whole(model: keras.Model) -> Iterator[None]:
+    """Inside, every process holds the whole model and its optimizer's slots.
+
+    Args:
+        model: of `data_parallel` or `shard_experts`; nobody waits where all
+            is replicated.
+    """
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(whole_experts(model))
+        call = model.__dict__.get("call")
+        if getattr(call, "fully_sharded", False):
+            stack.enter_context(call.whole())
+        yield

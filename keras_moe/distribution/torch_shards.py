@@ -20,21 +20,20 @@ def sharded_banks(model: keras.Model) -> list[Expert]:
 
 
 @contextlib.contextmanager
-def whole_experts(model: keras.Model, gather: bool = True) -> Iterator[None]:
-    """Inside, every process holds all experts, and their optimizer's slots.
+def whole_experts(model: keras.Model) -> Iterator[None]:
+    """Inside, every process holds all experts, and their optimizer's slots;
+    what is written to them is kept.
 
     Args:
         model: any; nothing happens, and nobody waits, where nothing is
             sharded.
-        gather: whether they hold what the processes hold; False leaves them
-            to be loaded.
     """
     banks = sharded_banks(model)
     if not banks:
         yield
         return
     shard = banks[0].shard
-    fill(model, banks, shard, gather)
+    fill(model, banks, shard)
     try:
         yield
     finally:
@@ -43,16 +42,9 @@ def whole_experts(model: keras.Model, gather: bool = True) -> Iterator[None]:
             bank.shard = shard
 
 
-def fill(model, banks, shard, gather=True):
-    """Makes the banks whole again."""
-
-    def whole(tensor):
-        if gather:
-            return gather_shards(tensor, shard.group)
-        shape = (shard.num_parts * tensor.shape[0], *tensor.shape[1:])
-        return tensor.new_zeros(shape)
-
-    resize(model, banks, whole)
+def fill(model, banks, shard) -> None:
+    """Makes the banks whole again, in every process."""
+    resize(model, banks, lambda tensor: gather_shards(tensor, shard.group))
     for bank in banks:
         bank.shard = None
 
@@ -75,32 +67,35 @@ def resize(model, banks, change: Callable) -> None:
         variable._shape = tuple(parameter.shape)
 
 
-def variables_of(model, banks):
+def variables_of(model, banks) -> list:
+    """Returns the banks' weights and the optimizer's slots for them."""
     weights = [weight for bank in banks for weight in bank.weights]
-    return weights + _slots(model, weights)
+    return weights + slots_of(model, weights)
 
 
-def _slots(model, weights):
-    """The optimizer's variables that belong to these weights.
+def slots_of(model, weights) -> list:
+    """Returns the optimizer's variables that belong to these weights.
 
     Keras calls a slot after its weight's path, and what it is.
     """
     optimizer = getattr(model, "optimizer", None)
     if optimizer is None:
         return []
-    prefixes = {
-        f"{v.path.replace('/', '_')}_": v for v in model.trainable_variables
-    }
+    named = {_prefix(v): v for v in model.trainable_variables}
+    named |= {_prefix(v): v for v in weights}
     mine = {id(weight) for weight in weights}
 
-    def reference(slot):
-        found = [name for name in prefixes if slot.name.startswith(name)]
-        return prefixes[max(found, key=len)] if found else None
+    def owner(slot):
+        found = [name for name in named if slot.name.startswith(name)]
+        return named[max(found, key=len)] if found else None
 
+    pairs = [(slot, owner(slot)) for slot in optimizer.variables]
     return [
         slot
-        for slot in optimizer.variables
-        if (owner := reference(slot)) is not None
-        and id(owner) in mine
-        and slot.shape == owner.shape
+        for slot, weight in pairs
+        if id(weight) in mine and slot.shape == weight.shape
     ]
+
+
+def _prefix(variable):
+    return f"{variable.path.replace('/', '_')}_"
