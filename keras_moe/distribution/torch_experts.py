@@ -11,9 +11,8 @@ from keras_moe.distribution import torch_saving
 from keras_moe.distribution.torch_group import join
 from keras_moe.distribution.torch_replicas import ReplicatedCall
 from keras_moe.distribution.torch_shards import (
+    divide,
     fill,
-    own_part,
-    resize,
     sharded_banks,
     variables_of,
 )
@@ -38,9 +37,8 @@ def shard_experts(model: keras.Model) -> keras.Model:
 
     An optimizer must treat each element of a weight by itself, as SGD, Adam,
     AdamW, Lion, RMSprop and Adagrad do; one that looks at a whole weight
-    (Adafactor, Lamb, Muon) sees a process's experts as the weight. An
-    expert's regularizer counts in the gradients as ever, and in the logged
-    loss by its mean over the processes.
+    (Adafactor, Lamb, Muon) sees a process's experts as the weight. A
+    regularizer of the experts must add up over them, as L1 and L2 do.
 
     Args:
         model: a built model with blocks whose `experts` are an `Expert`. The
@@ -61,9 +59,7 @@ def shard_experts(model: keras.Model) -> keras.Model:
     shard = ExpertShard(distributed.get_rank(), count, group)
     for variable in variables_of(model, banks):
         distributed.broadcast(variable.value.data, src=0)
-    resize(model, banks, lambda tensor: own_part(tensor, shard))
-    for bank in banks:
-        bank.shard = shard
+    divide(model, banks, shard)
     torch_saving.install(model)
     model.__dict__["train_step"] = _TrainStep(model)
     return model

@@ -37,9 +37,21 @@ def whole_experts(model: keras.Model) -> Iterator[None]:
     try:
         yield
     finally:
-        resize(model, banks, lambda tensor: own_part(tensor, shard))
-        for bank in banks:
-            bank.shard = shard
+        divide(model, banks, shard)
+
+
+def divide(model, banks, shard) -> None:
+    """Leaves this process its part of each bank, and frees the rest."""
+
+    def own_part(tensor):
+        return tensor.chunk(shard.num_parts)[shard.number].clone()
+
+    resize(model, banks, own_part)
+    for bank in banks:
+        bank.shard = shard
+        for weight in bank.weights:
+            if weight.regularizer is not None:
+                weight.regularizer = OfAllParts(weight.regularizer, shard)
 
 
 def fill(model, banks, shard) -> None:
@@ -47,11 +59,29 @@ def fill(model, banks, shard) -> None:
     resize(model, banks, lambda tensor: gather_shards(tensor, shard.group))
     for bank in banks:
         bank.shard = None
+        for weight in bank.weights:
+            if isinstance(weight.regularizer, OfAllParts):
+                weight.regularizer = weight.regularizer.own
 
 
-def own_part(tensor, shard):
-    """A copy of the part of the first axis, so that the whole is freed."""
-    return tensor.chunk(shard.num_parts)[shard.number].clone()
+class OfAllParts:
+    """A regularizer whose mean over the processes is that of the whole bank.
+
+    Each process counts its part as often as there are parts, and has the
+    gradient of its part once.
+
+    Args:
+        own: a regularizer that adds up over experts, as L1 and L2 do.
+        shard: an `ExpertShard`.
+    """
+
+    def __init__(self, own, shard):
+        self.own, self.others = own, shard.num_parts - 1
+
+    def __call__(self, weight):
+        """Returns the scalar loss of a part."""
+        loss = self.own(weight)
+        return loss + self.others * loss.detach()
 
 
 def resize(model, banks, change: Callable) -> None:
