@@ -60,11 +60,17 @@ def kernels_of(model):
     return [w for w in model.weights if "experts" in w.path]
 
 
-def run_layout(folder, name, sharded=False, **options):
+def make_model(seed=0):
+    """The tests' model, with a loss of its experts' weights."""
+    penalty = keras.regularizers.L2(0.001)
+    return distributed_model.make_model(seed, kernel_regularizer=penalty)
+
+
+def run_layout(folder, name, sharded=False, processes=None, **options):
     """Trains, evaluates and saves under one layout; a dict of arrays."""
-    model = distributed_model.make_model(seed=RANK)  # rank 0's are taken
+    model = make_model(seed=RANK)  # rank 0's are taken
     if sharded:
-        shard_experts(model)
+        shard_experts(model, processes)
     data_parallel(model, **options)
     found = {"losses": train(model)}
     found["expert_bytes"] = own_bytes(kernels_of(model))
@@ -82,7 +88,7 @@ def run_layout(folder, name, sharded=False, **options):
     # The second process has fewer rows in as many batches.
     rows = x[: 9 - RANK]
     found["predicted"] = model.predict(rows, batch_size=8 - RANK, verbose=0)
-    if sharded and not options:
+    if name == "experts":
         gather_experts(model)
         found["gathered"] = model.predict(rows, verbose=0)
     return found
@@ -142,13 +148,15 @@ def exchanged():
 
 
 def other_state():
-    """A BatchNormalization, a frozen layer, idle experts, seeds."""
+    """A BatchNormalization, a frozen layer, idle experts, seeds, a router
+    whose loss reads a weight that it then changes."""
     inputs = keras.Input((4,))
     x = keras.layers.BatchNormalization(momentum=0.5, name="norm")(inputs)
     x = keras.layers.Dense(4, name="frozen", trainable=False)(x)
     x = keras.layers.Dropout(0.5, seed=RANK)(x)
     block = keras_moe.MoEBlock(8, 4, router=keras_moe.Router(8, 1), name="moe")
-    model = keras.Model(inputs, block(x))
+    sparse = keras_moe.MoEBlock(2, 4, router=keras_moe.ReLURouter(2))
+    model = keras.Model(inputs, sparse(block(x)))
     model.compile("adam", "mse", metrics=[keras.metrics.RootMeanSquaredError()])
     data_parallel(model)
     frozen = model.get_layer("frozen").get_weights()[0].copy()
@@ -182,7 +190,7 @@ def message_of(function, *args, **kwargs):
 
 
 def clipped(**options):
-    model = data_parallel(shard_experts(distributed_model.make_model()))
+    model = data_parallel(shard_experts(make_model()))
     model.compile(keras.optimizers.SGD(**options), model.loss)
     train(model)
 
@@ -199,18 +207,18 @@ class Scalar(keras.layers.Layer):
 
 def errors(folder):
     """What is said of what cannot be."""
-    make = distributed_model.make_model
-    sharded = shard_experts(make())
+    sharded = shard_experts(make_model())
     other = keras.Model(sharded.input, sharded.get_layer("moe").output)
     dense = keras.Sequential([keras.Input((2,)), Scalar()])
     odd = keras.Sequential([keras.Input((4,)), keras_moe.MoEBlock(3, 4)])
     unbuilt = keras.Sequential([keras.layers.Dense(2)])
-    parted = data_parallel(make(), fully_sharded=True)
+    parted = data_parallel(make_model(), fully_sharded=True)
     return {
         "twice": message_of(shard_experts, sharded),
         "alone": message_of(train, sharded),
         "save a part": message_of(other.save, folder / f"{RANK}.keras"),
         "odd": message_of(shard_experts, odd),
+        "processes": message_of(shard_experts, odd, processes=3),
         "dense": message_of(shard_experts, dense),
         "scalar": message_of(data_parallel, dense, fully_sharded=True),
         "unbuilt": message_of(data_parallel, unbuilt),
@@ -227,6 +235,7 @@ def main(folder):
     runs = {
         "replicated": run_layout(folder, "replicated"),
         "experts": run_layout(folder, "experts", sharded=True),
+        "copies": run_layout(folder, "copies", sharded=True, processes=1),
         "parts": run_layout(folder, "parts", fully_sharded=True),
         "both": run_layout(folder, "both", sharded=True, fully_sharded=True),
         "go on experts": go_on(single, sharded=True),

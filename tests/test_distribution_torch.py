@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 from backend import BACKEND
 
-LAYOUTS = ("replicated", "experts", "parts", "both")
+LAYOUTS = ("replicated", "experts", "copies", "parts", "both")
 PRINTED = {
     "twice": "ValueError: `model` must not be sharded already.",
     "alone": "RuntimeError: 'classifier' must be trained by all processes",
     "save a part": "RuntimeError: 'experts' must hold all its experts",
     "odd": "ValueError: `num_experts` must divide by the number of processes",
+    "processes": "ValueError: `processes` must divide the number of processes",
     "dense": "ValueError: `model` must contain a MoEBlock",
     "scalar": "ValueError: `fully_sharded` must be False where a weight is a",
     "unbuilt": "ValueError: `model` must be built",
@@ -116,6 +117,7 @@ def check_memory(both, model):
     # Plain SGD with momentum: a slot as large as each weight.
     expected = {
         "replicated": (2 * experts, 2 * dense, 2 * experts + 2 * dense),
+        "copies": (2 * experts, 2 * dense, 2 * experts + 2 * dense),
         "experts": (experts, 2 * dense, experts + 2 * dense),
         "parts": (experts, dense, experts + dense),
         "both": (experts, dense, experts + dense),
@@ -186,7 +188,8 @@ def check_state(both):
 
 def test_two_processes_are_one(tmp_path):
     """Everything that two processes can do, in one start of two Pythons."""
-    model = distributed_model.make_model()
+    penalty = keras.regularizers.L2(0.001)
+    model = distributed_model.make_model(kernel_regularizer=penalty)
     x, y = distributed_model.make_data()
     first = {"losses": distributed_model.train(model, x, y, batch_size=16)}
     first |= distributed_model.weights_of(model)

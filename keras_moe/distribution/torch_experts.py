@@ -1,7 +1,8 @@
 """Expert parallelism on PyTorch: each process holds E / N of the E experts.
 
 N processes, E experts. Tokens travel to the process of their expert and back;
-see `keras_moe.kernels.torch_exchange`.
+see `keras_moe.kernels.torch_exchange`. Where there are more processes than N,
+each N of them hold a copy.
 """
 
 import keras
@@ -17,11 +18,14 @@ from keras_moe.distribution.torch_shards import (
     variables_of,
 )
 from keras_moe.kernels import ExpertShard
+from keras_moe.layers import checks
 from keras_moe.layers.expert import Expert
 from keras_moe.layers.find import find_blocks
 
 
-def shard_experts(model: keras.Model) -> keras.Model:
+def shard_experts(
+    model: keras.Model, processes: int | None = None
+) -> keras.Model:
     """Leaves each process E / N experts of every block, and frees the rest.
 
     `data_parallel(shard_experts(model))` trains as `data_parallel(model)`
@@ -43,6 +47,9 @@ def shard_experts(model: keras.Model) -> keras.Model:
     Args:
         model: a built model with blocks whose `experts` are an `Expert`. The
             weights of rank 0 are taken.
+        processes: N, how many processes hold the experts together: ranks 0
+            ... N - 1, N ... 2N - 1, and so on, a copy each. The processes of
+            a host are a start, between which tokens travel fast. None is all.
 
     Returns:
         The same model.
@@ -51,12 +58,14 @@ def shard_experts(model: keras.Model) -> keras.Model:
         RuntimeError: on another backend than PyTorch, and outside torchrun
             and `keras-moe launch`.
         ValueError: for a model without such a block, banks of which E does
-            not divide by N, or a model that is sharded already.
+            not divide by N, an N that does not divide the number of
+            processes, or a model that is sharded already.
     """
-    count = join("shard_experts")
+    world = join("shard_experts")
+    count = _check_processes(processes, world)
     banks = _banks_to_shard(model, count)
-    group = distributed.new_group()
-    shard = ExpertShard(distributed.get_rank(), count, group)
+    shard, copies = _groups(count, world)
+    model.__dict__["expert_copies"] = copies
     for variable in variables_of(model, banks):
         distributed.broadcast(variable.value.data, src=0)
     divide(model, banks, shard)
@@ -72,13 +81,43 @@ def gather_experts(model: keras.Model) -> keras.Model:
         model: that `shard_experts` returned.
 
     Returns:
-        The same model, which trains as a replicated one from now on.
+        The same model; pass it to `data_parallel` again to train it.
     """
     banks = sharded_banks(model)
     if banks:
         fill(model, banks, banks[0].shard)
-        del model.__dict__["train_step"]
+        del model.__dict__["train_step"], model.__dict__["expert_copies"]
     return model
+
+
+def _groups(count, world):
+    """This process's shard, and the group of those with the same experts,
+    None where there are no others. All processes make all groups."""
+    rank = distributed.get_rank()
+    for first in range(0, world, count):
+        group = distributed.new_group(range(first, first + count))
+        if first <= rank < first + count:
+            shard = ExpertShard(rank - first, count, group)
+    if count == world:
+        return shard, None
+    for number in range(count):
+        group = distributed.new_group(range(number, world, count))
+        if number == shard.number:
+            copies = group
+    return shard, copies
+
+
+def _check_processes(processes, world):
+    if processes is None:
+        return world
+    checks.check_positive_int("processes", processes)
+    if world % processes == 0:
+        return processes
+    raise ValueError(
+        "`processes` must divide the number of processes that there are. "
+        f"Received: processes={processes}, {world} processes. None shares the "
+        "experts among all."
+    )
 
 
 class _TrainStep:
@@ -142,9 +181,10 @@ def _banks_to_shard(model, count):
             )
         if bank.num_experts % count:
             raise ValueError(
-                "`num_experts` must divide by the number of processes. "
+                "`num_experts` must divide by the number of processes that "
+                "share the experts. "
                 f"Received: {bank.num_experts} experts in {bank.name!r}, "
-                f"{count} processes. Start a divisor of {bank.num_experts}, "
-                "or use `data_parallel` alone."
+                f"{count} processes. Pass a divisor of {bank.num_experts} as "
+                "`processes`, or use `data_parallel` alone."
             )
     return banks

@@ -23,6 +23,7 @@ class FullyShardedCall(ReplicatedCall):
     """
 
     fully_sharded = True
+    testing = False
 
     def __init__(self, model):
         super().__init__(model)
@@ -30,18 +31,29 @@ class FullyShardedCall(ReplicatedCall):
         _check_ranks(self.variables)
         self.module = _FollowedWeights(self.own, self.variables)
         fsdp.fully_shard(self.module, reshard_after_forward=False)
+        self.training_module = self.with_copies(self.module)
         sharded = {id(v) for v in self.variables}
         self.values = [w.value for w in self.weights if id(w) not in sharded]
         self.example = self.variables[0].value
         self.optimizer = None
         _forget_whole_weights(model)
 
+    @contextlib.contextmanager
+    def test_step(self):
+        """Weights stay gathered: regularizers read them after the call."""
+        self.testing = True
+        try:
+            yield
+        finally:
+            self.testing = False
+            self.module.reshard()
+
     def evaluate(self, args, kwargs):
         """Gathers the weights for one call, and frees them."""
         try:
             return self.module(*args, **kwargs)
         finally:
-            if not torch.is_grad_enabled():
+            if not (self.testing or torch.is_grad_enabled()):
                 self.module.reshard()
 
     def replicated(self):
@@ -56,7 +68,7 @@ class FullyShardedCall(ReplicatedCall):
                 f"Received: {self.model.name!r}, of which more is trained "
                 "since. Freeze weights after that call."
             )
-        return self.module
+        return self.training_module
 
     def _shard_slots(self, optimizer):
         for slot in slots_of(self.model, self.variables):

@@ -31,7 +31,8 @@ class ReplicatedMetrics:
         """One batch's logs are the process's own: no process waits."""
         self.testing = True
         try:
-            return self.own_test_step(data)
+            with self.model.__dict__["call"].test_step():
+                return self.own_test_step(data)
         finally:
             self.testing = False
 
@@ -41,6 +42,7 @@ class ReplicatedMetrics:
         values = [ops.convert_to_tensor(v) for v in variables]
         if self.testing or not values or values[0].is_meta:
             return self.own_result()
+        self.model.__dict__["call"].settle()
         values = [value.detach().clone() for value in values]
         add_up(values)
         for variable, value in zip(variables, values, strict=True):

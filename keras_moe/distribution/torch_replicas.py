@@ -1,5 +1,6 @@
 """What the processes of a data-parallel step share: gradients and state."""
 
+import contextlib
 import gc
 import inspect
 
@@ -29,7 +30,12 @@ class ReplicatedCall:
         # Inside a call a dtype policy may cast what a variable gives out.
         self.weights = _replicated_weights(model)
         self.values = [weight.value for weight in self.weights]
+        self.copied = []
+        if model.__dict__.get("expert_copies") is not None:
+            banks = sharded_banks(model)
+            self.copied = [w.value for bank in banks for w in bank.weights]
         self.reduced: list = []
+        self.moved: list = []
         self.module = None
 
     def __call__(self, *args, **kwargs):
@@ -38,6 +44,7 @@ class ReplicatedCall:
         if not self._is_training(kwargs):
             return self.evaluate(args, kwargs)
         self._check_weights()
+        self.settle()
         state = [
             v
             for v in self.values
@@ -46,14 +53,24 @@ class ReplicatedCall:
         versions = [v._version for v in state]
         outputs = self.replicated()(*args, **kwargs)
         pairs = zip(state, versions, strict=True)
-        average([v for v, version in pairs if v._version != version])
+        self.moved = [v for v, version in pairs if v._version != version]
         return outputs
+
+    def settle(self) -> None:
+        """Averages what the last training call assigned. Not at once: the
+        backward pass may still need it as it was."""
+        average(self.moved)
+        self.moved = []
 
     def _is_training(self, kwargs):
         training = self.model.training
         if self.has_training:
             training = kwargs.get("training")
         return bool(training) and torch.is_grad_enabled()
+
+    def test_step(self):
+        """Returns a context around a call outside of training and its loss."""
+        return contextlib.nullcontext()
 
     def evaluate(self, args, kwargs):
         """Runs outside of training: each process by itself."""
@@ -62,15 +79,26 @@ class ReplicatedCall:
     def replicated(self):
         """Returns the module that training goes through; it is made anew
         where other weights are trained now."""
-        trained = [v for v in self.values if v.requires_grad]
+        dense = [v for v in self.values if v.requires_grad]
+        trained = [*dense, *self.trained_copies()]
         if not _same(trained, self.reduced):
             self.module = None
             gc.collect()  # its hooks sit on the weights as long as it lives
-            self.module = torch.nn.parallel.DistributedDataParallel(
-                _Forward(self.own, trained), init_sync=False
-            )
+            self.module = self.with_copies(_reduced(self.own, dense))
             self.reduced = trained
         return self.module
+
+    def trained_copies(self):
+        """Returns trained weights of which others hold copies, not all."""
+        return [value for value in self.copied if value.requires_grad]
+
+    def with_copies(self, module):
+        """Returns a module that averages the gradients of those, too."""
+        trained = self.trained_copies()
+        if not trained:
+            return module
+        group = self.model.__dict__["expert_copies"]
+        return _reduced(lambda *a, **k: module(*a, **k), trained, group)
 
     def _check_weights(self):
         if _same(_replicated_weights(self.model), self.weights):
@@ -81,6 +109,13 @@ class ReplicatedCall:
             f"{self.model.name!r}, whose weights are others since. Call "
             "data_parallel(model) again."
         )
+
+
+def _reduced(function, parameters, group=None):
+    """The function, after whose backward pass gradients are averaged."""
+    return torch.nn.parallel.DistributedDataParallel(
+        _Forward(function, parameters), process_group=group, init_sync=False
+    )
 
 
 class _Forward(torch.nn.Module):

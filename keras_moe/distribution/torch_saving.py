@@ -59,6 +59,8 @@ def whole(model: keras.Model) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         stack.enter_context(whole_experts(model))
         call = model.__dict__.get("call")
+        if call is not None:
+            call.settle()
         if getattr(call, "fully_sharded", False):
             stack.enter_context(call.whole())
         yield
