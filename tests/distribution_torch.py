@@ -9,6 +9,7 @@ import pathlib
 import sys
 
 import distributed_model
+import exchange_cases
 import keras
 import numpy as np
 import torch
@@ -21,17 +22,6 @@ from keras_moe.distribution.torch_saving import whole
 from keras_moe.kernels import grouped_matmul, torch_exchange
 
 RANK, PROCESSES = int(os.environ["RANK"]), 2
-# Rows of each of four experts, by process; `rows` may be more than they sum
-# up to. The first has one process's rows all for the other.
-SIZES = {
-    "to each other": ([0, 0, 3, 2], [4, 1, 0, 0]),
-    "anywhere": ([2, 0, 1, 3], [1, 4, 0, 1]),
-    "none here": ([1, 2, 3, 0], [0, 0, 0, 0]),
-    "none at all": ([0, 0, 0, 0], [0, 0, 0, 0]),
-    "one expert": ([5, 0, 0, 0], [4, 0, 0, 0]),
-}
-BEHIND = 2  # rows that belong to no expert
-WIDTH, OUT = 3, 2
 
 
 def share(array, process=None):
@@ -121,12 +111,8 @@ def exchanged():
         return original(output, input, received, splits, group=group)
 
     found = {}
-    for case, (name, sizes) in enumerate(SIZES.items()):
-        rng = np.random.default_rng(case)
-        kernel = rng.normal(size=(4, WIDTH, OUT)).astype("float32")
-        counts = [sum(own) + BEHIND for own in sizes]
-        rows = [rng.normal(size=(n, WIDTH)).astype("float32") for n in counts]
-        upstream = [rng.normal(size=(n, OUT)).astype("float32") for n in counts]
+    for name, sizes in exchange_cases.SIZES.items():
+        kernel, rows, upstream = exchange_cases.drawn(name)
         x = torch.tensor(rows[RANK], requires_grad=True)
         own = torch.tensor(kernel[2 * RANK :][:2], requires_grad=True)
         sent.clear()

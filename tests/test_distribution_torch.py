@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import distributed_model
+import exchange_cases
 import keras
 import numpy as np
 import pytest
@@ -131,21 +132,12 @@ def check_memory(both, model):
 
 def check_exchange(both):
     """Values and gradients of a loop over experts, of all rows."""
-    import distribution_torch as cases
-
-    for case, (name, sizes) in enumerate(cases.SIZES.items()):
-        rng = np.random.default_rng(case)
-        kernel = rng.normal(size=(4, cases.WIDTH, cases.OUT))
-        kernel = kernel.astype("float32")
-        counts = [sum(own) + cases.BEHIND for own in sizes]
-        rows = [rng.normal(size=(n, cases.WIDTH)) for n in counts]
-        upstream = [rng.normal(size=(n, cases.OUT)) for n in counts]
+    for name, sizes in exchange_cases.SIZES.items():
+        kernel, rows, upstream = exchange_cases.drawn(name)
         gradient = np.zeros_like(kernel)
         for rank, found in enumerate(both):
-            expert = np.repeat(np.arange(4), sizes[rank])
-            used = len(expert)
-            y = np.zeros((counts[rank], cases.OUT))
-            dx = np.zeros((counts[rank], cases.WIDTH))
+            y, dx = np.zeros_like(upstream[rank]), np.zeros_like(rows[rank])
+            expert = np.repeat(np.arange(exchange_cases.EXPERTS), sizes[rank])
             for p, e in enumerate(expert):
                 y[p] = rows[rank][p] @ kernel[e]
                 dx[p] = kernel[e] @ upstream[rank][p]
@@ -153,22 +145,26 @@ def check_exchange(both):
                 gradient[e] += np.outer(rows[rank][p], upstream[rank][p]) / 2
             close(found[f"{name}/y"], y)
             close(found[f"{name}/x gradient"], dx)
-            # There and back, and the same for the gradients: what a process
-            # sends are its rows, each once.
-            sent = found[f"{name}/sent"]
-            there = [sum(sizes[rank][:2]), sum(sizes[rank][2:])]
-            back = [sum(own[2 * rank : 2 * rank + 2]) for own in sizes]
-            assert used == sum(there)
-            wide, thin = cases.WIDTH, cases.OUT
-            assert sent.tolist() == [
-                [*there, sum(there) * wide],
-                [*back, sum(back) * thin],
-                [*there, sum(there) * thin],
-                [*back, sum(back) * wide],
-            ]
+            assert found[f"{name}/sent"].tolist() == messages(sizes, rank)
         for rank, found in enumerate(both):
             own = gradient[2 * rank : 2 * rank + 2]
             close(found[f"{name}/kernel gradient"], own)
+
+
+def messages(sizes, rank):
+    """Rows for each process, and numbers in all, of what a process sends.
+
+    There, back, and the same for the gradients: each row once, no padding.
+    """
+    wide, thin = exchange_cases.WIDTH, exchange_cases.OUT
+    there = [sum(sizes[rank][:2]), sum(sizes[rank][2:])]
+    back = [sum(own[2 * rank : 2 * rank + 2]) for own in sizes]
+    return [
+        [*there, sum(there) * wide],
+        [*back, sum(back) * thin],
+        [*there, sum(there) * thin],
+        [*back, sum(back) * wide],
+    ]
 
 
 def close(found, expected):
