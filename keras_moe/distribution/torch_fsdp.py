@@ -72,8 +72,9 @@ class FullyShardedCall(ReplicatedCall):
 
     def _shard_slots(self, optimizer):
         for slot in slots_of(self.model, self.variables):
-            if not isinstance(slot.value, DTensor):
-                slot._value = self._distributed(slot.value)
+            # Inside a call `slot.value` may be cast by a dtype policy.
+            if not isinstance(slot._value, DTensor):
+                slot._value = self._distributed(slot._value)
         banks = sharded_banks(self.model)
         if banks:
             weights = [weight for bank in banks for weight in bank.weights]
