@@ -60,7 +60,7 @@ def run_two_processes(folder):
         for rank in range(2)
     ]
     try:
-        printed = [process.communicate(timeout=240)[0] for process in processes]
+        printed = [process.communicate(timeout=600)[0] for process in processes]
     finally:
         for process in processes:
             process.kill()

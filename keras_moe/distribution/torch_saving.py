@@ -1,4 +1,4 @@
-"""Saving and loading a model that several processes hold."""
+"""Saving, loading, reading and setting a model that several processes hold."""
 
 import contextlib
 from collections.abc import Iterator
@@ -12,8 +12,8 @@ from keras_moe.distribution.torch_shards import whole_experts
 def install(model: keras.Model) -> None:
     """Makes `save` and `save_weights` write once, and whole files.
 
-    They, and `load_weights`, are to be called in every process: rank 0
-    writes, each reads.
+    They, and `load_weights`, `get_weights` and `set_weights`, are to be
+    called in every process: rank 0 writes, each reads whole weights.
 
     Args:
         model: of `data_parallel` or `shard_experts`, or both.
@@ -22,7 +22,8 @@ def install(model: keras.Model) -> None:
         return
     for name in ("save", "save_weights"):
         model.__dict__[name] = _Saving(model, getattr(model, name))
-    model.__dict__["load_weights"] = _Loading(model, model.load_weights)
+    for name in ("load_weights", "get_weights", "set_weights"):
+        model.__dict__[name] = _Reading(model, getattr(model, name))
 
 
 class _Saving:
@@ -37,15 +38,15 @@ class _Saving:
                 self.own(*args, **kwargs)
 
 
-class _Loading:
-    """Reads everything, and keeps this process's part."""
+class _Reading:
+    """Reads everything, and leaves this process its part."""
 
     def __init__(self, model, own):
         self.model, self.own = model, own
 
     def __call__(self, *args, **kwargs):
         with whole(self.model):
-            self.own(*args, **kwargs)
+            return self.own(*args, **kwargs)
 
 
 @contextlib.contextmanager
