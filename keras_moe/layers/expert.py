@@ -310,6 +310,22 @@ class Expert(keras.layers.Layer):
             "the layer into MoEBlock(experts=...)."
         )
 
+    def save_own_variables(self, store) -> None:
+        """Saves the weights of all experts.
+
+        Raises:
+            RuntimeError: where this process holds only some of them.
+        """
+        if self.shard is not None:
+            raise RuntimeError(
+                f"{self.name!r} must hold all its experts to be saved. "
+                f"Received: a part of the {self.num_experts}, the others are "
+                "in other processes. Call `save` of the model that was passed "
+                "to `shard_experts`, in every process, or "
+                "keras_moe.distribution.gather_experts(model) before."
+            )
+        super().save_own_variables(store)
+
     def _check_group_sizes(self, group_sizes):
         if tuple(group_sizes.shape) != (self.num_experts,):
             raise ValueError(

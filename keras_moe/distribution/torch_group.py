@@ -1,0 +1,50 @@
+"""The processes of `torch.distributed` that train together."""
+
+import os
+
+import keras
+from torch import distributed
+
+TORCHRUN = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+def join(caller: str) -> int:
+    """Joins the process group where that has not happened; returns its size.
+
+    Args:
+        caller: the public function that needs it.
+
+    Raises:
+        RuntimeError: on another backend, and where nothing started processes.
+    """
+    backend = keras.backend.backend()
+    if backend != "torch":
+        raise RuntimeError(
+            f"`{caller}` must run on PyTorch. Received: KERAS_BACKEND="
+            f"{backend}. On JAX call keras.distribution.set_distribution("
+            "keras_moe.distribution.expert_parallel()); on TensorFlow use a "
+            "tf.distribute strategy."
+        )
+    if not (distributed.is_available() and distributed.is_initialized()):
+        missing = [name for name in TORCHRUN if name not in os.environ]
+        if missing:
+            raise RuntimeError(
+                f"`{caller}` must run in a process that torchrun started, or "
+                "after torch.distributed.init_process_group. Received: a "
+                f"process without {', '.join(missing)}. Start the script with "
+                "`keras-moe launch --backend torch --processes 2 script.py`, "
+                "or `torchrun --nproc-per-node 2 script.py`."
+            )
+        _initialize()
+    return distributed.get_world_size()
+
+
+def _initialize():
+    """Each process takes the GPU of its local rank, where there are GPUs."""
+    import torch
+
+    if not torch.cuda.is_available():
+        distributed.init_process_group("gloo")
+        return
+    torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+    distributed.init_process_group("cpu:gloo,cuda:nccl")

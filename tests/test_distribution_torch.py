@@ -1,0 +1,221 @@
+"""PyTorch: two processes are one, whatever is replicated or shared out."""
+
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+
+import distributed_model
+import exchange_cases
+import keras
+import numpy as np
+import pytest
+from backend import BACKEND
+
+LAYOUTS = ("replicated", "experts", "copies", "parts", "both")
+PRINTED = {
+    "twice": "ValueError: `model` must not be sharded already.",
+    "alone": "RuntimeError: 'classifier' must be trained by all processes",
+    "save a part": "RuntimeError: 'experts' must hold all its experts",
+    "odd": "ValueError: `num_experts` must divide by the number of processes",
+    "processes": "ValueError: `processes` must divide the number of processes",
+    "dense": "ValueError: `model` must contain a MoEBlock",
+    "scalar": "ValueError: `fully_sharded` must be False where a weight is a",
+    "unbuilt": "ValueError: `model` must be built",
+    "parted": "ValueError: `model` must not be fully sharded already",
+    "clipnorm": "ValueError: `clipnorm` must be None where experts are sharded",
+    "global_clipnorm": "ValueError: `global_clipnorm` must be None",
+}
+
+pytestmark = pytest.mark.skipif(
+    BACKEND != "torch", reason="torch.distributed is PyTorch's"
+)
+
+
+def free_port():
+    with socket.socket() as found:
+        found.bind(("localhost", 0))
+        return found.getsockname()[1]
+
+
+def run_two_processes(folder):
+    """Returns what each process found: a dict of dicts of arrays."""
+    script = pathlib.Path(__file__).with_name("distribution_torch.py")
+    job = {
+        **os.environ,
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "localhost",
+        "MASTER_PORT": str(free_port()),
+        "OMP_NUM_THREADS": "1",
+    }
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-W", "ignore", script, folder],
+            env={**job, "RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        printed = [process.communicate(timeout=600)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    for process, lines in zip(processes, printed, strict=True):
+        assert process.returncode == 0, lines
+    return [split(np.load(folder / f"{rank}.npz")) for rank in range(2)]
+
+
+def split(archive):
+    found = {}
+    for name in archive:
+        run, key = name.split(":", 1)
+        found.setdefault(run, {})[key] = archive[name]
+    return found
+
+
+def same_names(found):
+    """A given router's path is shorter in a loaded model."""
+    return {k.replace("moe/router", "router"): v for k, v in found.items()}
+
+
+def check_equal(found, expected):
+    """Losses and weights, to 1e-5."""
+    expected = same_names(expected)
+    found = same_names(found)
+    found = {name: found[name] for name in expected}
+    distance, where = distributed_model.furthest(found, expected)
+    assert distance <= 1e-5, where
+
+
+def check_layout(found, name, alone, model, folder):
+    """Five steps, an evaluation and a file, as one process has them."""
+    check_equal(found, alone)
+    x, y = distributed_model.make_data()
+    whole = model.evaluate(x, y, batch_size=16, verbose=0)
+    np.testing.assert_allclose(found["evaluation"], whole, atol=1e-5)
+    loaded = keras.models.load_model(folder / f"{name}.keras")
+    weights = distributed_model.weights_of(loaded)
+    check_equal({**weights, "losses": alone["losses"]}, alone)
+    for one, other in zip(
+        loaded.optimizer.variables, model.optimizer.variables, strict=True
+    ):
+        np.testing.assert_allclose(one.numpy(), other.numpy(), atol=1e-5)
+
+
+def check_memory(both, model):
+    """What is shared out is held once by both, the rest by each."""
+
+    def size(variables):
+        return sum(4 * v.value.numel() for v in variables)
+
+    trained = model.trainable_weights
+    experts = size(w for w in trained if "experts" in w.path)
+    dense = size(w for w in trained if "experts" not in w.path)
+    # Plain SGD with momentum: a slot as large as each weight.
+    expected = {
+        "replicated": (2 * experts, 2 * dense, 2 * experts + 2 * dense),
+        "copies": (2 * experts, 2 * dense, 2 * experts + 2 * dense),
+        "experts": (experts, 2 * dense, experts + 2 * dense),
+        "parts": (experts, dense, experts + dense),
+        "both": (experts, dense, experts + dense),
+    }
+    for name, sizes in expected.items():
+        for kind, total in zip(("expert", "dense", "slot"), sizes, strict=True):
+            held = [int(found[name][f"{kind}_bytes"]) for found in both]
+            assert sum(held) == total, (name, kind)
+            assert kind != "expert" or held[0] == held[1]
+
+
+def check_exchange(both):
+    """Values and gradients of a loop over experts, of all rows."""
+    for name, sizes in exchange_cases.SIZES.items():
+        kernel, rows, upstream = exchange_cases.drawn(name)
+        gradient = np.zeros_like(kernel)
+        for rank, found in enumerate(both):
+            y, dx = np.zeros_like(upstream[rank]), np.zeros_like(rows[rank])
+            expert = np.repeat(np.arange(exchange_cases.EXPERTS), sizes[rank])
+            for p, e in enumerate(expert):
+                y[p] = rows[rank][p] @ kernel[e]
+                dx[p] = kernel[e] @ upstream[rank][p]
+                # The mean of the two processes' losses.
+                gradient[e] += np.outer(rows[rank][p], upstream[rank][p]) / 2
+            close(found[f"{name}/y"], y)
+            close(found[f"{name}/x gradient"], dx)
+            assert found[f"{name}/sent"].tolist() == messages(sizes, rank)
+        for rank, found in enumerate(both):
+            own = gradient[2 * rank : 2 * rank + 2]
+            close(found[f"{name}/kernel gradient"], own)
+
+
+def messages(sizes, rank):
+    """Rows for each process, and numbers in all, of what a process sends.
+
+    There, back, and the same for the gradients: each row once, no padding.
+    """
+    wide, thin = exchange_cases.WIDTH, exchange_cases.OUT
+    there = [sum(sizes[rank][:2]), sum(sizes[rank][2:])]
+    back = [sum(own[2 * rank : 2 * rank + 2]) for own in sizes]
+    return [
+        [*there, sum(there) * wide],
+        [*back, sum(back) * thin],
+        [*there, sum(there) * thin],
+        [*back, sum(back) * wide],
+    ]
+
+
+def close(found, expected):
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def check_state(both):
+    """Equal on both; the moving mean is that of all rows."""
+    for name, value in both[0].items():
+        np.testing.assert_array_equal(value, both[1][name], err_msg=name)
+    x = np.random.default_rng(0).normal(size=(2, 2, 4))
+    # Three steps from zero with momentum 0.5: 1 - 0.5 ** 3 of the mean.
+    mean = x.reshape(-1, 4).mean(axis=0) * (1 - 0.5**3)
+    close(both[0]["weight/norm/moving_mean"], mean)
+    assert both[0]["frozen moved"] > 1e-4
+
+
+def test_two_processes_are_one(tmp_path):
+    """Everything that two processes can do, in one start of two Pythons."""
+    penalty = keras.regularizers.L2(0.001)
+    model = distributed_model.make_model(kernel_regularizer=penalty)
+    x, y = distributed_model.make_data()
+    first = {"losses": distributed_model.train(model, x, y, batch_size=16)}
+    first |= distributed_model.weights_of(model)
+    model.save(tmp_path / "single.keras")
+    both = run_two_processes(tmp_path)
+    for rank, found in enumerate(both):
+        for name in LAYOUTS:
+            check_layout(found[name], name, first, model, tmp_path)
+        rows = x.reshape(5, 2, 8, 4, 16)[:, rank].reshape(-1, 4, 16)[: 9 - rank]
+        predicted = model.predict(rows, verbose=0)
+        for name in LAYOUTS:
+            close(found[name]["predicted"], predicted)
+        close(found["experts"]["gathered"], predicted)
+        for name, expected in PRINTED.items():
+            assert str(found["errors"][name]).startswith(expected), name
+    check_memory(both, model)
+    check_exchange([found["exchange"] for found in both])
+    check_state([found["state"] for found in both])
+    more = {"losses": distributed_model.train(model, x, y, batch_size=16)}
+    more |= distributed_model.weights_of(model)
+    for found in both:
+        for name in ("go on experts", "go on both"):
+            check_equal(found[name], more)
+            again = found[name]["losses again"]
+            np.testing.assert_array_equal(found[name]["losses"], again)
+
+
+def test_without_torchrun_it_says_what_to_do(monkeypatch):
+    from keras_moe.distribution.torch_parallel import data_parallel
+
+    monkeypatch.delenv("RANK", raising=False)
+    with pytest.raises(RuntimeError, match="without RANK.*keras-moe launch"):
+        data_parallel(distributed_model.make_model())
