@@ -60,7 +60,8 @@ def test_the_least_traffic_that_has_room():
     small = PlanConfig(**{**SIZES, "tokens": 65536, "dense_parameters": 0})
     assert plan(small, 8).best.layout == {"data": 8, "expert": 1, "model": 1}
     # Whole copies send least, parts of the experts take less room.
-    large = PlanConfig(**{**sizes, "tokens": 2**18})
+    many = {"num_experts": 64, "tokens": 2**19}
+    large = PlanConfig(**{**sizes, **many})
     best, *others = plan(large, 8).estimates
     room = min(e.memory_bytes for e in others)
     assert room < best.memory_bytes
