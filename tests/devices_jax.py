@@ -107,7 +107,6 @@ def blocks():
     """Blocks whose rows travel in every way, and how to make them uneven."""
     router = keras_moe.ExpertChoiceRouter(E, bidirectional=True)
     return {
-        "even": keras_moe.MoEBlock(E, 8),
         "skewed": keras_moe.MoEBlock(E, 8, gated=True),
         "skewed no bias": keras_moe.MoEBlock(E, 8, use_bias=False, top_k=1),
         "any number": keras_moe.MoEBlock(E, 8, router=keras_moe.TopPRouter(E)),
