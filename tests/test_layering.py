@@ -18,6 +18,7 @@ FLOORS = {
     "layers": 2,
     "callbacks": 3,
     "compress": 3,
+    "distribution": 3,
     "ensemble": 3,
     "training": 3,
     "models": 3,
@@ -28,7 +29,11 @@ FLOORS = {
 FILES = sorted(ROOT.rglob("*.py"))
 BACKENDS = {"jax", "tensorflow", "torch"}
 # Where the job itself is the backend's.
-BACKENDS_OWN_JOBS = {"export/writers.py", "export/runtimes.py"}
+BACKENDS_OWN_JOBS = {
+    "distribution/environment.py",
+    "export/runtimes.py",
+    "export/writers.py",
+}
 
 
 def room_of(path):
