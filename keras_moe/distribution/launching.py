@@ -83,8 +83,9 @@ def launch(
     plan = Plan(
         check_backend(backend),
         checks.check_positive_int("processes", processes),
-        port,
-        *_check_hosts(hosts, host, port, restarts),
+        _check_port(port),
+        _check_hosts(hosts, host, restarts),
+        host,
         _check_devices(devices_per_process, backend),
     )
     checks.check_count("restarts", restarts)
@@ -96,7 +97,7 @@ def launch(
             _tell(failure, plan, folder)
             if attempt < restarts:
                 _say(f"starting all again, {attempt + 1} of {restarts}.")
-    return failure.code
+    return failure.code  # type: ignore[union-attr]
 
 
 def _attempt(command, plan, folder, attempt) -> Failure | None:
@@ -166,17 +167,21 @@ def _check_devices(devices, backend):
     )
 
 
-def _check_hosts(hosts, host, port, restarts):
+def _check_port(port):
+    if port is None or 0 < port < 65536:
+        return port
+    raise ValueError(
+        f"`port` must be in 0 < port < 65536. Received: port={port!r}. Pass "
+        "None for one that is free."
+    )
+
+
+def _check_hosts(hosts, host, restarts):
     hosts = tuple(hosts)
     if isinstance(host, bool) or host not in range(len(hosts)):
         raise ValueError(
             "`host` must be the place of this host in `hosts`, from 0. "
             f"Received: host={host!r}, hosts={hosts!r}. Pass 0 on the first."
-        )
-    if port is not None and not 0 < port < 65536:
-        raise ValueError(
-            "`port` must be in 0 < port < 65536. Received: "
-            f"port={port!r}. Pass None for one that is free."
         )
     if restarts and len(hosts) > 1:
         raise ValueError(
@@ -184,4 +189,4 @@ def _check_hosts(hosts, host, port, restarts):
             f"again together. Received: restarts={restarts!r}, {len(hosts)} "
             "hosts. Let SLURM, Kubernetes or Ray start the job again."
         )
-    return hosts, host
+    return hosts

@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
 
 GRACE = 5.0  # seconds between asking a process to end and ending it
 PAUSE = 0.05
@@ -25,7 +25,8 @@ os.execv(sys.argv[2], sys.argv[2:])
 """
 
 
-class Failure(NamedTuple):
+@dataclass(frozen=True)
+class Failure:
     """The first process that ended otherwise than with 0.
 
     Attributes:

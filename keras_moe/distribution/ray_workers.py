@@ -68,17 +68,18 @@ def launch_on_ray(
     if not ray.is_initialized():
         # For Ray's controller, too, which is quick to start then.
         ray.init(runtime_env=variables, log_to_driver=True)
+    settings: dict[str, Any] = {
+        "storage_path": storage,
+        "failure_config": train.FailureConfig(max_failures=restarts),
+        "worker_runtime_env": variables,
+    }
     return DataParallelTrainer(
         _worker(work, arguments),
         backend_config=_settings(backend),
         scaling_config=train.ScalingConfig(
             num_workers=processes, use_gpu=use_gpu
         ),
-        run_config=train.RunConfig(
-            storage_path=storage,
-            failure_config=train.FailureConfig(max_failures=restarts),
-            worker_runtime_env=variables,
-        ),
+        run_config=train.RunConfig(**settings),
     ).fit()
 
 

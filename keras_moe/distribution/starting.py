@@ -3,14 +3,15 @@
 import contextlib
 import os
 import socket
-from typing import NamedTuple
+from dataclasses import dataclass
 
 from keras_moe.distribution.variables import BACKENDS, Job, write_job
 
 FIRST_PORT = 29500
 
 
-class Plan(NamedTuple):
+@dataclass(frozen=True)
+class Plan:
     """What stays the same when all are started again.
 
     Attributes:

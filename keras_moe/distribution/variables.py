@@ -6,14 +6,15 @@ them.
 
 import json
 from collections.abc import Mapping
-from typing import NamedTuple
+from dataclasses import dataclass
 
 BACKENDS = ("jax", "tensorflow", "torch")
 JAX = "KERAS_DISTRIBUTION_"
 Variables = Mapping[str, str]
 
 
-class Job(NamedTuple):
+@dataclass(frozen=True)
+class Job:
     """A process's place among those that train together.
 
     Attributes:
