@@ -8,11 +8,12 @@ Both are gathers, and so are their gradients: a sort is a permutation, whose
 transpose is its inverse, where a scatter-add would be slow on every backend.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 from keras import ops
 
-from keras_moe.kernels import group_sizes_of, inverse_permutation
+from keras_moe.kernels import Pairs, group_sizes_of, inverse_permutation
 from keras_moe.types import Tensor
 
 
@@ -112,6 +113,36 @@ def combine(
         rows,
     )
     return _sum_pairs(pairs * ops.expand_dims(weights, -1), pairs_per_token)
+
+
+def mix(
+    send: Callable, rows: Tensor, pairs: Pairs, pairs_per_token: int | None
+) -> Tensor:
+    """Dispatch, experts, combine.
+
+    Args:
+        send: function of `(P, W)` rows sorted by expert, of int32 `(E,)`
+            pairs an expert, and of the `PairOrder` they are in; returns
+            `(P, W')`.
+        rows: `(T, W)`.
+        pairs: of these rows.
+        pairs_per_token: see `dispatch`.
+
+    Returns:
+        `(T, W')`.
+    """
+    pair_order, pairs_per_expert = sort_by_expert(
+        pairs.expert_index, pairs.num_experts
+    )
+    dispatched = dispatch(rows, pairs.token_index, pair_order, pairs_per_token)
+    return combine(
+        send(dispatched, pairs_per_expert, pair_order),
+        pairs.token_index,
+        pairs.combine_weights,
+        pair_order,
+        ops.shape(rows)[0],
+        pairs_per_token,
+    )
 
 
 def _sum_pairs(pairs, pairs_per_token):

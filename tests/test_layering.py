@@ -31,6 +31,7 @@ BACKENDS = {"jax", "tensorflow", "torch"}
 # Where the job itself is the backend's.
 BACKENDS_OWN_JOBS = {
     "distribution/environment.py",
+    "distribution/layouts.py",
     "export/runtimes.py",
     "export/writers.py",
 }

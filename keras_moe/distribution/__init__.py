@@ -1,1 +1,1 @@
-"""Floor 3: from one device to many, on the engines that exist."""
+"""From one device to many, on the engines of each backend."""

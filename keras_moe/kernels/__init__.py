@@ -17,6 +17,15 @@ from keras_moe.kernels.choice import (
     quantized_implementation,
     use,
 )
+from keras_moe.kernels.exchange import (
+    Bank,
+    ExpertShard,
+    Pairs,
+    Part,
+    is_spread,
+    mix_across,
+    num_token_shards,
+)
 from keras_moe.kernels.groups import map_groups
 from keras_moe.kernels.primitives import (
     compiled,
@@ -33,7 +42,11 @@ from keras_moe.kernels.reference import FFNWeights, ffn
 from keras_moe.types import Activation, Tensor
 
 __all__ = [
+    "Bank",
+    "ExpertShard",
     "FFNWeights",
+    "Pairs",
+    "Part",
     "QuantizedKernel",
     "Rounding",
     "compiled",
@@ -44,7 +57,10 @@ __all__ = [
     "grouped_matmul",
     "implementation",
     "inverse_permutation",
+    "is_spread",
     "map_groups",
+    "mix_across",
+    "num_token_shards",
     "require",
     "stacked_ffn",
     "sum_over_replicas",

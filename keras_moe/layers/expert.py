@@ -5,6 +5,7 @@ rows of each expert where all have as many.
 """
 
 import math
+from functools import partial
 
 import keras
 from keras import ops
@@ -12,7 +13,7 @@ from keras import ops
 from keras_moe import kernels
 from keras_moe.layers import checks, quantization, quantized_bank, upcycling
 from keras_moe.layers.initializers import PerExpert
-from keras_moe.types import Shape, Tensor
+from keras_moe.types import Activation, Shape, Tensor
 
 
 @keras.saving.register_keras_serializable(package="keras_moe")
@@ -61,6 +62,9 @@ class Expert(keras.layers.Layer):
         training: bool; dropout acts only in training.
         mask, most_rows: of `ExpertLayers`, which is called in the same way;
             a feed-forward expert needs neither.
+
+    Attributes:
+        shard: None, or the `kernels.ExpertShard` that this process holds.
 
     Returns:
         A tensor like `x`, of width H, in the compute dtype.
@@ -113,6 +117,7 @@ class Expert(keras.layers.Layer):
         self.seed = seed
         self.seed_generator = keras.random.SeedGenerator(seed)
         self.quantization_config = quantization_config
+        self.shard: kernels.ExpertShard | None = None
 
     def build(self, input_shape: Shape) -> None:
         """Creates the weights for inputs `(..., D)`."""
@@ -202,23 +207,47 @@ class Expert(keras.layers.Layer):
         """Runs each row through its expert; see the class."""
         checks.check_floating(x)
         checks.check_built_width(x, self.hidden_dim)
-        dropout = self._drop if training and self.dropout else None
         if group_sizes is None:
-            return self._run_only_expert(x, dropout)
+            return self._run_only_expert(x, self.hidden_dropout(training))
         self._check_group_sizes(group_sizes)
+        dropout = self.hidden_dropout(training)
+        return self.run(self.ffn_weights(), x, group_sizes, dropout)
+
+    def run(
+        self,
+        weights: kernels.FFNWeights,
+        x: Tensor,
+        group_sizes: Tensor,
+        dropout: Activation | None = None,
+    ) -> Tensor:
+        """Runs each row through its expert: `call`, as a function of weights.
+
+        Args:
+            weights: like `ffn_weights()`, of some experts or of parts of F.
+            x: float `(P, ..., D)`, rows sorted by these experts.
+            group_sizes: int32, rows of each of them.
+            dropout: function of the hidden rows, or None.
+        """
         rows = x
         if len(x.shape) > 2:
             rows = ops.reshape(x, (-1, self.hidden_dim))
             group_sizes = group_sizes * math.prod(ops.shape(x)[1:-1])
         rows = kernels.grouped_ffn(
-            rows,
-            self._weights(),
-            group_sizes,
-            self.activation,
-            dropout,
-            self.remat,
+            rows, weights, group_sizes, self.activation, dropout, self.remat
         )
         return rows if len(x.shape) == 2 else ops.reshape(rows, ops.shape(x))
+
+    def hidden_dropout(self, training, seed=None) -> Activation | None:
+        """Returns the dropout of the hidden units, or None without one.
+
+        Args:
+            training: bool.
+            seed: what draws, as of `keras.random`; None is the layer's own.
+        """
+        if not (training and self.dropout):
+            return None
+        seed = self.seed_generator if seed is None else seed
+        return partial(keras.random.dropout, rate=self.dropout, seed=seed)
 
     def _run_only_expert(self, x, dropout):
         weights = self._only_weights()
@@ -246,12 +275,16 @@ class Expert(keras.layers.Layer):
         Returns:
             `(E, R, H)`.
         """
-        dropout = self._drop if training and self.dropout else None
         return kernels.stacked_ffn(
-            rows, self._weights(), self.activation, dropout
+            rows,
+            self.ffn_weights(),
+            self.activation,
+            self.hidden_dropout(training),
         )
 
-    def _weights(self):
+    def ffn_weights(self) -> kernels.FFNWeights:
+        """Returns the variables of the bank, as `kernels` takes them."""
+
         def kernel(name):
             if self.quantization_mode is not None:
                 return quantized_bank.kernel_of(self, name)
@@ -269,7 +302,7 @@ class Expert(keras.layers.Layer):
     def _only_weights(self):
         """The weights where there is one expert."""
         if self.num_experts == 1:
-            return self._weights()
+            return self.ffn_weights()
         raise ValueError(
             "`group_sizes` is needed where there is more than one expert: it "
             "says whose each row is. Received: group_sizes=None, "
@@ -284,11 +317,6 @@ class Expert(keras.layers.Layer):
                 f"count an expert. Received: shape {tuple(group_sizes.shape)}."
                 " Count the rows of each expert, empty ones included."
             )
-
-    def _drop(self, hidden):
-        return keras.random.dropout(
-            hidden, self.dropout, seed=self.seed_generator
-        )
 
     def initialize_from(
         self, source, noise_std: float = 0.0, seed: int | None = None

@@ -3,13 +3,11 @@
 U units (tokens or examples), E experts, K top_k, P routed pairs.
 """
 
-from collections.abc import Callable
-
 import keras
-from keras import ops
 
-from keras_moe import dispatch, losses, routing
+from keras_moe import losses, routing
 from keras_moe.layers import checks
+from keras_moe.layers.exchange import token_shards
 from keras_moe.layers.routers import BaseRouter
 from keras_moe.layers.scheduled import scheduled_weight_of
 from keras_moe.layers.statistics import RoutingStatistics
@@ -30,6 +28,7 @@ class Mixture(keras.layers.Layer):
     """
 
     router: BaseRouter
+    experts: keras.layers.Layer
 
     def init_mixture(
         self,
@@ -88,46 +87,22 @@ class Mixture(keras.layers.Layer):
         self, chosen: Assignment, num_units: int | Tensor, training
     ) -> tuple[Assignment, int | Tensor | None]:
         """Returns the assignment as it is carried out, and C, the pairs an
-        expert may take; None for all."""
+        expert may take, of each device's tokens where they lie on several
+        (the groups of GShard, Lepikhin et al. 2020, section 2.2); None for
+        all."""
         factor = self.capacity_factor if training else self.eval_capacity_factor
         if factor is None:
             return chosen, None
+        shards = 1
+        if self.router.pairs_per_token is not None:
+            shards = token_shards(self.experts)
+        if shards > 1:
+            num_units = -(-num_units // shards)
         capacity = routing.expert_capacity(
             num_units, self.num_experts, self.router.top_k, factor
         )
-        kept = routing.apply_capacity(chosen, capacity, self.priority)
+        kept = routing.apply_capacity(chosen, capacity, self.priority, shards)
         return kept, capacity
-
-    def mix(
-        self, run_experts: Callable, rows: Tensor, assignment: Assignment
-    ) -> Tensor:
-        """Dispatch, experts, combine.
-
-        Args:
-            run_experts: function of `(P, W)` rows sorted by expert, of int32
-                `(E,)` pairs an expert, and of the `PairOrder` they are in;
-                returns `(P, W')`.
-            rows: `(U, W)`.
-            assignment: of the U units.
-
-        Returns:
-            `(U, W')`.
-        """
-        pairs_per_token = self.router.pairs_per_token
-        pair_order, pairs_per_expert = dispatch.sort_by_expert(
-            assignment.expert_index, self.num_experts
-        )
-        dispatched = dispatch.dispatch(
-            rows, assignment.token_index, pair_order, pairs_per_token
-        )
-        return dispatch.combine(
-            run_experts(dispatched, pairs_per_expert, pair_order),
-            assignment.token_index,
-            assignment.combine_weights,
-            pair_order,
-            ops.shape(rows)[0],
-            pairs_per_token,
-        )
 
     def report(
         self,

@@ -7,6 +7,7 @@ import keras
 from keras import ops
 
 from keras_moe.layers import checks, parts, quantization, sharing, upcycling
+from keras_moe.layers.exchange import mix_experts
 from keras_moe.layers.levels import check_level, units_of
 from keras_moe.layers.mixture import Mixture
 from keras_moe.layers.null_experts import NullExperts
@@ -207,7 +208,14 @@ class MoEBlock(Mixture):
         )
         num_units = ops.shape(units.rows)[0]
         kept, capacity = self.apply_capacity(chosen, num_units, training)
-        outputs = self._run_experts(units, kept, capacity, training)
+        outputs = mix_experts(
+            self.experts,
+            units,
+            kept,
+            self.router.pairs_per_token,
+            capacity,
+            training,
+        )
         if self.null_experts is not None:
             outputs = outputs + self.null_experts(
                 units.rows, kept, pairs_per_token=self.router.pairs_per_token
@@ -225,25 +233,6 @@ class MoEBlock(Mixture):
         if len(inputs.shape) > 2:
             outputs = ops.reshape(outputs, ops.shape(inputs))
         return (outputs, kept) if return_assignment else outputs
-
-    def _run_experts(self, units, assignment, capacity, training):
-        """Units to the experts and back, as tokens `(T, D)`."""
-
-        def run(rows, group_sizes, pair_order):
-            mask = units.row_mask
-            if mask is not None:
-                source = ops.take(assignment.token_index, pair_order.order)
-                mask = ops.take(mask, source, axis=0)
-            outputs = self.experts(
-                units.for_experts(rows),
-                group_sizes=group_sizes,
-                training=training,
-                mask=mask,
-                most_rows=capacity,
-            )
-            return units.as_rows(outputs)
-
-        return units.as_tokens(self.mix(run, units.rows, assignment))
 
     def initialize_from(
         self, source, noise_std: float = 0.0, seed: int | None = None

@@ -6,7 +6,7 @@ E experts, P routed pairs.
 import keras
 from keras import ops
 
-from keras_moe import metrics
+from keras_moe import kernels
 from keras_moe.types import Tensor
 
 
@@ -54,18 +54,24 @@ class RoutingStatistics(keras.layers.Layer):
             chosen_index: int32 `(P,)`, each pair's expert as the router chose.
             kept_index: int32 `(P,)`, the same after capacity.
         """
-        load = metrics.expert_load(chosen_index, self.num_experts)
-        dropped = ops.zeros((1,))
-        if kept_index is not chosen_index:
-            dropped = metrics.fraction_dropped(
-                chosen_index, kept_index, self.num_experts
-            )
+        load, dropped = self._shares(chosen_index, kept_index)
         counted = ops.cast(ops.sum(load, keepdims=True) > 0, "float32")
         num_batches = ops.add(self.num_batches, counted)
         step = counted / ops.maximum(num_batches, 1.0)
         self._move(self.expert_load, load, step)
         self._move(self.fraction_dropped, dropped, step)
         self.num_batches.assign(num_batches)
+
+    def _shares(self, chosen_index, kept_index):
+        """Load `(E,)` and dropped share `(1,)` of all replicas' pairs."""
+        numbers = [kernels.group_sizes_of(chosen_index, self.num_experts)]
+        if kept_index is not chosen_index:
+            numbers.append(kernels.group_sizes_of(kept_index, self.num_experts))
+        counts = ops.cast(ops.stack(numbers), "float32")
+        counts = kernels.sum_over_replicas(counts)
+        pairs = ops.sum(counts, axis=-1)
+        routed = ops.maximum(pairs[:1], 1.0)
+        return counts[0] / routed, (pairs[:1] - pairs[-1:]) / routed
 
     def _move(self, mean, value, step):
         mean.assign(ops.add(mean, step * ops.subtract(value, mean)))

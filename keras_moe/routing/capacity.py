@@ -41,7 +41,10 @@ def expert_capacity(
 
 
 def apply_capacity(
-    assignment: Assignment, capacity: int | Tensor, priority: str = "position"
+    assignment: Assignment,
+    capacity: int | Tensor,
+    priority: str = "position",
+    num_shards: int = 1,
 ) -> Assignment:
     """Drops the pairs that find their expert full.
 
@@ -53,6 +56,9 @@ def apply_capacity(
             `"score"` keeps the pairs with the highest router probability
             (batch-priority routing, Riquelme et al. 2021, section 4; by pair,
             where the paper ranks whole tokens), equal ones by position.
+        num_shards: equal parts that the tokens lie in, in order, the last
+            one perhaps shorter; an expert takes C pairs of each. Above 1 all
+            shapes are known, and tokens have as many pairs each.
 
     Returns:
         The same assignment; dropped pairs have `expert_index == E` and weight
@@ -60,7 +66,10 @@ def apply_capacity(
     """
     num_experts = assignment.router_probs.shape[-1]
     score = pair_scores(assignment) if priority == "score" else None
-    rank = _rank_within_expert(assignment.expert_index, num_experts, score)
+    if num_shards == 1:
+        rank = _rank_within_expert(assignment.expert_index, num_experts, score)
+    else:
+        rank = _rank_in_shards(assignment, score, num_shards)
     null = assignment.expert_index > num_experts  # these have no limit
     kept = ops.logical_or(rank < capacity, null)
     weights = assignment.combine_weights
@@ -68,6 +77,27 @@ def apply_capacity(
         expert_index=ops.where(kept, assignment.expert_index, num_experts),
         combine_weights=ops.where(kept, weights, ops.zeros_like(weights)),
     )
+
+
+def _rank_in_shards(assignment, score, num_shards):
+    """`_rank_within_expert` of each shard's pairs by themselves."""
+    num_tokens, num_experts = assignment.router_probs.shape
+    num_pairs = assignment.expert_index.shape[0]
+    length = -(-num_tokens // num_shards) * (num_pairs // num_tokens)
+
+    def shards(x, fill):
+        missing = num_shards * length - num_pairs
+        x = ops.pad(x, ((0, missing),), constant_values=fill)
+        return ops.reshape(x, (num_shards, length))
+
+    columns = [shards(assignment.expert_index, num_experts)]
+    if score is not None:
+        columns.append(shards(score, 0))
+    ranks = ops.vectorized_map(
+        lambda shard: _rank_within_expert(shard[0], num_experts, *shard[1:]),
+        tuple(columns),
+    )
+    return ops.reshape(ranks, (-1,))[:num_pairs]
 
 
 def _rank_within_expert(expert_index, num_experts, score=None):

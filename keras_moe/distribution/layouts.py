@@ -1,0 +1,194 @@
+"""How a model lies on a mesh of devices, data x expert x model, on JAX.
+
+D hidden_dim, F intermediate_dim, E experts.
+"""
+
+import math
+from collections.abc import Sequence
+
+import keras
+
+AXES = ("data", "expert", "model")
+BATCH_AXES = AXES[:2]
+# The mesh axes of a weight, by the end of its path.
+STACKED = {
+    "up_kernel": ("expert", None, "model"),
+    "gate_kernel": ("expert", None, "model"),
+    "down_kernel": ("expert", "model", None),
+    "up_bias": ("expert", "model"),
+    "gate_bias": ("expert", "model"),
+    "down_bias": ("expert", None),
+    "(up|gate|down)_scale": ("expert", None, None),
+}
+HEADS = {
+    "(query|key|value)/kernel": (None, "model", None),
+    "(query|key|value)/bias": ("model", None),
+    "attention_output/kernel": ("model", None, None),
+}
+
+
+def expert_parallel(
+    devices: Sequence | int | None = None,
+    data: int | None = None,
+    expert: int | None = None,
+    model: int = 1,
+) -> "ExpertParallel":
+    """Returns a distribution that spreads experts over devices, for
+    `keras.distribution.set_distribution`, before the model is built.
+
+    The batch lies on all `data * expert` devices. Each group of `expert`
+    devices holds every expert once, E / expert on each, and tokens go to the
+    device of their expert by all-to-all and back (GShard, Lepikhin et al.
+    2020, section 3.2); `data` such groups are replicas of each other. With
+    `model` above 1 each expert's inner width F, and the heads of attention
+    where their number can be divided, lie on that many devices (Shoeybi et
+    al. 2019, "Megatron-LM", section 3). All else is whole on each device. One
+    step computes what it computes on one device, losses included; capacity is
+    for each device's tokens by themselves.
+
+    Args:
+        devices: names as of `keras.distribution.list_devices()`, or how many
+            of these; None is all.
+        data: groups; None is what is left, or 1 where `expert` is None, too.
+        expert: devices that share the experts, a divisor of E; None is all
+            that are left.
+        model: devices that share one expert's F.
+
+    Returns:
+        A `keras.distribution.ModelParallel` with the mesh axes "data",
+        "expert" and "model". More layouts can be put into its `layout_map`.
+
+    Raises:
+        RuntimeError: on another backend, which would ignore it.
+        ValueError: for sizes that do not fit the devices.
+    """
+    if keras.backend.backend() != "jax":
+        raise RuntimeError(
+            "`expert_parallel` needs JAX: keras.distribution does nothing on "
+            f"{keras.backend.backend()!r}, and says nothing. Set KERAS_BACKEND"
+            "=jax; or, on torch, use keras_moe.distribution.data_parallel("
+            "shard_experts(model)); on tensorflow, the scope of a tf.distribute"
+            " strategy."
+        )
+    names = _names_of(devices)
+    shape = _mesh_shape(len(names), data, expert, model)
+    mesh = keras.distribution.DeviceMesh(shape, AXES, names[: math.prod(shape)])
+    layouts = keras.distribution.LayoutMap(mesh)
+    for end, axes in (STACKED | HEADS).items():
+        layouts[f"(.*/)?{end}"] = axes
+    return ExpertParallel(layouts)
+
+
+class ExpertParallel(keras.distribution.ModelParallel):
+    """What `expert_parallel` returns."""
+
+    def __init__(self, layout_map: keras.distribution.LayoutMap):
+        super().__init__(layout_map=layout_map, batch_dim_name="data")
+        self.layout_map = layout_map
+
+    @property
+    def num_model_replicas(self) -> int:
+        """Parts that a batch is cut into."""
+        return math.prod(self.device_mesh.shape[:2])
+
+    def get_data_layout(self, data_shape):
+        """Returns the layout of a batch `(B, ...)`: B on all but "model".
+
+        Raises:
+            ValueError: where B, of this process, cannot be cut evenly.
+        """
+        parts = max(1, self.num_model_replicas // self.num_processes)
+        if data_shape[0] % parts:
+            raise ValueError(
+                "The batch must be a multiple of the devices that it lies on. "
+                f"Received: {data_shape[0]} examples in this process, for "
+                f"{parts} devices. Choose another `batch_size`, and leave "
+                "out what is over (`drop_remainder=True`)."
+            )
+        return BatchLayout((None,) * len(data_shape), self.device_mesh)
+
+    def get_variable_layout(self, variable):
+        """Returns the layout of a weight, by its path and its shape."""
+        layout = super().get_variable_layout(variable)
+        end = variable.path.rsplit("/", 1)[-1]
+        axes = tuple(
+            self._fitting(variable, axis, size, end)
+            for axis, size in zip(layout.axes, variable.shape, strict=True)
+        )
+        return keras.distribution.TensorLayout(axes, self.device_mesh)
+
+    def _fitting(self, variable, axis, size, end):
+        """The mesh axis on which a weight's axis lies, or None."""
+        if axis is None or size == 1:  # the only expert is everywhere
+            return None
+        integers = "int" in str(variable.dtype)
+        if axis == "model" and integers:  # rows are rounded whole
+            return None
+        devices = self.device_mesh.shape[AXES.index(axis)]
+        if size % devices == 0:
+            return axis
+        if axis == "model" and end in ("kernel", "bias"):  # heads
+            return None
+        what = "num_experts" if axis == "expert" else "intermediate_dim"
+        raise ValueError(
+            f"`{what}` must be a multiple of the {devices} devices along the "
+            f"mesh axis {axis!r}. Received: {what}={size} in "
+            f"{variable.path!r}, of shape {tuple(variable.shape)}. Choose "
+            f"expert_parallel({axis}=...) among the divisors of {size}."
+        )
+
+
+class BatchLayout(keras.distribution.TensorLayout):
+    """A first axis that lies on two axes of the mesh at once."""
+
+    @property
+    def backend_layout(self):
+        """The layout as JAX has it."""
+        from jax.sharding import NamedSharding, PartitionSpec
+
+        mesh = self.device_mesh.backend_mesh
+        return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+
+def _names_of(devices):
+    present = keras.distribution.list_devices()
+    if devices is None:
+        return present
+    if isinstance(devices, int):
+        if not 1 <= devices <= len(present):
+            raise ValueError(
+                "`devices` must be at most the number of devices. Received: "
+                f"devices={devices}, where there are {len(present)}. Leave it "
+                "out to take all."
+            )
+        return present[:devices]
+    return list(devices)
+
+
+def _mesh_shape(count, data, expert, model):
+    """Returns (data, expert, model), whose product is at most `count`."""
+    given = {"data": data, "expert": expert, "model": model}
+    for name, size in given.items():
+        if size is not None and (not isinstance(size, int) or size < 1):
+            raise ValueError(
+                f"`{name}` must be a positive int. Received: {name}={size!r}."
+            )
+    if data is None and expert is None:
+        data = 1
+    rest = math.prod(size for size in (data, expert, model) if size)
+    free = data is None or expert is None
+    if rest > count or (free and count % rest):
+        raise ValueError(
+            "`data * expert * model` must be the number of devices. Received: "
+            f"data={given['data']}, expert={given['expert']}, model={model}, "
+            f"devices: {count}. Leave `data` or `expert` out to take what is "
+            "left, or, to try a layout on a CPU, set XLA_FLAGS="
+            "--xla_force_host_platform_device_count before Keras is imported."
+        )
+    if not free and rest < count:
+        raise ValueError(
+            "`data * expert * model` must be the number of devices. Received: "
+            f"{data} * {expert} * {model}, devices: {count}. Pass devices="
+            f"{rest} to leave the others idle."
+        )
+    return data or count // rest, expert or count // rest, model

@@ -1,0 +1,127 @@
+"""Experts that lie on several devices: rows go to them and come back.
+
+T tokens, D hidden_dim, E experts, P routed pairs.
+
+The seam beside dispatch. `mix_across` runs the whole of dispatch, experts and
+combine, with the exchange between: on JAX inside `jax.shard_map`, by the
+layouts of `keras.distribution`; on PyTorch between the processes that a bank
+is divided among. Routing and losses stay outside of it.
+"""
+
+import importlib
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import keras
+
+from keras_moe.types import Tensor
+
+
+class Bank(NamedTuple):
+    """Experts as a function of their weights.
+
+    variables: the weights, the first of them `(E, ...)` with its `axes`.
+    axes: for each variable a name an axis, `"expert"`, `"inner"` (F) or None.
+    run: `run(tensors, rows, group_sizes, part)`, the tensors in the order of
+        the variables and then the constants; rows `(P, ...)` sorted by expert.
+    constants: tensors that every device needs whole.
+    shard: which experts this process holds, an `ExpertShard`; None for all,
+        or where the layout of the variables says it.
+    """
+
+    variables: Sequence[keras.Variable]
+    axes: Sequence[tuple]
+    run: Callable
+    constants: Sequence[Tensor] = ()
+    shard: Any = None
+
+
+class ExpertShard(NamedTuple):
+    """The part of a bank that one process holds: E / num_parts experts.
+
+    number: of the part, 0 ... num_parts - 1.
+    num_parts: how many there are.
+    group: the processes that hold them, a `torch.distributed` group; None
+        for all.
+    """
+
+    number: int
+    num_parts: int
+    group: Any = None
+
+
+class Part(NamedTuple):
+    """What one device computes of a bank.
+
+    number: int32 scalar, another on each device.
+    is_first: float scalar, 1 on one of the devices that sum their results
+        up, 0 on the others: what is added once is multiplied by it.
+    """
+
+    number: Tensor
+    is_first: Tensor
+
+
+class Pairs(NamedTuple):
+    """The routed pairs of an `Assignment`, each `(P,)`, and of how many
+    experts they choose."""
+
+    token_index: Tensor
+    expert_index: Tensor
+    combine_weights: Tensor
+    num_experts: int
+
+
+def is_spread(shard: ExpertShard | None) -> bool:
+    """Returns whether tokens or experts lie on more than one device: by
+    `keras.distribution` on JAX, by a bank's shard elsewhere."""
+    if keras.backend.backend() == "jax":
+        return keras.distribution.distribution() is not None
+    return shard is not None
+
+
+def num_token_shards(bank: Bank) -> int:
+    """Returns in how many equal parts, in order, a program's tokens lie."""
+    own = _twin("num_token_shards")
+    return own(bank) if own else 1
+
+
+def mix_across(
+    mix: Callable,
+    bank: Bank,
+    rows: Tensor,
+    pairs: Pairs,
+    pairs_per_token: int | None,
+    most_rows: int | Tensor | None = None,
+) -> Tensor:
+    """Dispatch, experts and combine, wherever the experts are.
+
+    Args:
+        mix: `mix(send, rows, pairs)`: sorts pairs by expert, gives the rows
+            `(P, W)`, each expert's count `(E,)` and the order of the pairs to
+            `send`, combines what it returns to `(T, W')`.
+        bank: the experts.
+        rows: `(T, W)`.
+        pairs: of these rows.
+        pairs_per_token: K where the pairs of token t stand at `t * K ...`.
+        most_rows: C, where no expert gets more pairs of one token shard.
+
+    Returns:
+        `(T, W')`.
+    """
+    own = _twin("mix_across")
+    if own is None:
+        raise NotImplementedError(
+            f"{keras.backend.backend()!r} has no exchange of rows. Use jax or "
+            "torch."
+        )
+    return own(mix, bank, rows, pairs, pairs_per_token, most_rows)
+
+
+def _twin(name):
+    """The running backend's own function of this name, or None."""
+    backend = keras.backend.backend()
+    if backend not in ("jax", "torch"):
+        return None
+    module = importlib.import_module(f"keras_moe.kernels.{backend}_exchange")
+    return getattr(module, name, None)

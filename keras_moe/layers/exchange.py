@@ -1,0 +1,160 @@
+"""Dispatch, experts and combine, where experts may lie on several devices.
+
+T tokens, U units (tokens or examples), W their width, E experts, F
+intermediate_dim, P routed pairs.
+"""
+
+from functools import partial
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_moe import dispatch, kernels
+from keras_moe.layers.dropout import seed_of_part
+from keras_moe.layers.expert import Expert
+from keras_moe.layers.levels import Units
+from keras_moe.routing import Assignment
+from keras_moe.types import Tensor
+
+AXES = {
+    "up_kernel": ("expert", None, "inner"),
+    "gate_kernel": ("expert", None, "inner"),
+    "down_kernel": ("expert", "inner", None),
+    "up_bias": ("expert", "inner"),
+    "gate_bias": ("expert", "inner"),
+    "down_bias": ("expert", None),
+}
+
+
+def mix_experts(
+    experts,
+    units: Units,
+    assignment: Assignment,
+    pairs_per_token: int | None,
+    most_rows: int | Tensor | None,
+    training,
+) -> Tensor:
+    """Units to the experts and back.
+
+    Args:
+        experts: an `Expert`, or a layer that is called as one.
+        units: U of them.
+        assignment: of the units.
+        pairs_per_token: of the router.
+        most_rows: pairs that an expert has at most, or None.
+        training: bool.
+
+    Returns:
+        Tokens `(T, W')`.
+    """
+    pairs = kernels.Pairs(
+        assignment.token_index,
+        assignment.expert_index,
+        assignment.combine_weights,
+        experts.num_experts,
+    )
+    mix = partial(dispatch.mix, pairs_per_token=pairs_per_token)
+    bank = spread_bank(experts, training, units)
+    if bank is not None:
+        outputs = kernels.mix_across(
+            mix, bank, units.rows, pairs, pairs_per_token, most_rows
+        )
+    else:
+
+        def send(rows, group_sizes, pair_order):
+            outputs = experts(
+                units.for_experts(rows),
+                group_sizes=group_sizes,
+                training=training,
+                mask=_row_mask(units, pairs, pair_order),
+                most_rows=most_rows,
+            )
+            return units.as_rows(outputs)
+
+        outputs = mix(send, units.rows, pairs)
+    return units.as_tokens(outputs)
+
+
+def token_shards(experts) -> int:
+    """Returns in how many equal parts the tokens of a program lie: an expert
+    has its capacity in each of them."""
+    bank = spread_bank(experts)
+    return 1 if bank is None else kernels.num_token_shards(bank)
+
+
+def spread_bank(experts, training=None, units=None) -> kernels.Bank | None:
+    """Returns experts as a function of their weights where a distribution
+    spreads tokens or experts over devices, else None. Layers of any kind are
+    never spread: they are whole on each device."""
+    if not (isinstance(experts, Expert) and experts.built):
+        return None
+    if not kernels.is_spread(experts.shard):
+        return None
+    named, rebuild = _flattened(experts.ffn_weights())
+    seeds: tuple = ()
+    if experts.hidden_dropout(training) and experts.shard is None:
+        seeds = (experts.seed_generator.next(),)
+
+    def run(tensors, rows, group_sizes, part):
+        # As calling the layer would cast them.
+        tensors = [_cast_float(x, experts.compute_dtype) for x in tensors]
+        rows = _cast_float(rows, experts.compute_dtype)
+        seed = seed_of_part(tensors.pop(), part) if seeds else None
+        outputs = experts.run(
+            _biased_once(rebuild(tensors), part),
+            units.for_experts(rows),
+            group_sizes,
+            experts.hidden_dropout(training, seed),
+        )
+        return units.as_rows(outputs)
+
+    axes = [AXES.get(name, ("expert", None, None)) for name, _ in named]
+    variables = [variable for _, variable in named]
+    return kernels.Bank(variables, axes, run, seeds, experts.shard)
+
+
+def _biased_once(weights, part):
+    """Where parts of F are summed up, the last bias is in one of them."""
+    if part is None or weights.down_bias is None:
+        return weights
+    bias = weights.down_bias * ops.cast(part.is_first, weights.down_bias.dtype)
+    return weights._replace(down_bias=bias)
+
+
+def _cast_float(x, dtype):
+    if not keras.backend.is_float_dtype(x.dtype):
+        return x
+    return ops.cast(x, dtype)
+
+
+def _row_mask(units, pairs, pair_order):
+    if units.row_mask is None:
+        return None
+    source = ops.take(pairs.token_index, pair_order.order)
+    return ops.take(units.row_mask, source, axis=0)
+
+
+def _flattened(weights: kernels.FFNWeights) -> tuple[list, Any]:
+    """Returns the variables in weights, by name, and a function of as many
+    tensors that puts them in their places. A quantised kernel has two, whose
+    axes but the first are whole on each device."""
+    named: list[tuple[str, keras.Variable]] = []
+    for name, weight in weights._asdict().items():
+        if isinstance(weight, kernels.QuantizedKernel):
+            parts = (weight.values, weight.scale)
+            named += [(f"{name}_{i}", part) for i, part in enumerate(parts)]
+        elif weight is not None:
+            named.append((name, weight))
+
+    def rebuild(tensors):
+        found = iter(tensors)
+
+        def next_of(weight):
+            if isinstance(weight, kernels.QuantizedKernel):
+                return weight._replace(values=next(found), scale=next(found))
+            return None if weight is None else next(found)
+
+        return kernels.FFNWeights(*map(next_of, weights))
+
+    return named, rebuild
