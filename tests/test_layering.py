@@ -32,6 +32,7 @@ BACKENDS = {"jax", "tensorflow", "torch"}
 BACKENDS_OWN_JOBS = {
     "distribution/environment.py",
     "distribution/layouts.py",
+    "distribution/saving.py",
     "export/runtimes.py",
     "export/writers.py",
 }
