@@ -66,8 +66,10 @@ def launch_on_ray(
     _share_by_value(ray.cloudpickle)
     variables = {"env_vars": {"KERAS_BACKEND": backend}}
     if not ray.is_initialized():
-        # For Ray's controller, too, which is quick to start then.
-        ray.init(runtime_env=variables, log_to_driver=True)
+        # A cluster of this run's own needs no page to look at it.
+        there = "RAY_ADDRESS" in os.environ
+        own = {} if there else {"include_dashboard": False}
+        ray.init(runtime_env=variables, **own)
     settings: dict[str, Any] = {
         "storage_path": storage,
         "failure_config": train.FailureConfig(max_failures=restarts),

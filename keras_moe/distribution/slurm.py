@@ -49,7 +49,7 @@ def hosts_of(text: str) -> list[str]:
     for item in re.findall(r"(?:[^,\[]|\[[^\]]*\])+", text):
         names = [""]
         for plain, ranges in re.findall(r"([^\[]+)|\[([^\]]*)\]", item):
-            ends = [plain] if plain else _numbers(ranges)
+            ends = [plain] if plain else list(_numbers(ranges))
             names = [name + end for name in names for end in ends]
         hosts += names
     return hosts
