@@ -63,7 +63,7 @@ def layout_of(bank: Bank) -> Layout:
     kernel = bank.variables[0]
     spec = distribution.get_variable_layout(kernel).backend_layout.spec
     for name, axis in zip(bank.axes[0], spec, strict=False):
-        if name is not None:
+        if name is not None and axis is not None and data.mesh.shape[axis] > 1:
             names[name] = axis
     expert_axis, model_axis = names["expert"], names["inner"]
     others = [a for a in batch_axes if a not in (expert_axis, model_axis)]
@@ -149,9 +149,14 @@ def _exchanged(mix, run, num_experts, most_rows, layout, rows, pairs, tensors):
         ways = layout.size(layout.expert_axis)
         places = _places(rows.shape[0], num_experts, ways, most_rows)
         way = Way(layout.expert_axis, ways, places, _is_ragged(layout.mesh))
-        return _send(
-            compute, way, layout.token_axes, tensors, rows, group_sizes
-        )
+        counts = jnp.reshape(group_sizes, (ways, -1))
+        outputs = _round(compute, way, 0, tensors, rows, counts)
+        if most_rows is not None or places >= rows.shape[0]:
+            return outputs
+        fullest = jnp.max(jnp.sum(counts, axis=1))
+        rounds = -(-lax.pmax(fullest, layout.token_axes) // places)
+        later = partial(_round, compute, way)
+        return _later_rounds(later, outputs, rounds, tensors, rows, counts)
 
     return _whole(mix(send, rows, pairs), layout)
 
@@ -231,20 +236,10 @@ def _is_ragged(mesh):
     return mesh.devices.flat[0].platform != "cpu"
 
 
-def _send(compute, way, all_axes, tensors, rows, group_sizes):
-    """Rows `(P, D)` sorted by expert through their experts: `(P, D')`."""
-    counts = jnp.reshape(group_sizes, (way.devices, -1))
-    outputs = _round(compute, way, 0, tensors, rows, counts)
-    if way.places >= rows.shape[0]:
-        return outputs
-    fullest = lax.pmax(jnp.max(jnp.sum(counts, axis=1)), all_axes)
-    rounds = -(-fullest // way.places)
-    later = partial(_round, compute, way)
-    return _later_rounds(later, outputs, rounds, tensors, rows, counts)
-
-
 def _round(compute, way, number, tensors, rows, counts):
-    """The rows that stand at M * number ... of each way; zero elsewhere."""
+    """Sends the rows `(P, D)`, sorted by expert, that stand at M * number ...
+    of each way through their experts: `(P, D')`, zero elsewhere. `counts` is
+    `(N, E / N)`, rows for each device and expert."""
     sent, source, place = _plan(way, number, counts, rows.shape[0])
     packed = _permuted(rows, source, place)
     got = lax.all_to_all(sent, way.axis, 0, 0)

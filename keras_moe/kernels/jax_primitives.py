@@ -6,9 +6,12 @@ What each does is said in `primitives.py`.
 from collections.abc import Callable, Sequence
 
 import jax
+import jax.numpy as jnp
 import keras
 
 from keras_moe.types import Tensor
+
+FEW = 16  # columns that are found one after another
 
 
 def compiled(
@@ -31,6 +34,25 @@ def compiled(
         return outputs
 
     return call
+
+
+def top_k_index(scores: Tensor, top_k: int) -> Tensor:
+    """`lax.top_k` is whole on each device of a mesh, with all of its rows: K
+    times the largest stays where the rows are."""
+    scores = jnp.where(jnp.abs(scores) > 0, scores, 0)
+    if keras.distribution.distribution() is None or top_k > FEW:
+        return jax.lax.top_k(scores, top_k)[1].astype("int32")
+    columns = jnp.arange(scores.shape[-1])
+    free = jnp.ones(scores.shape, bool)
+    found = []
+    for _ in range(top_k):
+        largest = jnp.max(
+            scores, -1, keepdims=True, where=free, initial=-jnp.inf
+        )
+        best = jnp.argmax(free & (scores >= largest), axis=-1)
+        free &= columns != best[..., None]
+        found.append(best)
+    return jnp.stack(found, axis=-1).astype("int32")
 
 
 def require(valid: Tensor, message: str) -> Tensor:

@@ -1,0 +1,303 @@
+"""Eight virtual devices in one process of JAX; `python THIS FOLDER`.
+
+Runs what test_distribution_jax.py asks about and leaves it in FOLDER. T
+tokens, D hidden_dim, E experts, K top_k.
+"""
+
+import json
+import os
+import pathlib
+import re
+import sys
+
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "")
+    + " --xla_force_host_platform_device_count=8"
+)
+
+import distributed_model
+import jax
+import keras
+import numpy as np
+from distributed_model import furthest
+
+import keras_moe
+from keras_moe.distribution import expert_parallel
+from keras_moe.kernels import jax_exchange
+
+T, D, E, K = 36, 8, 8, 2  # T cannot be cut into eight
+LAYOUTS = {
+    "8x1": {"data": 8},
+    "2x4": {"data": 2, "expert": 4},
+    "1x8": {},
+    "2x2x2": {"data": 2, "expert": 2, "model": 2},
+}
+
+
+def by_hand():
+    """A distribution of Keras alone: experts on four devices, the batch on
+    the two others."""
+    mesh = keras.distribution.DeviceMesh((2, 4), ("batch", "model"))
+    layouts = keras.distribution.LayoutMap(mesh)
+    layouts[".*experts/.*_kernel"] = ("model", None, None)
+    layouts[".*experts/.*_bias"] = ("model", None)
+    return keras.distribution.ModelParallel(layout_map=layouts)
+
+
+def train_in_layouts(folder):
+    """Five steps in each layout: furthest weight or loss; parts of E."""
+    alone = distributed_model.run_alone()
+    found = {}
+    places = {name: expert_parallel(**kw) for name, kw in LAYOUTS.items()}
+    places["keras data"] = keras.distribution.DataParallel()
+    places["keras map"] = by_hand()
+    for name, distribution in places.items():
+        with distribution.scope():
+            model = distributed_model.make_model()
+            x, y = distributed_model.make_data()
+            losses = distributed_model.train(
+                model, x, y, batch_size=distributed_model.BATCH
+            )
+            result = {"losses": losses, **distributed_model.weights_of(model)}
+            outputs = model.predict(x[:16], verbose=0)
+            model.save_weights(folder / f"{name}.weights.h5")
+        found[name] = {
+            "furthest": furthest(result, alone)[0],
+            "kernel bytes": kernel_bytes(model),
+        }
+        np.save(folder / f"{name}.npy", outputs)
+    return found
+
+
+def kernel_bytes(model):
+    """Bytes of the expert kernels, all and on each device."""
+    kernels = [w.value for w in model.weights if w.path.endswith("_kernel")]
+    each = [
+        sum(k.addressable_shards[i].data.nbytes for k in kernels)
+        for i in range(8)
+    ]
+    return {"all": sum(k.nbytes for k in kernels), "each": each}
+
+
+def load_elsewhere(folder):
+    """What was saved on eight devices, on one and on four."""
+    x, _ = distributed_model.make_data()
+    found = {}
+    for count in (1, 4):
+        with expert_parallel(count).scope():
+            model = distributed_model.make_model(seed=3)
+            model.load_weights(folder / "1x8.weights.h5")
+            outputs = model.predict(x[:16], verbose=0)
+        expected = np.load(folder / "1x8.npy")
+        found[str(count)] = float(np.abs(outputs - expected).max())
+    return found
+
+
+# --- a block, its values and all gradients -----------------------------------
+
+
+def skewed(block):
+    """Sends nine tenths of the pairs to the first two experts."""
+    kernel = np.array(block.router.kernel.value)
+    kernel[0, :2] += 4
+    block.router.kernel.assign(kernel)
+
+
+def blocks():
+    """Blocks whose rows travel in every way, and how to make them uneven."""
+    router = keras_moe.ExpertChoiceRouter(E, bidirectional=True)
+    return {
+        "even": keras_moe.MoEBlock(E, 8),
+        "skewed": keras_moe.MoEBlock(E, 8, gated=True),
+        "skewed no bias": keras_moe.MoEBlock(E, 8, use_bias=False, top_k=1),
+        "any number": keras_moe.MoEBlock(E, 8, router=keras_moe.TopPRouter(E)),
+        "expert choice": keras_moe.MoEBlock(E, 8, router=router),
+        "examples": keras_moe.MoEBlock(E, 8, level="example"),
+        "null": keras_moe.MoEBlock(
+            E, 8, router=keras_moe.Router(E, num_null_experts=2)
+        ),
+        "half": keras_moe.MoEBlock(E, 8, dtype="mixed_bfloat16"),
+    }
+
+
+def gradients(block, x, weight):
+    """The output, and the gradients of its weighted sum."""
+    trainable = [v.value for v in block.trainable_variables]
+    others = [v.value for v in block.non_trainable_variables]
+
+    def loss(trainable, x):
+        y, _ = block.stateless_call(trainable, others, x, training=True)
+        y = y.astype("float32")
+        return (y * weight).sum(), y
+
+    run = jax.jit(jax.grad(loss, (0, 1), has_aux=True))
+    (by_weight, by_x), y = run(trainable, x)
+    return [np.asarray(v, "float32") for v in (y, by_x, *by_weight)]
+
+
+def compare_blocks():
+    """Largest differences to one device, in units of the largest value."""
+    rng = np.random.default_rng(0)
+    found = {}
+    for name, block in blocks().items():
+        shape = (T, 2, D) if name == "examples" else (T, D)
+        x = np.abs(rng.normal(size=shape)).astype("float32")
+        weight = rng.normal(size=shape).astype("float32")
+        block.build(shape)
+        if name.startswith("skewed"):
+            skewed(block)
+        expected = gradients(block, x, weight)
+        layouts = ("2x4", "2x2x2") if name.startswith("skewed") else ("2x4",)
+        for layout in layouts:
+            with expert_parallel(**LAYOUTS[layout]).scope():
+                result = gradients(block, x, weight)
+            found[f"{name}, {layout}"] = max(
+                float(np.abs(a - b).max() / max(1e-6, np.abs(b).max()))
+                for a, b in zip(result, expected, strict=True)
+            )
+    return found
+
+
+def drop_in_shards():
+    """Capacity is each device's own: the block on each eighth by itself."""
+    found = {}
+    for priority in ("position", "score"):
+        block = keras_moe.MoEBlock(E, 8, capacity_factor=1.0, priority=priority)
+        x = np.random.default_rng(1).normal(size=(64, D)).astype("float32")
+        block.build(x.shape)
+        parts = [
+            np.asarray(block(part, training=True)) for part in np.split(x, 8)
+        ]
+        with expert_parallel().scope():
+            run = jax.jit(
+                lambda x, block=block: block.stateless_call(
+                    [v.value for v in block.trainable_variables],
+                    [v.value for v in block.non_trainable_variables],
+                    x,
+                    training=True,
+                )[0]
+            )
+            y = np.asarray(run(x))
+        found[priority] = float(np.abs(y - np.concatenate(parts)).max())
+    return found
+
+
+def drop_hidden_units():
+    """Share of units that are dropped, and of those alike on two devices.
+
+    The experts are identities: what comes out is 0 or x / (1 - rate).
+    """
+    block = keras_moe.MoEBlock(
+        E, 64, 1, dropout=0.5, use_bias=False, activation="linear"
+    )
+    x = np.ones((64, 64), "float32")
+    block.build(x.shape)
+    block.router.kernel.assign(np.zeros((64, E)))
+    for kernel in (block.experts.up_kernel, block.experts.down_kernel):
+        kernel.assign(np.stack([np.eye(64)] * E))
+    with expert_parallel(data=8).scope():
+        y = np.asarray(block(x, training=True))
+    zero = (y == 0).reshape(8, 8, 64)
+    return {
+        "dropped": float(zero.mean()),
+        "alike": float((zero[0] == zero[1]).mean()),
+    }
+
+
+# --- what the compiled program says ------------------------------------------
+
+
+COLLECTIVE = re.compile(
+    r"= (?P<shape>.*?) (?P<name>all-to-all|all-gather|all-reduce|"
+    r"reduce-scatter|collective-permute)(-start)?\("
+)
+TENSOR = re.compile(r"(f32|s32|bf16|pred|u32)\[([\d,]*)\]")
+
+
+def collectives(text):
+    """Every collective of a compiled program: its name and its elements."""
+    found = []
+    for match in COLLECTIVE.finditer(text):
+        sizes = [
+            int(np.prod([int(n) for n in dims.split(",") if n]))
+            for kind, dims in TENSOR.findall(match["shape"])
+        ]
+        kinds = {kind for kind, _ in TENSOR.findall(match["shape"])}
+        found.append([match["name"], sorted(kinds)[0], sum(sizes)])
+    return found
+
+
+def programs():
+    """Collectives of a block's programs, by E, capacity and training."""
+    found = {}
+    for experts, factor, training in (
+        (8, 1.0, False),
+        (64, 1.0, False),
+        (64, 1.0, True),
+        (64, None, False),
+        (64, None, True),
+    ):
+        block = keras_moe.MoEBlock(
+            experts, 24, capacity_factor=factor, eval_capacity_factor=factor
+        )
+        with expert_parallel().scope():
+            block.build((512, 16))
+            found[f"{experts}, {factor}, {training}"] = collectives(
+                compiled_text(block, np.zeros((512, 16), "float32"), training)
+            )
+    return found
+
+
+def compiled_text(block, x, training):
+    """The program of a call, or of a step's gradients."""
+    trainable = [v.value for v in block.trainable_variables]
+    others = [v.value for v in block.non_trainable_variables]
+    layout = keras.distribution.distribution().get_data_layout(x.shape)
+    x = jax.device_put(x, layout.backend_layout)
+
+    def call(trainable, others, x):
+        y, _, losses = block.stateless_call(
+            trainable, others, x, training=training, return_losses=True
+        )
+        return y if not training else (y**2).sum() + sum(losses)
+
+    run = jax.jit(jax.grad(call, (0, 2)) if training else call)
+    return run.lower(trainable, others, x).compile().as_text()
+
+
+def ragged():
+    """Whether the program for TPUs, which cannot run here, sends rows of no
+    padding."""
+    jax_exchange._is_ragged = lambda mesh: True
+    block = keras_moe.MoEBlock(E, 8)
+    with expert_parallel().scope():
+        block.build((64, D))
+        run = jax.jit(
+            lambda x: block.stateless_call(
+                [v.value for v in block.trainable_variables],
+                [v.value for v in block.non_trainable_variables],
+                x,
+            )[0]
+        )
+        lowered = run.trace(np.zeros((64, D), "float32")).lower(
+            lowering_platforms=("tpu",)
+        )
+    return lowered.as_text().count("@ragged_all_to_all")
+
+
+def main(folder):
+    folder = pathlib.Path(folder)
+    found = {
+        "layouts": train_in_layouts(folder),
+        "loaded": load_elsewhere(folder),
+        "blocks": compare_blocks(),
+        "capacity": drop_in_shards(),
+        "dropout": drop_hidden_units(),
+        "programs": programs(),
+        "ragged": ragged(),
+    }
+    (folder / "found.json").write_text(json.dumps(found, indent=1))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

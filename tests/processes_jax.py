@@ -1,0 +1,57 @@
+"""One of two processes of JAX over gloo; `python THIS FOLDER`."""
+
+import json
+import pathlib
+import sys
+
+import keras
+
+keras.distribution.initialize()
+
+import distributed_model  # noqa: E402
+import jax  # noqa: E402
+import numpy as np  # noqa: E402
+from distributed_model import BATCH, furthest  # noqa: E402
+from jax.experimental import multihost_utils  # noqa: E402
+
+from keras_moe.distribution import expert_parallel  # noqa: E402
+
+
+def main(folder):
+    """Five steps of both; the same alone, on each."""
+    alone = distributed_model.run_alone()
+    x, y = distributed_model.make_data()
+    number = jax.process_index()
+
+    def mine(array):
+        halves = array.reshape(-1, 2, BATCH // 2, *array.shape[1:])
+        return np.concatenate(halves[:, number])
+
+    distribution = expert_parallel()
+    distribution.auto_shard_dataset = False
+    with distribution.scope():
+        model = distributed_model.make_model()
+        losses = distributed_model.train(
+            model, mine(x), mine(y), batch_size=BATCH // 2
+        )
+    kernels = [w.value for w in model.weights if w.path.endswith("_kernel")]
+    found = {"losses": losses}
+    for w in model.weights:
+        if "seed" not in w.path:
+            found[w.path] = np.asarray(
+                multihost_utils.process_allgather(w.value, tiled=True)
+            )
+    result = {
+        "processes": jax.process_count(),
+        "furthest": furthest(found, alone)[0],
+        "all kernel bytes": sum(k.nbytes for k in kernels),
+        "kernel bytes": sum(
+            k.addressable_shards[0].data.nbytes for k in kernels
+        ),
+    }
+    path = pathlib.Path(folder) / f"{number}.json"
+    path.write_text(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

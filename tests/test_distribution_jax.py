@@ -1,0 +1,167 @@
+"""One model on eight virtual devices, and on two processes, of JAX."""
+
+import json
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+
+import pytest
+from backend import BACKEND
+
+from keras_moe.distribution import expert_parallel
+
+HERE = pathlib.Path(__file__).parent
+pytestmark = pytest.mark.skipif(
+    BACKEND != "jax", reason="keras.distribution is JAX's"
+)
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    """What devices_jax.py leaves."""
+    folder = tmp_path_factory.mktemp("devices")
+    subprocess.run(
+        [sys.executable, HERE / "devices_jax.py", folder],
+        check=True,
+        timeout=600,
+    )
+    return json.loads((folder / "found.json").read_text())
+
+
+def test_every_layout_trains_as_one_device(found):
+    """Losses, weights, loss-free bias and statistics after five steps."""
+    layouts = found["layouts"]
+    furthest = {name: result["furthest"] for name, result in layouts.items()}
+    assert len(furthest) == 6
+    assert max(furthest.values()) < 1e-5, furthest
+
+
+@pytest.mark.parametrize(
+    "layout, parts",
+    [
+        ("8x1", 1),
+        ("2x4", 4),
+        ("1x8", 8),
+        ("2x2x2", 4),
+        ("keras data", 1),
+        ("keras map", 4),
+    ],
+)
+def test_a_device_holds_its_part_of_the_kernels(found, layout, parts):
+    sizes = found["layouts"][layout]["kernel bytes"]
+    # up and down, of 8 experts of 16 x 32 float32.
+    assert sizes["all"] == 2 * 8 * 16 * 32 * 4
+    assert sizes["each"] == [sizes["all"] // parts] * 8
+
+
+def test_weights_saved_on_eight_devices_load_on_one_and_on_four(found):
+    assert set(found["loaded"]) == {"1", "4"}
+    assert max(found["loaded"].values()) < 1e-6
+
+
+def test_values_and_gradients_of_blocks(found):
+    """However uneven, with tokens that cannot be cut into eight."""
+    for name, difference in found["blocks"].items():
+        # bfloat16 has eight bits, and sums of halves are rounded once more.
+        assert difference < (2e-2 if "half" in name else 1e-5), name
+
+
+def test_capacity_is_of_each_devices_tokens(found):
+    assert max(found["capacity"].values()) < 1e-6
+
+
+def test_dropout_differs_between_devices(found):
+    """4096 units of probability one half: 0.03 are four deviations."""
+    assert found["dropout"]["dropped"] == pytest.approx(0.5, abs=0.03)
+    # 512 pairs of units that are alike half of the time.
+    assert found["dropout"]["alike"] == pytest.approx(0.5, abs=0.09)
+
+
+def named(program, name, dtype="f32"):
+    return [size for n, kind, size in program if (n, kind) == (name, dtype)]
+
+
+@pytest.mark.parametrize("experts", [8, 64])
+def test_with_a_capacity_rows_are_sent_once_each_way(found, experts):
+    """K * T_local * D words, whatever E: 2 * 512 / 8 * 16."""
+    program = found["programs"][f"{experts}, 1.0, False"]
+    assert named(program, "all-to-all") == [2048, 2048]
+    assert named(program, "all-to-all", "s32") == [experts]  # the counts
+    assert len(program) == 3
+
+
+def test_a_training_step_sends_rows_twice_each_way(found):
+    program = found["programs"]["64, 1.0, True"]
+    assert named(program, "all-to-all") == [2048] * 4
+
+
+def test_without_a_capacity_rounds_are_a_quarter_larger(found):
+    """One round, and one within a loop: 1.25 * 16 rows of 16 on each of 8
+    ways, filled up to eights."""
+    program = found["programs"]["64, None, False"]
+    assert named(program, "all-to-all") == [8 * 24 * 16] * 4
+
+
+def test_kernels_stay_where_they_are(found):
+    for name, program in found["programs"].items():
+        gathered = [n for n, _, _ in program if n == "all-gather"]
+        assert not gathered, name
+        # Nor are their gradients summed: 64 experts of 16 x 24, twice.
+        assert max([0, *named(program, "all-reduce")]) < 64 * 16 * 24, name
+
+
+def test_accelerators_are_sent_no_padding(found):
+    """Lowered for TPUs, not run: there and back, in a round and in a loop."""
+    assert found["ragged"] == 4
+
+
+# --- two processes ----------------------------------------------------------
+
+
+def test_two_processes_train_as_one(tmp_path):
+    """Each has half of the experts and feeds half of the batch."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, HERE / "processes_jax.py", tmp_path],
+            env={
+                **os.environ,
+                "KERAS_DISTRIBUTION_JOB_ADDRESSES": f"127.0.0.1:{port}",
+                "KERAS_DISTRIBUTION_NUM_PROCESSES": "2",
+                "KERAS_DISTRIBUTION_PROCESS_ID": str(number),
+            },
+        )
+        for number in range(2)
+    ]
+    try:
+        assert [p.wait(timeout=300) for p in processes] == [0, 0]
+    finally:
+        for process in processes:
+            process.kill()
+    for number in range(2):
+        found = json.loads((tmp_path / f"{number}.json").read_text())
+        assert found["processes"] == 2
+        assert found["furthest"] < 1e-5
+        assert found["kernel bytes"] * 2 == found["all kernel bytes"]
+
+
+# --- told at once -----------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"devices": 9}, "`devices` must be at most .* devices=9"),
+        ({"expert": 3}, "`data \\* expert \\* model` must .* expert=3"),
+        ({"data": 1, "model": 2}, "must be the number .* devices: 1"),
+        ({"model": 0}, "`model` must be a positive int"),
+        ({"data": "all"}, "`data` must be a positive int"),
+    ],
+)
+def test_a_mesh_that_does_not_fit(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        expert_parallel(**arguments)
