@@ -1,7 +1,6 @@
 """The distributed example: two processes train as this one does, alone."""
 
 import json
-import os
 import pathlib
 import sys
 
@@ -22,10 +21,7 @@ def test_two_processes_are_one(tmp_path, capfd):
     """Equal losses, and a file that one process can go on with."""
     arguments = ("--quick", "--output", str(tmp_path / "out"))
     script = EXAMPLES / "distributed.py"
-    paths = os.pathsep.join(filter(None, [str(EXAMPLES.parent), *sys.path]))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", paths)
-        code = launching.launch(script, *arguments, backend=BACKEND)
+    code = launching.launch(script, *arguments, backend=BACKEND)
     assert code == 0, capfd.readouterr().err[-3000:]
     found = json.loads((tmp_path / "out" / "results.json").read_text())
     assert found["processes"] == 2 and found["backend"] == BACKEND

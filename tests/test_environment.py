@@ -71,6 +71,8 @@ def test_what_is_written_is_read(backend):
 def test_a_slice_of_tpus_tells_jax_the_rest():
     variables = {"TPU_WORKER_HOSTNAMES": "a,b", "TPU_WORKER_ID": "1"}
     assert read_job(variables, "jax") == Job(1, 2)
+    slices = {"MEGASCALE_NUM_SLICES": "3", "MEGASCALE_SLICE_ID": "2"}
+    assert read_job({**variables, **slices}, "jax") == Job(5, 6)
     assert read_job({"TPU_WORKER_HOSTNAMES": "localhost"}, "jax") is None
 
 
@@ -241,7 +243,7 @@ def test_processes_of_one_replica_read_the_same(
 ):
     """Process 3 of 4: the last replica, of which 4 / replicas are one's."""
 
-    class Mesh(keras.distribution.Distribution):
+    class Mesh(keras.distribution.DataParallel):
         num_processes, _process_id = 4, 3
         num_model_replicas = replicas
 

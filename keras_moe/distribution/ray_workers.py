@@ -67,9 +67,9 @@ def launch_on_ray(
     variables = {"env_vars": {"KERAS_BACKEND": backend}}
     if not ray.is_initialized():
         # A cluster of this run's own needs no page to look at it.
+        own: dict[str, Any] = {"include_dashboard": False}
         there = "RAY_ADDRESS" in os.environ
-        own = {} if there else {"include_dashboard": False}
-        ray.init(runtime_env=variables, **own)
+        ray.init(runtime_env=variables, **({} if there else own))
     settings: dict[str, Any] = {
         "storage_path": storage,
         "failure_config": train.FailureConfig(max_failures=restarts),

@@ -61,17 +61,24 @@ def read_job(variables: Variables, backend: str) -> Job | None:
 
 
 def _jax(variables):
-    """What `keras.distribution.initialize` reads, or a slice of TPUs."""
+    """What `keras.distribution.initialize` reads, or GKE on TPUs."""
     if f"{JAX}NUM_PROCESSES" in variables:
         return Job(
             index=_integer(variables, f"{JAX}PROCESS_ID"),
             processes=_integer(variables, f"{JAX}NUM_PROCESSES"),
             addresses=(_needed(variables, f"{JAX}JOB_ADDRESSES"),),
         )
-    hosts = variables.get("TPU_WORKER_HOSTNAMES", "").split(",")
-    if len(hosts) > 1:
-        return Job(_integer(variables, "TPU_WORKER_ID"), len(hosts))
-    return None
+    return _tpus(variables)
+
+
+def _tpus(variables):
+    """What GKE writes: a process a host, on a slice or several."""
+    hosts = len(variables.get("TPU_WORKER_HOSTNAMES", "").split(","))
+    slices = int(variables.get("MEGASCALE_NUM_SLICES") or 1)
+    if hosts * slices < 2:
+        return None
+    before = int(variables.get("MEGASCALE_SLICE_ID") or 0) * hosts
+    return Job(before + _integer(variables, "TPU_WORKER_ID"), hosts * slices)
 
 
 def _torch(variables):
