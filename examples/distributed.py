@@ -41,6 +41,9 @@ def main(
     epochs: Annotated[int, typer.Option(min=1)] = 12,
     seed: Annotated[int, typer.Option()] = 0,
     output: Annotated[Path, typer.Option()] = OUTPUT,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="go on from the last save")
+    ] = False,
     quick: Annotated[
         bool, typer.Option("--quick", help="one epoch, not accurate")
     ] = False,
@@ -52,8 +55,10 @@ def main(
     make, batches = layout()
     keras.utils.set_random_seed(seed)
     model = make()
+    saves = distribution.BackupAndResume(output / "backup") if resume else None
     history = model.fit(
         **batches(*training),
+        callbacks=[saves] if saves else None,
         epochs=1 if quick else epochs,
         shuffle=False,  # the order of `load_digits`, on all processes
         verbose=2 if distribution.process_index() == 0 else 0,

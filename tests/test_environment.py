@@ -254,6 +254,18 @@ def test_processes_of_one_replica_read_the_same(
     assert data_shard() == DataShard(*expected)
 
 
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="tf.data")
+def test_tf_data_reads_a_shard(monkeypatch):
+    import tensorflow as tf
+
+    monkeypatch.setattr(shards, "process_index", lambda: 1)
+    monkeypatch.setattr(shards, "process_count", lambda: 3)
+    part = data_shard()
+    dataset = tf.data.Dataset.range(10).shard(part.count, part.index)
+    assert [int(x) for x in dataset] == [1, 4, 7]
+    assert list(local_shard(range(9))) == [1, 4, 7]
+
+
 @pytest.mark.skipif(BACKEND != "torch", reason="grain knows no backend")
 def test_grain_reads_a_shard(monkeypatch):
     grain = pytest.importorskip("grain")

@@ -2,11 +2,13 @@
 
 N examples, S shards.
 
-    x, y = local_shard(x, y)                                   # arrays, lists
-    dataset = dataset.shard(data_shard().count, data_shard().index)  # tf.data
-    grain.MapDataset.source(source)[data_shard().index :: data_shard().count]
+    x, y = local_shard(x, y)  # arrays, lists
+    part = data_shard()
+    dataset.shard(part.count, part.index)  # tf.data
+    grain.MapDataset.source(source)[part.index :: part.count]
 
-A TFDS `data_source` is read by grain as any other source.
+A TFDS `data_source` is such a `source`. docs/from-laptop-to-cluster.md says
+what `batch_size` means then.
 """
 
 from collections.abc import Sequence
