@@ -55,8 +55,9 @@ def expert_parallel(
         model: devices that share one expert's F.
 
     Returns:
-        A `keras.distribution.ModelParallel` with the mesh axes "data",
-        "expert" and "model". More layouts can be put into its `layout_map`.
+        A `keras.distribution.ModelParallel` whose mesh has the axes "data",
+        "expert" and "model", those of more than one device. More layouts can
+        be put into its `layout_map`.
 
     Raises:
         RuntimeError: on another backend, which would ignore it.
@@ -71,11 +72,18 @@ def expert_parallel(
             " strategy."
         )
     names = _names_of(devices)
-    shape = _mesh_shape(len(names), data, expert, model)
-    mesh = keras.distribution.DeviceMesh(shape, AXES, names[: math.prod(shape)])
+    sizes = _mesh_sizes(len(names), data, expert, model)
+    # The program would sum over an axis of one device, to no end.
+    shared = {axis: size for axis, size in sizes.items() if size > 1}
+    if not shared.keys() & set(BATCH_AXES):
+        shared = {"data": 1, **shared}
+    mesh = keras.distribution.DeviceMesh(
+        tuple(shared.values()), list(shared), names[: math.prod(sizes.values())]
+    )
     layouts = keras.distribution.LayoutMap(mesh)
     for end, axes in (STACKED | HEADS).items():
-        layouts[f"(.*/)?{end}"] = axes
+        present = tuple(axis if axis in shared else None for axis in axes)
+        layouts[f"(.*/)?{end}"] = present
     return ExpertParallel(layouts)
 
 
@@ -83,13 +91,23 @@ class ExpertParallel(keras.distribution.ModelParallel):
     """What `expert_parallel` returns."""
 
     def __init__(self, layout_map: keras.distribution.LayoutMap):
-        super().__init__(layout_map=layout_map, batch_dim_name="data")
+        names = layout_map.device_mesh.axis_names
+        self.batch_axes = tuple(a for a in BATCH_AXES if a in names)
         self.layout_map = layout_map
+        super().__init__(
+            layout_map=layout_map, batch_dim_name=self.batch_axes[0]
+        )
+
+    def devices_along(self, *axes: str) -> int:
+        """Returns the number of devices along mesh axes, 1 without any."""
+        mesh = self.device_mesh
+        sizes = dict(zip(mesh.axis_names, mesh.shape, strict=True))
+        return math.prod(sizes.get(axis, 1) for axis in axes)
 
     @property
     def num_model_replicas(self) -> int:
         """Parts that a batch is cut into."""
-        return math.prod(self.device_mesh.shape[:2])
+        return self.devices_along(*BATCH_AXES)
 
     def get_data_layout(self, data_shape):
         """Returns the layout of a batch `(B, ...)`: B on all but "model".
@@ -105,7 +123,7 @@ class ExpertParallel(keras.distribution.ModelParallel):
                 f"{parts} devices. Choose another `batch_size`, and leave "
                 "out what is over (`drop_remainder=True`)."
             )
-        return BatchLayout((None,) * len(data_shape), self.device_mesh)
+        return BatchLayout(self.batch_axes, len(data_shape), self.device_mesh)
 
     def get_variable_layout(self, variable):
         """Returns the layout of a weight, by its path and its shape."""
@@ -124,7 +142,7 @@ class ExpertParallel(keras.distribution.ModelParallel):
         integers = "int" in str(variable.dtype)
         if axis == "model" and integers:  # rows are rounded whole
             return None
-        devices = self.device_mesh.shape[AXES.index(axis)]
+        devices = self.devices_along(axis)
         if size % devices == 0:
             return axis
         if axis == "model" and end in ("kernel", "bias"):  # heads
@@ -139,7 +157,11 @@ class ExpertParallel(keras.distribution.ModelParallel):
 
 
 class BatchLayout(keras.distribution.TensorLayout):
-    """A first axis that lies on two axes of the mesh at once."""
+    """A first axis that lies on several axes of the mesh at once."""
+
+    def __init__(self, batch_axes: tuple[str, ...], rank: int, mesh):
+        super().__init__((batch_axes[0], *[None] * (rank - 1)), mesh)
+        self.batch_axes = batch_axes
 
     @property
     def backend_layout(self):
@@ -147,7 +169,7 @@ class BatchLayout(keras.distribution.TensorLayout):
         from jax.sharding import NamedSharding, PartitionSpec
 
         mesh = self.device_mesh.backend_mesh
-        return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+        return NamedSharding(mesh, PartitionSpec(self.batch_axes))
 
 
 def _names_of(devices):
@@ -165,8 +187,8 @@ def _names_of(devices):
     return list(devices)
 
 
-def _mesh_shape(count, data, expert, model):
-    """Returns (data, expert, model), whose product is at most `count`."""
+def _mesh_sizes(count, data, expert, model):
+    """Returns devices by axis, whose product is at most `count`."""
     given = {"data": data, "expert": expert, "model": model}
     for name, size in given.items():
         if size is not None and (not isinstance(size, int) or size < 1):
@@ -191,4 +213,5 @@ def _mesh_shape(count, data, expert, model):
             f"{data} * {expert} * {model}, devices: {count}. Pass devices="
             f"{rest} to leave the others idle."
         )
-    return data or count // rest, expert or count // rest, model
+    sizes = (data or count // rest, expert or count // rest, model)
+    return dict(zip(AXES, sizes, strict=True))

@@ -72,6 +72,25 @@ class Pairs(NamedTuple):
     num_experts: int
 
 
+def rows_of_way(
+    num_rows: int, num_experts: int, devices: int, most_rows: int | None
+) -> int:
+    """Returns M, rows from one device to another in a round of an exchange
+    whose shapes are fixed: all that a capacity lets through, or a quarter
+    more than an even load has, in eights.
+
+    Args:
+        num_rows: P, of the device that sends.
+        num_experts: E.
+        devices: N that share them.
+        most_rows: C, or None.
+    """
+    if most_rows is not None:
+        return min(num_rows, num_experts // devices * most_rows)
+    even = -(-num_rows // devices)
+    return min(num_rows, 8 * -(-5 * even // 32))
+
+
 def is_spread(shard: ExpertShard | None) -> bool:
     """Returns whether tokens or experts lie on more than one device: by
     `keras.distribution` on JAX, by a bank's shard elsewhere."""

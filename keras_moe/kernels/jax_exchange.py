@@ -23,10 +23,8 @@ import keras
 from jax import lax
 from jax.sharding import PartitionSpec
 
-from keras_moe.kernels.exchange import Bank, Pairs, Part
+from keras_moe.kernels.exchange import Bank, Pairs, Part, rows_of_way
 from keras_moe.types import Tensor
-
-ROOM = 1.25  # M, in units of the rows that an even load sends one device
 
 
 class Layout(NamedTuple):
@@ -147,7 +145,7 @@ def _exchanged(mix, run, num_experts, most_rows, layout, rows, pairs, tensors):
         if layout.expert_axis is None:
             return compute(tensors, rows, group_sizes)
         ways = layout.size(layout.expert_axis)
-        places = _places(rows.shape[0], num_experts, ways, most_rows)
+        places = rows_of_way(rows.shape[0], num_experts, ways, most_rows)
         way = Way(layout.expert_axis, ways, places, _is_ragged(layout.mesh))
         counts = jnp.reshape(group_sizes, (ways, -1))
         outputs = _round(compute, way, 0, tensors, rows, counts)
@@ -221,14 +219,6 @@ class Way(NamedTuple):
     devices: int
     places: int
     ragged: bool
-
-
-def _places(num_rows, num_experts, ways, most_rows):
-    """M: all that capacity lets through, or some more than an even share."""
-    if most_rows is not None:
-        return min(num_rows, num_experts // ways * most_rows)
-    even = -(-num_rows // ways)
-    return min(num_rows, 8 * -(-int(even * ROOM) // 8))
 
 
 def _is_ragged(mesh):

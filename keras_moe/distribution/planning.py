@@ -1,0 +1,297 @@
+"""What a layout costs before anything is built, and which one to take.
+
+T tokens of a step, D hidden_dim, F intermediate_dim, E experts, K top_k; d, e,
+m devices along the mesh axes data, expert and model; R rows that a device's
+experts compute, B rows of their largest block.
+"""
+
+import dataclasses
+import math
+from typing import NamedTuple
+
+import keras
+
+from keras_moe.kernels.blocks import block_sizes
+from keras_moe.kernels.exchange import rows_of_way
+from keras_moe.layers import Expert, checks
+from keras_moe.layers.find import find_blocks
+
+
+@dataclasses.dataclass(frozen=True)
+class PlanConfig:
+    """A training step of a model with MoE blocks of one size.
+
+    Args:
+        tokens: T, of the whole batch.
+        hidden_dim, intermediate_dim, num_experts, top_k: D, F, E, K.
+        num_blocks: MoE blocks of these sizes.
+        gated, use_bias: of the experts.
+        capacity_factor: of the blocks; None is dropless.
+        dense_parameters: weights outside of the experts, routers included.
+        dense_activations: floats that all layers but the blocks keep for the
+            gradient, a token.
+        bytes_per_value: of weights and activations, 4 for float32.
+        optimizer_slots: floats that the optimizer keeps for a weight: 2 for
+            Adam, 1 for SGD with momentum.
+    """
+
+    tokens: int
+    hidden_dim: int
+    intermediate_dim: int
+    num_experts: int
+    top_k: int = 2
+    num_blocks: int = 1
+    gated: bool = False
+    use_bias: bool = True
+    capacity_factor: float | None = None
+    dense_parameters: int = 0
+    dense_activations: int = 0
+    bytes_per_value: int = 4
+    optimizer_slots: int = 2
+
+    def __post_init__(self):
+        for name in (
+            "tokens",
+            "hidden_dim",
+            "intermediate_dim",
+            "num_experts",
+            "num_blocks",
+            "bytes_per_value",
+        ):
+            checks.check_positive_int(name, getattr(self, name))
+        checks.check_top_k(self.top_k, self.num_experts)
+        checks.check_capacity_factor("capacity_factor", self.capacity_factor)
+
+    @classmethod
+    def of_model(cls, model: keras.Model, tokens: int, **others):
+        """Reads the sizes from a built model.
+
+        Args:
+            model: whose `MoEBlock`s are alike, with `Expert` banks.
+            tokens: T.
+            **others: fields that a model does not tell: activations, slots.
+
+        Raises:
+            ValueError: where there is no block, or blocks differ.
+        """
+        blocks = find_blocks(model)
+        sizes = {_sizes_of(block) for block in blocks}
+        if len(sizes) != 1:
+            raise ValueError(
+                "`model` must have MoE blocks, all of one size, with Expert "
+                f"banks. Received: {len(blocks)} blocks, of the sizes "
+                f"{sorted(map(str, sizes))}. Write a PlanConfig for the "
+                "largest."
+            )
+        fields = dict(sizes.pop())
+        config = cls(
+            tokens=tokens, num_blocks=len(blocks), **{**fields, **others}
+        )
+        all_parameters = sum(math.prod(w.shape) for w in model.weights)
+        experts = config.num_blocks * config.expert_parameters()
+        return dataclasses.replace(
+            config, dense_parameters=all_parameters - experts
+        )
+
+    def expert_parameters(self, expert: int = 1, model: int = 1) -> int:
+        """Weights of a block's experts on one device."""
+        matrices = 3 if self.gated else 2
+        inner = self.intermediate_dim // model
+        each = matrices * self.hidden_dim * inner
+        if self.use_bias:
+            each += (matrices - 1) * inner + self.hidden_dim
+        return self.num_experts // expert * each
+
+
+def _sizes_of(block):
+    experts = block.experts
+    if not isinstance(experts, Expert) or not experts.built:
+        return (("experts", type(experts).__name__),)
+    return (
+        ("hidden_dim", experts.hidden_dim),
+        ("intermediate_dim", experts.intermediate_dim),
+        ("num_experts", experts.num_experts),
+        ("top_k", block.router.top_k),
+        ("gated", experts.gated),
+        ("use_bias", experts.use_bias),
+        ("capacity_factor", block.capacity_factor),
+    )
+
+
+class Estimate(NamedTuple):
+    """One layout, and what each of its devices bears in a training step.
+
+    data, expert, model: devices along each axis of the mesh.
+    parameters: weights.
+    state_bytes: of weights, gradients and the optimizer's slots.
+    activation_bytes: at the peak of the step.
+    all_to_all_bytes: sent to other devices, rows to experts and back.
+    all_reduce_bytes: sent to sum gradients, and parts of F.
+    """
+
+    data: int
+    expert: int
+    model: int
+    parameters: int
+    state_bytes: int
+    activation_bytes: int
+    all_to_all_bytes: int
+    all_reduce_bytes: int
+
+    @property
+    def memory_bytes(self) -> int:
+        """State and activations."""
+        return self.state_bytes + self.activation_bytes
+
+    @property
+    def sent_bytes(self) -> int:
+        """All that a device sends in a step."""
+        return self.all_to_all_bytes + self.all_reduce_bytes
+
+    @property
+    def layout(self) -> dict:
+        """The arguments of `expert_parallel`."""
+        return {
+            "data": self.data,
+            "expert": self.expert,
+            "model": self.model,
+        }
+
+
+class Plan(NamedTuple):
+    """The layout to take, and all that were compared, the best first."""
+
+    best: Estimate
+    estimates: list[Estimate]
+
+
+def plan(config: PlanConfig, devices: int, memory: int | None = None) -> Plan:
+    """Returns the layout whose devices send least and have room.
+
+    For each `d * e * m = devices` with e a divisor of E, m of F and d * e of
+    T, a device has T / (d e) tokens and E / e experts, and
+
+    - state: `(2 + slots)` values for each weight: dense ones whole, experts'
+      over e and m (Rajbhandari et al. 2020, "ZeRO", section 3.1, without its
+      partition);
+    - activations: R = K T / (d e) rows, by the factor of the capacity, or a
+      quarter more where they travel without one. A block keeps
+      `R + B` rows of F / m (twice gated) and two of D; at the peak three and
+      a half of D live, B rows of F for each matrix, and the gradient of the
+      experts. Dropless rounds behind the first have room for as much again;
+    - all-to-all: `4 R D (e - 1) / e` values a block, there and back, forward
+      and backward (GShard, Lepikhin et al. 2020, section 3.2);
+    - all-reduce of n devices: `2 (n - 1) / n` of the values (Patarasuk and
+      Yuan 2009, "Bandwidth optimal all-reduce", theorem 1): dense gradients
+      over d e, experts' over d, tokens of D over m three times a block (Shoeybi et
+      al. 2019, "Megatron-LM", section 3).
+
+    Balanced routing is taken for granted; an uneven router takes more rounds.
+
+    Args:
+        config: the step.
+        devices: how many there are.
+        memory: bytes of each; None is any.
+
+    Raises:
+        ValueError: where no layout fits the sizes, or the memory.
+    """
+    checks.check_positive_int("devices", devices)
+    found = [
+        estimate(config, data, expert, devices // (data * expert))
+        for data in _divisors(devices)
+        for expert in _divisors(devices // data)
+        if _fits(config, data, expert, devices // (data * expert))
+    ]
+    if not found:
+        raise ValueError(
+            "`devices` must be a product of a divisor of num_experts, one of "
+            "intermediate_dim and a number of replicas that divide the tokens."
+            f" Received: devices={devices}, {config}. Take fewer devices, or "
+            "a batch that is a multiple of them."
+        )
+    found.sort(key=lambda e: (e.sent_bytes, e.model, e.memory_bytes))
+    roomy = [e for e in found if memory is None or e.memory_bytes <= memory]
+    if not roomy:
+        least = min(found, key=lambda e: e.memory_bytes)
+        raise ValueError(
+            f"`memory` must hold a device's part: {least.memory_bytes:,} bytes "
+            f"with {least.layout}, the least of all layouts. Received: memory="
+            f"{memory:,}, devices={devices}. Take more devices, a smaller "
+            "batch, a capacity, or half floats."
+        )
+    return Plan(roomy[0], [*roomy, *(e for e in found if e not in roomy)])
+
+
+def estimate(
+    config: PlanConfig, data: int, expert: int, model: int = 1
+) -> Estimate:
+    """Returns what a layout costs; see `plan`."""
+    shards = data * expert
+    value = config.bytes_per_value
+    tokens = config.tokens // shards
+    experts = config.num_blocks * config.expert_parameters(expert, model)
+    parameters = config.dense_parameters + experts
+    width = tokens * config.hidden_dim
+    exchanged = 0
+    if expert > 1:
+        rows = _rows(config, tokens, expert)
+        exchanged = 4 * rows * config.hidden_dim * (expert - 1) // expert
+    reduced = _all_reduced(config.dense_parameters, shards)
+    reduced += _all_reduced(experts, data)
+    reduced += config.num_blocks * 3 * _all_reduced(width, model)
+    return Estimate(
+        data,
+        expert,
+        model,
+        parameters,
+        # Slots are float32 whatever the weights are.
+        parameters * (2 * value + 4 * config.optimizer_slots),
+        value * _activations(config, tokens, expert, model),
+        value * config.num_blocks * exchanged,
+        value * reduced,
+    )
+
+
+def _all_reduced(values, devices):
+    return 2 * values * (devices - 1) // devices
+
+
+def _rows(config, tokens, expert):
+    """R: the rows that a device's experts have room for, in one round."""
+    pairs = config.top_k * tokens
+    if expert == 1:
+        return pairs
+    capacity = None
+    if config.capacity_factor is not None:
+        even = pairs / config.num_experts
+        capacity = math.ceil(even * config.capacity_factor)
+    return expert * rows_of_way(pairs, config.num_experts, expert, capacity)
+
+
+def _activations(config, tokens, expert, model):
+    """Values that live at the peak of a step."""
+    rows = _rows(config, tokens, expert)
+    block = block_sizes(rows, config.num_experts // expert)[-1]
+    inner = config.intermediate_dim // model
+    gates = 1 + config.gated
+    kept = (rows + block) * (gates * inner + 2 * config.hidden_dim)
+    working = (rows + block) * config.hidden_dim * 1.5
+    working += block * inner * (1.5 + gates)
+    working += config.expert_parameters(expert, model)
+    if expert > 1 and config.capacity_factor is None:
+        working += kept + (rows + block) * config.hidden_dim * 1.5
+    dense = config.dense_activations * tokens
+    return int(config.num_blocks * kept + working + dense)
+
+
+def _fits(config, data, expert, model):
+    return (
+        config.num_experts % expert == 0
+        and config.intermediate_dim % model == 0
+        and config.tokens % (data * expert) == 0
+    )
+
+
+def _divisors(number):
+    return [d for d in range(1, number + 1) if number % d == 0]
