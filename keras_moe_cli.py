@@ -19,14 +19,18 @@ PATIENT = ("tensorflow", "torch", "jax")
 def main() -> None:
     """Runs the command that stands in `sys.argv` and exits with its code."""
     arguments = sys.argv[1:]
-    settings = {**backend_for(arguments), **threads_for(arguments)}
+    if arguments[:1] == ["launch"]:
+        arguments = launched(arguments)
+        settings = {"KERAS_BACKEND": "numpy"}  # the processes have their own
+    else:
+        settings = {**backend_for(arguments), **threads_for(arguments)}
     if settings and "keras" in sys.modules:
         # `python -m keras_moe.cli` came here with Keras already imported.
         os.environ.update(settings)
         os.execv(sys.executable, [sys.executable, "-m", COMMAND, *arguments])
     os.environ.update(settings)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    if "--debug" not in arguments:
+    if "launch" not in arguments[:1] and "--debug" not in arguments:
         silence()
     from keras_moe.cli import main as command
 
@@ -52,6 +56,19 @@ def backend_for(arguments: list[str]) -> dict[str, str]:
         wanted = (configured(), *PATIENT)
     present = (b for b in wanted if importlib.util.find_spec(b))
     return {"KERAS_BACKEND": next(present, "numpy")}
+
+
+def launched(arguments: list[str]) -> list[str]:
+    """Names the processes' backend, where the user has not, to `launch`.
+
+    What stands behind the script is the script's.
+    """
+    scripts = (i for i, a in enumerate(arguments) if a.endswith(".py"))
+    end = next(scripts, len(arguments))
+    if value_of("--backend", arguments[:end]):
+        return arguments
+    backend = os.environ.get("KERAS_BACKEND") or configured()
+    return [arguments[0], f"--backend={backend}", *arguments[1:]]
 
 
 def configured() -> str:

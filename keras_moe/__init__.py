@@ -7,6 +7,7 @@ inputs (..., D) -> tokens (T, D) -> Router: Assignment -> dispatch -> Expert
 from keras_moe import (
     callbacks,
     compress,
+    distribution,
     ensemble,
     export,
     layers,
@@ -87,6 +88,7 @@ __all__ = [
     "__version__",
     "callbacks",
     "compress",
+    "distribution",
     "ensemble",
     "export",
     "layers",

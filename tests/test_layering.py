@@ -30,6 +30,8 @@ FILES = sorted(ROOT.rglob("*.py"))
 BACKENDS = {"jax", "tensorflow", "torch"}
 # Where the job itself is the backend's.
 BACKENDS_OWN_JOBS = {
+    "distribution/environment.py",
+    "distribution/saving.py",
     "export/runtimes.py",
     "export/writers.py",
 }

@@ -54,6 +54,7 @@ def test_all_is_what_there_is():
         "__version__",
         "callbacks",
         "compress",
+        "distribution",
         "ensemble",
         "export",
         "layers",

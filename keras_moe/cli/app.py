@@ -1,4 +1,4 @@
-"""The four commands and their options."""
+"""The five commands and their options."""
 
 import pathlib
 from collections.abc import Callable
@@ -6,15 +6,24 @@ from typing import Annotated
 
 import typer
 
-from keras_moe.cli import benching, comparing, exporting, inspecting, report
+from keras_moe.cli import (
+    benching,
+    comparing,
+    exporting,
+    inspecting,
+    launching,
+    report,
+)
 from keras_moe.cli.errors import DONE, FAILED
 from keras_moe.cli.quiet import working
+from keras_moe.distribution.jobs import CLUSTERS
+from keras_moe.distribution.variables import BACKENDS
 from keras_moe.export import FORMATS
 from keras_moe.export.exporting import MODES
 
 Path = pathlib.Path
 app = typer.Typer(
-    help="Export, inspect, compare and time mixture-of-experts models.",
+    help="Export, inspect, compare, time and launch mixture-of-experts models.",
     add_completion=False,
     pretty_exceptions_enable=False,
 )
@@ -150,3 +159,68 @@ def bench(
         found = benching.bench(path, tokens or [1, 512], threads)
     report.show(found, as_json, report.benched)
     return DONE
+
+
+@app.command(context_settings={"allow_interspersed_args": False})
+def launch(
+    script: Annotated[
+        Path, typer.Argument(metavar="SCRIPT", help="The Python file to run.")
+    ],
+    arguments: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="ARGUMENTS", help="Of the script."),
+    ] = None,
+    backend: Annotated[
+        str | None,
+        typer.Option(
+            callback=_one_of(BACKENDS), help=f"{', '.join(BACKENDS)}."
+        ),
+    ] = None,
+    processes: Annotated[int, typer.Option(min=1, help="On each host.")] = 2,
+    restarts: Annotated[
+        int, typer.Option(min=0, help="Start all again after a failure.")
+    ] = 0,
+    devices: Annotated[
+        int | None,
+        typer.Option(min=1, help="Virtual ones a process, for JAX on a CPU."),
+    ] = None,
+    logs: Annotated[
+        Path | None, typer.Option(help="The folder for the others' output.")
+    ] = None,
+    port: Annotated[
+        int | None, typer.Option(help="The first one; else free ones.")
+    ] = None,
+    hosts: Annotated[
+        str, typer.Option(metavar="A,B", help="All hosts' addresses.")
+    ] = launching.ALONE,
+    host: Annotated[
+        int, typer.Option(help="This one's place in --hosts, from 0.")
+    ] = 0,
+    on: Annotated[
+        str,
+        typer.Option(callback=_one_of(launching.PLACES), help="local, ray."),
+    ] = "local",
+    print_for: Annotated[
+        str | None,
+        typer.Option(
+            "--print",
+            callback=_one_of(CLUSTERS),
+            help=f"Print a job for {', '.join(CLUSTERS)} and run nothing.",
+        ),
+    ] = None,
+    nodes: Annotated[
+        int, typer.Option(min=1, help="Hosts of a job that is printed.")
+    ] = 2,
+) -> int:
+    """Run a script as several processes that train together."""
+    options = {
+        "backend": backend,
+        "processes": processes,
+        "restarts": restarts,
+        "devices_per_process": devices,
+        "logs": logs,
+        "port": port,
+        "hosts": tuple(hosts.split(",")),
+        "host": host,
+    }
+    return launching.run(script, arguments or [], options, on, print_for, nodes)

@@ -5,6 +5,8 @@ import os
 import keras
 from torch import distributed
 
+from keras_moe.distribution.environment import initialize
+
 TORCHRUN = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -35,16 +37,5 @@ def join(caller: str) -> int:
                 "`keras-moe launch --backend torch --processes 2 script.py`, "
                 "or `torchrun --nproc-per-node 2 script.py`."
             )
-        _initialize()
+        initialize()
     return distributed.get_world_size()
-
-
-def _initialize():
-    """Each process takes the GPU of its local rank, where there are GPUs."""
-    import torch
-
-    if not torch.cuda.is_available():
-        distributed.init_process_group("gloo")
-        return
-    torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
-    distributed.init_process_group("cpu:gloo,cuda:nccl")

@@ -1,0 +1,185 @@
+"""Trains a mixture of experts on digits, in one process or in several.
+
+    KERAS_BACKEND=jax python examples/distributed.py
+    keras-moe launch --backend jax --processes 2 examples/distributed.py
+
+The same script, the same losses: the batches are the same, and each process
+takes its part of them. On JAX and PyTorch every process holds its part of the
+experts; on TensorFlow all of them. Process 0 prints, and writes the model and
+`results.json`. docs/from-laptop-to-cluster.md takes it to more hosts.
+
+B batch, S rows of an image, D pixels of a row.
+"""
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Annotated
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# Threads that spin while they wait starve each other on a busy machine.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import keras
+import numpy as np
+import typer
+
+import keras_moe
+from keras_moe import distribution
+
+NUM_EXPERTS, CLASSES, WIDTH = 8, 10, 32
+BATCH_SIZE = 64  # of all processes together
+TRAINING, HELD_OUT = 1536, 256  # whole batches
+OUTPUT = Path(__file__).resolve().parents[1] / "saved_models" / "distributed"
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command(help=__doc__.splitlines()[0])
+def main(
+    epochs: Annotated[int, typer.Option(min=1)] = 12,
+    seed: Annotated[int, typer.Option()] = 0,
+    output: Annotated[Path, typer.Option()] = OUTPUT,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="go on from the last save")
+    ] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="one epoch, not accurate")
+    ] = False,
+):
+    """Runs the program."""
+    distribution.initialize()  # before anything is computed
+    start = time.perf_counter()
+    training, held_out = load_digits(seed)
+    make, batches = layout()
+    keras.utils.set_random_seed(seed)
+    model = make()
+    saves = distribution.BackupAndResume(output / "backup") if resume else None
+    history = model.fit(
+        **batches(*training),
+        callbacks=[saves] if saves else None,
+        epochs=1 if quick else epochs,
+        shuffle=False,  # the order of `load_digits`, on all processes
+        verbose=2 if distribution.process_index() == 0 else 0,
+    ).history
+    loss, accuracy = model.evaluate(**batches(*held_out), verbose=0)
+    if distribution.process_index() == 0:
+        output.mkdir(parents=True, exist_ok=True)
+    # All processes call it: each may hold a part of the weights.
+    distribution.save_model(model, output / "model.keras")
+    results = {
+        "backend": keras.backend.backend(),
+        "processes": distribution.process_count(),
+        "losses": history["loss"],
+        "held_out": {"loss": loss, "accuracy": accuracy},
+        "seconds": round(time.perf_counter() - start, 1),
+    }
+    if distribution.process_index() == 0:
+        report(results, output)
+
+
+def load_digits(seed):
+    """Returns training and held-out images `(N, S, D)` and labels `(N,)`.
+
+    In an order that is drawn once: every process must have the same.
+    """
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    order = np.random.default_rng(seed).permutation(len(digits.images))
+    x = digits.images[order].astype("float32") / 16
+    y = digits.target[order].astype("int32")
+    end = TRAINING + HELD_OUT
+    training = x[:TRAINING], y[:TRAINING]
+    return training, (x[TRAINING:end], y[TRAINING:end])
+
+
+def layout():
+    """How this backend spreads a model and its data over the processes.
+
+    Returns:
+        A function that makes the model, and one that turns images and labels
+        into what `fit` is given: this process's part of them.
+    """
+    backend = keras.backend.backend()
+    if backend == "jax":
+        experts = distribution.expert_parallel()  # over all devices
+        experts.auto_shard_dataset = False  # each process passes its part
+        keras.distribution.set_distribution(experts)
+        return make_model, own_arrays
+    if distribution.process_count() == 1:
+        return make_model, own_arrays
+    if backend == "torch":
+        return make_for_torch, own_arrays
+    import tensorflow as tf
+
+    strategy = tf.distribute.MultiWorkerMirroredStrategy()
+
+    def make():
+        with strategy.scope():
+            return distribution.data_parallel(make_model())
+
+    def own_dataset(*data):
+        dataset = tf.data.Dataset.from_tensor_slices(
+            distribution.local_shard(*data)
+        )
+        batches = dataset.batch(own_batch_size())
+        return {
+            "x": strategy.distribute_datasets_from_function(lambda _: batches)
+        }
+
+    return make, own_dataset
+
+
+def make_for_torch():
+    """Divides the experts among the processes, and averages the gradients."""
+    model = distribution.shard_experts(make_model())
+    return distribution.data_parallel(model)
+
+
+def own_arrays(x, y):
+    """This process's part of each batch, in the order of all."""
+    x, y = distribution.local_shard(x, y)
+    return {"x": x, "y": y, "batch_size": own_batch_size()}
+
+
+def own_batch_size():
+    return BATCH_SIZE // distribution.data_shard().count
+
+
+def make_model():
+    """Returns a compiled classifier of `(B, S, D)`, a token a row."""
+    block = keras_moe.MoEBlock(
+        NUM_EXPERTS,
+        2 * WIDTH,
+        top_k=2,
+        load_balancing="global_batch",
+        load_balancing_weight=0.01,
+    )
+    inputs = keras.Input((8, 8), name="image")
+    x = keras.layers.Dense(WIDTH)(inputs)
+    x = x + block(keras.layers.LayerNormalization()(x))
+    x = keras.layers.Flatten()(x)
+    outputs = keras.layers.Dense(CLASSES)(x)
+    model = keras.Model(inputs, outputs, name="digits")
+    model.compile(
+        keras.optimizers.Adam(3e-3),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics=["accuracy"],
+    )
+    return model
+
+
+def report(results, folder):
+    """Prints what was reached, and writes it."""
+    (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+    print(
+        f"{results['backend']}, {results['processes']} process(es): held-out "
+        f"accuracy {results['held_out']['accuracy']:.4f} after "
+        f"{results['seconds']:.0f} s. Everything is in {folder}"
+    )
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,82 @@
+"""One file of a model that several processes hold."""
+
+import contextlib
+import os
+import pathlib
+import tempfile
+from collections.abc import Iterator
+
+import keras
+
+from keras_moe.distribution.environment import process_count, process_index
+
+
+def save_model(model: keras.Model, path: str | os.PathLike) -> None:
+    """Writes a `.keras` file from a job of several processes.
+
+    Every process calls it, as it may take all of them to read a weight;
+    process 0 writes. The file holds whole weights, and is the same whatever
+    the layout: it loads on one device, on more, and on another backend. Alone
+    it is `model.save(path)`.
+
+    On JAX all weights must fit into the memory of process 0's first device
+    and those that are sharded over processes into that of each host.
+
+    Args:
+        model: built; with its optimizer where it is compiled.
+        path: of the file. Process 0 alone writes to it.
+    """
+    backend = keras.backend.backend()
+    if process_count() == 1:
+        model.save(path)
+    elif backend == "jax":
+        with _whole_on_one_device(model):
+            if process_index() == 0:
+                model.save(path)
+    elif backend == "torch" and "save" not in vars(model):
+        if process_index() == 0:
+            model.save(path)
+    elif backend == "torch":  # data_parallel's, or shard_experts's
+        model.save(path)
+    else:
+        _save_on_all(model, path)
+
+
+def _save_on_all(model, path):
+    """TensorFlow reads a sum over the workers by asking all of them."""
+    if process_index() == 0:
+        model.save(path)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        model.save(pathlib.Path(folder, "model.keras"))
+
+
+@contextlib.contextmanager
+def _whole_on_one_device(model) -> Iterator[None]:
+    """Takes the model off the mesh, of which other processes hold parts.
+
+    Keras makes an optimizer to compare with while it saves; within a
+    distribution that is work of all processes, who would wait for it.
+    """
+    import jax
+    import numpy as np
+    from jax.experimental.multihost_utils import process_allgather
+
+    variables = list(model.variables)
+    if model.optimizer is not None:
+        variables += model.optimizer.variables
+    kept = [variable.value for variable in variables]
+    distribution = keras.distribution.distribution()
+    keras.distribution.set_distribution(None)
+    try:
+        for variable, value in zip(variables, kept, strict=True):
+            if value.is_fully_addressable or value.is_fully_replicated:
+                whole = np.asarray(value)
+            else:
+                whole = np.asarray(process_allgather(value, tiled=True))
+            variable._value = jax.device_put(whole, jax.local_devices()[0])
+        yield
+    finally:
+        for variable, value in zip(variables, kept, strict=True):
+            variable._value = value
+        keras.distribution.set_distribution(distribution)

@@ -1,0 +1,110 @@
+"""What each process of a job on this host starts with."""
+
+import contextlib
+import os
+import socket
+from dataclasses import dataclass
+
+from keras_moe.distribution.variables import BACKENDS, Job, write_job
+
+FIRST_PORT = 29500
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What stays the same when all are started again.
+
+    Attributes:
+        backend: `"jax"`, `"tensorflow"` or `"torch"`.
+        processes: how many on each host.
+        port: the first port; None for free ones.
+        hosts: the addresses of all.
+        host: which of them this one is.
+        devices: virtual devices of a process, on JAX; None for real ones.
+    """
+
+    backend: str
+    processes: int
+    port: int | None
+    hosts: tuple[str, ...]
+    host: int
+    devices: int | None
+
+
+def check_backend(backend: str | None) -> str:
+    """Returns the backend that is meant; None is that of KERAS_BACKEND."""
+    chosen = backend or os.environ.get("KERAS_BACKEND") or "tensorflow"
+    if chosen in BACKENDS:
+        return chosen
+    raise ValueError(
+        f"`backend` must be one of {BACKENDS}. Received: backend={chosen!r}. "
+        "Pass it, or set KERAS_BACKEND."
+    )
+
+
+def jobs_of(plan: Plan) -> list[Job]:
+    """Returns the jobs of this host's processes, on ports that are free now."""
+    owners = [host for host in plan.hosts for _ in range(plan.processes)]
+    addresses = tuple(
+        f"{owner}:{port}"
+        for owner, port in zip(owners, _ports(plan), strict=True)
+    )
+    first = plan.host * plan.processes
+    return [
+        Job(first + local, len(addresses), local, addresses)
+        for local in range(plan.processes)
+    ]
+
+
+def environment_of(plan: Plan, job: Job) -> dict[str, str]:
+    """Returns all variables that one process starts with."""
+    environment = {
+        "OMP_NUM_THREADS": str(max(1, _cores() // plan.processes)),
+        "PYTHONUNBUFFERED": "1",
+        **os.environ,
+        **write_job(job, plan.backend),
+        "KERAS_BACKEND": plan.backend,
+    }
+    if plan.processes > 1:
+        environment.update(_own_gpu(plan.backend, job.local_index))
+    if plan.devices:
+        flags = environment.get("XLA_FLAGS", "")
+        count = f"--xla_force_host_platform_device_count={plan.devices}"
+        environment["XLA_FLAGS"] = f"{flags} {count}".strip()
+        environment.setdefault("JAX_PLATFORMS", "cpu")
+    return environment
+
+
+def _cores():
+    """That this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _own_gpu(backend, local_index):
+    """One GPU a process, in the backend's words; `initialize` does torch's."""
+    if backend == "jax":
+        return {"JAX_LOCAL_DEVICE_IDS": str(local_index)}
+    if backend == "tensorflow":
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+        names = [name for name in visible.split(",") if name]
+        if local_index < len(names):
+            return {"CUDA_VISIBLE_DEVICES": names[local_index]}
+        return {} if names else {"CUDA_VISIBLE_DEVICES": str(local_index)}
+    return {}
+
+
+def _ports(plan):
+    """A port a process; free ones where nothing is said."""
+    count = len(plan.hosts) * plan.processes
+    if plan.port is None and len(plan.hosts) == 1:
+        with contextlib.ExitStack() as stack:
+            sockets = [
+                stack.enter_context(socket.socket()) for _ in range(count)
+            ]
+            for one in sockets:
+                one.bind(("127.0.0.1", 0))
+            return [one.getsockname()[1] for one in sockets]
+    first = plan.port or FIRST_PORT
+    return range(first, first + count)

@@ -1,0 +1,43 @@
+"""The distributed example: two processes train as this one does, alone."""
+
+import json
+import pathlib
+import sys
+
+import keras
+import pytest
+from backend import BACKEND
+
+from keras_moe.distribution import launching
+
+EXAMPLES = pathlib.Path(__file__).parents[1] / "examples"
+sys.path.insert(0, str(EXAMPLES))
+
+import distributed  # noqa: E402
+
+
+@pytest.mark.slow
+def test_two_processes_are_one(tmp_path, capfd):
+    """Equal losses, and a file that one process can go on with."""
+    arguments = ("--quick", "--output", str(tmp_path / "out"))
+    script = EXAMPLES / "distributed.py"
+    code = launching.launch(script, *arguments, backend=BACKEND)
+    assert code == 0, capfd.readouterr().err[-3000:]
+    found = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert found["processes"] == 2 and found["backend"] == BACKEND
+
+    training, (x, y) = distributed.load_digits(seed=0)
+    keras.utils.set_random_seed(0)
+    model = distributed.make_model()
+    alone = model.fit(
+        **distributed.own_arrays(*training), shuffle=False, verbose=0
+    )
+    assert found["losses"] == pytest.approx(alone.history["loss"], abs=1e-4)
+    # Most of the way from one tenth, after one epoch.
+    assert found["held_out"]["accuracy"] > 0.8
+
+    loaded = keras.models.load_model(tmp_path / "out" / "model.keras")
+    loss, accuracy = loaded.evaluate(x, y, batch_size=64, verbose=0)
+    assert accuracy == found["held_out"]["accuracy"]
+    assert loss == pytest.approx(found["held_out"]["loss"], abs=1e-5)
+    assert loaded.optimizer.iterations == model.optimizer.iterations
