@@ -31,42 +31,80 @@ def value_and_gradients(function, *arrays, compiled=False):
     """Returns `function(*arrays)` and the gradients of its weighted sum.
 
     The weights of the sum are fixed random numbers, so that a gradient sees
-    every element. `compiled` runs under `jax.jit`, optimised as users have
-    it, or `tf.function` (`"xla"`: with `jit_compile=True`).
+    every element; arrays of integers have none. `compiled` runs under
+    `jax.jit`, optimised as users have it, or `tf.function` (`"xla"`: with
+    `jit_compile=True`).
     """
-    tensors = [ops.convert_to_tensor(a) for a in arrays]
-    if BACKEND == "jax":
-        import jax
+    return differentiated(function, compiled)(*arrays)
+
+
+def differentiated(function, compiled=False):
+    """Returns `value_and_gradients` as a function of the arrays.
+
+    Compiled, it is so once for all arrays of the same shapes.
+    """
+    if BACKEND == "torch":
+        run = _by_torch(function)
+    elif BACKEND == "jax":
+        run = _by_jax(function, compiled)
+    else:
+        run = _by_tensorflow(function, compiled)
+
+    def run_arrays(*arrays):
+        y, gradients = run(*(ops.convert_to_tensor(a) for a in arrays))
+        return to_numpy(y), [to_numpy(g) for g in gradients]
+
+    return run_arrays
+
+
+def _by_jax(function, compiled):
+    import jax
+
+    def run(*tensors):
+        floats = tuple(i for i, t in enumerate(tensors) if _is_float(t))
 
         def total(*tensors):
             y = function(*tensors)
             return _weighted_sum(y), y
 
-        run = jax.value_and_grad(
-            total, argnums=tuple(range(len(tensors))), has_aux=True
-        )
-        if compiled:
-            run = jax.jit(run, compiler_options=XLA_OPTIMIZES)
+        run = jax.value_and_grad(total, argnums=floats, has_aux=True)
         (_, y), gradients = run(*tensors)
-    elif BACKEND == "torch":
-        tensors = [t.detach().requires_grad_() for t in tensors]
+        return y, gradients
+
+    if compiled:
+        run = jax.jit(run, compiler_options=XLA_OPTIMIZES)
+    return run
+
+
+def _by_torch(function):
+    def run(*tensors):
+        tensors = [t.detach() for t in tensors]
+        floats = [t.requires_grad_() for t in tensors if _is_float(t)]
         y = function(*tensors)
         _weighted_sum(y).backward()
-        gradients = [t.grad for t in tensors]
-    else:
-        import tensorflow as tf
+        return y, [t.grad for t in floats]
 
-        def run(*tensors):
-            with tf.GradientTape() as tape:
-                tape.watch(tensors)
-                y = function(*tensors)
-                total = _weighted_sum(y)
-            return y, tape.gradient(total, tensors)
+    return run
 
-        if compiled:
-            run = tf.function(run, jit_compile=compiled == "xla")
-        y, gradients = run(*tensors)
-    return to_numpy(y), [to_numpy(g) for g in gradients]
+
+def _by_tensorflow(function, compiled):
+    import tensorflow as tf
+
+    def run(*tensors):
+        floats = [t for t in tensors if _is_float(t)]
+        with tf.GradientTape() as tape:
+            tape.watch(floats)
+            y = function(*tensors)
+            total = _weighted_sum(y)
+        return y, tape.gradient(total, floats)
+
+    if compiled:
+        run = tf.function(run, jit_compile=compiled == "xla")
+    return run
+
+
+def _is_float(tensor):
+    return "float" in keras.backend.standardize_dtype(tensor.dtype)
 
 
 def layer_gradients(layer, x, *, training=False, **kwargs):

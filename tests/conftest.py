@@ -5,12 +5,14 @@ import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 # A test's programs take longer to optimise than to run, so the optimisers are
-# off: XLA's here (levels of LLVM and fusions: one alone gains little) and
-# TensorFlow's of graphs below. `XLA_FLAGS= make test` leaves both on, as users
-# have them; the quickstart's test always does.
+# off: XLA's here (levels of LLVM and fusions: one alone gains little; and a
+# program is not cut into parts to compile at once, where both cores have a
+# worker) and TensorFlow's of graphs below. `XLA_FLAGS= make test` leaves both
+# on, as users have them; the quickstart's test always does.
 os.environ.setdefault(
     "XLA_FLAGS",
-    "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false",
+    "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+    " --xla_cpu_parallel_codegen_split_count=1",
 )
 
 import keras

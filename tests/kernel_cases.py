@@ -1,7 +1,7 @@
 """What the kernels' tests share: formulations, shapes, the comparison."""
 
 import numpy as np
-from backend import BACKEND, draw, value_and_gradients
+from backend import BACKEND, differentiated, draw
 from keras import activations, ops
 
 from keras_moe import kernels
@@ -33,28 +33,35 @@ def ffn_weights(rng, gated, use_bias, num_experts=E):
     return {name: draw(rng, *shape) for name, shape in shapes.items()}
 
 
-def ffn_function(names, sizes, activation=activations.gelu, **options):
-    """`grouped_ffn` as a function of arrays, the weights in order of names."""
+def grouped_matmul(x, sizes, kernel):
+    """In the order of arrays the tests use; of a shape a graph knows."""
+    y = kernels.grouped_matmul(x, kernel, sizes)
+    return ops.reshape(y, (x.shape[0], kernel.shape[-1]))
 
-    def function(x, *slices):
+
+def ffn_function(names, activation=activations.gelu, **options):
+    """`grouped_ffn` as a function of x, sizes and the weights named."""
+
+    def function(x, sizes, *slices):
         named = dict(zip(names, slices, strict=True))
-        return kernels.grouped_ffn(
-            x,
-            kernels.FFNWeights(**named),
-            ops.convert_to_tensor(sizes),
-            activation,
-            **options,
-        )
+        weights = kernels.FFNWeights(**named)
+        y = kernels.grouped_ffn(x, weights, sizes, activation, **options)
+        return ops.reshape(y, (x.shape[0], weights.down_kernel.shape[-1]))
 
     return function
 
 
-def assert_equals_reference(function, arrays, compiled, atol=1e-4):
-    values, gradients = value_and_gradients(
-        function, *arrays, compiled=compiled
-    )
-    with kernels.use("reference"):
-        wanted, wanted_gradients = value_and_gradients(function, *arrays)
-    np.testing.assert_allclose(values, wanted, atol=atol)
-    for got, want in zip(gradients, wanted_gradients, strict=True):
-        np.testing.assert_allclose(got, want, atol=atol)
+def assert_equals_reference(function, compiled, *cases, atol=1e-4):
+    """Of each case's arrays; compiled once where the shapes are the same."""
+    run = differentiated(function, compiled)
+    plain = differentiated(function)
+    for number, arrays in enumerate(cases):
+        values, gradients = run(*arrays)
+        with kernels.use("reference"):
+            wanted, wanted_gradients = plain(*arrays)
+        for got, want in zip(
+            [values, *gradients], [wanted, *wanted_gradients], strict=True
+        ):
+            np.testing.assert_allclose(
+                got, want, atol=atol, err_msg=f"case {number}"
+            )

@@ -16,6 +16,8 @@ def main(folder):
     x = np.load(folder / "x.npy")
     for path in sorted(folder.glob("*.keras")):
         model = keras.saving.load_model(path)
+        # A file from JAX asks for it, and PyTorch compiles for half a minute.
+        model.jit_compile = False
         name = f"{path.stem}.{keras.backend.backend()}.npy"
         np.save(folder / name, model.predict(x, verbose=0))
 

@@ -1,4 +1,8 @@
-"""A `.keras` file from this backend gives the same outputs on the others."""
+"""A `.keras` file from this backend gives the same outputs on another one.
+
+Each backend saves every layer once and loads every layer once; the examples
+and the quantised models go the ways that are not gone here.
+"""
 
 import os
 import pathlib
@@ -10,12 +14,12 @@ import pytest
 from backend import BACKEND
 from zoo import LAYERS, WIDTH, model_of
 
-OTHERS = sorted({"jax", "tensorflow", "torch"} - {BACKEND})
+OTHER = {"jax": "torch", "torch": "tensorflow", "tensorflow": "jax"}[BACKEND]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Every layer in a trained model, saved and loaded on each other one."""
+    """Every layer in a trained model, saved, and loaded on the other one."""
     folder = tmp_path_factory.mktemp("models")
     x = np.random.default_rng(0).normal(size=(6, 5, WIDTH)).astype("float32")
     np.save(folder / "x.npy", x)
@@ -26,17 +30,15 @@ def folder(tmp_path_factory):
         np.save(folder / f"{name}.npy", model.predict(x, verbose=0))
         model.save(folder / f"{name}.keras")
     script = pathlib.Path(__file__).with_name("load_elsewhere.py")
-    for other in OTHERS:
-        environment = {**os.environ, "KERAS_BACKEND": other}
-        subprocess.run(
-            [sys.executable, script, folder], check=True, env=environment
-        )
+    environment = {**os.environ, "KERAS_BACKEND": OTHER}
+    subprocess.run(
+        [sys.executable, script, folder], check=True, env=environment
+    )
     return folder
 
 
-@pytest.mark.parametrize("other", OTHERS)
 @pytest.mark.parametrize("name", LAYERS)
-def test_saved_here_and_loaded_there(folder, name, other):
+def test_saved_here_and_loaded_there(folder, name):
     here = np.load(folder / f"{name}.npy")
-    there = np.load(folder / f"{name}.{other}.npy")
+    there = np.load(folder / f"{name}.{OTHER}.npy")
     np.testing.assert_allclose(there, here, atol=1e-5)
