@@ -11,7 +11,13 @@ import keras
 from keras import ops
 
 from keras_moe import kernels
-from keras_moe.layers import checks, quantization, quantized_bank, upcycling
+from keras_moe.layers import (
+    checks,
+    expert_checks,
+    quantization,
+    quantized_bank,
+    upcycling,
+)
 from keras_moe.layers.initializers import PerExpert
 from keras_moe.types import Activation, Shape, Tensor
 
@@ -122,13 +128,7 @@ class Expert(keras.layers.Layer):
     def build(self, input_shape: Shape) -> None:
         """Creates the weights for inputs `(..., D)`."""
         width = checks.check_input_shape(input_shape)
-        if self.hidden_dim not in (None, width):
-            raise ValueError(
-                "`hidden_dim` must be the last dimension of the inputs. "
-                f"Received: hidden_dim={self.hidden_dim}, inputs of shape "
-                f"{tuple(input_shape)}. Leave `hidden_dim` out to take it from "
-                "the inputs."
-            )
+        expert_checks.check_width(self.hidden_dim, input_shape)
         self.hidden_dim = width
         if self.quantization_config is None:
             self.quantization_config = quantization.given_config(self)
@@ -209,7 +209,7 @@ class Expert(keras.layers.Layer):
         checks.check_built_width(x, self.hidden_dim)
         if group_sizes is None:
             return self._run_only_expert(x, self.hidden_dropout(training))
-        self._check_group_sizes(group_sizes)
+        expert_checks.check_group_sizes(group_sizes, self.num_experts)
         dropout = self.hidden_dropout(training)
         return self.run(self.ffn_weights(), x, group_sizes, dropout)
 
@@ -301,14 +301,8 @@ class Expert(keras.layers.Layer):
 
     def _only_weights(self):
         """The weights where there is one expert."""
-        if self.num_experts == 1:
-            return self.ffn_weights()
-        raise ValueError(
-            "`group_sizes` is needed where there is more than one expert: it "
-            "says whose each row is. Received: group_sizes=None, "
-            f"num_experts={self.num_experts}. Pass int32 (E,) counts, or put "
-            "the layer into MoEBlock(experts=...)."
-        )
+        expert_checks.check_only_expert(self.num_experts)
+        return self.ffn_weights()
 
     def save_own_variables(self, store) -> None:
         """Saves the weights of all experts.
@@ -316,23 +310,8 @@ class Expert(keras.layers.Layer):
         Raises:
             RuntimeError: where this process holds only some of them.
         """
-        if self.shard is not None:
-            raise RuntimeError(
-                f"{self.name!r} must hold all its experts to be saved. "
-                f"Received: a part of the {self.num_experts}, the others are "
-                "in other processes. Call `save` of the model that was passed "
-                "to `shard_experts`, in every process, or "
-                "keras_moe.distribution.gather_experts(model) before."
-            )
+        expert_checks.check_whole(self)
         super().save_own_variables(store)
-
-    def _check_group_sizes(self, group_sizes):
-        if tuple(group_sizes.shape) != (self.num_experts,):
-            raise ValueError(
-                f"`group_sizes` must have the shape ({self.num_experts},), one "
-                f"count an expert. Received: shape {tuple(group_sizes.shape)}."
-                " Count the rows of each expert, empty ones included."
-            )
 
     def initialize_from(
         self, source, noise_std: float = 0.0, seed: int | None = None

@@ -1,0 +1,53 @@
+"""What an `Expert` is told, and what its calls may be.
+
+E experts.
+"""
+
+from keras_moe.types import Shape, Tensor
+
+
+def check_width(hidden_dim: int | None, input_shape: Shape) -> None:
+    """Raises where inputs have another width than the layer was told."""
+    if hidden_dim in (None, input_shape[-1]):
+        return
+    raise ValueError(
+        "`hidden_dim` must be the last dimension of the inputs. Received: "
+        f"hidden_dim={hidden_dim}, inputs of shape {tuple(input_shape)}. "
+        "Leave `hidden_dim` out to take it from the inputs."
+    )
+
+
+def check_group_sizes(group_sizes: Tensor, num_experts: int) -> None:
+    """Raises where `group_sizes` is not `(E,)`."""
+    if tuple(group_sizes.shape) == (num_experts,):
+        return
+    raise ValueError(
+        f"`group_sizes` must have the shape ({num_experts},), one count an "
+        f"expert. Received: shape {tuple(group_sizes.shape)}. Count the rows "
+        "of each expert, empty ones included."
+    )
+
+
+def check_only_expert(num_experts: int) -> None:
+    """Raises where a call says nothing of groups, and E is not 1."""
+    if num_experts == 1:
+        return
+    raise ValueError(
+        "`group_sizes` is needed where there is more than one expert: it says "
+        f"whose each row is. Received: group_sizes=None, num_experts="
+        f"{num_experts}. Pass int32 (E,) counts, or put the layer into "
+        "MoEBlock(experts=...)."
+    )
+
+
+def check_whole(experts) -> None:
+    """Raises where a bank that is saved holds a part of its experts."""
+    if experts.shard is None:
+        return
+    raise RuntimeError(
+        f"{experts.name!r} must hold all its experts to be saved. Received: a "
+        f"part of the {experts.num_experts}, the others are in other "
+        "processes. Call `save` of the model that was passed to "
+        "`shard_experts`, in every process, or "
+        "keras_moe.distribution.gather_experts(model) before."
+    )
