@@ -1,5 +1,6 @@
 """From one device to many, on the engines of each backend."""
 
+from keras_moe.distribution.backup import BackupAndResume, load_backup
 from keras_moe.distribution.data import DataShard, data_shard, local_shard
 from keras_moe.distribution.environment import (
     initialize,
@@ -25,6 +26,7 @@ from keras_moe.distribution.ray_workers import launch_on_ray
 from keras_moe.distribution.saving import save_model
 
 __all__ = [
+    "BackupAndResume",
     "DataShard",
     "Estimate",
     "ExpertParallel",
@@ -39,6 +41,7 @@ __all__ = [
     "job_text",
     "launch",
     "launch_on_ray",
+    "load_backup",
     "local_shard",
     "plan",
     "process_count",

@@ -1,0 +1,82 @@
+"""PyTorch's processes: ranks with equal weights, or with parts of them.
+
+E experts, N processes. FSDP2's parts are DTensors; of a bank of experts a
+process has E / N.
+"""
+
+import numpy as np
+import torch
+from torch import distributed
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from keras_moe.distribution.backup.processes import Processes
+
+
+class TorchProcesses(Processes):
+    """The ranks of the default process group; see `Processes`."""
+
+    def __init__(self, model):
+        if distributed.is_available() and distributed.is_initialized():
+            self.index = distributed.get_rank()
+            self.count = distributed.get_world_size()
+        self.shards = _shards_of(model)
+
+    def gather(self, row):
+        if self.count == 1:
+            return [row]
+        rows = [None] * self.count
+        distributed.all_gather_object(rows, row)
+        return rows
+
+    def read(self, variable):
+        value = variable.value.detach()
+        if shard := self.shards.get(id(variable)):
+            from keras_moe.kernels.torch_exchange import gather_shards
+
+            value = gather_shards(value, shard.group)
+        if isinstance(value, DTensor):
+            value = value.full_tensor()
+        if value.dtype == torch.bfloat16:  # unknown to NumPy
+            value = value.float()
+        return np.asarray(value.cpu())
+
+    def assign(self, variable, array):
+        if shard := self.shards.get(id(variable)):
+            array = np.split(array, shard.num_parts)[shard.number]
+        value = variable.value.detach()
+        if isinstance(value, DTensor):
+            whole = torch.as_tensor(array, device=value.device)
+            mesh, placements = value.device_mesh, value.placements
+            parts = distribute_tensor(whole, mesh, placements)
+            value.to_local().copy_(parts.to_local())
+        else:
+            variable.assign(array)
+
+    def shape(self, variable):
+        shape = tuple(variable.shape)
+        if shard := self.shards.get(id(variable)):
+            return (shard.num_parts * shape[0], *shape[1:])
+        return shape
+
+    def random(self):
+        """Also PyTorch's own, by which its data loaders shuffle."""
+        return {**super().random(), "torch": torch.get_rng_state().numpy()}
+
+    def set_random(self, states):
+        super().set_random(states)
+        if "torch" in states:  # else saved under another backend
+            torch.set_rng_state(torch.from_numpy(states["torch"].copy()))
+
+
+def _shards_of(model):
+    """The shard of each weight, and slot, of which a process has E / N."""
+    banks = [
+        layer
+        for layer in model._flatten_layers()
+        if getattr(layer, "shard", None) is not None
+    ]
+    if not banks:
+        return {}
+    from keras_moe.distribution.torch_shards import variables_of
+
+    return {id(v): banks[0].shard for v in variables_of(model, banks)}

@@ -1,0 +1,366 @@
+"""A training that is stopped anywhere goes on as if it had not been.
+
+Processes that are killed are in test_kill.py.
+"""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+from backend import BACKEND, to_numpy
+from keras import layers
+
+from keras_moe.distribution.backup import (
+    BackupAndResume,
+    generations,
+    load_backup,
+    state,
+)
+from keras_moe.distribution.backup.processes import processes_of
+
+EPOCHS, BATCHES, BATCH = 3, 4, 8
+
+
+class Stopped(Exception):
+    pass
+
+
+class StopAfter(keras.callbacks.Callback):
+    """Ends the training as a kill would, seen from the callback before it."""
+
+    def __init__(self, epoch, batch):
+        super().__init__()
+        self.at = (epoch, batch)
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.epoch = epoch
+
+    def on_train_batch_end(self, batch, logs=None):
+        if (self.epoch, batch) == self.at:
+            raise Stopped
+
+
+class Shuffled(keras.utils.PyDataset):
+    """Draws its order anew in each epoch."""
+
+    def __init__(self, x, y):
+        super().__init__()
+        self.x, self.y = x, y
+        self.order = np.arange(len(x))
+
+    def __len__(self):
+        return BATCHES
+
+    def on_epoch_begin(self):
+        self.order = np.random.permutation(len(self.x))
+
+    def __getitem__(self, index):
+        rows = self.order[index * BATCH : (index + 1) * BATCH]
+        return self.x[rows], self.y[rows]
+
+
+def make_data():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(BATCHES * BATCH, 4)).astype("float32")
+    return x, x[:, :1] * x[:, 1:2]
+
+
+def make_model(width=6, optimizer=None, name="model", **compile_arguments):
+    """What it draws: weights, dropout, and in `fit` the order of the data."""
+    keras.utils.set_random_seed(1)
+    inputs = keras.Input((4,))
+    x = layers.Dropout(0.3)(layers.Dense(width, "tanh")(inputs))
+    model = keras.Model(inputs, layers.Dense(1)(x), name=name)
+    optimizer = optimizer or keras.optimizers.Adam(0.03)
+    model.compile(optimizer, "mse", metrics=["mae"], **compile_arguments)
+    return model
+
+
+def fit(*callbacks, model=None, data=None, epochs=EPOCHS, **arguments):
+    model = model or make_model()
+    x, y = make_data()
+    arguments = arguments if data else {"y": y, "batch_size": BATCH}
+    history = model.fit(
+        data or x, epochs=epochs, verbose=0, callbacks=callbacks, **arguments
+    )
+    return model, history.history
+
+
+def weights_of(model):
+    return [to_numpy(v.value) for v in state.variables_of(model)]
+
+
+def same(one, other):
+    return all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+@pytest.fixture(scope="module")
+def undisturbed():
+    """The weights and losses of a training without the callback."""
+    model, history = fit()
+    return weights_of(model), history
+
+
+@pytest.mark.parametrize("save_freq", ["epoch", 3])
+def test_a_training_stopped_thrice_is_one_that_was_not(
+    tmp_path, undisturbed, save_freq
+):
+    """To the last bit: dropout, Adam, the order of the data, the history.
+
+    It is stopped before the first save, within an epoch, after its last batch.
+    """
+    for stop in ((0, 1), (1, 2), (2, BATCHES - 1)):
+        with pytest.raises(Stopped):
+            fit(BackupAndResume(tmp_path, save_freq), StopAfter(*stop))
+    model, history = fit(BackupAndResume(tmp_path, save_freq))
+    weights, expected = undisturbed
+    assert history == expected
+    assert same(weights_of(model), weights)
+
+
+def test_other_data_and_several_steps_an_execution(tmp_path):
+    """A data set that draws its order by NumPy; steps two by two."""
+    if BACKEND == "torch":
+        several = {}  # Keras has one step an execution there
+    else:
+        several = {"steps_per_execution": 2}
+
+    def run(*callbacks):
+        return fit(
+            *callbacks, model=make_model(**several), data=Shuffled(*make_data())
+        )
+
+    model, expected = run()
+    with pytest.raises(Stopped):
+        run(BackupAndResume(tmp_path, 2), StopAfter(1, 3))
+    resumed, history = run(BackupAndResume(tmp_path, 2))
+    assert history == expected
+    assert same(weights_of(resumed), weights_of(model))
+
+
+def test_a_finished_training_is_loaded_and_trained_on(tmp_path, undisturbed):
+    weights, expected = undisturbed
+    fit(BackupAndResume(tmp_path), epochs=2)
+    model, history = fit(BackupAndResume(tmp_path), epochs=2)
+    assert history == {name: v[:2] for name, v in expected.items()}
+    assert model._initial_epoch is None  # another `fit` starts from 0
+    with pytest.warns(UserWarning, match="must be 2 or more"):
+        fit(BackupAndResume(tmp_path), epochs=1)
+    model, history = fit(BackupAndResume(tmp_path))
+    assert history == expected
+    assert same(weights_of(model), weights)
+    assert model._initial_epoch is None
+
+
+def test_an_early_stop_is_an_end(tmp_path):
+    """Of five epochs: the loss must fall by more than it is."""
+
+    def run():
+        stop = keras.callbacks.EarlyStopping("loss", min_delta=1e9)
+        return fit(stop, BackupAndResume(tmp_path), epochs=5)
+
+    model, history = run()
+    assert len(history["loss"]) == 2
+    again, same_history = run()
+    assert same_history == history
+    assert same(weights_of(again), weights_of(model))
+
+
+def test_a_stop_within_an_epoch_is_none(tmp_path, undisturbed):
+    """As of a callback that hears that the job will end."""
+
+    class Hear(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            self.model.stop_training = batch == 2
+
+    fit(Hear(), BackupAndResume(tmp_path, 2))
+    assert fit(BackupAndResume(tmp_path, 2))[1] == undisturbed[1]
+
+
+def test_the_saves_are_deleted_where_asked_for(tmp_path):
+    fit(BackupAndResume(tmp_path, delete_checkpoint=True))
+    assert not generations.generations(tmp_path)
+
+
+def test_weights_load_into_a_model_that_is_not_compiled(tmp_path):
+    model, _ = fit(BackupAndResume(tmp_path))
+    other = keras.models.clone_model(model)
+    load_backup(other, tmp_path)
+    x, _ = make_data()
+    np.testing.assert_array_equal(other.predict(x), model.predict(x))
+    with pytest.raises(FileNotFoundError, match="must hold a save"):
+        load_backup(other, tmp_path / "none")
+
+
+def test_half_precision_is_saved_whole():
+    """bfloat16 is unknown to NumPy."""
+    model = keras.Sequential(
+        [keras.Input((3,)), layers.Dense(1, dtype="bfloat16")]
+    )
+    model.compile("sgd", "mse")
+    kernel = np.array([[1.0], [-2.5], [3.140625]])  # of eight bits
+    model.layers[0].kernel.assign(kernel)
+    saved = dict(state.arrays_of(model, processes_of(model)))
+    found = next(a for a in saved.values() if a.shape == (3, 1))
+    assert found.dtype == "float32"
+    assert np.array_equal(found, kernel)
+
+
+@pytest.mark.skipif(BACKEND != "jax", reason="keras.distribution is JAX's")
+def test_eight_devices_go_on_as_four_and_as_one(tmp_path):
+    """Files hold whole arrays; sums in another order differ by rounding."""
+    script = pathlib.Path(__file__).parent / "backup_layouts.py"
+    subprocess.run([sys.executable, script, tmp_path], check=True, timeout=300)
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert len(found["resumed"]) == 3
+    np.testing.assert_allclose(
+        found["resumed"], found["alone"], rtol=0, atol=1e-5
+    )
+
+
+# --- saves that are torn -----------------------------------------------------
+
+
+def truncate(generation, name):
+    path = generation / name
+    path.write_bytes(path.read_bytes()[:-20])
+
+
+def flip(generation, name):
+    path = generation / name
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def lose(generation, name):
+    (generation / name).unlink()
+
+
+@pytest.mark.parametrize("name", ["arrays.npz", "process-0.npz"])
+@pytest.mark.parametrize("damage", [truncate, flip, lose])
+def test_a_torn_file_is_known(tmp_path, damage, name):
+    good, torn = two_generations(tmp_path)
+    damage(torn, name)
+    found, why = generations.newest_whole(tmp_path)
+    assert found == good
+    assert name in why[0]
+
+
+@pytest.mark.parametrize("damage", [truncate, lose])
+def test_a_torn_manifest_is_known(tmp_path, damage):
+    good, torn = two_generations(tmp_path)
+    damage(torn, "manifest.json")
+    assert generations.newest_whole(tmp_path)[0] == good
+
+
+def two_generations(folder):
+    def fill(folder):
+        for name in ("arrays.npz", "process-0.npz"):
+            (folder / name).write_bytes(bytes(range(256)) * 2)
+        return {"epoch": 1}
+
+    return [generations.write(folder, fill, keep=2) for _ in range(2)]
+
+
+def test_training_goes_on_from_the_save_before(tmp_path, undisturbed):
+    fit(BackupAndResume(tmp_path))
+    newest, _ = generations.generations(tmp_path)
+    truncate(newest, "arrays.npz")
+    with pytest.warns(UserWarning, match=r"arrays.npz has \d+ of \d+ bytes"):
+        model, history = fit(BackupAndResume(tmp_path))
+    assert history == undisturbed[1]
+    assert same(weights_of(model), undisturbed[0])
+    saves = generations.generations(tmp_path)
+    assert len(saves) == 2
+    for generation in saves:
+        generations.read_manifest(generation)  # both are whole
+        lose(generation, "manifest.json")
+    with pytest.raises(ValueError, match="Delete it to start anew"):
+        fit(BackupAndResume(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "step", ["np.lib.format.write_array", "json.dumps", "os.rename"]
+)
+def test_a_full_disk_leaves_the_saves_before(tmp_path, monkeypatch, step):
+    """Within the arrays, at the manifest, at the last step."""
+    good = two_generations(tmp_path)
+    calls = []
+
+    def full(*args, **kwargs):
+        calls.append(args)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(*patched(step), full)
+
+    def fill(folder):
+        state.write_arrays(folder / "arrays.npz", [("a", np.ones(3))])
+        return {}
+
+    with pytest.raises(OSError, match="No space left"):
+        generations.write(tmp_path, fill, keep=2)
+    assert calls
+    assert sorted(tmp_path.iterdir()) == good
+    assert generations.newest_whole(tmp_path) == (good[1], [])
+
+
+def patched(step):
+    return {
+        "np.lib.format.write_array": (np.lib.format, "write_array"),
+        "json.dumps": (json, "dumps"),
+        "os.rename": (generations.os, "rename"),
+    }[step]
+
+
+def test_what_a_killed_save_left_is_no_save(tmp_path):
+    good = two_generations(tmp_path)
+    (tmp_path / "writing").mkdir()
+    (tmp_path / "writing" / "arrays.npz").write_bytes(b"half")
+    assert generations.newest_whole(tmp_path) == (good[1], [])
+    assert two_generations(tmp_path)[1] == generations.generations(tmp_path)[0]
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+# --- what is said ------------------------------------------------------------
+
+
+def test_another_models_saves_are_refused(tmp_path):
+    fit(BackupAndResume(tmp_path))
+    with pytest.raises(ValueError, match="`directory` must hold") as error:
+        fit(BackupAndResume(tmp_path), model=make_model(5, name="other"))
+    text = str(error.value)
+    assert "'model' with Adam" in text and "'other' with Adam" in text
+    assert "(4, 6)" in text and "(4, 5)" in text
+    with pytest.raises(ValueError, match="with Lion"):
+        fit(BackupAndResume(tmp_path), model=make_model(optimizer="lion"))
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"save_freq": 0}, {"save_freq": "batch"}, {"keep": 1}]
+)
+def test_arguments_out_of_their_range(tmp_path, arguments):
+    with pytest.raises(ValueError, match=f"`{next(iter(arguments))}` must be"):
+        BackupAndResume(tmp_path, **arguments)
+
+
+@pytest.mark.skipif(
+    BACKEND != "tensorflow", reason="`fit` builds it before the callbacks"
+)
+def test_a_model_must_be_built(tmp_path):
+    class Lazy(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.dense = layers.Dense(1)
+
+        def call(self, x):
+            return self.dense(x)
+
+    model = Lazy()
+    model.compile("sgd", "mse")
+    with pytest.raises(ValueError, match="must be built"):
+        fit(BackupAndResume(tmp_path), model=model)

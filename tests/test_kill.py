@@ -1,0 +1,60 @@
+"""Two processes, kill -9 of one and then of the other, and the same result."""
+
+import pathlib
+
+import keras
+import numpy as np
+import pytest
+from distributed_model import make_model
+
+from keras_moe.distribution.backup import generations, load_backup, state
+from keras_moe.distribution.launching import launch
+
+HERE = pathlib.Path(__file__).parent
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory):
+    """The folder in which kill_worker.py trained, and was killed, twice."""
+    folder = tmp_path_factory.mktemp("killed")
+    code = launch(
+        HERE / "kill_worker.py",
+        str(folder),
+        backend=keras.backend.backend(),
+        processes=2,
+        restarts=2,
+    )
+    assert code == 0
+    return folder
+
+
+@pytest.mark.parametrize("process", [0, 1])
+def test_the_losses_are_those_of_a_run_that_nobody_killed(killed, process):
+    """Killed within an epoch, and within a save: each once."""
+    found = np.load(killed / f"process{process}.npz")
+    assert found["attempt"] == 2
+    assert len(found["resumed"]) == 3
+    np.testing.assert_allclose(
+        found["resumed"], found["undisturbed"], rtol=0, atol=1e-6
+    )
+
+
+def test_what_two_processes_saved_one_process_loads(killed):
+    """The weights, too, are those of the run that nobody killed."""
+    model = make_model(seed=7)
+    load_backup(model, killed / "backup")
+    expected = np.load(killed / "process0.npz")
+    names = sorted(name for name in expected if name[0].isdigit())
+    variables = state.own_variables_of(model)
+    for name, variable in zip(names, variables, strict=False):
+        found = keras.ops.convert_to_numpy(variable.value)
+        np.testing.assert_allclose(
+            found, expected[name], rtol=0, atol=1e-6, err_msg=name
+        )
+    assert len(variables) < len(names)  # the optimizer's follow
+
+
+def test_no_half_save_is_left(killed):
+    saves = generations.generations(killed / "backup")
+    assert sorted((killed / "backup").iterdir()) == saves[::-1]
+    assert len(saves) == 2
