@@ -203,6 +203,34 @@ def drop_hidden_units():
     }
 
 
+def raised():
+    """What a wrong layout is told."""
+
+    def build(block, width):
+        block.build((16, width))
+
+    def feed():
+        keras.distribution.distribution().get_data_layout((10, 4))
+
+    found = {}
+    for name, arguments, call in (
+        ("experts", {}, lambda: build(keras_moe.MoEBlock(6, 8), D)),
+        (
+            "inner",
+            {"model": 8},
+            lambda: build(keras_moe.MoEBlock(E, 12), D),
+        ),
+        ("batch", {}, feed),
+    ):
+        try:
+            with expert_parallel(**arguments).scope():
+                call()
+            found[name] = "nothing"
+        except ValueError as error:
+            found[name] = str(error)
+    return found
+
+
 # --- what the compiled program says ------------------------------------------
 
 
@@ -292,6 +320,7 @@ def main(folder):
         "blocks": compare_blocks(),
         "capacity": drop_in_shards(),
         "dropout": drop_hidden_units(),
+        "raised": raised(),
         "programs": programs(),
         "ragged": ragged(),
     }

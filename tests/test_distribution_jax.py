@@ -165,3 +165,16 @@ def test_two_processes_train_as_one(tmp_path):
 def test_a_mesh_that_does_not_fit(arguments, message):
     with pytest.raises(ValueError, match=message):
         expert_parallel(**arguments)
+
+
+@pytest.mark.parametrize(
+    "name, words",
+    [
+        ("experts", ["`num_experts`", "8 devices", "num_experts=6"]),
+        ("inner", ["`intermediate_dim`", "8 devices", "intermediate_dim=12"]),
+        ("batch", ["multiple of the devices", "10 examples"]),
+    ],
+)
+def test_what_cannot_be_divided(found, name, words):
+    for word in words:
+        assert word in found["raised"][name]

@@ -177,3 +177,18 @@ def check_sequence_length(shape: Shape):
 
 def _is_number(value):
     return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def check_distribution() -> None:
+    """Raises where `keras.distribution` is set and the backend ignores it."""
+    backend = keras.backend.backend()
+    if backend == "jax" or keras.distribution.distribution() is None:
+        return
+    raise RuntimeError(
+        "`keras.distribution.set_distribution` must be left out on a backend "
+        "that ignores it: everything would be on one device, and nothing "
+        f"would say so. Received: KERAS_BACKEND={backend}. Use JAX; or "
+        "keras_moe.distribution.data_parallel, on TensorFlow in the scope of "
+        "a tf.distribute strategy, on PyTorch under keras-moe launch or "
+        "torchrun."
+    )

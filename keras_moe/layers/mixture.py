@@ -79,6 +79,7 @@ class Mixture(keras.layers.Layer):
 
     def build_report(self) -> None:
         """Creates the statistics, and the weights of a schedule."""
+        checks.check_distribution()
         self.statistics = RoutingStatistics(self.num_experts, name="statistics")
         self.statistics.build()
         if self.scheduled_weight is not None:
