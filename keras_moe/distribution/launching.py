@@ -16,7 +16,7 @@ from keras_moe.distribution.processes import (
     run_together,
 )
 from keras_moe.distribution.starting import (
-    Plan,
+    Setup,
     check_backend,
     environment_of,
     jobs_of,
@@ -80,7 +80,7 @@ def launch(
     """
     path = _check_script(script)
     command = [str(path), *map(str, arguments)]
-    plan = Plan(
+    plan = Setup(
         check_backend(backend),
         checks.check_positive_int("processes", processes),
         _check_port(port),
@@ -128,7 +128,7 @@ def _log(folder, job):
     return folder / f"process{job.index}.log"
 
 
-def _tell(failure: Failure, plan: Plan, folder: pathlib.Path) -> None:
+def _tell(failure: Failure, plan: Setup, folder: pathlib.Path) -> None:
     index = plan.host * plan.processes + failure.index
     log = folder / f"process{index}.log"
     if failure.index and log.exists():

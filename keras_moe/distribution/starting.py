@@ -11,7 +11,7 @@ FIRST_PORT = 29500
 
 
 @dataclass(frozen=True)
-class Plan:
+class Setup:
     """What stays the same when all are started again.
 
     Attributes:
@@ -42,7 +42,7 @@ def check_backend(backend: str | None) -> str:
     )
 
 
-def jobs_of(plan: Plan) -> list[Job]:
+def jobs_of(plan: Setup) -> list[Job]:
     """Returns the jobs of this host's processes, on ports that are free now."""
     owners = [host for host in plan.hosts for _ in range(plan.processes)]
     addresses = tuple(
@@ -56,7 +56,7 @@ def jobs_of(plan: Plan) -> list[Job]:
     ]
 
 
-def environment_of(plan: Plan, job: Job) -> dict[str, str]:
+def environment_of(plan: Setup, job: Job) -> dict[str, str]:
     """Returns all variables that one process starts with."""
     environment = {
         "OMP_NUM_THREADS": str(max(1, _cores() // plan.processes)),
