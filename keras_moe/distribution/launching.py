@@ -80,7 +80,7 @@ def launch(
     """
     path = _check_script(script)
     command = [str(path), *map(str, arguments)]
-    plan = Setup(
+    setup = Setup(
         check_backend(backend),
         checks.check_positive_int("processes", processes),
         _check_port(port),
@@ -91,20 +91,20 @@ def launch(
     checks.check_count("restarts", restarts)
     with _folder(logs) as folder, ended_by_signals():
         for attempt in range(restarts + 1):
-            failure = _attempt(command, plan, folder, attempt)
+            failure = _attempt(command, setup, folder, attempt)
             if failure is None:
                 return 0
-            _tell(failure, plan, folder)
+            _tell(failure, setup, folder)
             if attempt < restarts:
                 _say(f"starting all again, {attempt + 1} of {restarts}.")
     return failure.code  # type: ignore[union-attr]
 
 
-def _attempt(command, plan, folder, attempt) -> Failure | None:
+def _attempt(command, setup, folder, attempt) -> Failure | None:
     """Starts all processes of this host once, on ports of their own."""
-    jobs = jobs_of(plan)
+    jobs = jobs_of(setup)
     environments = [
-        {**environment_of(plan, job), "KERAS_MOE_ATTEMPT": str(attempt)}
+        {**environment_of(setup, job), "KERAS_MOE_ATTEMPT": str(attempt)}
         for job in jobs
     ]
     return run_together(command, environments, [_log(folder, j) for j in jobs])
@@ -128,8 +128,8 @@ def _log(folder, job):
     return folder / f"process{job.index}.log"
 
 
-def _tell(failure: Failure, plan: Setup, folder: pathlib.Path) -> None:
-    index = plan.host * plan.processes + failure.index
+def _tell(failure: Failure, setup: Setup, folder: pathlib.Path) -> None:
+    index = setup.host * setup.processes + failure.index
     log = folder / f"process{index}.log"
     if failure.index and log.exists():
         lines = log.read_text(errors="replace").splitlines()

@@ -42,34 +42,34 @@ def check_backend(backend: str | None) -> str:
     )
 
 
-def jobs_of(plan: Setup) -> list[Job]:
+def jobs_of(setup: Setup) -> list[Job]:
     """Returns the jobs of this host's processes, on ports that are free now."""
-    owners = [host for host in plan.hosts for _ in range(plan.processes)]
+    owners = [host for host in setup.hosts for _ in range(setup.processes)]
     addresses = tuple(
         f"{owner}:{port}"
-        for owner, port in zip(owners, _ports(plan), strict=True)
+        for owner, port in zip(owners, _ports(setup), strict=True)
     )
-    first = plan.host * plan.processes
+    first = setup.host * setup.processes
     return [
         Job(first + local, len(addresses), local, addresses)
-        for local in range(plan.processes)
+        for local in range(setup.processes)
     ]
 
 
-def environment_of(plan: Setup, job: Job) -> dict[str, str]:
+def environment_of(setup: Setup, job: Job) -> dict[str, str]:
     """Returns all variables that one process starts with."""
     environment = {
-        "OMP_NUM_THREADS": str(max(1, _cores() // plan.processes)),
+        "OMP_NUM_THREADS": str(max(1, _cores() // setup.processes)),
         "PYTHONUNBUFFERED": "1",
         **os.environ,
-        **write_job(job, plan.backend),
-        "KERAS_BACKEND": plan.backend,
+        **write_job(job, setup.backend),
+        "KERAS_BACKEND": setup.backend,
     }
-    if plan.processes > 1:
-        environment.update(_own_gpu(plan.backend, job.local_index))
-    if plan.devices:
+    if setup.processes > 1:
+        environment.update(_own_gpu(setup.backend, job.local_index))
+    if setup.devices:
         flags = environment.get("XLA_FLAGS", "")
-        count = f"--xla_force_host_platform_device_count={plan.devices}"
+        count = f"--xla_force_host_platform_device_count={setup.devices}"
         environment["XLA_FLAGS"] = f"{flags} {count}".strip()
         environment.setdefault("JAX_PLATFORMS", "cpu")
     return environment
@@ -95,10 +95,10 @@ def _own_gpu(backend, local_index):
     return {}
 
 
-def _ports(plan):
+def _ports(setup):
     """A port a process; free ones where nothing is said."""
-    count = len(plan.hosts) * plan.processes
-    if plan.port is None and len(plan.hosts) == 1:
+    count = len(setup.hosts) * setup.processes
+    if setup.port is None and len(setup.hosts) == 1:
         with contextlib.ExitStack() as stack:
             sockets = [
                 stack.enter_context(socket.socket()) for _ in range(count)
@@ -106,5 +106,5 @@ def _ports(plan):
             for one in sockets:
                 one.bind(("127.0.0.1", 0))
             return [one.getsockname()[1] for one in sockets]
-    first = plan.port or FIRST_PORT
+    first = setup.port or FIRST_PORT
     return range(first, first + count)
