@@ -116,6 +116,10 @@ def blocks():
             E, 8, router=keras_moe.Router(E, num_null_experts=2)
         ),
         "half": keras_moe.MoEBlock(E, 8, dtype="mixed_bfloat16"),
+        "integers": keras_moe.MoEBlock(E, 8),
+        "attention": keras_moe.TransformerEncoderBlock(
+            2, keras_moe.MoEBlock(E, 8, shared_expert_dim=4)
+        ),
     }
 
 
@@ -135,23 +139,28 @@ def gradients(block, x, weight):
 
 
 def compare_blocks():
-    """Largest differences to one device, in units of the largest value."""
+    """Largest differences to one device, in units of the largest value or of
+    one: a bias of keys has the gradient zero, but for rounding."""
     rng = np.random.default_rng(0)
     found = {}
     for name, block in blocks().items():
-        shape = (T, 2, D) if name == "examples" else (T, D)
+        shape = (T, 2, D) if name in ("examples", "attention") else (T, D)
         x = np.abs(rng.normal(size=shape)).astype("float32")
         weight = rng.normal(size=shape).astype("float32")
         block.build(shape)
         if name.startswith("skewed"):
             skewed(block)
+        if name == "integers":
+            block.experts.quantize("int8")
         expected = gradients(block, x, weight)
-        layouts = ("2x4", "2x2x2") if name.startswith("skewed") else ("2x4",)
+        layouts = ["2x4"] if name != "attention" else []
+        if name.startswith(("skewed", "attention", "integers")):
+            layouts.append("2x2x2")
         for layout in layouts:
             with expert_parallel(**LAYOUTS[layout]).scope():
                 result = gradients(block, x, weight)
             found[f"{name}, {layout}"] = max(
-                float(np.abs(a - b).max() / max(1e-6, np.abs(b).max()))
+                float(np.abs(a - b).max() / max(1.0, np.abs(b).max()))
                 for a, b in zip(result, expected, strict=True)
             )
     return found
