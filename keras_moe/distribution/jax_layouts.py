@@ -8,18 +8,15 @@ from collections.abc import Sequence
 
 import keras
 
+from keras_moe.layers.exchange import BANK_AXES
+
 AXES = ("data", "expert", "model")
 BATCH_AXES = AXES[:2]
 # The mesh axes of a weight, by the end of its path.
 STACKED = {
-    "up_kernel": ("expert", None, "model"),
-    "gate_kernel": ("expert", None, "model"),
-    "down_kernel": ("expert", "model", None),
-    "up_bias": ("expert", "model"),
-    "gate_bias": ("expert", "model"),
-    "down_bias": ("expert", None),
-    "(up|gate|down)_scale": ("expert", None, None),
-}
+    name: tuple("model" if axis == "inner" else axis for axis in axes)
+    for name, axes in BANK_AXES.items()
+} | {"(up|gate|down)_scale": ("expert", None, None)}
 HEADS = {
     "(query|key|value)/kernel": (None, "model", None),
     "(query|key|value)/bias": ("model", None),

@@ -17,7 +17,8 @@ from keras_moe.layers.levels import Units
 from keras_moe.routing import Assignment
 from keras_moe.types import Tensor
 
-AXES = {
+# What the axes of a bank's weights are; None is D, or H.
+BANK_AXES = {
     "up_kernel": ("expert", None, "inner"),
     "gate_kernel": ("expert", None, "inner"),
     "down_kernel": ("expert", "inner", None),
@@ -109,7 +110,7 @@ def spread_bank(experts, training=None, units=None) -> kernels.Bank | None:
         )
         return units.as_rows(outputs)
 
-    axes = [AXES.get(name, ("expert", None, None)) for name, _ in named]
+    axes = [BANK_AXES.get(name, ("expert", None, None)) for name, _ in named]
     variables = [variable for _, variable in named]
     return kernels.Bank(variables, axes, run, seeds, experts.shard)
 
