@@ -152,7 +152,7 @@ def test_saliency_is_reaps(rng):
     x = draw(rng, 5, 3, WIDTH)
     tokens = x.reshape(-1, WIDTH)
     logits = tokens @ to_numpy(block.router.kernel)
-    up, down = (to_numpy(w) for w in block.experts._weights()[:2])
+    up, down = (to_numpy(w) for w in block.experts.ffn_weights()[:2])
     total, count = np.zeros(4), np.zeros(4)
     for token, row in zip(tokens, logits, strict=True):
         best = np.argsort(-row)[:2]
