@@ -9,6 +9,7 @@ import sys
 
 import pytest
 from backend import BACKEND
+from run_once import run_once
 
 from keras_moe.distribution import expert_parallel
 
@@ -21,12 +22,13 @@ pytestmark = pytest.mark.skipif(
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
     """What devices_jax.py leaves."""
-    folder = tmp_path_factory.mktemp("devices")
-    subprocess.run(
-        [sys.executable, HERE / "devices_jax.py", folder],
-        check=True,
-        timeout=600,
-    )
+    script = pathlib.Path(__file__).with_name("devices_jax.py")
+
+    def start(folder):
+        command = [sys.executable, script, folder]
+        subprocess.run(command, check=True, timeout=600)
+
+    folder = run_once(tmp_path_factory, "devices", start)
     return json.loads((folder / "found.json").read_text())
 
 

@@ -9,6 +9,7 @@ import sys
 import keras
 import pytest
 from backend import BACKEND
+from run_once import run_once
 
 from keras_moe import MoEBlock
 from keras_moe.distribution import PlanConfig, estimate, plan
@@ -114,9 +115,13 @@ def test_what_cannot_be_planned(call, message):
 @pytest.fixture(scope="module")
 def programs(tmp_path_factory):
     """What planned_jax.py leaves."""
-    folder = tmp_path_factory.mktemp("planned")
     script = pathlib.Path(__file__).with_name("planned_jax.py")
-    subprocess.run([sys.executable, script, folder], check=True, timeout=600)
+
+    def start(folder):
+        command = [sys.executable, script, folder]
+        subprocess.run(command, check=True, timeout=600)
+
+    folder = run_once(tmp_path_factory, "planned", start)
     return json.loads((folder / "planned.json").read_text())
 
 

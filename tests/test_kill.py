@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 from distributed_model import make_model
+from run_once import run_once
 
 from keras_moe.distribution.backup import generations, load_backup, state
 from keras_moe.distribution.launching import launch
@@ -16,16 +17,18 @@ HERE = pathlib.Path(__file__).parent
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory):
     """The folder in which kill_worker.py trained, and was killed, twice."""
-    folder = tmp_path_factory.mktemp("killed")
-    code = launch(
-        HERE / "kill_worker.py",
-        str(folder),
-        backend=keras.backend.backend(),
-        processes=2,
-        restarts=2,
-    )
-    assert code == 0
-    return folder
+
+    def train(folder):
+        code = launch(
+            HERE / "kill_worker.py",
+            str(folder),
+            backend=keras.backend.backend(),
+            processes=2,
+            restarts=2,
+        )
+        assert code == 0
+
+    return run_once(tmp_path_factory, "killed", train)
 
 
 @pytest.mark.parametrize("process", [0, 1])

@@ -18,7 +18,7 @@ import keras_moe_cli
 from keras_moe import cli
 from keras_moe.distribution import processes as together
 from keras_moe.distribution.launching import launch
-from keras_moe.distribution.starting import Plan, jobs_of
+from keras_moe.distribution.starting import Setup, jobs_of
 from keras_moe.distribution.variables import BACKENDS, Job, read_job
 
 anywhere = pytest.mark.skipif(
@@ -104,7 +104,7 @@ def test_each_process_is_told_its_place(tmp_path, monkeypatch, backend):
 
 def test_several_hosts_know_each_other():
     """The second of two hosts with two processes each: 2 and 3 of 4."""
-    plan = Plan("tensorflow", 2, 700, ("one", "two"), 1, None)
+    plan = Setup("tensorflow", 2, 700, ("one", "two"), 1, None)
     addresses = ("one:700", "one:701", "two:702", "two:703")
     expected = [Job(2, 4, 0, addresses), Job(3, 4, 1, addresses)]
     assert jobs_of(plan) == expected
@@ -182,7 +182,9 @@ def test_the_processes_end_with_the_launcher(tmp_path, script, number, code):
     path = script("time.sleep(99)")
     command = ["launch", "--backend", "torch", str(path), str(tmp_path)]
     launcher = subprocess.Popen(
-        [sys.executable, "-m", "keras_moe_cli", *command]
+        [sys.executable, "-m", "keras_moe_cli", *command],
+        # A job in a shell's background starts with SIGINT ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     names = ("pid0", "pid1")
     wait_until(lambda: all((tmp_path / name).exists() for name in names))
