@@ -230,6 +230,8 @@ def raised():
             lambda: build(keras_moe.MoEBlock(E, 12), D),
         ),
         ("batch", {}, feed),
+        ("devices", {"expert": 3}, lambda: None),
+        ("idle", {"data": 2, "expert": 2}, lambda: None),
     ):
         try:
             with expert_parallel(**arguments).scope():

@@ -71,6 +71,14 @@ def test_the_least_traffic_that_has_room():
     assert len(tighter.estimates) == 10
 
 
+def test_a_batch_is_cut_by_examples():
+    """320 tokens of 32 examples: five devices would share the tokens."""
+    config = PlanConfig(**{**SIZES, "tokens": 320, "batch_size": 32})
+    assert {e.data for e in plan(config, 4).estimates} == {1, 2, 4}
+    with pytest.raises(ValueError, match="`devices` .* devices=5"):
+        plan(config, 5)
+
+
 def test_a_model_tells_its_sizes():
     inputs = keras.Input((4,))
     x = MoEBlock(8, 16, gated=True, capacity_factor=1.25)(inputs)

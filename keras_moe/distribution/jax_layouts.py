@@ -193,22 +193,24 @@ def _mesh_sizes(count, data, expert, model):
                 f"`{name}` must be a positive int. Received: {name}={size!r}."
             )
     if data is None and expert is None:
-        data = 1
+        data = 1  # all that are left share the experts
     rest = math.prod(size for size in (data, expert, model) if size)
     free = data is None or expert is None
-    if rest > count or (free and count % rest):
+    asked = ", ".join(f"{k}={v}" for k, v in given.items() if v is not None)
+    if rest > count:
         raise ValueError(
-            "`data * expert * model` must be the number of devices. Received: "
-            f"data={given['data']}, expert={given['expert']}, model={model}, "
-            f"devices: {count}. Leave `data` or `expert` out to take what is "
-            "left, or, to try a layout on a CPU, set XLA_FLAGS="
-            "--xla_force_host_platform_device_count before Keras is imported."
+            "`data * expert * model` must be at most the number of devices. "
+            f"Received: {asked}, {rest} in all, where there are {count}. "
+            "Choose smaller ones; or, to try a layout on a CPU, set XLA_FLAGS="
+            f"--xla_force_host_platform_device_count={rest} before Keras is "
+            "imported."
         )
-    if not free and rest < count:
+    if (count % rest) if free else (rest < count):
         raise ValueError(
             "`data * expert * model` must be the number of devices. Received: "
-            f"{data} * {expert} * {model}, devices: {count}. Pass devices="
-            f"{rest} to leave the others idle."
+            f"{asked}, which does not share out {count} devices. Choose "
+            f"divisors of {count}, or pass devices={rest} to leave the others "
+            "idle."
         )
     sizes = (data or count // rest, expert or count // rest, model)
     return dict(zip(AXES, sizes, strict=True))

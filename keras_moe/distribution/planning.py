@@ -27,6 +27,8 @@ class PlanConfig:
         num_blocks: MoE blocks of these sizes.
         gated, use_bias: of the experts.
         capacity_factor: of the blocks; None is dropless.
+        batch_size: examples of the whole batch, which a layout cuts into d * e
+            parts; None where each token may be one.
         dense_parameters: weights outside of the experts, routers included.
         dense_activations: floats that all layers but the blocks keep for the
             gradient, a token.
@@ -44,6 +46,7 @@ class PlanConfig:
     gated: bool = False
     use_bias: bool = True
     capacity_factor: float | None = None
+    batch_size: int | None = None
     dense_parameters: int = 0
     dense_activations: int = 0
     bytes_per_value: int = 4
@@ -59,6 +62,8 @@ class PlanConfig:
             "bytes_per_value",
         ):
             checks.check_positive_int(name, getattr(self, name))
+        if self.batch_size is not None:
+            checks.check_positive_int("batch_size", self.batch_size)
         checks.check_top_k(self.top_k, self.num_experts)
         checks.check_capacity_factor("capacity_factor", self.capacity_factor)
 
@@ -69,7 +74,8 @@ class PlanConfig:
         Args:
             model: whose `MoEBlock`s are alike, with `Expert` banks.
             tokens: T.
-            **others: fields that a model does not tell: activations, slots.
+            **others: fields that a model does not tell: the batch size,
+                activations, slots.
 
         Raises:
             ValueError: where there is no block, or blocks differ.
@@ -169,7 +175,7 @@ def plan(config: PlanConfig, devices: int, memory: int | None = None) -> Plan:
     """Returns the layout whose devices send least and have room.
 
     For each `d * e * m = devices` with e a divisor of E, m of F and d * e of
-    T, a device has T / (d e) tokens and E / e experts, and
+    the batch size, a device has T / (d e) tokens and E / e experts, and
 
     - state: `(2 + slots)` values for each weight: dense ones whole, experts'
       over e and m (Rajbhandari et al. 2020, "ZeRO", section 3.1, without its
@@ -206,7 +212,7 @@ def plan(config: PlanConfig, devices: int, memory: int | None = None) -> Plan:
     if not found:
         raise ValueError(
             "`devices` must be a product of a divisor of num_experts, one of "
-            "intermediate_dim and a number of replicas that divide the tokens."
+            "intermediate_dim and a number of replicas that divide the batch."
             f" Received: devices={devices}, {config}. Take fewer devices, or "
             "a batch that is a multiple of them."
         )
@@ -289,7 +295,7 @@ def _fits(config, data, expert, model):
     return (
         config.num_experts % expert == 0
         and config.intermediate_dim % model == 0
-        and config.tokens % (data * expert) == 0
+        and (config.batch_size or config.tokens) % (data * expert) == 0
     )
 
 

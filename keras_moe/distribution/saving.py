@@ -19,13 +19,42 @@ def save_model(model: keras.Model, path: str | os.PathLike) -> None:
     the layout: it loads on one device, on more, and on another backend. Alone
     it is `model.save(path)`.
 
+    The file is written beside and renamed, so that a save that fails leaves
+    the earlier one.
+
     On JAX all weights must fit into the memory of process 0's first device
     and those that are sharded over processes into that of each host.
 
     Args:
         model: built; with its optimizer where it is compiled.
-        path: of the file. Process 0 alone writes to it.
+        path: of the file, ending in .keras. Process 0 alone writes to it.
+
+    Raises:
+        ValueError: for another ending.
     """
+    file = _check_path(path)
+    beside = file.with_name(f".{file.stem}.writing{file.suffix}")
+    try:
+        _write(model, beside)
+        if process_index() == 0:
+            beside.replace(file)
+    finally:
+        if process_index() == 0:
+            beside.unlink(missing_ok=True)
+
+
+def _check_path(path):
+    path = pathlib.Path(path)
+    if path.suffix == ".keras":
+        return path
+    raise ValueError(
+        f"`path` must end in .keras. Received: path={str(path)!r}. The file "
+        "holds the whole model; its weights alone are in it, too."
+    )
+
+
+def _write(model, path):
+    """Writes a file on process 0, with the others' help."""
     backend = keras.backend.backend()
     if process_count() == 1:
         model.save(path)
