@@ -1,6 +1,9 @@
 """Work that is done once for the tests of one file."""
 
 import os
+import pathlib
+import subprocess
+import sys
 import time
 
 LONGEST = 600  # seconds
@@ -33,3 +36,15 @@ def run_once(tmp_path_factory, name, work):
         raise
     done.touch()
     return folder
+
+
+def run_script_once(tmp_path_factory, name):
+    """Returns the folder in which a script of this folder left its results:
+    `python name.py FOLDER`."""
+    script = pathlib.Path(__file__).with_name(f"{name}.py")
+
+    def start(folder):
+        command = [sys.executable, script, folder]
+        subprocess.run(command, check=True, timeout=LONGEST)
+
+    return run_once(tmp_path_factory, name, start)

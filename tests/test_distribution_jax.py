@@ -9,7 +9,7 @@ import sys
 
 import pytest
 from backend import BACKEND
-from run_once import run_once
+from run_once import run_script_once
 
 from keras_moe.distribution import expert_parallel
 
@@ -22,13 +22,7 @@ pytestmark = pytest.mark.skipif(
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
     """What devices_jax.py leaves."""
-    script = pathlib.Path(__file__).with_name("devices_jax.py")
-
-    def start(folder):
-        command = [sys.executable, script, folder]
-        subprocess.run(command, check=True, timeout=600)
-
-    folder = run_once(tmp_path_factory, "devices", start)
+    folder = run_script_once(tmp_path_factory, "devices_jax")
     return json.loads((folder / "found.json").read_text())
 
 

@@ -2,14 +2,11 @@
 
 import json
 import math
-import pathlib
-import subprocess
-import sys
 
 import keras
 import pytest
 from backend import BACKEND
-from run_once import run_once
+from run_once import run_script_once
 
 from keras_moe import MoEBlock
 from keras_moe.distribution import PlanConfig, estimate, plan
@@ -123,13 +120,7 @@ def test_what_cannot_be_planned(call, message):
 @pytest.fixture(scope="module")
 def programs(tmp_path_factory):
     """What planned_jax.py leaves."""
-    script = pathlib.Path(__file__).with_name("planned_jax.py")
-
-    def start(folder):
-        command = [sys.executable, script, folder]
-        subprocess.run(command, check=True, timeout=600)
-
-    folder = run_once(tmp_path_factory, "planned", start)
+    folder = run_script_once(tmp_path_factory, "planned_jax")
     return json.loads((folder / "planned.json").read_text())
 
 
