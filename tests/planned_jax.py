@@ -9,7 +9,8 @@ os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 
 import jax
 import keras
-from devices_jax import LAYOUTS, collectives
+from devices_jax import LAYOUTS
+from programs_jax import collectives
 
 import keras_moe
 from keras_moe.distribution import PlanConfig, estimate, expert_parallel

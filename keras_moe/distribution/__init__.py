@@ -15,13 +15,8 @@ from keras_moe.distribution.parallel import (
     gather_experts,
     shard_experts,
 )
-from keras_moe.distribution.planning import (
-    Estimate,
-    Plan,
-    PlanConfig,
-    estimate,
-    plan,
-)
+from keras_moe.distribution.plan_config import PlanConfig
+from keras_moe.distribution.planning import Estimate, Plan, estimate, plan
 from keras_moe.distribution.ray_workers import launch_on_ray
 from keras_moe.distribution.saving import save_model
 

@@ -55,8 +55,7 @@ def shard_experts(
         The same model.
 
     Raises:
-        RuntimeError: on another backend than PyTorch, and outside torchrun
-            and `keras-moe launch`.
+        RuntimeError: outside torchrun and `keras-moe launch`.
         ValueError: for a model without such a block, banks of which E does
             not divide by N, an N that does not divide the number of
             processes, or a model that is sharded already.

@@ -2,7 +2,6 @@
 
 import os
 
-import keras
 from torch import distributed
 
 from keras_moe.distribution.environment import initialize
@@ -17,16 +16,8 @@ def join(caller: str) -> int:
         caller: the public function that needs it.
 
     Raises:
-        RuntimeError: on another backend, and where nothing started processes.
+        RuntimeError: where nothing started processes.
     """
-    backend = keras.backend.backend()
-    if backend != "torch":
-        raise RuntimeError(
-            f"`{caller}` must run on PyTorch. Received: KERAS_BACKEND="
-            f"{backend}. On JAX call keras.distribution.set_distribution("
-            "keras_moe.distribution.expert_parallel()); on TensorFlow use a "
-            "tf.distribute strategy."
-        )
     if not (distributed.is_available() and distributed.is_initialized()):
         missing = [name for name in TORCHRUN if name not in os.environ]
         if missing:

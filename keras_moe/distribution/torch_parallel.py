@@ -52,8 +52,7 @@ def data_parallel(
         The same model.
 
     Raises:
-        RuntimeError: on another backend than PyTorch, and outside torchrun
-            and `keras-moe launch`.
+        RuntimeError: outside torchrun and `keras-moe launch`.
         ValueError: for a model that is not built.
     """
     join("data_parallel")

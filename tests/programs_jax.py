@@ -1,0 +1,90 @@
+"""What the programs say that XLA compiles for a mesh: their collectives."""
+
+import re
+
+import jax
+import keras
+import numpy as np
+
+import keras_moe
+from keras_moe.distribution import expert_parallel
+from keras_moe.kernels import jax_exchange
+
+D, E = 8, 8
+
+COLLECTIVE = re.compile(
+    r"= (?P<shape>.*?) (?P<name>all-to-all|all-gather|all-reduce|"
+    r"reduce-scatter|collective-permute)(-start)?\("
+)
+TENSOR = re.compile(r"(f32|s32|bf16|pred|u32)\[([\d,]*)\]")
+
+
+def collectives(text):
+    """Every collective of a compiled program: its name and its elements."""
+    found = []
+    for match in COLLECTIVE.finditer(text):
+        sizes = [
+            int(np.prod([int(n) for n in dims.split(",") if n]))
+            for kind, dims in TENSOR.findall(match["shape"])
+        ]
+        kinds = {kind for kind, _ in TENSOR.findall(match["shape"])}
+        found.append([match["name"], sorted(kinds)[0], sum(sizes)])
+    return found
+
+
+def programs():
+    """Collectives of a block's programs, by E, capacity and training."""
+    found = {}
+    for experts, factor, training in (
+        (8, 1.0, False),
+        (64, 1.0, False),
+        (64, 1.0, True),
+        (64, None, False),
+        (64, None, True),
+    ):
+        block = keras_moe.MoEBlock(
+            experts, 24, capacity_factor=factor, eval_capacity_factor=factor
+        )
+        with expert_parallel().scope():
+            block.build((512, 16))
+            found[f"{experts}, {factor}, {training}"] = collectives(
+                compiled_text(block, np.zeros((512, 16), "float32"), training)
+            )
+    return found
+
+
+def compiled_text(block, x, training):
+    """The program of a call, or of a step's gradients."""
+    trainable = [v.value for v in block.trainable_variables]
+    others = [v.value for v in block.non_trainable_variables]
+    layout = keras.distribution.distribution().get_data_layout(x.shape)
+    x = jax.device_put(x, layout.backend_layout)
+
+    def call(trainable, others, x):
+        y, _, losses = block.stateless_call(
+            trainable, others, x, training=training, return_losses=True
+        )
+        return y if not training else (y**2).sum() + sum(losses)
+
+    run = jax.jit(jax.grad(call, (0, 2)) if training else call)
+    return run.lower(trainable, others, x).compile().as_text()
+
+
+def ragged():
+    """Whether the program for TPUs, which cannot run here, sends rows of no
+    padding."""
+    jax_exchange.is_ragged = lambda mesh: True
+    block = keras_moe.MoEBlock(E, 8)
+    with expert_parallel().scope():
+        block.build((64, D))
+        run = jax.jit(
+            lambda x: block.stateless_call(
+                [v.value for v in block.trainable_variables],
+                [v.value for v in block.non_trainable_variables],
+                x,
+            )[0]
+        )
+        lowered = run.trace(np.zeros((64, D), "float32")).lower(
+            lowering_platforms=("tpu",)
+        )
+    return lowered.as_text().count("@ragged_all_to_all")
