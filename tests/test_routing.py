@@ -5,7 +5,7 @@ Logits are written as logarithms, so that their softmax is the numbers inside.
 
 import numpy as np
 import pytest
-from backend import to_numpy
+from backend import BACKEND, to_numpy
 
 from keras_moe import routing
 
@@ -130,6 +130,31 @@ def test_capacity_by_position_keeps_the_earlier_tokens():
     np.testing.assert_allclose(
         kept.combine_weights, [0.6, 0.9, 0, 0.8, 0], rtol=1e-6
     )
+
+
+in_shards = pytest.mark.skipif(
+    BACKEND == "torch", reason="a program of torch has one shard of the tokens"
+)
+
+
+@in_shards
+def test_capacity_of_each_shard_of_the_tokens():
+    """Tokens 0, 1, 2 and tokens 3, 4: expert 0 has a place in each."""
+    a = routing.top_k_assignment(CROWD, 1, normalize_weights=False)
+    for priority, wanted in (
+        ("position", [0, 2, 2, 1, 0]),
+        ("score", [2, 0, 2, 1, 0]),
+    ):
+        kept = arrays(routing.apply_capacity(a, 1, priority, num_shards=2))
+        np.testing.assert_array_equal(kept.expert_index, wanted)
+
+
+@in_shards
+def test_no_tokens_in_any_shard():
+    a = routing.top_k_assignment(CROWD[:0], 1)
+    for priority in routing.PRIORITIES:
+        kept = arrays(routing.apply_capacity(a, 1, priority, num_shards=2))
+        assert kept.expert_index.shape == (0,)
 
 
 def test_capacity_by_score_keeps_the_highest_scores():

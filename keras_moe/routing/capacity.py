@@ -83,7 +83,7 @@ def _rank_in_shards(assignment, score, num_shards):
     """`_rank_within_expert` of each shard's pairs by themselves."""
     num_tokens, num_experts = assignment.router_probs.shape
     num_pairs = assignment.expert_index.shape[0]
-    length = -(-num_tokens // num_shards) * (num_pairs // num_tokens)
+    length = -(-num_tokens // num_shards) * (num_pairs // max(1, num_tokens))
 
     def shards(x, fill):
         missing = num_shards * length - num_pairs
