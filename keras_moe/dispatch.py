@@ -13,7 +13,13 @@ from typing import NamedTuple
 
 from keras import ops
 
-from keras_moe.kernels import Pairs, group_sizes_of, inverse_permutation
+from keras_moe.kernels import (
+    Pairs,
+    group_sizes_of,
+    inverse_permutation,
+    linear_map,
+    take_rows,
+)
 from keras_moe.types import Tensor
 
 
@@ -63,17 +69,15 @@ def dispatch(
     Returns:
         `(P, D)`, rows sorted by expert.
     """
-    source = ops.take(token_index, pair_order.order)
+    tokens = ops.convert_to_tensor(tokens)
+    source = take_rows(ops.convert_to_tensor(token_index), pair_order.order)
     if pairs_per_token is None:
         return ops.take(tokens, source, axis=0)
 
-    def backward(rows):
-        pairs = ops.take(rows, pair_order.place, axis=0)
-        return _sum_pairs(pairs, pairs_per_token)
+    def transpose(rows):
+        return _sum_pairs(take_rows(rows, pair_order.place), pairs_per_token)
 
-    return _linear_with_transpose(
-        lambda x: ops.take(x, source, axis=0), backward, tokens
-    )
+    return linear_map(lambda x: take_rows(x, source), transpose, tokens)
 
 
 def combine(
@@ -107,10 +111,8 @@ def combine(
         # One segment more than there are: on torch none would mean unknown.
         sums = ops.segment_sum(weighted, token, num_segments=num_tokens + 1)
         return sums[:num_tokens]
-    pairs = _linear_with_transpose(
-        lambda x: ops.take(x, place, axis=0),
-        lambda y: ops.take(y, order, axis=0),
-        rows,
+    pairs = linear_map(
+        lambda x: take_rows(x, place), lambda y: take_rows(y, order), rows
     )
     return _sum_pairs(pairs * ops.expand_dims(weights, -1), pairs_per_token)
 
@@ -147,18 +149,7 @@ def mix(
 
 def _sum_pairs(pairs, pairs_per_token):
     """Sums each token's K consecutive rows: `(T * K, D) -> (T, D)`."""
+    if pairs_per_token == 1:
+        return pairs
     shape = (-1, pairs_per_token, ops.shape(pairs)[-1])
     return ops.sum(ops.reshape(pairs, shape), axis=1)
-
-
-def _linear_with_transpose(forward, transpose, x):
-    """Applies the linear map `forward`, with `transpose` as its gradient."""
-
-    @ops.custom_gradient
-    def apply(x):
-        def backward(*args, upstream=None):
-            return transpose(args[0] if upstream is None else upstream)
-
-        return forward(x), backward
-
-    return apply(x)

@@ -83,3 +83,27 @@ def test_the_gradient_is_a_constant_to_an_outer_one(rng, compiled):
     y, (gradient,) = value_and_gradients(function, x, compiled=compiled)
     np.testing.assert_allclose(y, 2 * x**2, rtol=1e-5)
     np.testing.assert_allclose(gradient, 2 * x * upstream(x.shape), rtol=1e-5)
+
+
+def test_take_rows(rng):
+    table = draw(rng, 5, 3)
+    rows = np.array([4, 0, 0, 2], "int32")
+    taken = kernels.take_rows(
+        ops.convert_to_tensor(table), ops.convert_to_tensor(rows)
+    )
+    np.testing.assert_array_equal(to_numpy(taken), table[rows])
+
+
+def test_a_linear_maps_gradient_is_the_transpose(rng):
+    """Told a transpose that is none, it must be the one that is used."""
+    x = draw(rng, 4, 3)
+
+    def function(x):
+        return kernels.linear_map(lambda x: 2 * x, lambda dy: 5 * dy, x)
+
+    y, (dx,) = value_and_gradients(function, x)
+    np.testing.assert_allclose(y, 2 * x, rtol=1e-6)
+    np.testing.assert_allclose(dx, 5 * upstream((4, 3)), rtol=1e-6)
+    tensor = ops.convert_to_tensor(x)  # of which nobody asks a gradient
+    y = kernels.linear_map(lambda x: 2 * x, lambda dy: dy, tensor)
+    np.testing.assert_allclose(to_numpy(y), 2 * x, rtol=1e-6)

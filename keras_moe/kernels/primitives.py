@@ -1,8 +1,8 @@
-"""Counting, ranking, turning round; replicas; broken rules; gradients;
-whole programs.
+"""Counting, ranking, gathering, turning round; replicas; broken rules;
+gradients; whole programs.
 
-T tokens, E experts, K top_k, P routed pairs. Only `take_columns` has a
-gradient.
+T tokens, D width, E experts, K top_k, P routed pairs. Only `take_columns` and
+`linear_map` have a gradient.
 Where keras.ops cannot do it, or is slow, a function of the same name stands
 in `jax_primitives.py`, `tensorflow_primitives.py` or `torch_primitives.py`.
 """
@@ -54,6 +54,48 @@ def take_columns(table: Tensor, columns: Tensor) -> Tensor:
     if own:
         return own(table, columns)
     return ops.take_along_axis(table, columns, axis=-1)
+
+
+def take_rows(table: Tensor, rows: Tensor) -> Tensor:
+    """Returns entries of the first axis.
+
+    Its gradient, if it is asked for, is a slow scatter; inside a `linear_map`
+    nobody asks.
+
+    Args:
+        table: `(T, ...)`.
+        rows: int32 `(P,)`, 0 ... T - 1.
+
+    Returns:
+        `(P, ...)`, the dtype of `table`.
+    """
+    own = _twin("take_rows")
+    return own(table, rows) if own else ops.take(table, rows, axis=0)
+
+
+def linear_map(
+    forward: Callable[[Tensor], Tensor],
+    transpose: Callable[[Tensor], Tensor],
+    x: Tensor,
+) -> Tensor:
+    """Returns `forward(x)`; its gradient is `transpose` of the output's.
+
+    Args:
+        forward: a linear map of one tensor.
+        transpose: the transposed map.
+        x: any shape.
+    """
+    if own := _twin("linear_map"):
+        return own(forward, transpose, x)
+
+    @ops.custom_gradient
+    def apply(x):
+        def backward(*args, upstream=None):
+            return transpose(args[0] if upstream is None else upstream)
+
+        return forward(x), backward
+
+    return apply(x)
 
 
 def inverse_permutation(order: Tensor) -> Tensor:
@@ -200,10 +242,17 @@ def compiled(
     return own(function, variables, written) if own else function
 
 
-def _twin(name):
-    """The running backend's own function of this name, or None."""
+def _own_module():
+    """The running backend's twin of this module, or None."""
     backend = keras.backend.backend()
     if backend not in TWINS:
         return None
-    module = importlib.import_module(f"keras_moe.kernels.{backend}_primitives")
-    return getattr(module, name, None)
+    return importlib.import_module(f"keras_moe.kernels.{backend}_primitives")
+
+
+_OWN = _own_module()
+
+
+def _twin(name):
+    """The running backend's own function of this name, or None."""
+    return getattr(_OWN, name, None)

@@ -1,4 +1,4 @@
-"""PyTorch, small banks of rows and CUDA: the library's own grouped matmul.
+"""PyTorch, a few rows and CUDA: the library's own grouped matmul.
 
 P rows, sorted by group; E groups; D input and F output width.
 
@@ -71,7 +71,9 @@ def _matmul(rows, kernel, ends):
             kernel, (0, -width % step, 0, -depth % step)
         )
     y = torch.nn.functional.grouped_mm(rows.contiguous(), kernel, offs=ends)
-    return _ContiguousGradient.apply(y)[:, :width]
+    if y.requires_grad:
+        y = _ContiguousGradient.apply(y)
+    return y[:, :width]
 
 
 class _ContiguousGradient(torch.autograd.Function):

@@ -50,6 +50,33 @@ def take_columns(table: Tensor, columns: Tensor) -> Tensor:
     return torch.gather(table, -1, columns.long())
 
 
+def take_rows(table: Tensor, rows: Tensor) -> Tensor:
+    """Keras's looks for negative indices first: four calls in place of one."""
+    return torch.index_select(table, 0, rows)
+
+
+class _LinearMap(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, forward, transpose, x):
+        ctx.transpose = transpose
+        return forward(x)
+
+    @staticmethod
+    def backward(ctx, dy):
+        return None, None, ctx.transpose(dy)
+
+
+def linear_map(
+    forward: Callable[[Tensor], Tensor],
+    transpose: Callable[[Tensor], Tensor],
+    x: Tensor,
+) -> Tensor:
+    """Keeps nothing of `x`, and is `forward` alone where nobody learns."""
+    if torch.is_grad_enabled() and x.requires_grad:
+        return _LinearMap.apply(forward, transpose, x)
+    return forward(x)
+
+
 def inverse_permutation(order: Tensor) -> Tensor:
     """The place of each element, of the dtype of `order`, `(P,)`."""
     places = torch.arange(

@@ -13,6 +13,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from keras_moe.kernels.reference import FFNWeights
+from keras_moe.kernels.torch_memory import empty_gradient
 from keras_moe.types import Activation, Tensor
 
 
@@ -20,7 +21,7 @@ def grouped_matmul(x: Tensor, kernel: Tensor, group_sizes: Tensor) -> Tensor:
     """Multiplies each row by its group's matrix: `(P, D) -> (P, F)`."""
     if x.is_meta:  # keras infers shapes with tensors that hold no values
         return x.new_empty((x.shape[0], kernel.shape[-1]))
-    return _run(_GroupedMatmul, group_sizes, x, kernel)
+    return _run(_GroupedMatmul.apply, group_sizes, x, kernel)
 
 
 def grouped_ffn(
@@ -33,15 +34,22 @@ def grouped_ffn(
     """Up, gate, activation and down of one expert before the next one's."""
     if x.is_meta:
         return x.new_empty((x.shape[0], weights.down_kernel.shape[-1]))
-    tensors = [x, *(w for w in weights if w is not None)]
-    learns = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
-    keeps = learns and not remat
-    return _run(_GroupedFFN, group_sizes, activation, keeps, x, *weights)
+    if not _learns(x, *weights):
+        return _run(_ffn, group_sizes, activation, x, weights)
+    return _run(
+        _GroupedFFN.apply, group_sizes, activation, not remat, x, *weights
+    )
+
+
+def _learns(*tensors):
+    return torch.is_grad_enabled() and any(
+        t is not None and t.requires_grad for t in tensors
+    )
 
 
 @torch.compiler.disable  # the row counts are data: the host must read them
 def _run(function, group_sizes, *arguments):
-    return function.apply(group_sizes.tolist(), *arguments)
+    return function(group_sizes.tolist(), *arguments)
 
 
 class _GroupedMatmul(torch.autograd.Function):
@@ -50,8 +58,8 @@ class _GroupedMatmul(torch.autograd.Function):
         ctx.sizes = sizes
         ctx.save_for_backward(x, kernel)
         y = _empty_rows(x, kernel.shape[-1], sizes)
-        for e, rows in _groups(sizes):
-            torch.mm(x[rows], kernel[e], out=y[rows])
+        for (rows, y_rows), (matrix,) in _groups(sizes, (x, y), (kernel,)):
+            torch.mm(rows, matrix, out=y_rows)
         return y
 
     @staticmethod
@@ -60,28 +68,36 @@ class _GroupedMatmul(torch.autograd.Function):
         x, kernel = ctx.saved_tensors
         dx = _empty_rows(x, x.shape[-1], ctx.sizes)
         dkernel = _empty_bank(kernel, ctx.sizes)
-        for e, rows in _groups(ctx.sizes):
-            torch.mm(dy[rows], kernel[e].T, out=dx[rows])
-            torch.mm(x[rows].T, dy[rows], out=dkernel[e])
+        groups = _groups(ctx.sizes, (x, dy, dx), (kernel, dkernel))
+        for (rows, dy_rows, dx_rows), (matrix, dmatrix) in groups:
+            torch.mm(dy_rows, matrix.T, out=dx_rows)
+            torch.mm(rows.T, dy_rows, out=dmatrix)
         return None, dx, dkernel
+
+
+@torch.no_grad()
+def _ffn(sizes, activation, x, w, kept=()):
+    """The forward pass; fills `kept`, the buffers `(P, F)` of what comes
+    before the activation, if there are any."""
+    y = _empty_rows(x, w.down_kernel.shape[-1], sizes)
+    scratch = () if kept else _before_buffers(w, max(sizes, default=0))
+    for (rows, y_rows, *before), own in _groups(sizes, (x, y, *kept), w):
+        own = FFNWeights(*own)
+        before = before or [b[: len(rows)] for b in scratch]
+        _before_activation(rows, own, before)
+        hidden = _activated(activation, *before)
+        _linear(hidden, own.down_kernel, own.down_bias, y_rows)
+    return y
 
 
 class _GroupedFFN(torch.autograd.Function):
     @staticmethod
     def forward(ctx, sizes, activation, keeps, x, *weights):
         w = FFNWeights(*weights)
+        kept = _before_buffers(w, x.shape[0]) if keeps else []
         ctx.sizes, ctx.activation = sizes, activation
-        y = _empty_rows(x, w.down_kernel.shape[-1], sizes)
-        kept = _before_buffers(x, w, x.shape[0]) if keeps else []
-        scratch = [] if keeps else _before_buffers(x, w, max(sizes, default=0))
-        for e, rows in _groups(sizes):
-            length = rows.stop - rows.start
-            before = [b[rows] for b in kept] or [b[:length] for b in scratch]
-            _before_activation(x[rows], w, e, before)
-            hidden = _hidden(activation, *before)
-            _linear(hidden, w.down_kernel, w.down_bias, e, y[rows])
         ctx.save_for_backward(x, *weights, *kept)
-        return y
+        return _ffn(sizes, activation, x, w, kept)
 
     @staticmethod
     @once_differentiable
@@ -89,55 +105,61 @@ class _GroupedFFN(torch.autograd.Function):
         x, *weights = ctx.saved_tensors
         count = len(FFNWeights._fields)
         w, kept = FFNWeights(*weights[:count]), weights[count:]
-        scratch = [] if kept else _before_buffers(x, w, max(ctx.sizes))
+        scratch = [] if kept else _before_buffers(w, max(ctx.sizes))
         dx = _empty_rows(x, x.shape[-1], ctx.sizes)
-        dw = FFNWeights(*(_empty_bank(b, ctx.sizes) for b in w))
-        for e, rows in _groups(ctx.sizes):
-            length = rows.stop - rows.start
-            before = [b[rows] for b in kept] or [b[:length] for b in scratch]
+        dw = [_empty_bank(bank, ctx.sizes) for bank in w]
+        groups = _groups(ctx.sizes, (x, dy, dx, *kept), (*w, *dw))
+        for (x_rows, dy_rows, dx_rows, *before), banks in groups:
+            own, d_own = FFNWeights(*banks[:count]), FFNWeights(*banks[count:])
             if scratch:
-                _before_activation(x[rows], w, e, before)
-            hidden, vjp = _hidden_and_vjp(ctx.activation, before)
-            _add_linear_gradient(
-                hidden, dy[rows], dw.down_kernel, dw.down_bias, e
+                before = [b[: len(x_rows)] for b in scratch]
+                _before_activation(x_rows, own, before)
+            hidden, vjp = _activated_and_vjp(ctx.activation, before)
+            _linear_gradient(
+                hidden, dy_rows, d_own.down_kernel, d_own.down_bias
             )
-            d_up, *d_gate = vjp(dy[rows] @ w.down_kernel[e].T)
-            _add_linear_gradient(x[rows], d_up, dw.up_kernel, dw.up_bias, e)
-            torch.mm(d_up, w.up_kernel[e].T, out=dx[rows])
+            d_up, *d_gate = vjp(dy_rows @ own.down_kernel.T)
+            _linear_gradient(x_rows, d_up, d_own.up_kernel, d_own.up_bias)
+            torch.mm(d_up, own.up_kernel.T, out=dx_rows)
             if d_gate:
-                _add_linear_gradient(
-                    x[rows], d_gate[0], dw.gate_kernel, dw.gate_bias, e
+                _linear_gradient(
+                    x_rows, d_gate[0], d_own.gate_kernel, d_own.gate_bias
                 )
-                dx[rows].addmm_(d_gate[0], w.gate_kernel[e].T)
+                dx_rows.addmm_(d_gate[0], own.gate_kernel.T)
         return None, None, None, dx, *dw
 
 
-def _before_buffers(x, w, length):
-    """Uninitialised `[up]`, or `[up, gate]` of gated experts, `(length, F)`."""
-    count = 1 if w.gate_kernel is None else 2
-    shape = (length, w.up_kernel.shape[-1])
-    return [x.new_empty(shape) for _ in range(count)]
-
-
-def _before_activation(rows, w, e, out):
-    _linear(rows, w.up_kernel, w.up_bias, e, out[0])
-    if w.gate_kernel is not None:
-        _linear(rows, w.gate_kernel, w.gate_bias, e, out[1])
-
-
-def _groups(sizes):
-    """Yields the index and the rows of every group that has any."""
+def _groups(sizes, rows, banks):
+    """Yields, of every group that has rows, its part of each of the `(P, .)`
+    and of each of the `(E, ...)`, or None of a bank that there is not."""
     start = 0
     for e, size in enumerate(sizes):
         if size:
-            yield e, slice(start, start + size)
-        start += size
+            stop = start + size
+            own_banks = [None if bank is None else bank[e] for bank in banks]
+            yield [r[start:stop] for r in rows], own_banks
+            start = stop
+
+
+def _before_buffers(w, length):
+    """Uninitialised `[up]`, or `[up, gate]` of gated experts, `(length, F)`."""
+    shape = (length, w.up_kernel.shape[-1])
+    banks = [w.up_kernel, w.gate_kernel]
+    return [b.new_empty(shape) for b in banks if b is not None]
+
+
+def _before_activation(rows, own, out):
+    _linear(rows, own.up_kernel, own.up_bias, out[0])
+    if own.gate_kernel is not None:
+        _linear(rows, own.gate_kernel, own.gate_bias, out[1])
 
 
 def _empty_rows(x, width, sizes):
     """`(P, width)` to be filled, zero behind the last group."""
     y = x.new_empty((x.shape[0], width))
-    y[sum(sizes) :] = 0
+    num_rows = sum(sizes)
+    if num_rows < len(y):
+        y[num_rows:] = 0
     return y
 
 
@@ -145,35 +167,41 @@ def _empty_bank(bank, sizes):
     """A bank's gradient to be filled, zero for groups without rows."""
     if bank is None:
         return None
-    gradient = torch.empty_like(bank, memory_format=torch.contiguous_format)
+    gradient = empty_gradient(bank)
     for e, size in enumerate(sizes):
         if not size:
             gradient[e] = 0
     return gradient
 
 
-def _linear(rows, kernel, bias, e, out):
+def _linear(rows, kernel, bias, out):
     if bias is None:
-        torch.mm(rows, kernel[e], out=out)
+        torch.mm(rows, kernel, out=out)
     else:
-        torch.addmm(bias[e], rows, kernel[e], out=out)
+        torch.addmm(bias, rows, kernel, out=out)
 
 
-def _add_linear_gradient(rows, dy, dkernel, dbias, e):
-    torch.mm(rows.T, dy, out=dkernel[e])
+def _linear_gradient(rows, dy, dkernel, dbias):
+    torch.mm(rows.T, dy, out=dkernel)
     if dbias is not None:
-        torch.sum(dy, dim=0, out=dbias[e])
+        torch.sum(dy, dim=0, out=dbias)
 
 
-def _hidden(activation, up, gate=None):
-    return activation(up) if gate is None else activation(gate) * up
+def _activated(activation, up, gate=None):
+    """The hidden rows; the product is written over what `activation` made."""
+    if gate is None:
+        return activation(up)
+    hidden = activation(gate)
+    if hidden.data_ptr() == gate.data_ptr():  # it made nothing
+        return hidden * up
+    return hidden.mul_(up)
 
 
-def _hidden_and_vjp(activation, before):
+def _activated_and_vjp(activation, before):
     """Returns the hidden rows of `[up]` or `[up, gate]`, and their vjp."""
     with torch.enable_grad():
-        leaves = [b.detach().requires_grad_() for b in before]
-        hidden = _hidden(activation, *leaves)
+        up, *gate = leaves = [b.detach().requires_grad_() for b in before]
+        hidden = activation(gate[0]) * up if gate else activation(up)
 
     def vjp(d_hidden):
         return torch.autograd.grad(hidden, leaves, d_hidden)

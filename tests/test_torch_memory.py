@@ -1,0 +1,73 @@
+"""A bank's gradient is written where the last one was, if that is free."""
+
+import gc
+import weakref
+
+import keras
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from keras_moe import kernels  # noqa: E402
+
+if keras.backend.backend() != "torch":
+    pytest.skip("of PyTorch alone", allow_module_level=True)
+
+E, D, F = 4, 256, 512  # a bank of 2 MB
+SIZES = torch.tensor([3, 0, 5, 2], dtype=torch.int32)
+
+
+@pytest.fixture
+def bank():
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(E, D, F, generator=generator).requires_grad_()
+
+
+def gradient_of(bank, scale=1.0):
+    """d sum(scale * x[p] @ bank[e]) / d bank: the rows of e summed up."""
+    x = scale * torch.arange(10 * D, dtype=torch.float32).reshape(10, D)
+    y = kernels.grouped_matmul(x, bank, SIZES)
+    (gradient,) = torch.autograd.grad(y.sum(), bank)
+    ends = np.cumsum(SIZES.numpy())
+    sums = [x[end - n : end].sum(0) for n, end in zip(SIZES, ends, strict=True)]
+    torch.testing.assert_close(
+        gradient, torch.stack(sums)[:, :, None].expand(E, D, F)
+    )
+    return gradient
+
+
+def test_the_next_gradient_is_written_where_the_last_one_was(bank):
+    place = gradient_of(bank).data_ptr()
+    assert place % 64 == 0
+    assert gradient_of(bank, scale=2.0).data_ptr() == place
+
+
+def test_a_gradient_that_somebody_holds_is_left_alone(bank):
+    """Also where it is a view that is held."""
+    first = gradient_of(bank)
+    held = first[2, :, 0]
+    before = held.clone()
+    del first
+    second = gradient_of(bank, scale=3.0)
+    torch.testing.assert_close(held, before)
+    torch.testing.assert_close(second[2, :, 0], 3 * before)
+
+
+def test_backward_twice_adds_up(bank):
+    for _ in range(2):
+        x = torch.ones(10, D)
+        kernels.grouped_matmul(x, bank, SIZES).sum().backward()
+    wanted = 2.0 * SIZES[:, None, None].expand(E, D, F)
+    torch.testing.assert_close(bank.grad, wanted)
+
+
+def test_the_memory_goes_with_the_weight(bank):
+    from keras_moe.kernels import torch_memory
+
+    weight = bank.detach().requires_grad_()
+    gradient_of(weight)
+    memory = weakref.ref(torch_memory._memory_of[weight])
+    del weight
+    gc.collect()
+    assert memory() is None
