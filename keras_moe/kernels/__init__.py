@@ -28,6 +28,7 @@ from keras_moe.kernels.exchange import (
 )
 from keras_moe.kernels.groups import map_groups
 from keras_moe.kernels.primitives import (
+    adam_step,
     compiled,
     group_sizes_of,
     inverse_permutation,
@@ -52,6 +53,7 @@ __all__ = [
     "Part",
     "QuantizedKernel",
     "Rounding",
+    "adam_step",
     "compiled",
     "ffn",
     "formulations",

@@ -1,5 +1,5 @@
 """Counting, ranking, gathering, turning round; replicas; broken rules;
-gradients; whole programs.
+gradients; whole programs; Adam.
 
 T tokens, D width, E experts, K top_k, P routed pairs. Only `take_columns` and
 `linear_map` have a gradient.
@@ -240,6 +240,33 @@ def compiled(
     """
     own = _twin("compiled")
     return own(function, variables, written) if own else function
+
+
+def adam_step(
+    variable: keras.Variable,
+    gradient: Tensor,
+    slots: Sequence[keras.Variable],
+    step_size: Tensor,
+    betas: tuple[float, float],
+    epsilon: float,
+) -> bool:
+    """Updates a variable and its slots in one pass, where there is such one.
+
+    Args:
+        variable: a weight.
+        gradient: like it.
+        slots: first and second moment; under AMSGrad the largest second one.
+        step_size: scalar, with the corrections of bias.
+        betas: of the moments.
+        epsilon: beside the root.
+
+    Returns:
+        Whether it did; if not, nothing has changed.
+    """
+    own = _twin("adam_step")
+    return own is not None and own(
+        variable, gradient, slots, step_size, betas, epsilon
+    )
 
 
 def _own_module():

@@ -7,10 +7,12 @@ T tokens, E experts, K top_k, P routed pairs. What each does is said in
 from collections.abc import Callable, Sequence
 
 import torch
+from torch.optim.adam import adam
 
 from keras_moe.types import Tensor
 
 FEW_SCORES = 4096
+ENDLESS = 1e9  # steps after which no beta below 1 - 1e-7 leaves a bias
 
 
 def compiled(
@@ -124,3 +126,38 @@ def value_and_gradient(
             value, x, allow_unused=True, materialize_grads=True
         )
     return value, gradient
+
+
+@torch.no_grad()
+def adam_step(variable, gradient, slots, step_size, betas, epsilon) -> bool:
+    """By `torch.optim`'s function. It would correct for bias itself, and put
+    epsilon beside the corrected root: told that an endless number of steps
+    has gone by, it has nothing to correct."""
+    tensors = [variable.value, gradient, *(slot.value for slot in slots)]
+    plain = all(
+        type(t) in (torch.Tensor, torch.nn.Parameter)
+        and t.dtype == torch.float32
+        for t in tensors
+    )
+    if not plain:
+        return False
+    steps = torch.full((), ENDLESS, device=gradient.device)
+    weights, gradients, *moments = ([t] for t in tensors)
+    first, second, largest = [*moments, []][:3]
+    adam(
+        weights,
+        gradients,
+        first,
+        second,
+        largest,
+        [steps],
+        fused=True,
+        amsgrad=bool(largest),
+        beta1=betas[0],
+        beta2=betas[1],
+        lr=step_size,
+        weight_decay=0.0,
+        eps=epsilon,
+        maximize=False,
+    )
+    return True

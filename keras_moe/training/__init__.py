@@ -2,6 +2,7 @@
 
 from keras_moe.training.contrastive import ContrastiveModel, contrastive_loss
 from keras_moe.training.fgm import FGM, adversarial_step
+from keras_moe.training.fused_adam import FusedAdam
 from keras_moe.training.masked_tokens import MaskedTokenModel, hide_tokens
 from keras_moe.training.r_drop import RDrop
 from keras_moe.training.routers import (
@@ -16,6 +17,7 @@ __all__ = [
     "BalanceWarmUp",
     "ContrastiveModel",
     "FGM",
+    "FusedAdam",
     "MaskedTokenModel",
     "RDrop",
     "RouterLearningRate",
