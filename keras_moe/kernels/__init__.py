@@ -29,6 +29,7 @@ from keras_moe.kernels.exchange import (
 from keras_moe.kernels.groups import map_groups
 from keras_moe.kernels.primitives import (
     adam_step,
+    call_part,
     compiled,
     group_sizes_of,
     inverse_permutation,
@@ -54,6 +55,7 @@ __all__ = [
     "QuantizedKernel",
     "Rounding",
     "adam_step",
+    "call_part",
     "compiled",
     "ffn",
     "formulations",

@@ -12,6 +12,12 @@ from torch.optim.adam import adam
 from keras_moe.types import Tensor
 
 FEW_SCORES = 4096
+HOOKS = (
+    "_forward_hooks",
+    "_forward_pre_hooks",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+)
 ENDLESS = 1e9  # steps after which no beta below 1 - 1e-7 leaves a bias
 
 
@@ -103,6 +109,25 @@ def sum_over_replicas(x: Tensor) -> Tensor:
     x = x.detach().clone()
     distributed.all_reduce(x)
     return x
+
+
+def needs_a_full_call(owner, layer) -> bool:
+    """Whether Keras or PyTorch would do more than `call`: hooks, another
+    dtype, regularised outputs, quantised or recomputed layers."""
+    dtypes = {
+        dtype
+        for part in (owner, layer)
+        for dtype in (part.compute_dtype, part.variable_dtype)
+    }
+    return bool(
+        len(dtypes) > 1
+        or not layer.built
+        or layer.activity_regularizer is not None
+        or layer.quantization_mode is not None
+        or layer._remat_mode is not None
+        or any(getattr(layer, hooks) for hooks in HOOKS)
+        or torch.nn.modules.module._has_any_global_hook()
+    )
 
 
 def require(valid: Tensor, message: str) -> Tensor:

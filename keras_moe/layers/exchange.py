@@ -29,7 +29,7 @@ BANK_AXES = {
 
 
 def mix_experts(
-    experts,
+    block,
     units: Units,
     assignment: Assignment,
     pairs_per_token: int | None,
@@ -39,7 +39,7 @@ def mix_experts(
     """Units to the experts and back.
 
     Args:
-        experts: an `Expert`, or a layer that is called as one.
+        block: whose `experts` are an `Expert`, or a layer called as one.
         units: U of them.
         assignment: of the units.
         pairs_per_token: of the router.
@@ -49,6 +49,7 @@ def mix_experts(
     Returns:
         Tokens `(T, W')`.
     """
+    experts = block.experts
     pairs = kernels.Pairs(
         assignment.token_index,
         assignment.expert_index,
@@ -64,7 +65,9 @@ def mix_experts(
     else:
 
         def send(rows, group_sizes, pair_order):
-            outputs = experts(
+            outputs = kernels.call_part(
+                block,
+                experts,
                 units.for_experts(rows),
                 group_sizes=group_sizes,
                 training=training,

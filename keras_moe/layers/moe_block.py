@@ -6,6 +6,7 @@ T tokens, D hidden_dim, F intermediate_dim, E experts, K top_k, P pairs.
 import keras
 from keras import ops
 
+from keras_moe import kernels
 from keras_moe.layers import checks, parts, quantization, sharing, upcycling
 from keras_moe.layers.exchange import mix_experts
 from keras_moe.layers.levels import check_level, units_of
@@ -199,7 +200,9 @@ class MoEBlock(Mixture):
         """Routes, computes and combines; see the class."""
         mask = inputs_mask if mask is None else mask
         units = units_of(self.level, inputs, mask, self.hidden_dim)
-        chosen = self.router(
+        chosen = kernels.call_part(
+            self,
+            self.router,
             units.features,
             mask=units.features_mask,
             training=training,
@@ -209,7 +212,7 @@ class MoEBlock(Mixture):
         num_units = ops.shape(units.rows)[0]
         kept, capacity = self.apply_capacity(chosen, num_units, training)
         outputs = mix_experts(
-            self.experts,
+            self,
             units,
             kept,
             self.router.pairs_per_token,
@@ -221,8 +224,11 @@ class MoEBlock(Mixture):
                 units.rows, kept, pairs_per_token=self.router.pairs_per_token
             )
         if self.shared_expert is not None:
-            shared = self.shared_expert(
-                units.as_tokens(units.rows), training=training
+            shared = kernels.call_part(
+                self,
+                self.shared_expert,
+                units.as_tokens(units.rows),
+                training=training,
             )
             outputs = outputs + zero_padding(shared, units.token_mask)
         if training:

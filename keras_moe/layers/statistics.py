@@ -56,8 +56,8 @@ class RoutingStatistics(keras.layers.Layer):
         """
         load, dropped = self._shares(chosen_index, kept_index)
         counted = ops.cast(ops.sum(load, keepdims=True) > 0, "float32")
-        num_batches = ops.add(self.num_batches, counted)
-        step = counted / ops.maximum(num_batches, 1.0)
+        num_batches = self.num_batches.value + counted
+        step = counted / (num_batches + (1.0 - counted))
         self._move(self.expert_load, load, step)
         self._move(self.fraction_dropped, dropped, step)
         self.num_batches.assign(num_batches)
@@ -70,11 +70,12 @@ class RoutingStatistics(keras.layers.Layer):
         counts = ops.cast(ops.stack(numbers), "float32")
         counts = kernels.sum_over_replicas(counts)
         pairs = ops.sum(counts, axis=-1)
-        routed = ops.maximum(pairs[:1], 1.0)
-        return counts[0] / routed, (pairs[:1] - pairs[-1:]) / routed
+        chosen, kept = pairs[:1], pairs[-1:]
+        routed = chosen + ops.cast(chosen <= 0, "float32")
+        return counts[0] / routed, (chosen - kept) / routed
 
     def _move(self, mean, value, step):
-        mean.assign(ops.add(mean, step * ops.subtract(value, mean)))
+        mean.assign(mean.value + step * (value - mean.value))
 
     def reset(self) -> None:
         """Starts the means afresh."""

@@ -125,7 +125,7 @@ def token_choice(
     num_pairs = ops.shape(router_logits)[0] * top_k
     pairs = ops.arange(num_pairs, dtype="int32")
     return Assignment(
-        token_index=ops.floor_divide(pairs, top_k),
+        token_index=pairs // top_k,
         expert_index=ops.cast(ops.reshape(index, (-1,)), "int32"),
         combine_weights=ops.reshape(weights, (-1,)),
         router_probs=router_probs,

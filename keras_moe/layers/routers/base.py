@@ -188,7 +188,7 @@ class BaseRouter(ExpertSwitches, keras.layers.Layer):
 
     def _available(self, training):
         """Bool `(E,)`: enabled, and not dropped for this step."""
-        available = ops.greater(self.expert_enabled, 0)
+        available = self.expert_enabled.value > 0
         if not (training and self.expert_dropout):
             return available
         drawn = keras.random.uniform(

@@ -96,7 +96,7 @@ class LearnedRouter(BaseRouter):
 
     def scores(self, tokens: Tensor, batch: TokenBatch) -> Tensor:
         """Returns logits `(T, E + N)` of the tokens `(T, D)`, jittered."""
-        return ops.matmul(tokens, self.kernel)
+        return tokens @ ops.convert_to_tensor(self.kernel)
 
     def logits(self, batch: TokenBatch) -> Tensor:
         """Returns the router logits `(T, E + N)` with bias, jitter, noise."""
