@@ -11,8 +11,6 @@ transpose is its inverse, where a scatter-add would be slow on every backend.
 from collections.abc import Callable
 from typing import NamedTuple
 
-from keras import ops
-
 from keras_moe.kernels import (
     Pairs,
     group_sizes_of,
@@ -20,6 +18,7 @@ from keras_moe.kernels import (
     linear_map,
     take_rows,
 )
+from keras_moe.kernels import light_ops as ops
 from keras_moe.types import Tensor
 
 

@@ -34,6 +34,7 @@ from keras_moe.kernels.primitives import (
     group_sizes_of,
     inverse_permutation,
     keep_losses_apart,
+    light_ops,
     linear_map,
     require,
     sum_over_replicas,
@@ -66,6 +67,7 @@ __all__ = [
     "inverse_permutation",
     "is_spread",
     "keep_losses_apart",
+    "light_ops",
     "linear_map",
     "map_groups",
     "mix_across",
@@ -101,8 +103,8 @@ def grouped_matmul(
     Raises:
         ValueError: where ranks, widths or dtypes do not fit.
     """
-    x = ops.convert_to_tensor(x)
-    group_sizes = ops.cast(group_sizes, "int32")
+    x = light_ops.convert_to_tensor(x)
+    group_sizes = light_ops.cast(group_sizes, "int32")
     kernel = _as_tensor(kernel, x)
     if isinstance(kernel, QuantizedKernel):
         _check_quantized(x, "kernel", kernel, group_sizes, x.shape[-1])
@@ -146,9 +148,9 @@ def grouped_ffn(
     Raises:
         ValueError: where ranks, widths or dtypes do not fit.
     """
-    x = ops.convert_to_tensor(x)
+    x = light_ops.convert_to_tensor(x)
     weights = FFNWeights(*(_as_tensor(w, x) for w in weights))
-    group_sizes = ops.cast(group_sizes, "int32")
+    group_sizes = light_ops.cast(group_sizes, "int32")
     if isinstance(weights.up_kernel, QuantizedKernel):
         return _quantized_ffn(x, weights, group_sizes, activation, dropout)
     _check_operands(
@@ -190,7 +192,7 @@ def _as_tensor(weight, x):
             values=ops.convert_to_tensor(weight.values),
             scale=ops.cast(weight.scale, x.dtype),
         )
-    return None if weight is None else ops.convert_to_tensor(weight)
+    return None if weight is None else light_ops.convert_to_tensor(weight)
 
 
 def stacked_ffn(

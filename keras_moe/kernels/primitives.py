@@ -9,6 +9,7 @@ in `jax_primitives.py`, `tensorflow_primitives.py` or `torch_primitives.py`.
 
 import importlib
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import keras
 from keras import ops
@@ -163,8 +164,11 @@ def keep_losses_apart(layer: keras.layers.Layer) -> None:
 
 
 def call_part(
-    owner: keras.layers.Layer, layer: keras.layers.Layer, *args, **kwargs
-):
+    owner: keras.layers.Layer,
+    layer: keras.layers.Layer,
+    *args: Any,
+    **kwargs: Any,
+) -> Any:
     """Calls a layer from inside the layer that owns it, `layer(...)`.
 
     A call of Keras looks through its arguments and outputs for what to
@@ -299,6 +303,12 @@ def _own_module():
 
 
 _OWN = _own_module()
+
+# `keras.ops`; on PyTorch without its looks before each operation. For tensors
+# of the running backend, in what every call of a block runs.
+light_ops: Any = ops
+if keras.backend.backend() == "torch":
+    light_ops = importlib.import_module("keras_moe.kernels.torch_ops")
 
 
 def _twin(name):

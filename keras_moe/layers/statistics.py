@@ -4,9 +4,9 @@ E experts, P routed pairs.
 """
 
 import keras
-from keras import ops
 
 from keras_moe import kernels
+from keras_moe.kernels import light_ops as ops
 from keras_moe.types import Tensor
 
 

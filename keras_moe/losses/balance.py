@@ -8,9 +8,8 @@ padding alone has the loss zero.
 
 import math
 
-from keras import ops
-
 from keras_moe.kernels import group_sizes_of, sum_over_replicas
+from keras_moe.kernels import light_ops as ops
 from keras_moe.types import Assignment, Tensor
 
 LOAD_BALANCING = ("switch", "per_sequence", "global_batch")

@@ -10,8 +10,7 @@ costs nothing either: what it gives is no matter of the experts.
 
 from typing import NamedTuple
 
-from keras import ops
-
+from keras_moe.kernels import light_ops as ops
 from keras_moe.kernels import take_columns, top_k_index
 from keras_moe.types import Assignment, Tensor
 

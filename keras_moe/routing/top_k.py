@@ -3,9 +3,8 @@
 T tokens, E experts, N null experts, K top_k.
 """
 
-from keras import ops
-
 from keras_moe.kernels import group_sizes_of, sum_over_replicas, top_k_index
+from keras_moe.kernels import light_ops as ops
 from keras_moe.routing.assignment import (
     UNAVAILABLE,
     UNCONDITIONAL,

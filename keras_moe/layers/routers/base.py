@@ -9,9 +9,9 @@ A router is a small layer that owns weights and names one function of
 from typing import NamedTuple
 
 import keras
-from keras import ops
 
 from keras_moe import kernels
+from keras_moe.kernels import light_ops as ops
 from keras_moe.layers import checks, quantization
 from keras_moe.layers.routers import router_checks
 from keras_moe.layers.routers.switches import ExpertSwitches
