@@ -107,3 +107,39 @@ def test_a_linear_maps_gradient_is_the_transpose(rng):
     tensor = ops.convert_to_tensor(x)  # of which nobody asks a gradient
     y = kernels.linear_map(lambda x: 2 * x, lambda dy: dy, tensor)
     np.testing.assert_allclose(to_numpy(y), 2 * x, rtol=1e-6)
+
+
+def test_light_operations_are_keras_own(rng):
+    """Values and dtypes, of tensors and of arrays."""
+    light = kernels.light_ops
+    floats, index = draw(rng, 4, 3), rng.integers(0, 5, (4, 3)).astype("int32")
+    cases = [
+        ("convert_to_tensor", floats),
+        ("cast", floats, "int32"),
+        ("cast", index, "float32"),
+        ("reshape", index, (-1,)),
+        ("expand_dims", floats, -1),
+        ("where", floats > 0, floats, -1e30),
+        ("where", floats > 0, index, 7),
+        ("where", floats[:, :1] > 0, floats, floats * 2),
+        ("sum", floats),
+        ("sum", index, -1),
+        ("sum", floats, 0, True),
+        ("maximum", floats, 0.5),
+        ("maximum", floats, floats[::-1].copy()),
+        ("exp", floats),
+        ("log_softmax", floats),
+        ("argsort", index[:, 0]),
+    ]
+    for name, *arguments in cases:
+        wanted = getattr(ops, name)(*arguments)
+        tensors = [
+            ops.convert_to_tensor(a) if isinstance(a, np.ndarray) else a
+            for a in arguments
+        ]
+        for given in (arguments, tensors):
+            found = getattr(light, name)(*given)
+            assert found.dtype == wanted.dtype, name
+            np.testing.assert_allclose(
+                to_numpy(found), to_numpy(wanted), rtol=1e-6
+            )

@@ -54,6 +54,23 @@ def test_a_gradient_that_somebody_holds_is_left_alone(bank):
     torch.testing.assert_close(second[2, :, 0], 3 * before)
 
 
+def test_what_is_held_costs_no_second_memory(bank):
+    """A third gradient goes to the first one's place once that is free."""
+    first = gradient_of(bank)
+    place = first.data_ptr()
+    assert gradient_of(bank).data_ptr() != place
+    del first
+    assert gradient_of(bank).data_ptr() == place
+
+
+def test_none_is_kept_where_processes_reduce_gradients(bank, monkeypatch):
+    from keras_moe.kernels import torch_memory
+
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    gradient_of(bank)
+    assert bank not in torch_memory._memory_of
+
+
 def test_backward_twice_adds_up(bank):
     for _ in range(2):
         x = torch.ones(10, D)
