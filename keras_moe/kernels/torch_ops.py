@@ -10,6 +10,9 @@ import torch
 
 from keras_moe.types import Tensor
 
+# Where Keras would move tensors of the host to, if anywhere.
+ACCELERATED = torch.accelerator.is_available()
+
 
 def __getattr__(name):
     return getattr(keras.ops, name)
@@ -17,7 +20,7 @@ def __getattr__(name):
 
 def convert_to_tensor(x, dtype=None) -> Tensor:
     """As it is where it is a tensor already, and where it should be."""
-    if type(x) is torch.Tensor and dtype is None and x.device.type == "cpu":
+    if type(x) is torch.Tensor and dtype is None and not ACCELERATED:
         return x
     return keras.ops.convert_to_tensor(x, dtype=dtype)
 
@@ -32,7 +35,7 @@ def cast(x, dtype) -> Tensor:
 
 
 def reshape(x, shape) -> Tensor:
-    """Shapes are tuples of integers."""
+    """The shape is a tuple of integers."""
     return torch.reshape(convert_to_tensor(x), shape)
 
 
