@@ -27,13 +27,15 @@ from keras_moe.kernels.exchange import (
     num_token_shards,
 )
 from keras_moe.kernels.groups import map_groups
-from keras_moe.kernels.primitives import (
+from keras_moe.kernels.objects import (
     adam_step,
     call_part,
+    keep_losses_apart,
+)
+from keras_moe.kernels.primitives import (
     compiled,
     group_sizes_of,
     inverse_permutation,
-    keep_losses_apart,
     light_ops,
     linear_map,
     require,

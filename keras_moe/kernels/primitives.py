@@ -1,5 +1,5 @@
-"""Counting, ranking, gathering, turning round; replicas; parts of layers;
-broken rules; gradients; whole programs; Adam.
+"""Counting, ranking, gathering, turning round; replicas; broken rules;
+gradients; whole programs.
 
 T tokens, D width, E experts, K top_k, P routed pairs. Only `take_columns` and
 `linear_map` have a gradient.
@@ -34,7 +34,7 @@ def top_k_index(scores: Tensor, top_k: int) -> Tensor:
         int32 `(T, K)`.
     """
     scores = ops.stop_gradient(ops.convert_to_tensor(scores))
-    if own := _twin("top_k_index"):
+    if own := twin("top_k_index"):
         return own(scores, top_k)
     ordered = ops.abs(scores) > 0
     scores = ops.where(ordered, scores, ops.zeros_like(scores))
@@ -51,7 +51,7 @@ def take_columns(table: Tensor, columns: Tensor) -> Tensor:
     Returns:
         `(T, K)`, the dtype of `table`.
     """
-    own = _twin("take_columns")
+    own = twin("take_columns")
     if own:
         return own(table, columns)
     return ops.take_along_axis(table, columns, axis=-1)
@@ -70,7 +70,7 @@ def take_rows(table: Tensor, rows: Tensor) -> Tensor:
     Returns:
         `(P, ...)`, the dtype of `table`.
     """
-    own = _twin("take_rows")
+    own = twin("take_rows")
     return own(table, rows) if own else ops.take(table, rows, axis=0)
 
 
@@ -86,7 +86,7 @@ def linear_map(
         transpose: the transposed map.
         x: any shape.
     """
-    if own := _twin("linear_map"):
+    if own := twin("linear_map"):
         return own(forward, transpose, x)
 
     @ops.custom_gradient
@@ -109,7 +109,7 @@ def inverse_permutation(order: Tensor) -> Tensor:
         int32 `(P,)`, the place of each element.
     """
     order = ops.convert_to_tensor(order)
-    if own := _twin("inverse_permutation"):
+    if own := twin("inverse_permutation"):
         return own(order)
     size = ops.shape(order)[0]
     places = ops.arange(size, dtype="int32")
@@ -128,7 +128,7 @@ def group_sizes_of(expert_index: Tensor, num_experts: int) -> Tensor:
         int32 `(E,)`.
     """
     expert_index = ops.convert_to_tensor(expert_index)
-    if own := _twin("group_sizes_of"):
+    if own := twin("group_sizes_of"):
         return own(expert_index, num_experts)
     experts = ops.arange(num_experts, dtype="int32")
     chosen = ops.equal(ops.reshape(expert_index, (-1, 1)), experts)
@@ -143,48 +143,8 @@ def sum_over_replicas(x: Tensor) -> Tensor:
     Args:
         x: any shape, the same on each replica.
     """
-    own = _twin("sum_over_replicas")
+    own = twin("sum_over_replicas")
     return own(x) if own else x
-
-
-def keep_losses_apart(layer: keras.layers.Layer) -> None:
-    """Gives each replica of a process its own list of a layer's losses.
-
-    Under a `tf.distribute` strategy the replicas of a process trace a step as
-    threads that take turns at every reduction, and share what stands on a
-    layer. In Keras 3.15 that is the list behind `add_loss`: a replica that
-    enters the model clears what another has added before, and the gradient of
-    it is lost. Elsewhere nothing happens, nor a second time.
-
-    Args:
-        layer: one that calls `add_loss`.
-    """
-    if own := _twin("keep_losses_apart"):
-        own(layer)
-
-
-def call_part(
-    owner: keras.layers.Layer,
-    layer: keras.layers.Layer,
-    *args: Any,
-    **kwargs: Any,
-) -> Any:
-    """Calls a layer from inside the layer that owns it, `layer(...)`.
-
-    A call of Keras looks through its arguments and outputs for what to
-    convert, to mask or to regularise: nothing to a compiled program, and up
-    to half a millisecond on PyTorch. There it is `layer.call(...)` where that
-    is all that would happen.
-
-    Args:
-        owner: a layer in whose `call` this is.
-        layer: what is called.
-        *args, **kwargs: what the owner's call has converted to tensors.
-    """
-    own = _twin("needs_a_full_call")
-    if own and not own(owner, layer):
-        return layer.call(*args, **kwargs)
-    return layer(*args, **kwargs)
 
 
 def require(valid: Tensor, message: str) -> Tensor:
@@ -201,7 +161,7 @@ def require(valid: Tensor, message: str) -> Tensor:
     Raises:
         ValueError: on values; tf.errors.InvalidArgumentError in a graph.
     """
-    own = _twin("require")
+    own = twin("require")
     return own(valid, message) if own else valid
 
 
@@ -215,7 +175,7 @@ def shapes_known(x: Tensor) -> str:
     Args:
         x: any tensor of the program.
     """
-    own = _twin("shapes_known")
+    own = twin("shapes_known")
     return own(x) if own else "at run time"
 
 
@@ -238,7 +198,7 @@ def value_and_gradient(
     Raises:
         NotImplementedError: on a backend other than the three.
     """
-    own = _twin("value_and_gradient")
+    own = twin("value_and_gradient")
     if own is None:
         raise NotImplementedError(
             f"{keras.backend.backend()!r} has no gradients here. Use jax, "
@@ -263,35 +223,8 @@ def compiled(
         variables: every `keras.Variable` that the function reads.
         written: those among them that it assigns.
     """
-    own = _twin("compiled")
+    own = twin("compiled")
     return own(function, variables, written) if own else function
-
-
-def adam_step(
-    variable: keras.Variable,
-    gradient: Tensor,
-    slots: Sequence[keras.Variable],
-    step_size: Tensor,
-    betas: tuple[float, float],
-    epsilon: float,
-) -> bool:
-    """Updates a variable and its slots in one pass, where there is such one.
-
-    Args:
-        variable: a weight.
-        gradient: like it.
-        slots: first and second moment; under AMSGrad the largest second one.
-        step_size: scalar, with the corrections of bias.
-        betas: of the moments.
-        epsilon: beside the root.
-
-    Returns:
-        Whether it did; if not, nothing has changed.
-    """
-    own = _twin("adam_step")
-    return own is not None and own(
-        variable, gradient, slots, step_size, betas, epsilon
-    )
 
 
 def _own_module():
@@ -311,6 +244,6 @@ if keras.backend.backend() == "torch":
     light_ops = importlib.import_module("keras_moe.kernels.torch_ops")
 
 
-def _twin(name):
-    """The running backend's own function of this name, or None."""
+def twin(name: str) -> Callable | None:
+    """Returns the running backend's own function of this name, or None."""
     return getattr(_OWN, name, None)

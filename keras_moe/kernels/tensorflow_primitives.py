@@ -1,6 +1,6 @@
 """TensorFlow: the primitives that keras.ops has not.
 
-What each does is said in `primitives.py`.
+What each does is said in `primitives.py` and `objects.py`.
 """
 
 import threading

@@ -1,7 +1,7 @@
 """PyTorch: the primitives that keras.ops has not, or slowly.
 
 T tokens, E experts, K top_k, P routed pairs. What each does is said in
-`primitives.py`.
+`primitives.py` and `objects.py`.
 """
 
 from collections.abc import Callable, Sequence

@@ -1,0 +1,80 @@
+"""What a backend does to layers and variables: losses, calls, Adam.
+
+Where a backend has a way of its own, a function stands in
+`jax_primitives.py`, `tensorflow_primitives.py` or `torch_primitives.py`.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+
+from keras_moe.kernels.primitives import twin
+from keras_moe.types import Tensor
+
+
+def keep_losses_apart(layer: keras.layers.Layer) -> None:
+    """Gives each replica of a process its own list of a layer's losses.
+
+    Under a `tf.distribute` strategy the replicas of a process trace a step as
+    threads that take turns at every reduction, and share what stands on a
+    layer. In Keras 3.15 that is the list behind `add_loss`: a replica that
+    enters the model clears what another has added before, and the gradient of
+    it is lost. Elsewhere nothing happens, nor a second time.
+
+    Args:
+        layer: one that calls `add_loss`.
+    """
+    if own := twin("keep_losses_apart"):
+        own(layer)
+
+
+def call_part(
+    owner: keras.layers.Layer,
+    layer: keras.layers.Layer,
+    *args: Any,
+    **kwargs: Any,
+) -> Any:
+    """Calls a layer from inside the layer that owns it, `layer(...)`.
+
+    A call of Keras looks through its arguments and outputs for what to
+    convert, to mask or to regularise: nothing to a compiled program, and up
+    to half a millisecond on PyTorch. There it is `layer.call(...)` where that
+    is all that would happen.
+
+    Args:
+        owner: a layer in whose `call` this is.
+        layer: what is called.
+        *args, **kwargs: what the owner's call has converted to tensors.
+    """
+    own = twin("needs_a_full_call")
+    if own and not own(owner, layer):
+        return layer.call(*args, **kwargs)
+    return layer(*args, **kwargs)
+
+
+def adam_step(
+    variable: keras.Variable,
+    gradient: Tensor,
+    slots: Sequence[keras.Variable],
+    step_size: Tensor,
+    betas: tuple[float, float],
+    epsilon: float,
+) -> bool:
+    """Updates a variable and its slots in one pass, where there is such one.
+
+    Args:
+        variable: a weight.
+        gradient: like it.
+        slots: first and second moment; under AMSGrad the largest second one.
+        step_size: scalar, with the corrections of bias.
+        betas: of the moments.
+        epsilon: beside the root.
+
+    Returns:
+        Whether it did; if not, nothing has changed.
+    """
+    own = twin("adam_step")
+    return own is not None and own(
+        variable, gradient, slots, step_size, betas, epsilon
+    )
