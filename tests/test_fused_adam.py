@@ -74,7 +74,7 @@ def test_only_torch_has_a_pass_of_its_own():
         weight,
         ops.ones(3, "float32"),
         slots,
-        ops.convert_to_tensor(0.1),
+        lambda: ops.convert_to_tensor(0.1),
         (0.9, 0.999),
         1e-7,
     )

@@ -4,7 +4,7 @@ Where a backend has a way of its own, a function stands in
 `jax_primitives.py`, `tensorflow_primitives.py` or `torch_primitives.py`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -57,7 +57,7 @@ def adam_step(
     variable: keras.Variable,
     gradient: Tensor,
     slots: Sequence[keras.Variable],
-    step_size: Tensor,
+    step_size: Callable[[], Tensor],
     betas: tuple[float, float],
     epsilon: float,
 ) -> bool:
@@ -67,7 +67,8 @@ def adam_step(
         variable: a weight.
         gradient: like it.
         slots: first and second moment; under AMSGrad the largest second one.
-        step_size: scalar, with the corrections of bias.
+        step_size: returns a scalar, with the corrections of bias; called only
+            where it is needed.
         betas: of the moments.
         epsilon: beside the root.
 

@@ -180,7 +180,7 @@ def adam_step(variable, gradient, slots, step_size, betas, epsilon) -> bool:
         amsgrad=bool(largest),
         beta1=betas[0],
         beta2=betas[1],
-        lr=step_size,
+        lr=step_size(),
         weight_decay=0.0,
         eps=epsilon,
         maximize=False,

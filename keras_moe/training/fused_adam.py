@@ -35,13 +35,11 @@ class FusedAdam(keras.optimizers.Adam):
         slots = [self._momentums[index], self._velocities[index]]
         if self.amsgrad:
             slots.append(self._velocity_hats[index])
-        if self._alpha is None:
-            self._alpha = self._step_size(learning_rate)
         done = kernels.adam_step(
             variable,
             gradient,
             slots,
-            self._alpha,
+            lambda: self._step_size(learning_rate),
             (self.beta_1, self.beta_2),
             self.epsilon,
         )
@@ -49,10 +47,15 @@ class FusedAdam(keras.optimizers.Adam):
             super().update_step(gradient, variable, learning_rate)
 
     def _step_size(self, learning_rate) -> Tensor:
-        """The learning rate with both corrections of bias, of all weights."""
+        """The learning rate with both corrections of bias; found once for
+        all weights of a step."""
+        if self._alpha is not None:
+            return self._alpha
         step = ops.cast(self.iterations + 1, "float32")
         first, second = (
             1 - ops.power(ops.cast(beta, "float32"), step)
             for beta in (self.beta_1, self.beta_2)
         )
-        return ops.cast(learning_rate, "float32") * ops.sqrt(second) / first
+        rate = ops.cast(learning_rate, "float32")
+        self._alpha = rate * ops.sqrt(second) / first
+        return self._alpha
