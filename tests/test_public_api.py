@@ -113,15 +113,13 @@ def test_the_version_is_the_distributions():
 
 
 def test_importing_needs_keras_and_its_backend_only():
-    """And adds less than 0.3 s of CPU time; the rest stays out."""
+    """All else, what is dear to import above all, waits for its use."""
     program = """
-import sys, time, json
+import sys, json
 import keras
 before = set(sys.modules)
-start = time.process_time()
 import keras_moe
-seconds = time.process_time() - start
-print(json.dumps([seconds, sorted(set(sys.modules) - before)]))
+print(json.dumps(sorted(set(sys.modules) - before)))
 """
     out = subprocess.run(
         [sys.executable, "-c", program],
@@ -129,8 +127,6 @@ print(json.dumps([seconds, sorted(set(sys.modules) - before)]))
         capture_output=True,
         text=True,
     ).stdout
-    seconds, modules = json.loads(out.splitlines()[-1])
+    modules = json.loads(out.splitlines()[-1])
     new = {name.split(".")[0] for name in modules}
-    foreign = {n for n in new if n not in sys.stdlib_module_names}
-    assert foreign == {"keras_moe"}
-    assert seconds < 0.3
+    assert {n for n in new if n not in sys.stdlib_module_names} == {"keras_moe"}
