@@ -13,9 +13,9 @@ from typing import NamedTuple
 
 from keras_moe.kernels import (
     Pairs,
-    group_sizes_of,
-    inverse_permutation,
+    gathered_sum,
     linear_map,
+    sort_groups,
     take_rows,
 )
 from keras_moe.kernels import light_ops as ops
@@ -45,9 +45,8 @@ def sort_by_expert(
     Returns:
         The order, and how many pairs each expert has, int32 `(E,)`.
     """
-    order = ops.cast(ops.argsort(expert_index), "int32")
-    pair_order = PairOrder(order, inverse_permutation(order))
-    return pair_order, group_sizes_of(expert_index, num_experts)
+    order, place, sizes = sort_groups(expert_index, num_experts)
+    return PairOrder(order, place), sizes
 
 
 def dispatch(
@@ -74,7 +73,8 @@ def dispatch(
         return ops.take(tokens, source, axis=0)
 
     def transpose(rows):
-        return _sum_pairs(take_rows(rows, pair_order.place), pairs_per_token)
+        order, place = pair_order
+        return gathered_sum(rows, place, order, pairs_per_token)
 
     return linear_map(lambda x: take_rows(x, source), transpose, tokens)
 
@@ -110,10 +110,7 @@ def combine(
         # One segment more than there are: on torch none would mean unknown.
         sums = ops.segment_sum(weighted, token, num_segments=num_tokens + 1)
         return sums[:num_tokens]
-    pairs = linear_map(
-        lambda x: take_rows(x, place), lambda y: take_rows(y, order), rows
-    )
-    return _sum_pairs(pairs * ops.expand_dims(weights, -1), pairs_per_token)
+    return gathered_sum(rows, place, order, pairs_per_token, weights)
 
 
 def mix(
@@ -144,11 +141,3 @@ def mix(
         ops.shape(rows)[0],
         pairs_per_token,
     )
-
-
-def _sum_pairs(pairs, pairs_per_token):
-    """Sums each token's K consecutive rows: `(T * K, D) -> (T, D)`."""
-    if pairs_per_token == 1:
-        return pairs
-    shape = (-1, pairs_per_token, ops.shape(pairs)[-1])
-    return ops.sum(ops.reshape(pairs, shape), axis=1)

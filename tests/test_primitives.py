@@ -109,6 +109,67 @@ def test_a_linear_maps_gradient_is_the_transpose(rng):
     np.testing.assert_allclose(to_numpy(y), 2 * x, rtol=1e-6)
 
 
+@pytest.mark.parametrize("size", [0, 1, 7, 64, 65, 500])
+def test_sorting_by_group_keeps_the_order_and_counts(rng, size):
+    """Six groups, one of them empty, and two indices that are of none."""
+    index = rng.choice([0, 1, 2, 4, 5, 6, 7], size).astype("int32")
+    found = kernels.sort_groups(ops.convert_to_tensor(index), 6)
+    order, place, sizes = map(to_numpy, found)
+    assert {order.dtype, place.dtype, sizes.dtype} == {np.dtype("int32")}
+    np.testing.assert_array_equal(order, np.argsort(index, kind="stable"))
+    np.testing.assert_array_equal(order[place], np.arange(size))
+    np.testing.assert_array_equal(sizes, np.bincount(index, minlength=6)[:6])
+
+
+@pytest.mark.parametrize("num_rows, num_columns", [(3, 2), (4, 1), (0, 2)])
+def test_row_of_each_entry(num_rows, num_columns):
+    table = ops.zeros((num_rows, num_columns))
+    rows = to_numpy(kernels.row_of_each(table))
+    expected = np.arange(num_rows).repeat(num_columns)
+    np.testing.assert_array_equal(rows, expected)
+    assert rows.dtype == np.int32
+
+
+@pytest.mark.parametrize("weighted", [True, False])
+@pytest.mark.parametrize("num_terms, width", [(1, 3), (2, 5), (3, 70_000)])
+def test_gathered_sums_and_their_gradients(rng, num_terms, width, weighted):
+    """The wide rows are so many bytes that the gradient takes them in parts."""
+    num_sums = 4
+    rows = draw(rng, num_sums * num_terms, width)
+    place = rng.permutation(len(rows)).astype("int32")
+    order = np.argsort(place).astype("int32")
+    arrays = (rows, draw(rng, len(rows))) if weighted else (rows,)
+
+    def function(rows, weights=None):
+        return kernels.gathered_sum(
+            rows,
+            ops.convert_to_tensor(place),
+            ops.convert_to_tensor(order),
+            num_terms,
+            weights,
+        )
+
+    y, (d_rows, *d_weights) = value_and_gradients(function, *arrays)
+    dy = upstream((num_sums, width))
+    weights = arrays[1] if weighted else np.ones(len(rows), "float32")
+    found = rows[place].reshape(num_sums, num_terms, width)
+    own = weights.reshape(num_sums, num_terms)
+    expected = np.einsum("tk,tkd->td", own, found)
+    np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
+    expected = np.empty_like(rows)
+    expected[place] = weights[:, None] * dy.repeat(num_terms, axis=0)
+    np.testing.assert_allclose(d_rows, expected, rtol=1e-5, atol=1e-5)
+    if weighted:
+        expected = np.einsum("tkd,td->tk", found, dy).reshape(-1)
+        np.testing.assert_allclose(d_weights[0], expected, rtol=1e-3, atol=1e-3)
+
+
+def test_gathered_sums_of_no_rows():
+    nothing = ops.zeros((0,), "int32")
+    y = kernels.gathered_sum(ops.zeros((0, 3)), nothing, nothing, 2)
+    assert tuple(y.shape) == (0, 3)
+
+
 def test_light_operations_are_keras_own(rng):
     """Values and dtypes, of tensors and of arrays."""
     light = kernels.light_ops
@@ -127,8 +188,8 @@ def test_light_operations_are_keras_own(rng):
         ("sum", floats, 0, True),
         ("maximum", floats, 0.5),
         ("maximum", floats, floats[::-1].copy()),
-        ("exp", floats),
-        ("log_softmax", floats),
+        ("softmax", floats),
+        ("zeros", (2, 3), "float32"),
         ("argsort", index[:, 0]),
     ]
     for name, *arguments in cases:

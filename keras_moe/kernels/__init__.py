@@ -7,7 +7,6 @@ is none or where `use` asks for it. All of them give the values and the
 gradients of `reference.py`.
 """
 
-import keras
 from keras import ops
 
 from keras_moe.kernels import reference
@@ -34,11 +33,14 @@ from keras_moe.kernels.objects import (
 )
 from keras_moe.kernels.primitives import (
     compiled,
+    gathered_sum,
     group_sizes_of,
     inverse_permutation,
     light_ops,
     linear_map,
     require,
+    row_of_each,
+    sort_groups,
     sum_over_replicas,
     take_columns,
     take_rows,
@@ -62,6 +64,7 @@ __all__ = [
     "compiled",
     "ffn",
     "formulations",
+    "gathered_sum",
     "group_sizes_of",
     "grouped_ffn",
     "grouped_matmul",
@@ -75,6 +78,8 @@ __all__ = [
     "mix_across",
     "num_token_shards",
     "require",
+    "row_of_each",
+    "sort_groups",
     "stacked_ffn",
     "sum_over_replicas",
     "take_columns",
@@ -258,9 +263,7 @@ def _check_quantized(x, name, kernel, group_sizes, width):
 def _check_operands(x, name, kernel, group_sizes, width):
     expected = (group_sizes.shape[0], width)
     if len(x.shape) == 2 and tuple(kernel.shape[:-1]) == expected:
-        if keras.backend.standardize_dtype(
-            x.dtype
-        ) == keras.backend.standardize_dtype(kernel.dtype):
+        if x.dtype == kernel.dtype:
             return
     raise ValueError(
         f"`x` must be (P, D) and `{name}` (E, {width}, ...) of the same dtype, "

@@ -14,10 +14,10 @@ from types import ModuleType
 
 import keras
 
-from keras_moe.kernels import reference
 from keras_moe.types import Tensor
 
 _forced: list[str] = []
+_modules: dict[str, ModuleType] = {}
 
 
 def formulations() -> tuple[str, ...]:
@@ -40,9 +40,7 @@ def implementation(x: Tensor, kernel: Tensor) -> ModuleType:
         name = _RULES[backend][1](x, kernel.shape[0], kernel.shape[-1])
     else:
         name = "reference"
-    if name == "reference":
-        return reference
-    return importlib.import_module(f"keras_moe.kernels.{name}")
+    return _module(name)
 
 
 def quantized_implementation() -> ModuleType:
@@ -61,7 +59,14 @@ def quantized_implementation() -> ModuleType:
 
         if torch.compiler.is_exporting():
             name = "torch_unrolled"
-    return importlib.import_module(f"keras_moe.kernels.{name}")
+    return _module(name)
+
+
+def _module(name):
+    if name not in _modules:
+        path = f"keras_moe.kernels.{name}"
+        _modules[name] = importlib.import_module(path)
+    return _modules[name]
 
 
 @contextlib.contextmanager

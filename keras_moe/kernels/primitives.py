@@ -33,7 +33,7 @@ def top_k_index(scores: Tensor, top_k: int) -> Tensor:
     Returns:
         int32 `(T, K)`.
     """
-    scores = ops.stop_gradient(ops.convert_to_tensor(scores))
+    scores = light_ops.stop_gradient(light_ops.convert_to_tensor(scores))
     if own := twin("top_k_index"):
         return own(scores, top_k)
     ordered = ops.abs(scores) > 0
@@ -74,6 +74,21 @@ def take_rows(table: Tensor, rows: Tensor) -> Tensor:
     return own(table, rows) if own else ops.take(table, rows, axis=0)
 
 
+def row_of_each(table: Tensor) -> Tensor:
+    """Returns the row that each entry is in, of a table read row by row.
+
+    Args:
+        table: `(T, K)`.
+
+    Returns:
+        int32 `(T * K,)`: K times 0, K times 1, and so on.
+    """
+    if own := twin("row_of_each"):
+        return own(table)
+    num_rows, num_columns = ops.shape(table)
+    return ops.arange(num_rows * num_columns, dtype="int32") // num_columns
+
+
 def linear_map(
     forward: Callable[[Tensor], Tensor],
     transpose: Callable[[Tensor], Tensor],
@@ -99,6 +114,42 @@ def linear_map(
     return apply(x)
 
 
+def gathered_sum(
+    rows: Tensor,
+    place: Tensor,
+    order: Tensor,
+    num_terms: int,
+    weights: Tensor | None = None,
+) -> Tensor:
+    """Sums K rows each, wherever they stand, with weights.
+
+    `y[t] = sum_k weights[t * K + k] * rows[place[t * K + k]]`; differentiable
+    in the rows and the weights, with gathers alone.
+
+    Args:
+        rows: `(T * K, D)`.
+        place: int32 `(T * K,)`, a permutation.
+        order: int32 `(T * K,)`, its inverse.
+        num_terms: K.
+        weights: `(T * K,)`, the dtype of `rows`; None for ones.
+
+    Returns:
+        `(T, D)`, the dtype of `rows`.
+    """
+    own = twin("gathered_sum")
+    if own and (y := own(rows, place, order, num_terms, weights)) is not None:
+        return y
+    found = linear_map(
+        lambda x: take_rows(x, place), lambda y: take_rows(y, order), rows
+    )
+    if weights is not None:
+        found = found * light_ops.expand_dims(weights, -1)
+    if num_terms == 1:
+        return found
+    shape = (-1, num_terms, light_ops.shape(found)[-1])
+    return light_ops.sum(light_ops.reshape(found, shape), axis=1)
+
+
 def inverse_permutation(order: Tensor) -> Tensor:
     """Returns where each element of a permutation went.
 
@@ -108,7 +159,7 @@ def inverse_permutation(order: Tensor) -> Tensor:
     Returns:
         int32 `(P,)`, the place of each element.
     """
-    order = ops.convert_to_tensor(order)
+    order = light_ops.convert_to_tensor(order)
     if own := twin("inverse_permutation"):
         return own(order)
     size = ops.shape(order)[0]
@@ -127,12 +178,35 @@ def group_sizes_of(expert_index: Tensor, num_experts: int) -> Tensor:
     Returns:
         int32 `(E,)`.
     """
-    expert_index = ops.convert_to_tensor(expert_index)
+    expert_index = light_ops.convert_to_tensor(expert_index)
     if own := twin("group_sizes_of"):
         return own(expert_index, num_experts)
     experts = ops.arange(num_experts, dtype="int32")
     chosen = ops.equal(ops.reshape(expert_index, (-1, 1)), experts)
     return ops.sum(ops.cast(chosen, "int32"), axis=0)
+
+
+def sort_groups(
+    group_index: Tensor, num_groups: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Sorts elements by their group; those of one group keep their order.
+
+    Args:
+        group_index: int32 `(P,)`; an index of E or above is of no group, and
+            comes last.
+        num_groups: E.
+
+    Returns:
+        The element at each sorted place, int32 `(P,)`; the place of each
+        element, its inverse; and the elements of each group, int32 `(E,)`.
+    """
+    group_index = light_ops.convert_to_tensor(group_index)
+    own = twin("sort_few_groups")
+    if own and (found := own(group_index, num_groups)) is not None:
+        return found
+    order = light_ops.argsort(group_index)
+    sizes = group_sizes_of(group_index, num_groups)
+    return order, inverse_permutation(order), sizes
 
 
 def sum_over_replicas(x: Tensor) -> Tensor:

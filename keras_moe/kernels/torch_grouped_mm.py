@@ -11,7 +11,7 @@ group as it found them. Speed on CUDA was not timed here.
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from keras_moe.kernels import reference
+from keras_moe.kernels import reference, torch_activation
 from keras_moe.kernels.reference import FFNWeights
 from keras_moe.types import Activation, Tensor
 
@@ -43,7 +43,8 @@ def grouped_ffn(
                 return y
             return reference.add_grouped_bias(y, bias, group_sizes)
 
-        return reference.ffn(x, weights, activation, linear)
+        function = torch_activation.plain(activation)
+        return reference.ffn(x, weights, function, linear)
 
     if remat:
         return checkpoint(_run, x, group_sizes, ffn, use_reentrant=False)
@@ -53,7 +54,7 @@ def grouped_ffn(
 @torch.compiler.disable  # compiled, grouped_mm refuses float32 on CPU
 def _run(x, group_sizes, function):
     """Calls `function(x, mm)`; rows behind the last group are zero."""
-    ends = torch.cumsum(group_sizes, 0).to(torch.int32)
+    ends = torch.cumsum(group_sizes, 0, dtype=torch.int32)
     if x.device.type == "cpu" and int(ends[-1]) == x.shape[0]:
         return function(x, lambda rows, kernel: _matmul(rows, kernel, ends))
     mine = torch.arange(x.shape[0], device=x.device)[:, None] < ends[-1]
@@ -73,7 +74,7 @@ def _matmul(rows, kernel, ends):
     y = torch.nn.functional.grouped_mm(rows.contiguous(), kernel, offs=ends)
     if y.requires_grad:
         y = _ContiguousGradient.apply(y)
-    return y[:, :width]
+    return y if y.shape[1] == width else y[:, :width]
 
 
 class _ContiguousGradient(torch.autograd.Function):

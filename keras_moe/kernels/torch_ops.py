@@ -20,8 +20,11 @@ def __getattr__(name):
 
 def convert_to_tensor(x, dtype=None) -> Tensor:
     """As it is where it is a tensor already, and where it should be."""
-    if type(x) is torch.Tensor and dtype is None and not ACCELERATED:
-        return x
+    if dtype is None and not ACCELERATED:
+        if type(x) is torch.Tensor:
+            return x
+        if isinstance(x, keras.Variable):
+            return x.value
     return keras.ops.convert_to_tensor(x, dtype=dtype)
 
 
@@ -32,6 +35,28 @@ def cast(x, dtype) -> Tensor:
     if not isinstance(dtype, torch.dtype):
         dtype = getattr(torch, dtype)
     return x.to(dtype)
+
+
+def shape(x) -> tuple:
+    """Integers, or symbols of a program."""
+    return tuple(x.shape)
+
+
+def stop_gradient(x) -> Tensor:
+    """Of a tensor."""
+    return convert_to_tensor(x).detach()
+
+
+def zeros(shape, dtype="float32") -> Tensor:
+    """`dtype` is a name."""
+    if ACCELERATED:
+        return keras.ops.zeros(shape, dtype=dtype)
+    return torch.zeros(shape, dtype=getattr(torch, dtype))
+
+
+def argsort(x) -> Tensor:
+    """Along the last axis; of equal ones the first stays the first. int32."""
+    return torch.argsort(convert_to_tensor(x), stable=True).to(torch.int32)
 
 
 def reshape(x, shape) -> Tensor:
@@ -65,11 +90,6 @@ def maximum(x, y) -> Tensor:
     return keras.ops.maximum(x, y)
 
 
-def exp(x) -> Tensor:
-    """Of a float."""
-    return torch.exp(convert_to_tensor(x))
-
-
-def log_softmax(x, axis=-1) -> Tensor:
+def softmax(x, axis=-1) -> Tensor:
     """Of a float tensor; Keras warns where the axis is one long."""
-    return torch.log_softmax(convert_to_tensor(x), dim=axis)
+    return torch.softmax(convert_to_tensor(x), dim=axis)

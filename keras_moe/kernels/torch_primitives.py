@@ -9,15 +9,11 @@ from collections.abc import Callable, Sequence
 import torch
 from torch.optim.adam import adam
 
+from keras_moe.kernels import torch_gathered_sum
 from keras_moe.types import Tensor
 
 FEW_SCORES = 4096
-HOOKS = (
-    "_forward_hooks",
-    "_forward_pre_hooks",
-    "_backward_hooks",
-    "_backward_pre_hooks",
-)
+FEW_ELEMENTS = 64
 ENDLESS = 1e9  # steps after which no beta below 1 - 1e-7 leaves a bias
 
 
@@ -41,11 +37,11 @@ def top_k_index(scores: Tensor, top_k: int) -> Tensor:
     """
     num_columns = scores.shape[-1]
     infinity = float("inf")
-    scores = scores.float().nan_to_num(0.0, infinity, -infinity) + 0.0
+    scores = scores.float().nan_to_num(0.0, infinity, -infinity)
     if torch.compiler.is_compiling() or scores.numel() <= FEW_SCORES:
         order = torch.sort(scores, dim=-1, descending=True, stable=True)
         return order.indices[:, :top_k].to(torch.int32)
-    bits = scores.view(torch.int32)
+    bits = (scores + 0.0).view(torch.int32)
     bits = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits).to(torch.int64)
     columns = torch.arange(num_columns, device=scores.device)
     keys = bits * num_columns + (num_columns - 1 - columns)
@@ -61,6 +57,15 @@ def take_columns(table: Tensor, columns: Tensor) -> Tensor:
 def take_rows(table: Tensor, rows: Tensor) -> Tensor:
     """Keras's looks for negative indices first: four calls in place of one."""
     return torch.index_select(table, 0, rows)
+
+
+def row_of_each(table: Tensor) -> Tensor:
+    """On the table's device."""
+    num_rows, num_columns = table.shape
+    entries = torch.arange(
+        num_rows * num_columns, dtype=torch.int32, device=table.device
+    )
+    return entries // num_columns
 
 
 class _LinearMap(torch.autograd.Function):
@@ -85,6 +90,21 @@ def linear_map(
     return forward(x)
 
 
+def gathered_sum(
+    rows: Tensor,
+    place: Tensor,
+    order: Tensor,
+    num_terms: int,
+    weights: Tensor | None = None,
+) -> Tensor | None:
+    """None where a compiler sees the parts, or an accelerator has them."""
+    if not torch_gathered_sum.applies(rows):
+        return None
+    return torch_gathered_sum.gathered_sum(
+        rows, place, order, num_terms, weights
+    )
+
+
 def inverse_permutation(order: Tensor) -> Tensor:
     """The place of each element, of the dtype of `order`, `(P,)`."""
     places = torch.arange(
@@ -95,10 +115,33 @@ def inverse_permutation(order: Tensor) -> Tensor:
 
 def group_sizes_of(expert_index: Tensor, num_experts: int) -> Tensor:
     """How many pairs each expert has, int32 `(E,)`; no count on the host."""
+    if expert_index.device.type == "cpu" and not torch.compiler.is_compiling():
+        sizes = torch.bincount(expert_index, minlength=num_experts)
+        return sizes[:num_experts].to(torch.int32)
     sizes = expert_index.new_zeros(num_experts + 1, dtype=torch.int32)
     ones = torch.ones_like(expert_index, dtype=torch.int32)
     slots = expert_index.long().clamp(max=num_experts)
     return sizes.scatter_add_(0, slots, ones)[:num_experts]
+
+
+def sort_few_groups(
+    group_index: Tensor, num_groups: int
+) -> tuple[Tensor, ...] | None:
+    """A few elements on the host, in two operations in place of nine; None
+    for more of them, and where the host should not look."""
+    count = len(group_index)
+    hidden = group_index.device.type != "cpu" or torch.compiler.is_compiling()
+    if hidden or count > FEW_ELEMENTS:
+        return None
+    groups = group_index.tolist()
+    order = sorted(range(count), key=groups.__getitem__)
+    place, sizes = [0] * count, [0] * num_groups
+    for i, element in enumerate(order):
+        place[element] = i
+        if groups[element] < num_groups:
+            sizes[groups[element]] += 1
+    found = torch.tensor(order + place + sizes, dtype=torch.int32)
+    return found.split((count, count, num_groups))
 
 
 def sum_over_replicas(x: Tensor) -> Tensor:
@@ -114,18 +157,25 @@ def sum_over_replicas(x: Tensor) -> Tensor:
 def needs_a_full_call(owner, layer) -> bool:
     """Whether Keras or PyTorch would do more than `call`: hooks, another
     dtype, regularised outputs, quantised or recomputed layers."""
-    dtypes = {
-        dtype
-        for part in (owner, layer)
-        for dtype in (part.compute_dtype, part.variable_dtype)
-    }
+    if owner.dtype_policy is layer.dtype_policy:
+        dtypes = {layer.compute_dtype, layer.variable_dtype}
+    else:
+        dtypes = {
+            owner.compute_dtype,
+            owner.variable_dtype,
+            layer.compute_dtype,
+            layer.variable_dtype,
+        }
     return bool(
         len(dtypes) > 1
         or not layer.built
         or layer.activity_regularizer is not None
         or layer.quantization_mode is not None
         or layer._remat_mode is not None
-        or any(getattr(layer, hooks) for hooks in HOOKS)
+        or layer._forward_hooks
+        or layer._forward_pre_hooks
+        or layer._backward_hooks
+        or layer._backward_pre_hooks
         or torch.nn.modules.module._has_any_global_hook()
     )
 

@@ -9,10 +9,16 @@ tensors and stack them, which for many experts costs more than the products.
 The row counts are read on the host: on CUDA this would stop the queue.
 """
 
+from itertools import repeat
+
 import torch
 from torch.autograd.function import once_differentiable
 
 from keras_moe.kernels.reference import FFNWeights
+from keras_moe.kernels.torch_activation import (
+    activated,
+    activated_and_vjp,
+)
 from keras_moe.kernels.torch_memory import empty_gradient
 from keras_moe.types import Activation, Tensor
 
@@ -68,9 +74,9 @@ class _GroupedMatmul(torch.autograd.Function):
         x, kernel = ctx.saved_tensors
         dx = _empty_rows(x, x.shape[-1], ctx.sizes)
         dkernel = _empty_bank(kernel, ctx.sizes)
-        groups = _groups(ctx.sizes, (x, dy, dx), (kernel, dkernel))
-        for (rows, dy_rows, dx_rows), (matrix, dmatrix) in groups:
-            torch.mm(dy_rows, matrix.T, out=dx_rows)
+        groups = _groups(ctx.sizes, (x, dy, dx), (kernel.mT, dkernel))
+        for (rows, dy_rows, dx_rows), (transposed, dmatrix) in groups:
+            torch.mm(dy_rows, transposed, out=dx_rows)
             torch.mm(rows.T, dy_rows, out=dmatrix)
         return None, dx, dkernel
 
@@ -85,7 +91,7 @@ def _ffn(sizes, activation, x, w, kept=()):
         own = FFNWeights(*own)
         before = before or [b[: len(rows)] for b in scratch]
         _before_activation(rows, own, before)
-        hidden = _activated(activation, *before)
+        hidden = activated(activation, *before)
         _linear(hidden, own.down_kernel, own.down_bias, y_rows)
     return y
 
@@ -114,7 +120,7 @@ class _GroupedFFN(torch.autograd.Function):
             if scratch:
                 before = [b[: len(x_rows)] for b in scratch]
                 _before_activation(x_rows, own, before)
-            hidden, vjp = _activated_and_vjp(ctx.activation, before)
+            hidden, vjp = activated_and_vjp(ctx.activation, before)
             _linear_gradient(
                 hidden, dy_rows, d_own.down_kernel, d_own.down_bias
             )
@@ -131,14 +137,18 @@ class _GroupedFFN(torch.autograd.Function):
 
 def _groups(sizes, rows, banks):
     """Yields, of every group that has rows, its part of each of the `(P, .)`
-    and of each of the `(E, ...)`, or None of a bank that there is not."""
-    start = 0
-    for e, size in enumerate(sizes):
+    and of each of the `(E, ...)`, or None of a bank that there is not. All
+    parts of a tensor come from one call: beside products that fill the caches
+    each call from Python costs up to ten microseconds."""
+    num_rows = sum(sizes)
+    parts = zip(*(r[:num_rows].split(sizes) for r in rows), strict=True)
+    own = zip(
+        *(repeat(None) if b is None else b.unbind() for b in banks),
+        strict=False,  # `repeat` has no end
+    )
+    for size, own_rows, own_banks in zip(sizes, parts, own, strict=True):
         if size:
-            stop = start + size
-            own_banks = [None if bank is None else bank[e] for bank in banks]
-            yield [r[start:stop] for r in rows], own_banks
-            start = stop
+            yield own_rows, own_banks
 
 
 def _before_buffers(w, length):
@@ -185,25 +195,3 @@ def _linear_gradient(rows, dy, dkernel, dbias):
     torch.mm(rows.T, dy, out=dkernel)
     if dbias is not None:
         torch.sum(dy, dim=0, out=dbias)
-
-
-def _activated(activation, up, gate=None):
-    """The hidden rows; the product is written over what `activation` made."""
-    if gate is None:
-        return activation(up)
-    hidden = activation(gate)
-    if hidden.data_ptr() == gate.data_ptr():  # it made nothing
-        return hidden * up
-    return hidden.mul_(up)
-
-
-def _activated_and_vjp(activation, before):
-    """Returns the hidden rows of `[up]` or `[up, gate]`, and their vjp."""
-    with torch.enable_grad():
-        up, *gate = leaves = [b.detach().requires_grad_() for b in before]
-        hidden = activation(gate[0]) * up if gate else activation(up)
-
-    def vjp(d_hidden):
-        return torch.autograd.grad(hidden, leaves, d_hidden)
-
-    return hidden.detach(), vjp

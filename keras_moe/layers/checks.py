@@ -141,6 +141,8 @@ def check_built_width(inputs: Tensor, hidden_dim: int | None) -> None:
 
 def check_floating(inputs: Tensor) -> None:
     """Raises where the inputs are not floating-point numbers."""
+    if getattr(inputs.dtype, "is_floating_point", False):  # PyTorch's knows
+        return
     dtype = keras.backend.standardize_dtype(inputs.dtype)
     if "float" not in dtype:
         raise ValueError(

@@ -4,9 +4,9 @@ T tokens, D hidden_dim, F intermediate_dim, E experts, K top_k, P pairs.
 """
 
 import keras
-from keras import ops
 
 from keras_moe import kernels
+from keras_moe.kernels import light_ops as ops
 from keras_moe.layers import checks, parts, quantization, sharing, upcycling
 from keras_moe.layers.exchange import mix_experts
 from keras_moe.layers.levels import check_level, units_of

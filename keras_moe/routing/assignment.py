@@ -11,7 +11,7 @@ costs nothing either: what it gives is no matter of the experts.
 from typing import NamedTuple
 
 from keras_moe.kernels import light_ops as ops
-from keras_moe.kernels import take_columns, top_k_index
+from keras_moe.kernels import row_of_each, take_columns, top_k_index
 from keras_moe.types import Assignment, Tensor
 
 UNAVAILABLE = -1e30  # below every score, and no NaN in a difference of two
@@ -120,11 +120,8 @@ def token_choice(
     if computed is not None:
         index = ops.where(computed, index, num_experts)
         weights = ops.where(computed, weights, ops.zeros_like(weights))
-    top_k = weights.shape[-1]
-    num_pairs = ops.shape(router_logits)[0] * top_k
-    pairs = ops.arange(num_pairs, dtype="int32")
     return Assignment(
-        token_index=pairs // top_k,
+        token_index=row_of_each(weights),
         expert_index=ops.cast(ops.reshape(index, (-1,)), "int32"),
         combine_weights=ops.reshape(weights, (-1,)),
         router_probs=router_probs,
@@ -162,7 +159,9 @@ def as_probabilities(scores: Tensor) -> Tensor:
 
 def softmax(logits: Tensor) -> Tensor:
     """`ops.softmax`, without its warning where there is one expert."""
-    return ops.exp(ops.log_softmax(logits, axis=-1))
+    if logits.shape[-1] == 1:
+        return ops.exp(ops.log_softmax(logits, axis=-1))
+    return ops.softmax(logits, axis=-1)
 
 
 def no_loss() -> Tensor:
