@@ -17,12 +17,11 @@ SUM = 0  # the mode of torch.embedding_bag
 
 
 def applies(rows: Tensor) -> bool:
-    """Whether these rows are summed here: a compiler fuses by itself."""
-    return (
-        rows.device.type == "cpu"
-        and rows.numel() > 0
-        and not torch.compiler.is_compiling()
-    )
+    """Whether these rows are summed here: a compiler fuses by itself, and an
+    export must not be asked how many rows there are."""
+    if torch.compiler.is_compiling() or rows.device.type != "cpu":
+        return False
+    return rows.numel() > 0
 
 
 def gathered_sum(

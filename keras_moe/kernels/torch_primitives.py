@@ -129,9 +129,10 @@ def sort_few_groups(
 ) -> tuple[Tensor, ...] | None:
     """A few elements on the host, in two operations in place of nine; None
     for more of them, and where the host should not look."""
+    if torch.compiler.is_compiling() or group_index.device.type != "cpu":
+        return None
     count = len(group_index)
-    hidden = group_index.device.type != "cpu" or torch.compiler.is_compiling()
-    if hidden or count > FEW_ELEMENTS:
+    if count > FEW_ELEMENTS:
         return None
     groups = group_index.tolist()
     order = sorted(range(count), key=groups.__getitem__)
