@@ -88,3 +88,20 @@ def test_the_memory_goes_with_the_weight(bank):
     del weight
     gc.collect()
     assert memory() is None
+
+
+def test_a_bank_settles_in_other_memory_as_the_same_parameter():
+    """4 MB of it: from there on the system is asked for large pages."""
+    variable = keras.Variable(np.arange(1 << 20, dtype="float32"))
+    parameter, before = variable.value, variable.value.data_ptr()
+    kernels.settle(variable)
+    assert variable.value is parameter
+    assert parameter.data_ptr() != before
+    assert parameter.data_ptr() % 64 == 0
+    np.testing.assert_array_equal(parameter.detach(), np.arange(1 << 20))
+    variable.assign(variable + 1.0)
+    assert float(parameter.detach()[0]) == 1.0
+    small = keras.Variable(np.zeros(8, "float32"))
+    before = small.value.data_ptr()
+    kernels.settle(small)
+    assert small.value.data_ptr() == before

@@ -30,6 +30,7 @@ from keras_moe.kernels.objects import (
     adam_step,
     call_part,
     keep_losses_apart,
+    settle,
 )
 from keras_moe.kernels.primitives import (
     compiled,
@@ -79,6 +80,7 @@ __all__ = [
     "num_token_shards",
     "require",
     "row_of_each",
+    "settle",
     "sort_groups",
     "stacked_ffn",
     "sum_over_replicas",

@@ -1,4 +1,8 @@
-"""PyTorch on CPU: the memory of a bank's gradient, used again in each step.
+"""PyTorch on CPU: where a bank of weights lies, and its gradient.
+
+NumPy asks Linux for large pages where PyTorch does not: a token that reads
+its experts' weights looks up a page for each two megabytes, not for each four
+kilobytes (D1 0.95 of the time). So a bank moves into NumPy's memory once.
 
 The C library gives large freed buffers back to the system, which maps and
 zeroes each page anew when the next step asks for them: at S a sixth of
@@ -10,6 +14,7 @@ processes reduce gradients and free them earlier, none is kept.
 
 import sys
 
+import keras
 import numpy as np
 import torch
 from torch.utils.weak import WeakTensorKeyDictionary
@@ -17,6 +22,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from keras_moe.types import Tensor
 
 LEAST_BYTES = 1 << 20  # smaller ones the C library keeps itself
+LARGE_BYTES = 1 << 22  # from here on NumPy asks for large pages
 ALIGNMENT_BYTES = 64
 UNUSED = 2  # references to memory that no tensor holds: a name, an argument
 
@@ -28,20 +34,42 @@ def empty_gradient(weight: Tensor) -> Tensor:
 
     Its memory goes when the weight goes and nobody holds the gradient.
     """
-    num_bytes = weight.numel() * weight.element_size()
-    small = num_bytes < LEAST_BYTES
+    small = _num_bytes(weight) < LEAST_BYTES
     if small or weight.device.type != "cpu" or _reduces_gradients():
         return _new(weight)
     # Taken out and put back, so that no two threads find the same.
     memory = _memory_of.pop(weight, None)
     if memory is None:
-        memory = np.empty(num_bytes + ALIGNMENT_BYTES, np.uint8)
+        memory = _memory_for(weight)
     elif sys.getrefcount(memory) > UNUSED:
         _memory_of[weight] = memory
         return _new(weight)
-    start = -memory.ctypes.data % ALIGNMENT_BYTES
-    lent = torch.from_numpy(memory[start : start + num_bytes])
+    lent = _lent(memory, weight)
     _memory_of[weight] = memory
+    return lent
+
+
+def settle(variable: keras.Variable) -> None:
+    """Moves a weight's values; the parameter stays the same object."""
+    weight = variable.value
+    if not isinstance(weight, torch.nn.Parameter):  # one without values
+        return
+    if weight.device.type == "cpu" and _num_bytes(weight) >= LARGE_BYTES:
+        weight.data = _lent(_memory_for(weight), weight).copy_(weight.data)
+
+
+def _num_bytes(weight):
+    return weight.numel() * weight.element_size()
+
+
+def _memory_for(weight):
+    return np.empty(_num_bytes(weight) + ALIGNMENT_BYTES, np.uint8)
+
+
+def _lent(memory, weight):
+    """An uninitialised tensor like a weight, in this memory."""
+    start = -memory.ctypes.data % ALIGNMENT_BYTES
+    lent = torch.from_numpy(memory[start : start + _num_bytes(weight)])
     return lent.view(weight.dtype).view(weight.shape)
 
 

@@ -9,8 +9,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch.optim.adam import adam
 
-from keras_moe.kernels import torch_gathered_sum
+from keras_moe.kernels import torch_gathered_sum, torch_memory
 from keras_moe.types import Tensor
+
+settle = torch_memory.settle
 
 FEW_SCORES = 4096
 FEW_ELEMENTS = 64

@@ -160,12 +160,14 @@ class Expert(keras.layers.Layer):
     def _add_kernel(self, name, shape):
         if self.quantization_mode is not None:
             return quantized_bank.build_kernel(self, name, shape)
-        return self.add_weight(
+        weight = self.add_weight(
             name=f"{name}_kernel",
             shape=shape,
             initializer=PerExpert(self.kernel_initializer, f"{name}_kernel"),
             regularizer=self.kernel_regularizer,
         )
+        kernels.settle(weight)
+        return weight
 
     def quantize(self, mode=None, type_check=True, config=None) -> None:
         """Quantises the kernels, each expert's by itself; biases stay.
