@@ -130,10 +130,10 @@ def _tensorflow(x, num_groups, inner):
 def _torch(x, num_groups, inner):
     """CUDA: no count on the host. On CPU `torch_split` keeps an expert's
     hidden rows in cache and writes each gradient where the last one was:
-    forward and backward of S, L and M take 0.87 to 0.90 of the time of
-    `torch_grouped_mm`. For one or two rows a group that one, which goes
-    through one bank after the other (D8 0.90, D1 1.02 of `torch_split`). An
-    export takes neither."""
+    forward and backward of L and M take 0.82 and 0.85 of the time of
+    `torch_grouped_mm`, S as long. For one or two rows a group that one, which
+    goes through one bank after the other (D8 0.91 to 0.97, D1 0.96 to 0.99 of
+    `torch_split`). An export takes neither."""
     import torch
 
     if torch.compiler.is_exporting():

@@ -16,28 +16,30 @@ CHUNK_BYTES = 1 << 19  # of rows that stay in cache while they are used twice
 SUM = 0  # the mode of torch.embedding_bag
 
 
-def applies(rows: Tensor) -> bool:
-    """Whether these rows are summed here: a compiler fuses by itself, and an
-    export must not be asked how many rows there are."""
-    if torch.compiler.is_compiling() or rows.device.type != "cpu":
-        return False
-    return rows.numel() > 0
-
-
 def gathered_sum(
     rows: Tensor,
     place: Tensor,
     order: Tensor,
     num_terms: int,
     weights: Tensor | None = None,
-) -> Tensor:
-    """`y[t] = sum_k weights[t * K + k] * rows[place[t * K + k]]`."""
+) -> Tensor | None:
+    """None where the parts are to be seen, and on accelerators."""
+    if not _applies(rows):
+        return None
     learns = rows.requires_grad or (
         weights is not None and weights.requires_grad
     )
     if learns and torch.is_grad_enabled():
         return _GatheredSum.apply(rows, weights, place, order, num_terms)
     return _sum(rows, weights, place, num_terms)
+
+
+def _applies(rows: Tensor) -> bool:
+    """Whether these rows are summed here: a compiler fuses by itself, and an
+    export must not be asked how many rows there are."""
+    if torch.compiler.is_compiling() or rows.device.type != "cpu":
+        return False
+    return rows.numel() > 0
 
 
 def _sum(rows, weights, place, num_terms):

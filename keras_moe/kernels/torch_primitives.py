@@ -12,6 +12,8 @@ from torch.optim.adam import adam
 from keras_moe.kernels import torch_gathered_sum, torch_memory
 from keras_moe.types import Tensor
 
+# In files of their own.
+gathered_sum = torch_gathered_sum.gathered_sum
 settle = torch_memory.settle
 
 FEW_SCORES = 4096
@@ -90,21 +92,6 @@ def linear_map(
     if torch.is_grad_enabled() and x.requires_grad:
         return _LinearMap.apply(forward, transpose, x)
     return forward(x)
-
-
-def gathered_sum(
-    rows: Tensor,
-    place: Tensor,
-    order: Tensor,
-    num_terms: int,
-    weights: Tensor | None = None,
-) -> Tensor | None:
-    """None where a compiler sees the parts, or an accelerator has them."""
-    if not torch_gathered_sum.applies(rows):
-        return None
-    return torch_gathered_sum.gathered_sum(
-        rows, place, order, num_terms, weights
-    )
 
 
 def inverse_permutation(order: Tensor) -> Tensor:
