@@ -10,6 +10,7 @@ gradient is for indices that come again and again, so it is written here.
 import torch
 from torch.autograd.function import once_differentiable
 
+from keras_moe.kernels.torch_ops import eager_on_cpu
 from keras_moe.types import Tensor
 
 CHUNK_BYTES = 1 << 19  # of rows that stay in cache while they are used twice
@@ -24,7 +25,7 @@ def gathered_sum(
     weights: Tensor | None = None,
 ) -> Tensor | None:
     """None where the parts are to be seen, and on accelerators."""
-    if not _applies(rows):
+    if not (eager_on_cpu(rows) and rows.numel()):  # a compiler fuses itself
         return None
     learns = rows.requires_grad or (
         weights is not None and weights.requires_grad
@@ -32,14 +33,6 @@ def gathered_sum(
     if learns and torch.is_grad_enabled():
         return _GatheredSum.apply(rows, weights, place, order, num_terms)
     return _sum(rows, weights, place, num_terms)
-
-
-def _applies(rows: Tensor) -> bool:
-    """Whether these rows are summed here: a compiler fuses by itself, and an
-    export must not be asked how many rows there are."""
-    if torch.compiler.is_compiling() or rows.device.type != "cpu":
-        return False
-    return rows.numel() > 0
 
 
 def _sum(rows, weights, place, num_terms):

@@ -14,6 +14,12 @@ from keras_moe.types import Tensor
 ACCELERATED = torch.accelerator.is_available()
 
 
+def eager_on_cpu(x) -> bool:
+    """Whether the host may look at values and sizes of `x` and lose nothing:
+    neither a compiler or an export traces it, nor is it queued elsewhere."""
+    return x.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
 def __getattr__(name):
     return getattr(keras.ops, name)
 

@@ -10,6 +10,7 @@ import torch
 from torch.optim.adam import adam
 
 from keras_moe.kernels import torch_gathered_sum, torch_memory
+from keras_moe.kernels.torch_ops import eager_on_cpu
 from keras_moe.types import Tensor
 
 # In files of their own.
@@ -104,7 +105,7 @@ def inverse_permutation(order: Tensor) -> Tensor:
 
 def group_sizes_of(expert_index: Tensor, num_experts: int) -> Tensor:
     """How many pairs each expert has, int32 `(E,)`; no count on the host."""
-    if expert_index.device.type == "cpu" and not torch.compiler.is_compiling():
+    if eager_on_cpu(expert_index):
         sizes = torch.bincount(expert_index, minlength=num_experts)
         return sizes[:num_experts].to(torch.int32)
     sizes = expert_index.new_zeros(num_experts + 1, dtype=torch.int32)
@@ -118,7 +119,7 @@ def sort_few_groups(
 ) -> tuple[Tensor, ...] | None:
     """A few elements on the host, in two operations in place of nine; None
     for more of them, and where the host should not look."""
-    if torch.compiler.is_compiling() or group_index.device.type != "cpu":
+    if not eager_on_cpu(group_index):
         return None
     count = len(group_index)
     if count > FEW_ELEMENTS:
@@ -172,8 +173,7 @@ def needs_a_full_call(owner, layer) -> bool:
 
 def require(valid: Tensor, message: str) -> Tensor:
     """Not for shapes only, in torch.compile and torch.export, nor on CUDA."""
-    hidden = valid.device.type != "cpu" or torch.compiler.is_compiling()
-    if not hidden and not bool(valid.all()):
+    if eager_on_cpu(valid) and not bool(valid.all()):
         raise ValueError(message)
     return valid
 

@@ -83,9 +83,7 @@ def top_k_assignment(
     choice = choose(ranked, top_k, conditions)
     if num_groups > 1:  # whose experts may all be off
         choice = only_available(choice, conditions, num_columns)
-    if scoring == "topk_softmax" or (
-        scoring == "softmax" and normalize_weights
-    ):  # which are the same
+    if scoring == "topk_softmax":
         weights = softmax(choice.values(masked, UNAVAILABLE))
     else:
         weights = choice.values(scores)
