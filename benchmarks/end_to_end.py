@@ -71,18 +71,18 @@ def build(name, shape, batch, length, optimizer="FusedAdam"):
     return model
 
 
-def turn(model, kind, ids, batch):
+def turn(model, kind, ids, batch, clock):
     """Returns seconds a step of `fit` or `predict` on all the ids."""
-    start = time.perf_counter()
+    start = clock()
     if kind == "fit":
         targets = np.roll(ids, -1, axis=1)
         model.fit(ids, targets, batch_size=batch, shuffle=False, verbose=0)
     else:
         model.predict(ids, batch_size=batch, verbose=0)
-    return (time.perf_counter() - start) * batch / len(ids)
+    return (clock() - start) * batch / len(ids)
 
 
-def measure(models, kind, batch, length, rounds):
+def measure(models, kind, batch, length, rounds, clock):
     """Returns the seconds a step of each model, one a round, by turns.
 
     KerasHub's takes many times as long: one turn, of one step.
@@ -90,23 +90,23 @@ def measure(models, kind, batch, length, rounds):
     rng = np.random.default_rng(0)
     ids = rng.integers(0, VOCABULARY, (STEPS * batch, length))
     for model in models.values():
-        turn(model, kind, ids[:batch], batch)  # trace, compile, warm up
+        turn(model, kind, ids[:batch], batch, clock)  # trace, compile, warm up
     fast = [name for name in models if name != PEER]
     times = {name: [] for name in models}
     for i in range(rounds):
         taken = {name: 0.0 for name in fast}
         for name in fast + fast[::-1]:
-            taken[name] += turn(models[name], kind, ids, batch) / 2
+            taken[name] += turn(models[name], kind, ids, batch, clock) / 2
         if PEER in models and i == 0:
-            taken[PEER] = turn(models[PEER], kind, ids[:batch], batch)
+            taken[PEER] = turn(models[PEER], kind, ids[:batch], batch, clock)
         for name, seconds in taken.items():
             times[name].append(seconds)
     return times
 
 
-def measured(models, kind, shape, batch, rounds, optimizer):
+def measured(models, kind, shape, batch, rounds, optimizer, clock):
     """Returns a record a model."""
-    times = measure(models, kind, batch, shape.T // batch, rounds)
+    times = measure(models, kind, batch, shape.T // batch, rounds, clock)
     records = []
     for name, taken in times.items():
         seconds = float(np.median(taken))
@@ -133,6 +133,7 @@ def main():
     if peers.installed("keras_hub") and not args.no_peers:
         names.append(PEER)
     rounds = args.rounds or (2 if args.quick else 3)
+    clock = time.process_time if args.pinned else time.perf_counter
     records = []
     for optimizer in OPTIMIZERS if BACKEND == "torch" else ("FusedAdam",):
         if optimizer == "Adam":
@@ -142,7 +143,9 @@ def main():
             for name in names
         }
         for kind in ("fit", "predict") if optimizer != "Adam" else ("fit",):
-            records += measured(models, kind, shape, batch, rounds, optimizer)
+            records += measured(
+                models, kind, shape, batch, rounds, optimizer, clock
+            )
         del models
     options.write(records, args.out)
 

@@ -43,6 +43,53 @@ def test_grouped_ffn_equals_reference(rng, gated, use_bias, compiled):
     assert_equals_reference(ffn_function(weights), compiled, *cases)
 
 
+@pytest.mark.parametrize(
+    "activation",
+    [
+        keras.activations.relu,
+        keras.activations.softmax,
+        lambda x: x - ops.mean(x, axis=-1, keepdims=True),
+    ],
+    ids=["elementwise", "along rows", "a user's own"],
+)
+@pytest.mark.parametrize("gated", [False, True])
+def test_any_activation(rng, gated, activation, compiled):
+    """A row at a time, whichever way a formulation lays the hidden units."""
+    weights = ffn_weights(rng, gated, use_bias=True)
+    arrays = [draw(rng, 11, D), np.int32([3, 0, 5, 3]), *weights.values()]
+    function = ffn_function(weights, activation)
+    assert_equals_reference(function, compiled, arrays)
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="written out there")
+def test_a_gradient_penalty(rng):
+    """The gradient of a gradient's norm, with up to 8 experts."""
+    import tensorflow as tf
+
+    weights = ffn_weights(rng, gated=True, use_bias=True)
+    function = ffn_function(weights, keras.activations.silu)
+    x, sizes = tf.constant(draw(rng, 11, D)), tf.constant([3, 0, 5, 3])
+    slices = [tf.constant(w) for w in weights.values()]
+
+    @tf.function
+    def penalty():
+        with tf.GradientTape() as outer:
+            outer.watch([x, *slices])
+            with tf.GradientTape() as inner:
+                inner.watch(x)
+                y = tf.reduce_sum(function(x, sizes, *slices) ** 2)
+            norm = tf.reduce_sum(inner.gradient(y, x) ** 2)
+        return outer.gradient(norm, [x, *slices[:3]])
+
+    with kernels.use("tensorflow_split"):
+        found = penalty.get_concrete_function()()
+    with kernels.use("reference"):
+        wanted = penalty.python_function()
+    for got, want in zip(found, wanted, strict=True):
+        largest = np.abs(want).max()
+        np.testing.assert_allclose(got / largest, want / largest, atol=1e-5)
+
+
 @pytest.mark.parametrize("remat", [False, True])
 def test_outputs_of_another_width(rng, remat, compiled):
     weights = ffn_weights(rng, gated=True, use_bias=True)

@@ -133,13 +133,15 @@ def _ffn(names, activation, remat):
 
 
 def _ffn_forward(x, banks, weights, groups, activation, remat):
+    _, inner, width = banks[1].shape
+    kept = 0 if remat else 1 + (weights(0).gate_kernel is not None)
+
     def visit(e):
         before = one.before_activation(_rows(x, groups, e), weights(e))
         y = one.after_activation(activation, before, weights(e))
-        return [y, *([] if remat else before)], []
+        # As many words as (P, F), joined as if they were that.
+        return [y, *(tf.reshape(b, (-1, inner)) for b in before[:kept])], []
 
-    _, inner, width = banks[1].shape
-    kept = 0 if remat else 1 + (weights(0).gate_kernel is not None)
     (y, *before), _ = _for_each(groups, visit, x, [width, *[inner] * kept])
     # Else an eager tape looks for second-order gradients through them.
     before = [tf.stop_gradient(b) for b in before]
@@ -147,7 +149,9 @@ def _ffn_forward(x, banks, weights, groups, activation, remat):
     def backward(dy):
         def visit(e):
             rows, w = _rows(x, groups, e), weights(e)
-            units = [_rows(b, groups, e) for b in before]
+            units = [
+                tf.reshape(_rows(b, groups, e), (inner, -1)) for b in before
+            ]
             units = units or one.before_activation(rows, w)
             dx, dw = one.gradients(
                 rows, _rows(dy, groups, e), units, w, activation, x.dtype

@@ -1,17 +1,20 @@
-"""TensorFlow, forward only: split by counts, one matmul an expert.
+"""TensorFlow: split by counts, one network an expert.
 
 P rows, sorted by group; E groups; D input and F output width. `tf.split` and
 `tf.unstack` along the first axis share their input's buffer, and a matmul of
 no rows costs nothing, so the work follows the rows. It has no loop and no
-operation that LiteRT lacks, so this is what exported models hold. Its
-gradients are right but slow: they stack the experts' parts once more.
+operation that LiteRT lacks, so this is what exported models hold. Where a tape
+records, the products are `tensorflow_ffn`'s; the gradients of the experts'
+parts are stacked once more, and can be differentiated again.
 
 The weights must reach `tf.unstack` as tensors: a `tf.gather` from a variable
 anywhere would turn every later read of that variable into a copy.
 """
 
 import tensorflow as tf
+from tensorflow.python.eager import record
 
+from keras_moe.kernels import tensorflow_ffn as one
 from keras_moe.kernels.reference import FFNWeights, ffn
 from keras_moe.types import Activation, Tensor
 
@@ -38,6 +41,8 @@ def grouped_ffn(
         own = FFNWeights(**dict(zip(banks, slices, strict=True)))
         return ffn(rows, own, activation)
 
+    if record.could_possibly_record():
+        expert = one.trained(activation, tuple(banks))
     if remat:
         expert = tf.recompute_grad(expert)
     return _map_groups(
