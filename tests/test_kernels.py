@@ -53,12 +53,15 @@ def test_grouped_ffn_equals_reference(rng, gated, use_bias, compiled):
     ids=["elementwise", "along rows", "a user's own"],
 )
 @pytest.mark.parametrize("gated", [False, True])
-def test_any_activation(rng, gated, activation, compiled):
+@pytest.mark.parametrize("sizes", [[3, 0, 5, 3], [97, 0, 130, 3]])
+def test_any_activation(rng, gated, activation, sizes, compiled):
     """A row at a time, whichever way a formulation lays the hidden units."""
     weights = ffn_weights(rng, gated, use_bias=True)
-    arrays = [draw(rng, 11, D), np.int32([3, 0, 5, 3]), *weights.values()]
+    x = draw(rng, sum(sizes), D) / sum(sizes)
     function = ffn_function(weights, activation)
-    assert_equals_reference(function, compiled, arrays)
+    assert_equals_reference(
+        function, compiled, [x, np.int32(sizes), *weights.values()]
+    )
 
 
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="written out there")
