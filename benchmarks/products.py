@@ -1,0 +1,75 @@
+"""GFLOP/s of an expert's products on TensorFlow, by widths and operand order.
+
+    KERAS_BACKEND=tensorflow python benchmarks/products.py [--pinned]
+
+P rows, D = 512, F units. Why training keeps its hidden units transposed, and
+what `predict` loses at widths of whole pages (README, Speed). On CPUs with
+AVX-512 the columns should be alike.
+"""
+
+import argparse
+import statistics
+import time
+
+import measure
+
+D, BANK = 512, 8  # so many matrices, so that none stays in the cache
+ROWS, WIDTHS = (32, 128, 256, 384), (1024, 1040)
+
+
+def products(rows, units, tf):
+    """Returns pairs of functions, as the definition says and transposed."""
+    shapes = {"x": (rows, D), "h": (rows, units), "ht": (units, rows)}
+    shapes |= {"up": (D, units), "down": (units, D)}
+    x, h, ht, up, down = (
+        [tf.random.normal(shape) for _ in range(BANK)]
+        for shape in shapes.values()
+    )
+
+    def run(a, b, **transposed):
+        def call():
+            for left, right in zip(a, b, strict=True):
+                last = tf.matmul(left, right, **transposed)
+            return last.numpy()
+
+        return call
+
+    first = {"transpose_a": True}
+    second = {"transpose_b": True}
+    return {
+        "up": (run(x, up), run(up, x, **first, **second)),
+        "y": (run(h, down), run(ht, down, **first)),
+        "gradient of hidden": (run(x, down, **second), run(down, x, **second)),
+        "gradient of x": (run(h, up, **second), run(up, ht)),
+        "gradient of up": (run(x, h, **first), run(x, ht, **first, **second)),
+        "gradient of down": (run(h, x, **first), run(ht, x)),
+    }
+
+
+def main():
+    """Prints a line a product."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--pinned", action="store_true")
+    args = parser.parse_args()
+    clock = time.process_time if args.pinned else time.perf_counter
+    if args.pinned:
+        measure.pin()
+    import tensorflow as tf
+
+    print("| F | P | product | GFLOP/s | transposed |")
+    print("| --- | --- | --- | --- | --- |")
+    for units in WIDTHS:
+        for rows in ROWS:
+            flops = 2 * rows * D * units * BANK
+            for name, calls in products(rows, units, tf).items():
+                named = dict(zip(("plain", "transposed"), calls, strict=True))
+                times = measure.interleave(named, "plain", measure.QUICK, clock)
+                rates = [
+                    f"{flops / statistics.median(taken) / 1e9:.0f}"
+                    for taken in times.values()
+                ]
+                print(f"| {units} | {rows} | {name} | {' | '.join(rates)} |")
+
+
+if __name__ == "__main__":
+    main()
