@@ -7,7 +7,6 @@ import gc
 import math
 import re
 import sys
-import time
 
 import keras
 import measure
@@ -32,7 +31,7 @@ def measure_cell(contestants, kinds=KINDS, quick=False, pinned=False, **labels):
     Returns:
         list of records (dict), one a contestant and kind.
     """
-    clock = time.process_time if pinned else time.perf_counter
+    clock = measure.clock_of(pinned)
     limits = measure.QUICK if quick else measure.FULL
     references, wrong, records = {}, {}, []
     for kind in kinds:

@@ -10,7 +10,6 @@ length, D hidden_dim.
 """
 
 import sys
-import time
 
 import contestants
 import keras
@@ -18,7 +17,7 @@ import numpy as np
 import options
 import peers
 from calls import BACKEND
-from measure import ratio
+from measure import clock_of, ratio
 from shapes import Shape
 
 import keras_moe
@@ -133,7 +132,7 @@ def main():
     if peers.installed("keras_hub") and not args.no_peers:
         names.append(PEER)
     rounds = args.rounds or (2 if args.quick else 3)
-    clock = time.process_time if args.pinned else time.perf_counter
+    clock = clock_of(args.pinned)
     records = []
     for optimizer in OPTIMIZERS if BACKEND == "torch" else ("FusedAdam",):
         if optimizer == "Adam":

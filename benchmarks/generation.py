@@ -10,7 +10,6 @@ B sequences, S tokens of a call.
 """
 
 import sys
-import time
 
 import measure
 import options
@@ -110,7 +109,7 @@ def main():
     args = parser.parse_args()
     sizes = SIZES | (TINY | {"max_length": 64} if args.quick else {})
     limits = measure.QUICK if args.quick else measure.FULL
-    clock = time.process_time if args.pinned else time.perf_counter
+    clock = measure.clock_of(args.pinned)
     records = []
     for batch_size in (1, 8):
         for kind in ("moe", "dense"):

@@ -139,6 +139,11 @@ def _status(field):
     return int(found.group(1)) * 1024
 
 
+def clock_of(pinned):
+    """Returns the clock of a run: CPU time where it is pinned, else wall."""
+    return time.process_time if pinned else time.perf_counter
+
+
 def pin():
     """Keeps this process, and its children, on one core and one thread."""
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})

@@ -7,7 +7,6 @@ the default router. T tokens, D hidden_dim, E experts.
 """
 
 import sys
-import time
 
 import contestants
 import keras
@@ -102,7 +101,7 @@ def main():
             calls[name, mode] = lambda model=model: model.predict_on_batch(x)
     for call in calls.values():
         call()
-    clock = time.process_time if args.pinned else time.perf_counter
+    clock = measure.clock_of(args.pinned)
     limits = measure.QUICK if args.quick else measure.FULL
     times = measure.interleave(calls, "block", limits, clock)
     records = []

@@ -14,7 +14,13 @@ import jax.numpy as jnp
 
 from keras_moe.kernels.blocks import block_sizes
 from keras_moe.kernels.jax_loop import map_blocks
-from keras_moe.kernels.reference import FFNWeights, ffn, linear
+from keras_moe.kernels.reference import (
+    FFNWeights,
+    before_activation,
+    ffn,
+    hidden_units,
+    linear,
+)
 from keras_moe.types import Activation, Tensor
 
 
@@ -90,8 +96,8 @@ def _grouped_ffn_forward(activation, remat, x, weights, group_sizes):
         return y, (x, weights, group_sizes, [])
 
     def block(rows, w):
-        before = _before_activation(rows[0], w)
-        hidden = _hidden(activation, *before)
+        before = before_activation(rows[0], w)
+        hidden = hidden_units(activation, *before)
         return (linear(hidden, w.down_kernel, w.down_bias), *before), None
 
     inner = weights.up_kernel.shape[-1]
@@ -107,8 +113,8 @@ def _grouped_ffn_backward(activation, remat, residuals, dy):
 
     def block(rows, w):
         dy_rows, x_rows, *before_rows = rows
-        before_rows = before_rows or _before_activation(x_rows, w)
-        hidden, vjp = jax.vjp(partial(_hidden, activation), *before_rows)
+        before_rows = before_rows or before_activation(x_rows, w)
+        hidden, vjp = jax.vjp(partial(hidden_units, activation), *before_rows)
         d_up, *d_gate = vjp(dy_rows @ w.down_kernel.T)
         dx = d_up @ w.up_kernel.T
         gate_kernel = gate_bias = None
@@ -138,18 +144,6 @@ _grouped_ffn.defvjp(_grouped_ffn_forward, _grouped_ffn_backward)
 def _map(block, rows, weights, group_sizes, widths, summed=False):
     sizes = block_sizes(rows[0].shape[0], group_sizes.shape[0])
     return map_blocks(block, rows, weights, group_sizes, widths, sizes, summed)
-
-
-def _before_activation(rows, w):
-    """Returns `(up,)`, or `(up, gate)` of a gated expert, each (B, F)."""
-    up = linear(rows, w.up_kernel, w.up_bias)
-    if w.gate_kernel is None:
-        return (up,)
-    return up, linear(rows, w.gate_kernel, w.gate_bias)
-
-
-def _hidden(activation, up, gate=None):
-    return activation(up) if gate is None else activation(gate) * up
 
 
 def _outer(a, b):

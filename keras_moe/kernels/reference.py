@@ -132,12 +132,25 @@ def ffn(
         linear: function of rows, kernel and bias (or None).
         dropout: function of the hidden units, or None.
     """
-    hidden = linear(x, weights.up_kernel, weights.up_bias)
-    if weights.gate_kernel is None:
-        hidden = activation(hidden)
-    else:
-        gate = linear(x, weights.gate_kernel, weights.gate_bias)
-        hidden = activation(gate) * hidden
+    before = before_activation(x, weights, linear)
+    hidden = hidden_units(activation, *before)
     if dropout is not None:
         hidden = dropout(hidden)
     return linear(hidden, weights.down_kernel, weights.down_bias)
+
+
+def before_activation(
+    x: Tensor, weights: FFNWeights, linear=linear
+) -> list[Tensor]:
+    """Returns `[up]`, or `[up, gate]` of a gated expert: see `ffn`."""
+    up = linear(x, weights.up_kernel, weights.up_bias)
+    if weights.gate_kernel is None:
+        return [up]
+    return [up, linear(x, weights.gate_kernel, weights.gate_bias)]
+
+
+def hidden_units(
+    activation: Activation, up: Tensor, gate: Tensor | None = None
+) -> Tensor:
+    """Returns what the network's second half multiplies: see `ffn`."""
+    return activation(up) if gate is None else activation(gate) * up

@@ -6,33 +6,32 @@ computed again), and so that a loop over experts can be differentiated without
 TensorFlow stacking up everything each step has seen.
 
 The hidden units are transposed, (F, P), so that the weights can be the first
-operand of a product. On CPUs without AVX-512 TensorFlow reads a second operand
-where it lies if the first has less than about 350 rows, and rows that lie 4 KB
-apart, as at F = 1024, evict each other from the cache: 256 rows get 29
-GFLOP/s in the gradient of the hidden units and 34 in that of `x`, and 59 and
-60 so. Forward and backward of L take 0.75 of the time, of M and S 0.8.
+operand of a product. As the second one of few rows, and at widths like 1024,
+they are slow on a CPU of AVX2 (`benchmarks/products.py`; others not timed):
+256 rows get 30 GFLOP/s in the gradient of the hidden units and 34 in that of
+`x`, and 57 and 59 so. Forward and backward of S, M and L take 0.85, 0.84 and
+0.79 of the time.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import keras
 import tensorflow as tf
 
+from keras_moe.kernels import reference
 from keras_moe.kernels.reference import FFNWeights
 from keras_moe.types import Activation, Tensor
 
-# Rows up to which the product is transposed, and not its operands: at D = F =
-# 512 32 rows take 0.63 of the time, 96 rows 0.83, 128 rows 0.93.
+# Rows up to which the product is transposed, and not its operands: at F = 1024
+# 32 rows get 26 GFLOP/s for 12, 128 rows 31 for 30, 256 rows 35 for 43.
 FEW = 96
 ALONG_ROWS = ("glu", "log_softmax", "softmax", "sparsemax")
 
 
 def before_activation(x: Tensor, w: FFNWeights) -> list[Tensor]:
     """Returns `[up]`, or `[up, gate]` of a gated expert, each (F, P)."""
-    up = _units(x, w.up_kernel, w.up_bias)
-    if w.gate_kernel is None:
-        return [up]
-    return [up, _units(x, w.gate_kernel, w.gate_bias)]
+    return reference.before_activation(x, w, _units)
 
 
 def after_activation(
@@ -139,10 +138,8 @@ def _units(x, kernel, bias):
     return units if bias is None else units + bias[:, None]
 
 
-def _hidden(activation, up, gate=None):
-    if gate is None:
-        return _activated(activation, up)
-    return _activated(activation, gate) * up
+def _hidden(activation, *before):
+    return reference.hidden_units(partial(_activated, activation), *before)
 
 
 def _activated(activation, units):

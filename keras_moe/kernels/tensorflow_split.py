@@ -37,12 +37,12 @@ def grouped_ffn(
     num_groups, _, width = weights.down_kernel.shape
     banks = {n: w for n, w in weights._asdict().items() if w is not None}
 
-    def expert(rows, *slices):
+    def predicted(rows, *slices):
         own = FFNWeights(**dict(zip(banks, slices, strict=True)))
         return ffn(rows, own, activation)
 
-    if record.could_possibly_record():
-        expert = one.trained(activation, tuple(banks))
+    recorded = record.could_possibly_record()
+    expert = one.trained(activation, tuple(banks)) if recorded else predicted
     if remat:
         expert = tf.recompute_grad(expert)
     return _map_groups(
