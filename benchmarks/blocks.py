@@ -13,9 +13,8 @@ import options
 from problem import draw
 from shapes import DECODE, SHAPES, Shape
 
-# What a quick run times: the peers at S and D1 only, by name.
-QUICK = {"S": ("forward", "f+b", "train")}
-QUICK |= {"M": ("forward",), "D1": ("forward",)}
+# What a quick run times: the peers at S only, by name.
+QUICK = {"S": ("forward", "train"), "D1": ("forward",)}
 MAIN_PEERS = ("KerasHub Qwen3-MoE", "transformers Qwen3-MoE, grouped_mm")
 EVERY_PEER = ("S", "D1")  # the others' shapes: at M and L they take minutes
 DENSE_PEER_SHAPES = ("S", "L", "D1")  # KerasHub's, which compute every expert
@@ -38,7 +37,7 @@ def cast_of(problem, name, quick, peers):
     cast += own
     if not quick and name in COMPILED:
         cast += contestants.compiled(own[0])
-    if not peers or (quick and name == "M"):
+    if not peers or (quick and name != "S"):
         return cast
     for peer in contestants.others(problem):
         main = peer.name in MAIN_PEERS

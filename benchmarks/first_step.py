@@ -84,7 +84,7 @@ def main():
     parser.add_argument("--blocks", type=int)
     parser.add_argument("--rounds", type=int)
     args = parser.parse_args()
-    blocks = args.blocks or (6 if args.quick else 24)
+    blocks = args.blocks or (3 if args.quick else 24)
     if args.child:
         print(json.dumps(measure_one(args.child, blocks)))
         return

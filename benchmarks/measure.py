@@ -40,7 +40,7 @@ class Limits(NamedTuple):
 
 
 FULL = Limits()
-QUICK = Limits(budget=2.0, rounds=(2, 5), turn=0.02)
+QUICK = Limits(budget=1.0, rounds=(2, 3), turn=0.02)
 
 
 def interleave(calls, base, limits=FULL, clock=time.perf_counter):

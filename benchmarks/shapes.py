@@ -46,7 +46,6 @@ SKEWED = {
         "flat, E=64": FLAT[64],
     }.items()
 }
-SKEWED_QUICK = ("flat, E=64",)
 
 
 def flops(shape):
