@@ -62,6 +62,10 @@ def forget():
         import jax
 
         jax.clear_caches()
+    if BACKEND == "torch":
+        import torch
+
+        torch.compiler.reset()  # or the next shape compiles for any number
     gc.collect()
 
 
