@@ -1,9 +1,11 @@
 """Ranking, turning round and counting, against NumPy."""
 
+from functools import partial
+
 import keras
 import numpy as np
 import pytest
-from backend import draw, to_numpy, upstream, value_and_gradients
+from backend import BACKEND, draw, to_numpy, upstream, value_and_gradients
 from keras import ops
 
 from keras_moe import kernels
@@ -162,6 +164,31 @@ def test_gathered_sums_and_their_gradients(rng, num_terms, width, weighted):
     if weighted:
         expected = np.einsum("tkd,td->tk", found, dy).reshape(-1)
         np.testing.assert_allclose(d_weights[0], expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.skipif(BACKEND != "torch", reason="of torch.compile")
+def test_torch_compile_does_not_take_gathered_sums_apart(rng):
+    import torch
+
+    operations = []
+
+    def compiler(graph, inputs):
+        operations.extend(str(node.target) for node in graph.graph.nodes)
+        return graph.forward
+
+    @partial(torch.compile, backend=compiler)
+    def function(rows, place, order):
+        return 1 + kernels.gathered_sum(2 * rows, place, order, 2)
+
+    for num_sums in (3, 5):
+        rows = draw(rng, 2 * num_sums, 4)
+        place = rng.permutation(2 * num_sums).astype("int32")
+        order = np.argsort(place).astype("int32")
+        y = function(*map(ops.convert_to_tensor, (rows, place, order)))
+        expected = 1 + 2 * rows[place].reshape(num_sums, 2, 4).sum(axis=1)
+        np.testing.assert_allclose(to_numpy(y), expected, rtol=1e-5)
+    assert any("mul" in name for name in operations)  # the rest is compiled
+    assert not any("index" in name or "sum" in name for name in operations)
 
 
 def test_gathered_sums_of_no_rows():
