@@ -1,12 +1,13 @@
-"""JAX on CPU, few rows an expert (decoding): weights in slices of cache size.
+"""JAX on CPU, few rows an expert (decoding): products without copies.
 
 P rows, sorted by group; E groups; D input and F output width; B rows a block.
 
-XLA copies the slice that a product reads. For many rows that copy is small
-beside the product; for one row it is the work, and a copy of a whole matrix
-goes to memory and back. Here a product runs over slices of D that stay in the
-processor's cache: a matrix is read from memory once. Gradients are
-`jax_blocks.py`'s.
+XLA copies the slice that a matrix product reads. For many rows that copy is
+small beside the product; for one row it is the work. A sum of multiples of a
+matrix's rows is fused with the slices and reads them where they lie, for one
+row at the rate of memory. At D = 1024 and F = 2816 it takes 0.5 to 0.8 of the
+time of products of slices that stay in the cache (1 to 4 rows; 8 rows, 0.93).
+Gradients are `jax_blocks.py`'s.
 """
 
 from functools import partial
@@ -20,7 +21,7 @@ from keras_moe.kernels.jax_loop import map_blocks
 from keras_moe.kernels.reference import FFNWeights, ffn
 from keras_moe.types import Activation, Tensor
 
-SLICE_BYTES = 3 << 18  # three quarters of a MiB: half of a usual second cache
+AT_ONCE = 8  # rows of a matrix; 4 and 16 take up to 1.1 and 2 times as long
 
 
 def grouped_matmul(x: Tensor, kernel: Tensor, group_sizes: Tensor) -> Tensor:
@@ -82,22 +83,22 @@ def _map(block, x, group_sizes, width):
 
 
 def _product(rows, bank, expert):
-    """`rows @ bank[expert]`, (B, F), a slice of D at a time."""
+    """`rows @ bank[expert]`, (B, F), a few rows of the matrix at a time."""
     _, depth, width = bank.shape
-    step = max(1, min(depth, SLICE_BYTES // (width * bank.dtype.itemsize)))
     wide = jnp.promote_types(rows.dtype, "float32")
 
-    def part(start, length):
-        own = lax.dynamic_slice(bank, (expert, start, 0), (1, length, width))
-        piece = lax.dynamic_slice_in_dim(rows, start, length, axis=1)
-        return jnp.matmul(piece, own[0], preferred_element_type=wide)
+    def add(y, start, count):
+        for d in range(count):
+            row = lax.dynamic_slice(bank, (expert, start + d, 0), (1, 1, width))
+            column = lax.dynamic_slice_in_dim(rows, start + d, 1, axis=1)
+            y = y + column.astype(wide) * row[0].astype(wide)
+        return y
 
     y = lax.fori_loop(
         0,
-        depth // step,
-        lambda i, y: y + part(i * step, step),
+        depth // AT_ONCE,
+        lambda i, y: add(y, i * AT_ONCE, AT_ONCE),
         jnp.zeros((rows.shape[0], width), wide),
     )
-    if depth % step:
-        y = y + part(depth - depth % step, depth % step)
-    return y.astype(rows.dtype)
+    rest = depth % AT_ONCE
+    return add(y, depth - rest, rest).astype(rows.dtype)

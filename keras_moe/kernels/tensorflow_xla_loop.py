@@ -69,8 +69,9 @@ def map_blocks(
         if summed:
             choice = tf.where(first[i], choice, len(sizes))
         own = [_slice(b, expert, 1)[0] for b in banks]
-        before = [_slice(s, expert, 1)[0] for s in sums]
-        run = partial(_run, block, largest, rows, own, before, start, length)
+        run = partial(
+            _run, block, largest, rows, own, sums, start, length, expert
+        )
         values, parts = _switch(choice, [partial(run, *v) for v in variants])
         outputs = [
             _update(o, v, start) for o, v in zip(outputs, values, strict=True)
@@ -94,11 +95,11 @@ def _switch(choice, branches):
     return tf.switch_case(choice, branches)
 
 
-def _run(block, largest, rows, own, before, start, length, size, adds):
+def _run(block, largest, rows, own, sums, start, length, expert, size, adds):
     """One block of a static size: its outputs, filled up, and its sums."""
     mine = (tf.range(size) < length)[:, None]
     blocks = [_slice(r, start, size) for r in rows]
-    if before:  # where rows of another group would be summed
+    if sums:  # where rows of another group would be summed
         blocks = [_where(mine, b) for b in blocks]
     values, parts = block(blocks, own)
     values = [
@@ -108,8 +109,9 @@ def _run(block, largest, rows, own, before, start, length, size, adds):
         )
         for v in values
     ]
-    parts = [tf.cast(p, s.dtype) for p, s in zip(parts, before, strict=True)]
+    parts = [tf.cast(p, s.dtype) for p, s in zip(parts, sums, strict=True)]
     if adds:
+        before = [_slice(s, expert, 1)[0] for s in sums]
         parts = [s + p for s, p in zip(before, parts, strict=True)]
     return values, parts
 
