@@ -18,7 +18,7 @@ QUICK = {"S": ("forward", "train"), "D1": ("forward",)}
 MAIN_PEERS = ("KerasHub Qwen3-MoE", "transformers Qwen3-MoE, grouped_mm")
 EVERY_PEER = ("S", "D1")  # the others' shapes: at M and L they take minutes
 DENSE_PEER_SHAPES = ("S", "L", "D1")  # KerasHub's, which compute every expert
-COMPILED = ("S", "L")  # compiling a model takes a minute on torch
+COMPILED = ("S", "L", "D1")  # compiling a model takes a minute on torch
 PEER_KINDS = ("forward", "f+b")
 HALF = ("S", "M")  # shapes for bfloat16
 

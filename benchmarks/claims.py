@@ -107,8 +107,8 @@ CLAIMS += [
         "<= 1.0",
         _faster(COMPILED, s, k),
     )
-    for s in ("S", "L")
-    for k in ("forward", "f+b")
+    for s, kinds in (("S", KINDS[:2]), ("L", KINDS[:2]), ("D1", KINDS[:1]))
+    for k in kinds
 ]
 CLAIMS += [
     ("growth over limitE, E 8 to 128, forward", "<= 1.25", growth("forward")),

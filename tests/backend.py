@@ -57,6 +57,27 @@ def differentiated(function, compiled=False):
     return run_arrays
 
 
+def predicted(function, compiled=False):
+    """Returns `function` of arrays where nothing is to be differentiated."""
+    if BACKEND == "jax" and compiled:
+        import jax
+
+        run = jax.jit(function, compiler_options=XLA_OPTIMIZES)
+    elif BACKEND == "tensorflow" and compiled:
+        import tensorflow as tf
+
+        run = tf.function(function, jit_compile=compiled == "xla")
+    elif BACKEND == "torch":
+        import torch
+
+        run = torch.no_grad()(function)
+    else:
+        run = function
+    return lambda *arrays: to_numpy(
+        run(*(ops.convert_to_tensor(a) for a in arrays))
+    )
+
+
 def _by_jax(function, compiled):
     import jax
 

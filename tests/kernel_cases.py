@@ -15,6 +15,7 @@ RUNS = {  # a formulation, and `compiled` of value_and_gradients
         ("tensorflow_split", False),
         ("tensorflow_split", True),
         ("tensorflow_xla", "xla"),
+        ("tensorflow_xla_few_rows", "xla"),
     ],
     "torch": [(name, False) for name in kernels.formulations()],
 }[BACKEND]

@@ -3,7 +3,13 @@
 import keras
 import numpy as np
 import pytest
-from backend import BACKEND, draw, to_numpy, value_and_gradients
+from backend import (
+    BACKEND,
+    draw,
+    predicted,
+    to_numpy,
+    value_and_gradients,
+)
 from keras import ops
 from kernel_cases import (
     D,
@@ -41,6 +47,49 @@ def test_grouped_ffn_equals_reference(rng, gated, use_bias, compiled):
     weights = ffn_weights(rng, gated, use_bias)
     cases = [[draw(rng, 13, D), np.int32(g), *weights.values()] for g in GROUPS]
     assert_equals_reference(ffn_function(weights), compiled, *cases)
+
+
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("use_bias", [False, True])
+def test_values_where_nothing_learns(rng, gated, use_bias, compiled):
+    """Some formulations have products of their own there."""
+    weights = ffn_weights(rng, gated, use_bias)
+    function = ffn_function(weights)
+    run, plain = predicted(function, compiled), predicted(function)
+    for sizes in GROUPS:
+        arrays = [draw(rng, 13, D), np.int32(sizes), *weights.values()]
+        got = run(*arrays)
+        with kernels.use("reference"):
+            expected = plain(*arrays)
+        np.testing.assert_allclose(got, expected, atol=1e-4, err_msg=f"{sizes}")
+
+
+@pytest.mark.parametrize("depth", [1, 8, 19])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_products_where_nothing_learns(rng, depth, dtype, compiled):
+    """Of as many rows as are summed at once, of fewer and of more. Products of
+    these numbers are exact; TensorFlow's of bfloat16 are rounded twice."""
+
+    def function(x, sizes, kernel):
+        x, kernel = ops.cast(x, dtype), ops.cast(kernel, dtype)
+        return ops.cast(grouped_matmul(x, sizes, kernel), "float32")
+
+    run = predicted(function, compiled)
+    kernel = np.round(draw(rng, E, depth, F) * 8) / 8
+    for sizes in GROUPS:
+        x = np.round(draw(rng, 11, depth) * 8) / 8
+        owners = np.repeat(np.arange(E), sizes)
+        expected = np.zeros((11, F), "float32")
+        pairs = zip(x, kernel[owners], strict=False)
+        for row, (token, matrix) in enumerate(pairs):
+            expected[row] = token @ matrix
+        tolerance = {"float32": 1e-5, "bfloat16": 2.0**-7}[dtype]
+        np.testing.assert_allclose(
+            run(x, np.int32(sizes), kernel),
+            expected,
+            rtol=tolerance,
+            atol=tolerance,
+        )
 
 
 @pytest.mark.parametrize(

@@ -21,3 +21,14 @@ def block_sizes(num_rows: int, num_groups: int) -> tuple[int, ...]:
     eighths = (math.ceil(num_rows * s / num_groups / 8) for s in SHARES)
     most = max(1, num_rows)
     return tuple(sorted({min(most, 8 * max(1, e)) for e in eighths}))
+
+
+def few_rows_size(num_rows: int, num_groups: int) -> int:
+    """Returns the one size of a block where a group has a few rows: twice the
+    even share, so that one block holds almost every group.
+
+    Args:
+        num_rows: P.
+        num_groups: E.
+    """
+    return min(max(1, num_rows), -(-2 * num_rows // num_groups) or 1)

@@ -73,7 +73,7 @@ def _module(name):
 def use(name: str) -> Iterator[None]:
     """Forces a formulation for what is traced or run inside the `with`.
 
-    `tensorflow_xla` runs inside `jit_compile=True` alone, TensorFlow's others
+    `tensorflow_xla...` run inside `jit_compile=True` alone, TensorFlow's others
     outside of it.
 
     Args:
@@ -112,20 +112,30 @@ def _jax(x, num_groups, inner):
 
 
 def _tensorflow(x, num_groups, inner):
-    """XLA has no slices of unknown length: blocks inside `jit_compile=True`.
-    Elsewhere unrolled (S f+b 1.23 times `limit`, a loop 1.37), but for many
-    experts where a tape records: 24 blocks of 128 took two minutes to trace,
-    the loop 11 seconds. `predict` and `export` record nothing, and LiteRT has
-    no such loop."""
+    """XLA has no slices of unknown length: blocks inside `jit_compile=True`;
+    without copies of the weights up to 8 rows a group, as on JAX (D1 0.86
+    times `limitE`, blocks 6.1). Elsewhere unrolled (S f+b 1.23 times `limit`,
+    a loop 1.37), but for many experts where a tape records: 24 blocks of 128
+    took two minutes to trace, the loop 11 seconds. `predict` and `export`
+    record nothing, and LiteRT has no such loop."""
     from tensorflow.python.eager import record
 
     from keras_moe.kernels.tensorflow_primitives import inside_xla
 
     if inside_xla():
-        return "tensorflow_xla"
+        few = x.shape[0] is not None and x.shape[0] <= 8 * num_groups
+        few = few and not record.could_possibly_record()
+        return "tensorflow_xla" + "_few_rows" * (few and _all_on_cpu())
     if num_groups > 8 and record.could_possibly_record():
         return "tensorflow_loop"
     return "tensorflow_split"
+
+
+def _all_on_cpu():
+    import tensorflow as tf
+
+    devices = tf.config.list_logical_devices()
+    return all(device.device_type == "CPU" for device in devices)
 
 
 def _torch(x, num_groups, inner):
@@ -160,7 +170,12 @@ _QUANTIZED = {
 _RULES = {
     "jax": (("jax_blocks", "jax_few_rows", "jax_ragged_dot"), _jax),
     "tensorflow": (
-        ("tensorflow_loop", "tensorflow_split", "tensorflow_xla"),
+        (
+            "tensorflow_loop",
+            "tensorflow_split",
+            "tensorflow_xla",
+            "tensorflow_xla_few_rows",
+        ),
         _tensorflow,
     ),
     "torch": (("torch_split", "torch_grouped_mm", "torch_unrolled"), _torch),

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from keras_moe.kernels import jax_blocks
+from keras_moe.kernels.blocks import few_rows_size
 from keras_moe.kernels.jax_loop import map_blocks
 from keras_moe.kernels.reference import FFNWeights, ffn
 from keras_moe.types import Activation, Tensor
@@ -76,7 +77,7 @@ _grouped_ffn.defvjp(
 def _map(block, x, group_sizes, width):
     """`map_blocks` with the number of the expert in place of its weights."""
     num_rows, num_groups = x.shape[0], group_sizes.shape[0]
-    size = min(max(1, num_rows), -(-2 * num_rows // num_groups) or 1)
+    size = few_rows_size(num_rows, num_groups)
     experts = jnp.arange(num_groups)[:, None]
     (y,), _ = map_blocks(block, (x,), experts, group_sizes, (width,), (size,))
     return y[:num_rows]

@@ -29,6 +29,7 @@ def map_blocks(
     group_sizes: Tensor,
     widths: list[int],
     summed: bool = False,
+    sizes: tuple[int, ...] | None = None,
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Runs `block(rows, slices)` over every group's blocks.
 
@@ -42,15 +43,16 @@ def map_blocks(
         group_sizes: (E,) int32.
         widths: the widths of the outputs.
         summed: whether the second result is summed over the blocks.
+        sizes: the values B may have, ascending; None for those of
+            `blocks.py`, or one where the trace does not know P.
 
     Returns:
         The outputs, each (P, width), zero behind the last group, and the sums
         (an empty list unless `summed`), each (E, ...).
     """
     dtype, num_rows = rows[0].dtype, tf.shape(rows[0])[0]
-    sizes: tuple[int, ...] = (UNKNOWN_P_BLOCK_ROWS,)
-    if rows[0].shape[0] is not None:
-        sizes = block_sizes(rows[0].shape[0], group_sizes.shape[0])
+    if sizes is None:
+        sizes = _sizes(rows[0].shape[0], group_sizes.shape[0])
     largest = sizes[-1]
     starts, ends, experts, first, count = _blocks(
         group_sizes, num_rows, largest
@@ -87,6 +89,12 @@ def map_blocks(
     )
     sums = [tf.cast(s, b.dtype) for s, b in zip(sums, banks, strict=False)]
     return [o[:num_rows] for o in outputs], sums
+
+
+def _sizes(num_rows, num_groups):
+    if num_rows is None:
+        return (UNKNOWN_P_BLOCK_ROWS,)
+    return block_sizes(num_rows, num_groups)
 
 
 def _switch(choice, branches):

@@ -1,0 +1,96 @@
+"""TensorFlow under XLA on CPU, few rows an expert: products without copies.
+
+P rows, sorted by group; E groups; D input and F output width; B rows a block.
+
+What `jax_few_rows.py` is to JAX, and why a product is a sum of multiples of a
+matrix's rows is said there. Where a tape records, `tensorflow_xla.py`'s.
+"""
+
+from functools import partial
+
+import tensorflow as tf
+from tensorflow.compiler.tf2xla.python import xla
+from tensorflow.python.eager import record
+
+from keras_moe.kernels import tensorflow_xla
+from keras_moe.kernels.blocks import few_rows_size
+from keras_moe.kernels.reference import FFNWeights, ffn
+from keras_moe.kernels.tensorflow_ffn import wide_dtype
+from keras_moe.kernels.tensorflow_xla_loop import map_blocks
+from keras_moe.types import Activation, Tensor
+
+AT_ONCE = 8  # rows of a matrix
+
+
+def grouped_matmul(x: Tensor, kernel: Tensor, group_sizes: Tensor) -> Tensor:
+    """Multiplies each row by its group's matrix: `(P, D) -> (P, F)`."""
+    if x.shape[0] is None or record.could_possibly_record():
+        return tensorflow_xla.grouped_matmul(x, kernel, group_sizes)
+    bank = tf.convert_to_tensor(kernel)
+
+    def block(rows, own):
+        return [_product(rows[0], bank, own[0])], []
+
+    return _map(block, x, group_sizes, kernel.shape[-1])
+
+
+def grouped_ffn(
+    x: Tensor,
+    weights: FFNWeights,
+    group_sizes: Tensor,
+    activation: Activation,
+    remat: bool = False,
+) -> Tensor:
+    """Up, gate, activation and down of one block before the next one's."""
+    if x.shape[0] is None or record.could_possibly_record():
+        return tensorflow_xla.grouped_ffn(
+            x, weights, group_sizes, activation, remat
+        )
+    banks = FFNWeights(
+        *(None if w is None else tf.convert_to_tensor(w) for w in weights)
+    )
+
+    def linear(expert, rows, bank, bias):
+        y = _product(rows, bank, expert)
+        return y if bias is None else y + tf.gather(bias, expert)
+
+    def block(rows, own):
+        return [ffn(rows[0], banks, activation, partial(linear, own[0]))], []
+
+    return _map(block, x, group_sizes, weights.down_kernel.shape[-1])
+
+
+def _map(block, x, group_sizes, width):
+    """`map_blocks` with the number of the expert in place of its weights."""
+    num_groups = group_sizes.shape[0]
+    sizes = (few_rows_size(x.shape[0], num_groups),)
+    experts = tf.range(num_groups)
+    (y,), _ = map_blocks(
+        block, [x], [experts], group_sizes, [width], sizes=sizes
+    )
+    return y
+
+
+def _product(rows, bank, expert):
+    """`rows @ bank[expert]`, (B, F), a few rows of the matrix at a time."""
+    _, depth, width = bank.shape
+    wide = wide_dtype(rows.dtype)
+
+    def add(y, start, count):
+        for d in range(count):
+            row = xla.dynamic_slice(
+                bank, tf.stack([expert, start + d, 0]), [1, 1, width]
+            )
+            column = xla.dynamic_slice(
+                rows, tf.stack([0, start + d]), [rows.shape[0], 1]
+            )
+            y = y + tf.cast(column, wide) * tf.cast(row[0], wide)
+        return y
+
+    _, y = tf.while_loop(
+        lambda i, y: i < depth // AT_ONCE,
+        lambda i, y: (i + 1, add(y, i * AT_ONCE, AT_ONCE)),
+        (tf.constant(0), tf.zeros((rows.shape[0], width), wide)),
+    )
+    rest = depth % AT_ONCE
+    return tf.cast(add(y, depth - rest, rest), rows.dtype)
