@@ -99,7 +99,7 @@ def use(name: str) -> Iterator[None]:
 def _jax(x, num_groups, inner):
     """Accelerators have a grouped matmul of their own; on CPU it multiplies
     every row by every matrix. Without copies of the weights up to 8 rows a
-    group: D1 0.95 times `limitE` where blocks take 6.4, D8 0.74 for 3.4; at
+    group: D1 0.94 times `limitE` where blocks take 6.8, D8 0.89 for 4.4; at
     64 experts of D = F = 512 and 8 rows a group 0.9 of blocks' time, at 16
     rows 1.3."""
     import jax
@@ -113,7 +113,7 @@ def _jax(x, num_groups, inner):
 
 def _tensorflow(x, num_groups, inner):
     """XLA has no slices of unknown length: blocks inside `jit_compile=True`;
-    without copies of the weights up to 8 rows a group, as on JAX (D1 0.86
+    without copies of the weights up to 8 rows a group, as on JAX (D1 0.84
     times `limitE`, blocks 6.1). Elsewhere unrolled (S f+b 1.23 times `limit`,
     a loop 1.37), but for many experts where a tape records: 24 blocks of 128
     took two minutes to trace, the loop 11 seconds. `predict` and `export`
