@@ -124,7 +124,6 @@ def _tensorflow(x, num_groups, inner):
 
     if inside_xla():
         few = x.shape[0] is not None and x.shape[0] <= 8 * num_groups
-        few = few and not record.could_possibly_record()
         return "tensorflow_xla" + "_few_rows" * (few and _all_on_cpu())
     if num_groups > 8 and record.could_possibly_record():
         return "tensorflow_loop"

@@ -3,7 +3,7 @@
 P rows, sorted by group; E groups; D input and F output width; B rows a block.
 
 What `jax_few_rows.py` is to JAX, and why a product is a sum of multiples of a
-matrix's rows is said there. Where a tape records, `tensorflow_xla.py`'s.
+matrix's rows is said there. Where a tape records, all is `tensorflow_xla.py`'s.
 """
 
 from functools import partial
@@ -24,7 +24,7 @@ AT_ONCE = 8  # rows of a matrix
 
 def grouped_matmul(x: Tensor, kernel: Tensor, group_sizes: Tensor) -> Tensor:
     """Multiplies each row by its group's matrix: `(P, D) -> (P, F)`."""
-    if x.shape[0] is None or record.could_possibly_record():
+    if not _only_predicts(x):
         return tensorflow_xla.grouped_matmul(x, kernel, group_sizes)
     bank = tf.convert_to_tensor(kernel)
 
@@ -42,7 +42,7 @@ def grouped_ffn(
     remat: bool = False,
 ) -> Tensor:
     """Up, gate, activation and down of one block before the next one's."""
-    if x.shape[0] is None or record.could_possibly_record():
+    if not _only_predicts(x):
         return tensorflow_xla.grouped_ffn(
             x, weights, group_sizes, activation, remat
         )
@@ -58,6 +58,11 @@ def grouped_ffn(
         return [ffn(rows[0], banks, activation, partial(linear, own[0]))], []
 
     return _map(block, x, group_sizes, weights.down_kernel.shape[-1])
+
+
+def _only_predicts(x):
+    """Whether there is no gradient to be had, and the trace knows P."""
+    return x.shape[0] is not None and not record.could_possibly_record()
 
 
 def _map(block, x, group_sizes, width):
