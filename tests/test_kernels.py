@@ -64,6 +64,31 @@ def test_values_where_nothing_learns(rng, gated, use_bias, compiled):
         np.testing.assert_allclose(got, expected, atol=1e-4, err_msg=f"{sizes}")
 
 
+def test_many_rows_and_wide_matrices(rng, compiled):
+    """Of more rows than a tile has, and of widths that some formulations take
+    for slow."""
+    sizes = np.int32([1030, 0, 40, 5])
+    weights = {
+        "up_kernel": draw(rng, E, D, 512),
+        "down_kernel": draw(rng, E, 512, D) / 512,
+        "up_bias": draw(rng, E, 512),
+        "gate_kernel": draw(rng, E, D, 512),
+    }
+    arrays = [draw(rng, 1077, D), sizes, *weights.values()]
+    function = ffn_function(weights)
+    got = predicted(function, compiled)(*arrays)
+    with kernels.use("reference"):
+        expected = predicted(function)(*arrays)
+    np.testing.assert_allclose(got, expected, atol=1e-4)
+    x, kernel = arrays[0], weights["up_kernel"]
+    owners = np.repeat(np.arange(E), sizes)
+    np.testing.assert_allclose(
+        predicted(grouped_matmul, compiled)(x, sizes, kernel)[:1075],
+        np.einsum("pd,pdf->pf", x[:1075], kernel[owners]),
+        atol=1e-4,
+    )
+
+
 @pytest.mark.parametrize("depth", [1, 8, 19])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_products_where_nothing_learns(rng, depth, dtype, compiled):

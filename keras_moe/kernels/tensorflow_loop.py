@@ -17,6 +17,7 @@ turn every later read of that variable into a copy.
 
 import functools
 import math
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import tensorflow as tf
@@ -40,7 +41,7 @@ class _Groups(NamedTuple):
 def grouped_matmul(x: Tensor, kernel: Tensor, group_sizes: Tensor) -> Tensor:
     """Multiplies each row by its group's matrix: `(P, D) -> (P, F)`."""
     kernel = tf.convert_to_tensor(kernel)
-    return _call(_matmul, (), x, [kernel], group_sizes, kernel.shape[-1])
+    return traced_once(_matmul, (), x, [kernel], group_sizes, kernel.shape[-1])
 
 
 def grouped_ffn(
@@ -59,11 +60,20 @@ def grouped_ffn(
     banks = [tf.convert_to_tensor(getattr(weights, name)) for name in names]
     width = weights.down_kernel.shape[-1]
     static = (names, activation, remat)
-    return _call(_ffn, static, x, banks, group_sizes, width)
+    return traced_once(_ffn, static, x, banks, group_sizes, width)
 
 
-def _call(function, static, x, banks, group_sizes, width):
-    """`function(*static)(x, banks, group_sizes)`, traced for any P."""
+def traced_once(
+    function: Callable[..., Callable],
+    static: tuple,
+    x: Tensor,
+    banks: Sequence[Tensor],
+    group_sizes: Tensor,
+    width: int,
+) -> Tensor:
+    """Returns `function(*static)(x, banks, group_sizes)`, `(P, width)`, by a
+    graph for any P that all calls of the same static values and shapes share.
+    """
     shapes = tuple(tuple(bank.shape) for bank in banks)
     traced = _traced(function, static, x.shape[-1], shapes, x.dtype)
     y = traced(x, banks, group_sizes)
