@@ -113,9 +113,15 @@ def test_widths_that_are_not_slow_do_not(one_thread, chosen):
 
 
 def test_half_precision_does_not(one_thread, chosen):
-    x, kernel = tf.zeros((5, D), "bfloat16"), tf.zeros((2, D, F), "bfloat16")
+    x, kernel = tf.zeros((32, D), "bfloat16"), tf.zeros((2, D, F), "bfloat16")
     kernels.implementation(x, kernel)
     assert chosen == [SPLIT]
+
+
+@pytest.mark.parametrize(("rows", "name"), [(31, SPLIT), (32, TILES)])
+def test_decoding_does_not(one_thread, chosen, rows, name):
+    kernels.implementation(tf.zeros((rows, D)), tf.zeros((2, D, F)))
+    assert chosen == [name]
 
 
 @pytest.mark.parametrize(

@@ -118,9 +118,9 @@ def _tensorflow(x, num_groups, inner):
     a loop 1.37), but for many experts where a tape records: 24 blocks of 128
     took two minutes to trace, the loop 11 seconds. `predict` and `export`
     record nothing, and LiteRT has no such loop. Tiles are for the CPU that
-    traces, not for an export (forward of S, M and L 1.14, 0.88 and 0.94 times
-    `limit` where a split takes 1.63, 0.95 and 1.49; with two threads it takes
-    1.19, 0.87 and 0.97)."""
+    traces, not for an export: forward of S, M and L they take 1.16, 0.89 and
+    0.93 times `limit`, a split 1.64, 0.95 and 1.46 on one thread, and 1.19,
+    0.87 and 0.97 on two. Decoding has no rows for them."""
     from tensorflow.python.eager import record
 
     from keras_moe.kernels.tensorflow_primitives import (
@@ -134,9 +134,10 @@ def _tensorflow(x, num_groups, inner):
         return "tensorflow_xla" + "_few_rows" * (few and _all_on_cpu())
     if record.could_possibly_record():
         return "tensorflow_loop" if num_groups > 8 else "tensorflow_split"
+    many = x.shape[0] is None or x.shape[0] >= 32
     slow = inner % 512 == 0 or x.shape[-1] % 512 == 0
     here = one_thread_of_avx2() and _all_on_cpu() and runs_here()
-    if slow and x.dtype == "float32" and here:
+    if many and slow and x.dtype == "float32" and here:
         return "tensorflow_tiles"
     return "tensorflow_split"
 

@@ -6,12 +6,12 @@ as `tensorflow_loop.py`'s it is a function that blocks of one shape share.
 
 On one thread TensorFlow multiplies few rows (at F = 1024 up to 353) without
 packing the matrix. Where F is a multiple of 512 its rows then lie a multiple of
-2 KB apart and push each other out of the cache, so that a copy of the matrix
-with `MORE` columns takes less time, the copying included: 64 rows get 58
-GFLOP/s for 38 at F = 1024, 256 rows 71 for 41; 128 rows 62 for 50 at F = 512.
-Forward, one expert with 60 % of M's rows: 0.89 times `limit`; a tile an expert
-takes 1.07, without copies 1.20. Where a tape records, all is
-`tensorflow_split.py`'s.
+2 KB apart and push each other out of the cache, so that an expert takes less
+time with copies of its matrices that have `MORE` columns, the copying included:
+with 32, 64 and 256 rows 0.72, 0.66 and 0.61 of it at F = 1024, and 0.88, 0.83
+and 0.75 at F = 512 (D = 512; `benchmarks/wider.py`). One expert with 60 % of
+M's rows: 0.89 times `limit` forward, for 1.07 with a tile an expert. Where a
+tape records, all is `tensorflow_split.py`'s.
 """
 
 import tensorflow as tf
@@ -24,7 +24,7 @@ from keras_moe.types import Activation, Tensor
 
 TILE = 512
 MORE = 16
-ROWS = 32  # fewer take as long without: 34 GFLOP/s for 33 at 16 and F = 512
+ROWS = 32  # with fewer it depends on F: 24 take 0.85 to 1.00
 SLOW = 512  # columns of which a multiple is slow: 640, 768 and 1408 are not
 
 
