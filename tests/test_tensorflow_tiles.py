@@ -125,19 +125,21 @@ def test_decoding_does_not(one_thread, chosen, rows, name):
 
 
 @pytest.mark.parametrize(
-    ("threads", "found", "expected"),
+    ("threads", "extensions", "expected"),
     [
-        ("1", ["SSE42", "AVX2"], True),
-        ("1", ["X86_V3"], True),
-        ("2", ["X86_V3"], False),
-        ("1", ["X86_V3", "X86_V4"], False),
-        ("1", ["AVX2", "AVX512F"], False),
-        ("1", ["NEON", "ASIMD"], False),
+        ("1", {"found": ["SSE42", "AVX2"]}, True),
+        ("1", {"baseline": ["X86_V2"], "found": ["X86_V3"]}, True),
+        ("1", {"baseline": ["X86_V3"]}, True),
+        ("2", {"found": ["X86_V3"]}, False),
+        ("1", {"found": ["X86_V3", "X86_V4"]}, False),
+        ("1", {"found": ["AVX2", "AVX512F"]}, False),
+        ("1", {"baseline": ["NEON", "ASIMD"]}, False),
+        ("1", {}, False),
     ],
 )
-def test_one_thread_of_avx2(monkeypatch, threads, found, expected):
+def test_one_thread_of_avx2(monkeypatch, threads, extensions, expected):
     monkeypatch.setenv("TF_NUM_INTRAOP_THREADS", threads)
-    shown = {"SIMD Extensions": {"found": found}}
+    shown = {"SIMD Extensions": extensions} if extensions else {}
     monkeypatch.setattr(np, "show_config", lambda mode: shown)
     assert primitives.one_thread_of_avx2.__wrapped__() is expected
 

@@ -114,10 +114,11 @@ def one_thread_of_avx2() -> bool:
     threads = threads or int(os.environ.get("TF_NUM_INTRAOP_THREADS", 0))
     if not threads and hasattr(os, "sched_getaffinity"):
         threads = len(os.sched_getaffinity(0))
-    found = np.show_config("dicts")["SIMD Extensions"]["found"]
-    # NumPy 2.4 names levels of x86 where older releases name instructions.
-    avx2 = {"AVX2", "X86_V3"}.intersection(found)
-    avx512 = {"AVX512F", "X86_V4"}.intersection(found)
+    # NumPy leaves out what would be empty, and names levels of x86 from 2.4 on
+    # where older releases name instructions.
+    known = np.show_config("dicts").get("SIMD Extensions", {})
+    has = {*known.get("baseline", ()), *known.get("found", ())}
+    avx2, avx512 = {"AVX2", "X86_V3"} & has, {"AVX512F", "X86_V4"} & has
     return threads == 1 and bool(avx2) and not avx512
 
 
