@@ -123,6 +123,7 @@ def _tensorflow(x, num_groups, inner):
     0.87 and 0.97 on two. Decoding has no rows for them."""
     from tensorflow.python.eager import record
 
+    from keras_moe.kernels import tensorflow_tiles as tiles
     from keras_moe.kernels.tensorflow_primitives import (
         inside_xla,
         one_thread_of_avx2,
@@ -134,8 +135,8 @@ def _tensorflow(x, num_groups, inner):
         return "tensorflow_xla" + "_few_rows" * (few and _all_on_cpu())
     if record.could_possibly_record():
         return "tensorflow_loop" if num_groups > 8 else "tensorflow_split"
-    many = x.shape[0] is None or x.shape[0] >= 32
-    slow = inner % 512 == 0 or x.shape[-1] % 512 == 0
+    many = x.shape[0] is None or x.shape[0] >= tiles.ROWS
+    slow = 0 in (inner % tiles.SLOW, x.shape[-1] % tiles.SLOW)
     here = one_thread_of_avx2() and _all_on_cpu() and runs_here()
     if many and slow and x.dtype == "float32" and here:
         return "tensorflow_tiles"

@@ -29,7 +29,7 @@ from keras_moe.types import Activation, Tensor
 PARALLEL_STEPS = 2
 
 
-class _Groups(NamedTuple):
+class Groups(NamedTuple):
     """order: the groups with rows; empty: the others; starts, sizes: (E,)."""
 
     order: Tensor
@@ -107,17 +107,17 @@ def _matmul():
 
 def _matmul_forward(x, kernel, groups):
     def visit(e):
-        return [tf.matmul(_rows(x, groups, e), kernel[e])], []
+        return [tf.matmul(rows_of(x, groups, e), kernel[e])], []
 
-    (y,), _ = _for_each(groups, visit, x, [kernel.shape[-1]])
+    (y,), _ = for_each(groups, visit, x, [kernel.shape[-1]])
 
     def backward(dy):
         def visit(e):
-            rows, d = _rows(x, groups, e), _rows(dy, groups, e)
+            rows, d = rows_of(x, groups, e), rows_of(dy, groups, e)
             dx = tf.matmul(d, kernel[e], transpose_b=True)
             return [dx], [tf.matmul(rows, d, transpose_a=True)]
 
-        (dx,), dkernels = _for_each(
+        (dx,), dkernels = for_each(
             groups, visit, x, [x.shape[-1]], banks=[kernel]
         )
         return dx, *dkernels
@@ -147,28 +147,28 @@ def _ffn_forward(x, banks, weights, groups, activation, remat):
     kept = 0 if remat else 1 + (weights(0).gate_kernel is not None)
 
     def visit(e):
-        before = one.before_activation(_rows(x, groups, e), weights(e))
+        before = one.before_activation(rows_of(x, groups, e), weights(e))
         y = one.after_activation(activation, before, weights(e))
         # As many words as (P, F), joined as if they were that.
         return [y, *(tf.reshape(b, (-1, inner)) for b in before[:kept])], []
 
-    (y, *before), _ = _for_each(groups, visit, x, [width, *[inner] * kept])
+    (y, *before), _ = for_each(groups, visit, x, [width, *[inner] * kept])
     # Else an eager tape looks for second-order gradients through them.
     before = [tf.stop_gradient(b) for b in before]
 
     def backward(dy):
         def visit(e):
-            rows, w = _rows(x, groups, e), weights(e)
+            rows, w = rows_of(x, groups, e), weights(e)
             units = [
-                tf.reshape(_rows(b, groups, e), (inner, -1)) for b in before
+                tf.reshape(rows_of(b, groups, e), (inner, -1)) for b in before
             ]
             units = units or one.before_activation(rows, w)
             dx, dw = one.gradients(
-                rows, _rows(dy, groups, e), units, w, activation, x.dtype
+                rows, rows_of(dy, groups, e), units, w, activation, x.dtype
             )
             return [dx], dw
 
-        (dx,), dbanks = _for_each(groups, visit, x, [x.shape[-1]], banks=banks)
+        (dx,), dbanks = for_each(groups, visit, x, [x.shape[-1]], banks=banks)
         return dx, *dbanks
 
     return y, backward
@@ -177,20 +177,26 @@ def _ffn_forward(x, banks, weights, groups, activation, remat):
 def _groups(sizes):
     order = tf.cast(tf.where(sizes > 0)[:, 0], tf.int32)
     empty = tf.cast(tf.where(sizes <= 0)[:, 0], tf.int32)
-    return _Groups(order, empty, tf.cumsum(sizes, exclusive=True), sizes)
+    return Groups(order, empty, tf.cumsum(sizes, exclusive=True), sizes)
 
 
-def _rows(tensor, groups, e):
+def rows_of(tensor: Tensor, groups: Groups, e: Tensor) -> Tensor:
     """The rows of group e: a view."""
     start = tf.stack([groups.starts[e], 0])
     return tf.slice(tensor, start, tf.stack([groups.sizes[e], -1]))
 
 
-def _for_each(groups, visit, x, widths, banks=()):
+def for_each(
+    groups: Groups,
+    visit: Callable[[Tensor], tuple[list, list]],
+    x: Tensor,
+    widths: Sequence[int],
+    banks: Sequence[Tensor] = (),
+) -> tuple[list[Tensor], list[Tensor]]:
     """Runs `visit(e)` for each group with rows, in order.
 
     Args:
-        groups: of `_groups`.
+        groups: whose rows; of E, where there are `banks`.
         visit: returns a list of (., width) rows, one for each of `widths`,
             and a list of one expert's gradients, like `banks`.
         x: `(P, .)`, what gives P and the dtype.

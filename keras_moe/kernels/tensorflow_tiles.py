@@ -19,7 +19,12 @@ from tensorflow.python.eager import record
 
 from keras_moe.kernels import tensorflow_split
 from keras_moe.kernels.reference import FFNWeights, ffn
-from keras_moe.kernels.tensorflow_loop import traced_once
+from keras_moe.kernels.tensorflow_loop import (
+    Groups,
+    for_each,
+    rows_of,
+    traced_once,
+)
 from keras_moe.types import Activation, Tensor
 
 TILE = 512
@@ -71,25 +76,15 @@ def _ffn(names, activation, width):
 def _map(network, x, banks, sizes, width):
     """Calls `network(rows, *slices)` for each tile, in order: (P, width)."""
     owners, starts, lengths = _tiles(sizes)
-    count = tf.shape(owners)[0]
-    outputs = tf.TensorArray(
-        x.dtype, count + 1, infer_shape=False, element_shape=(None, width)
-    )
+    every = tf.range(tf.shape(owners)[0])
+    tiles = Groups(every, every[:0], starts, lengths)
 
-    def step(i, outputs):
-        rows = tf.slice(x, [starts[i], 0], [lengths[i], -1])
-        y = network(rows, *(bank[owners[i]] for bank in banks))
-        return i + 1, outputs.write(i, y)
+    def visit(t):
+        slices = [bank[owners[t]] for bank in banks]
+        return [network(rows_of(x, tiles, t), *slices)], []
 
-    _, outputs = tf.while_loop(
-        lambda i, _: i < count,
-        step,
-        (tf.constant(0), outputs),
-        parallel_iterations=2,
-    )
-    rest = tf.shape(x)[0] - tf.reduce_sum(sizes)
-    rows = outputs.write(count, tf.zeros((rest, width), x.dtype)).concat()
-    return tf.ensure_shape(rows, (None, width))
+    (y,), _ = for_each(tiles, visit, x, [width])
+    return y
 
 
 def _tiles(sizes):
