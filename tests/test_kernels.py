@@ -64,17 +64,19 @@ def test_values_where_nothing_learns(rng, gated, use_bias, compiled):
         np.testing.assert_allclose(got, expected, atol=1e-4, err_msg=f"{sizes}")
 
 
-def test_many_rows_and_wide_matrices(rng, compiled):
-    """Of more rows than a tile has, and of widths that some formulations take
-    for slow."""
-    sizes = np.int32([1030, 0, 40, 5])
+@pytest.mark.parametrize("most", [512, 1030])
+def test_many_rows_and_wide_matrices(rng, compiled, most):
+    """As many rows as a tile has, and more, and widths that some formulations
+    take for slow."""
+    sizes = np.int32([most, 0, 40, 5])
     weights = {
         "up_kernel": draw(rng, E, D, 512),
         "down_kernel": draw(rng, E, 512, D) / 512,
         "up_bias": draw(rng, E, 512),
         "gate_kernel": draw(rng, E, D, 512),
     }
-    arrays = [draw(rng, 1077, D), sizes, *weights.values()]
+    used = sizes.sum()
+    arrays = [draw(rng, used + 2, D), sizes, *weights.values()]
     function = ffn_function(weights)
     got = predicted(function, compiled)(*arrays)
     with kernels.use("reference"):
@@ -83,8 +85,8 @@ def test_many_rows_and_wide_matrices(rng, compiled):
     x, kernel = arrays[0], weights["up_kernel"]
     owners = np.repeat(np.arange(E), sizes)
     np.testing.assert_allclose(
-        predicted(grouped_matmul, compiled)(x, sizes, kernel)[:1075],
-        np.einsum("pd,pdf->pf", x[:1075], kernel[owners]),
+        predicted(grouped_matmul, compiled)(x, sizes, kernel)[:used],
+        np.einsum("pd,pdf->pf", x[:used], kernel[owners]),
         atol=1e-4,
     )
 

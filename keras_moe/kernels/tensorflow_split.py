@@ -11,6 +11,8 @@ The weights must reach `tf.unstack` as tensors: a `tf.gather` from a variable
 anywhere would turn every later read of that variable into a copy.
 """
 
+from collections.abc import Callable, Iterable
+
 import tensorflow as tf
 from tensorflow.python.eager import record
 
@@ -21,9 +23,7 @@ from keras_moe.types import Activation, Tensor
 
 def grouped_matmul(x: Tensor, kernel: Tensor, group_sizes: Tensor) -> Tensor:
     """Multiplies each row by its group's matrix: `(P, D) -> (P, F)`."""
-    return _map_groups(
-        tf.matmul, x, (kernel,), group_sizes, kernel.shape[0], kernel.shape[-1]
-    )
+    return map_groups(tf.matmul, x, [kernel], group_sizes, kernel.shape[-1])
 
 
 def grouped_ffn(
@@ -34,7 +34,6 @@ def grouped_ffn(
     remat: bool = False,
 ) -> Tensor:
     """Up, gate, activation and down of one expert before the next one's."""
-    num_groups, _, width = weights.down_kernel.shape
     banks = {n: w for n, w in weights._asdict().items() if w is not None}
 
     def predicted(rows, *slices):
@@ -45,13 +44,19 @@ def grouped_ffn(
     expert = one.trained(activation, tuple(banks)) if recorded else predicted
     if remat:
         expert = tf.recompute_grad(expert)
-    return _map_groups(
-        expert, x, banks.values(), group_sizes, num_groups, width
-    )
+    width = weights.down_kernel.shape[-1]
+    return map_groups(expert, x, banks.values(), group_sizes, width)
 
 
-def _map_groups(expert, x, banks, group_sizes, num_groups, width):
-    """Calls `expert(rows, *slices)` for each group, in order."""
+def map_groups(
+    expert: Callable[..., Tensor],
+    x: Tensor,
+    banks: Iterable[Tensor],
+    group_sizes: Tensor,
+    width: int,
+) -> Tensor:
+    """Calls `expert(rows, *slices)` for each group, in order: (P, width)."""
+    num_groups = group_sizes.shape[0]
     rest = tf.shape(x)[0] - tf.reduce_sum(group_sizes)
     sizes = tf.concat([group_sizes, rest[None]], axis=0)
     parts = tf.split(x, sizes, axis=0, num=num_groups + 1)
