@@ -118,8 +118,8 @@ def _tensorflow(x, num_groups, inner):
     a loop 1.37), but for many experts where a tape records: 24 blocks of 128
     took two minutes to trace, the loop 11 seconds. `predict` and `export`
     record nothing, and LiteRT has no such loop. Tiles are for the CPU that
-    traces, not for an export: forward of S, M and L they take 1.16, 0.89 and
-    0.93 times `limit`, a split 1.64, 0.95 and 1.46 on one thread, and 1.19,
+    traces, not for an export: forward of S, M and L they take 1.17, 0.93 and
+    0.92 times `limit`, a split 1.62, 0.96 and 1.52 on one thread, and 1.19,
     0.87 and 0.97 on two. Decoding has no rows for them."""
     from tensorflow.python.eager import record
 
