@@ -3,7 +3,7 @@
 P rows, sorted by group; E groups; D input and F output width. A tile is up to
 `TILE` rows of one group, whose hidden units stay in the cache. Where no group
 has more, the groups are unrolled: as fast as a loop at E = 8, up to 5 % faster
-at 64, and at E = 128 and D = F = 512 5 to 14 %. Else it is a loop over tiles. As
+at 64, and at E = 128 and D = F = 512 5 to 14 %. Else it is a loop. As
 in `tensorflow_loop.py` both are one function that blocks of one shape share.
 
 On one thread TensorFlow multiplies few rows (at F = 1024 up to 353) without
