@@ -12,14 +12,12 @@ os.environ["XLA_FLAGS"] = " ".join(
     ]
 )
 
-# Setting Keras's seeds imports it, which takes longer than the training.
-sys.modules["tensorflow"] = None
+import keras
+import no_tensorflow  # noqa: F401
+from distributed_model import BATCH, make_data, make_model
 
-import keras  # noqa: E402
-from distributed_model import BATCH, make_data, make_model  # noqa: E402
-
-from keras_moe.distribution import expert_parallel  # noqa: E402
-from keras_moe.distribution.backup import BackupAndResume  # noqa: E402
+from keras_moe.distribution import expert_parallel
+from keras_moe.distribution.backup import BackupAndResume
 
 LAYOUTS = (8, 4, 1)  # devices
 

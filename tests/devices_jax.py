@@ -1,7 +1,7 @@
-"""Eight virtual devices in one process of JAX; `python THIS FOLDER`.
+"""Use eight virtual devices in one process of JAX.
 
-Runs what test_distribution_jax.py asks about and leaves it in FOLDER. T
-tokens, D hidden_dim, E experts, K top_k.
+`python devices_jax.py FOLDER PART`: leaves the results of a part in FOLDER,
+for test_distribution_jax.py. T tokens, D hidden_dim, E experts, K top_k.
 """
 
 import json
@@ -13,13 +13,13 @@ os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "")
     + " --xla_force_host_platform_device_count=8"
 )
-
 import distributed_model
 import jax
 import keras
+import no_tensorflow  # noqa: F401
 import numpy as np
 from distributed_model import furthest
-from programs_jax import programs, ragged
+from programs_jax import PROGRAMS, programs, ragged
 
 import keras_moe
 from keras_moe.distribution import expert_parallel
@@ -43,14 +43,15 @@ def by_hand():
     return keras.distribution.ModelParallel(layout_map=layouts)
 
 
-def train_in_layouts(folder):
+def train_in_layouts(folder, names=None):
     """Five steps in each layout: furthest weight or loss; parts of E."""
     alone = distributed_model.run_alone()
     found = {}
     places = {name: expert_parallel(**kw) for name, kw in LAYOUTS.items()}
     places["keras data"] = keras.distribution.DataParallel()
     places["keras map"] = by_hand()
-    for name, distribution in places.items():
+    for name in names or places:
+        distribution = places[name]
         with distribution.scope():
             model = distributed_model.make_model()
             x, y = distributed_model.make_data()
@@ -137,12 +138,14 @@ def gradients(block, x, weight):
     return [np.asarray(v, "float32") for v in (y, by_x, *by_weight)]
 
 
-def compare_blocks():
+def compare_blocks(names=None):
     """Largest differences to one device, in units of the largest value or of
     one: a bias of keys has the gradient zero, but for rounding."""
     rng = np.random.default_rng(0)
     found = {}
     for name, block in blocks().items():
+        if names and name not in names:
+            continue
         shape = (T, 2, D) if name in ("examples", "attention") else (T, D)
         x = np.abs(rng.normal(size=shape)).astype("float32")
         weight = rng.normal(size=shape).astype("float32")
@@ -241,20 +244,41 @@ def raised():
     return found
 
 
-def main(folder):
-    folder = pathlib.Path(folder)
-    found = {
+def train_in_three_axes(folder):
+    """The layout that divides everything."""
+    return {"layouts": train_in_layouts(folder, ["2x2x2"])}
+
+
+def send_unevenly(folder):
+    """One block, and the program of a training step."""
+    return {
+        "blocks": compare_blocks(["skewed"]),
+        "raised": raised(),
+        "programs": programs([(64, None, True)]),
+    }
+
+
+def everything(folder):
+    """Every layout, block, and program."""
+    return {
         "layouts": train_in_layouts(folder),
         "loaded": load_elsewhere(folder),
         "blocks": compare_blocks(),
         "capacity": drop_in_shards(),
         "dropout": drop_hidden_units(),
         "raised": raised(),
-        "programs": programs(),
+        "programs": programs(PROGRAMS),
         "ragged": ragged(),
     }
+
+
+def main(folder, part):
+    """Leave a part's results in `found.json`."""
+    folder = pathlib.Path(folder)
+    parts = (train_in_three_axes, send_unevenly, everything)
+    found = {p.__name__: p for p in parts}[part](folder)
     (folder / "found.json").write_text(json.dumps(found, indent=1))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

@@ -11,6 +11,7 @@ import sys
 import distributed_model
 import exchange_cases
 import keras
+import no_tensorflow  # noqa: F401
 import numpy as np
 import torch
 from torch import distributed

@@ -1,11 +1,9 @@
-"""Runs Hugging Face MoE blocks on random weights: `python THIS OUT NAME ...`.
+"""Run Hugging Face's MoE blocks on random weights.
 
-A process of its own, because torch is not the backend of every test run.
+It runs in PyTorch's process, because not every test run is PyTorch's.
 Writes NAME.npz into the folder OUT: inputs, weights (in keras_moe's names and
 layout), the output and the gradients of its sum weighted by `upstream`.
 """
-
-import sys
 
 import numpy as np
 import torch
@@ -102,7 +100,3 @@ def run(name, out):
 def main(out, *names):
     for name in names:
         run(name, f"{out}/{name}.npz")
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

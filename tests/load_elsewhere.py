@@ -1,10 +1,9 @@
-"""Loads every `.keras` file of a folder; `python THIS FOLDER`, any backend.
+"""Load every `.keras` file of a folder, on any backend.
 
 For each NAME.keras writes NAME.BACKEND.npy, its prediction for x.npy.
 """
 
 import pathlib
-import sys
 
 import keras
 import numpy as np
@@ -20,7 +19,3 @@ def main(folder):
         model.jit_compile = False
         name = f"{path.stem}.{keras.backend.backend()}.npy"
         np.save(folder / name, model.predict(x, verbose=0))
-
-
-if __name__ == "__main__":
-    main(sys.argv[1])

@@ -5,6 +5,7 @@ import pathlib
 import sys
 
 import keras
+import no_tensorflow  # noqa: F401
 
 keras.distribution.initialize()
 

@@ -32,16 +32,19 @@ def collectives(text):
     return found
 
 
-def programs():
-    """Collectives of a block's programs, by E, capacity and training."""
+PROGRAMS = (  # E, capacity factor, training
+    (8, 1.0, False),
+    (64, 1.0, False),
+    (64, 1.0, True),
+    (64, None, False),
+    (64, None, True),
+)
+
+
+def programs(which):
+    """Return the collectives of a block's programs."""
     found = {}
-    for experts, factor, training in (
-        (8, 1.0, False),
-        (64, 1.0, False),
-        (64, 1.0, True),
-        (64, None, False),
-        (64, None, True),
-    ):
+    for experts, factor, training in which:
         block = keras_moe.MoEBlock(
             experts, 24, capacity_factor=factor, eval_capacity_factor=factor
         )

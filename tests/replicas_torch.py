@@ -3,6 +3,7 @@
 import pathlib
 import sys
 
+import no_tensorflow  # noqa: F401
 import numpy as np
 import torch
 

@@ -38,13 +38,15 @@ def run_once(tmp_path_factory, name, work):
     return folder
 
 
-def run_script_once(tmp_path_factory, name):
-    """Returns the folder in which a script of this folder left its results:
-    `python name.py FOLDER`."""
+def run_script_once(tmp_path_factory, name, *arguments):
+    """Return the folder in which a script of this folder left its results.
+
+    The script is called as `python name.py FOLDER ARGUMENT ...`.
+    """
     script = pathlib.Path(__file__).with_name(f"{name}.py")
 
     def start(folder):
-        command = [sys.executable, script, folder]
+        command = [sys.executable, script, folder, *arguments]
         subprocess.run(command, check=True, timeout=LONGEST)
 
-    return run_once(tmp_path_factory, name, start)
+    return run_once(tmp_path_factory, "-".join([name, *arguments]), start)

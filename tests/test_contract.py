@@ -1,17 +1,25 @@
-"""What every layer does, on every backend, whatever it is."""
+"""Check what every layer does, on every backend.
+
+Each layer is trained once, in `trained`: the tests of training, of saving,
+and of loading on another backend share the model.
+"""
+
+import dataclasses
 
 import keras
 import numpy as np
 import pytest
 from backend import BACKEND, to_numpy
+from elsewhere import run_on
 from zoo import LAYERS, WIDTH, model_of
 
+OTHER = {"jax": "torch", "torch": "tensorflow", "tensorflow": "jax"}[BACKEND]
 every_layer = pytest.mark.parametrize("make", LAYERS.values(), ids=LAYERS)
-# JAX traces and compiles a program for each shape and step: the tests that
-# need several are for one layer of each kind there; what a layer computes is
-# the same keras.ops on all three.
+# JAX and TensorFlow trace a program for each shape and step. There, tests
+# that need several programs run for one layer of each kind: what a layer
+# computes is the same `keras.ops` on all three backends.
 OF_EACH_KIND = ["Router", "MoEBlock full", "TransformerEncoderBlock"]
-NAMES = OF_EACH_KIND if BACKEND == "jax" else list(LAYERS)
+NAMES = list(LAYERS) if BACKEND == "torch" else OF_EACH_KIND
 layers_of_each_kind = pytest.mark.parametrize(
     "make", [LAYERS[name] for name in NAMES], ids=NAMES
 )
@@ -30,6 +38,7 @@ def losses_of_training(model, x, y, epochs=8, **compile_options):
     return history.history["loss"]
 
 
+@pytest.mark.fast
 @every_layer
 def test_config_round_trip(make):
     layer = make()
@@ -41,6 +50,7 @@ def test_config_round_trip(make):
     assert [w.shape for w in again.weights] == [w.shape for w in layer.weights]
 
 
+@pytest.mark.fast
 @every_layer
 def test_symbolic_and_eager_shapes_agree(make, rng):
     layer = make()
@@ -53,11 +63,55 @@ def test_symbolic_and_eager_shapes_agree(make, rng):
     assert layer.compute_output_shape((3, 5, WIDTH)) == (3, 5, WIDTH)
 
 
-@every_layer
-def test_training_lowers_the_loss(make, rng):
-    losses = losses_of_training(model_of(make()), *task(rng))
-    assert np.isfinite(losses).all()
-    assert losses[-1] < 0.8 * losses[0]
+@dataclasses.dataclass
+class Trained:
+    """A trained model around one layer, and what it was trained on."""
+
+    model: keras.Model
+    losses: list
+    x: np.ndarray
+    outputs: np.ndarray
+
+
+FAST = pytest.param("MoEBlock", marks=pytest.mark.fast)
+
+
+@pytest.fixture(
+    scope="module",
+    params=[FAST if name == "MoEBlock" else name for name in LAYERS],
+)
+def trained(request):
+    """Train each layer once."""
+    keras.utils.set_random_seed(0)
+    model = model_of(LAYERS[request.param]())
+    x, y = task(np.random.default_rng(0))
+    losses = losses_of_training(model, x, y)
+    return Trained(model, losses, x, model.predict(x, verbose=0))
+
+
+def test_training_lowers_the_loss(trained):
+    assert np.isfinite(trained.losses).all()
+    assert trained.losses[-1] < 0.8 * trained.losses[0]
+
+
+def test_saving_and_loading(trained, tmp_path):
+    trained.model.save(tmp_path / "model.keras")
+    again = keras.saving.load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(
+        again.predict(trained.x, verbose=0), trained.outputs
+    )
+    for one, other in zip(again.weights, trained.model.weights, strict=True):
+        np.testing.assert_array_equal(to_numpy(one), to_numpy(other))
+
+
+def test_saved_here_and_loaded_on_another_backend(trained, tmp_path):
+    """Each backend saves every layer once and loads every layer once; the
+    examples and the quantized models take the ways that are missing here."""
+    np.save(tmp_path / "x.npy", trained.x)
+    trained.model.save(tmp_path / "model.keras")
+    run_on(OTHER, "load_elsewhere", tmp_path)
+    there = np.load(tmp_path / f"model.{OTHER}.npy")
+    np.testing.assert_allclose(there, trained.outputs, atol=1e-5)
 
 
 @layers_of_each_kind
@@ -113,36 +167,24 @@ def test_any_batch_size_and_length(make, rng):
     np.testing.assert_allclose(to_numpy(model(x[:3, :4])), shorter, atol=1e-5)
 
 
-@every_layer
-def test_saving_and_loading(make, rng, tmp_path):
-    x, y = task(rng)
-    model = model_of(make())
-    losses_of_training(model, x, y, epochs=1)
-    model.save(tmp_path / "model.keras")
-    again = keras.saving.load_model(tmp_path / "model.keras")
-    np.testing.assert_array_equal(
-        again.predict(x, verbose=0), model.predict(x, verbose=0)
-    )
-    for one, other in zip(again.weights, model.weights, strict=True):
-        np.testing.assert_array_equal(to_numpy(one), to_numpy(other))
+COMPILED = {
+    "jax": ["MoEBlock full", "Expert gated"],
+    "tensorflow": [
+        "MoEBlock full",
+        "Expert gated",
+        pytest.param("MoEBlock", marks=pytest.mark.slow),
+        pytest.param("MoEBlock of layers", marks=pytest.mark.slow),
+    ],
+    # torch.compile builds C++ for a minute.
+    "torch": [pytest.param("MoEBlock full", marks=pytest.mark.slow)],
+}[BACKEND]
 
 
-SLOW_TO_COMPILE = BACKEND == "torch"  # torch.compile builds C++ for a minute
-
-
-@pytest.mark.slow
 @pytest.mark.filterwarnings(  # of dynamo, while it traces Keras itself
     "ignore::DeprecationWarning",
     "ignore:The .grad attribute of a Tensor:UserWarning",
 )
-@pytest.mark.parametrize(
-    "name",
-    ["MoEBlock full"]
-    if SLOW_TO_COMPILE
-    else ["MoEBlock full", "Expert gated"]
-    if BACKEND == "jax"
-    else ["MoEBlock", "MoEBlock full", "MoEBlock of layers", "Expert gated"],
-)
+@pytest.mark.parametrize("name", COMPILED)
 def test_jit_compile_trains_like_without(name, rng):
     """Also on TensorFlow, where XLA takes another path and must not abort."""
     x, y = task(rng)

@@ -1,4 +1,8 @@
-"""One model on eight virtual devices, and on two processes, of JAX."""
+"""One model on eight virtual devices, and on two processes, of JAX.
+
+`make test` runs one layout, one block, and one program; what is marked `slow`
+runs them all.
+"""
 
 import json
 import os
@@ -19,13 +23,41 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-@pytest.fixture(scope="module")
-def found(tmp_path_factory):
-    """What devices_jax.py leaves."""
-    folder = run_script_once(tmp_path_factory, "devices_jax")
+def results_of(tmp_path_factory, part):
+    """Return what devices_jax.py leaves of a part."""
+    folder = run_script_once(tmp_path_factory, "devices_jax", part)
     return json.loads((folder / "found.json").read_text())
 
 
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    return results_of(tmp_path_factory, "everything")
+
+
+@pytest.fixture(scope="module")
+def uneven(tmp_path_factory):
+    return results_of(tmp_path_factory, "send_unevenly")
+
+
+def test_eight_devices_train_as_one(tmp_path_factory):
+    """Losses, weights, loss-free bias, and statistics after five steps."""
+    found = results_of(tmp_path_factory, "train_in_three_axes")
+    result = found["layouts"]["2x2x2"]
+    assert result["furthest"] < 1e-5
+    # Half of up and down, of half of 8 experts of 16 x 32 float32.
+    assert result["kernel bytes"]["each"] == [2 * 8 * 16 * 32 * 4 // 4] * 8
+
+
+def test_an_uneven_block_has_the_values_and_gradients_of_one_device(uneven):
+    assert set(uneven["blocks"]) == {"skewed, 2x4", "skewed, 2x2x2"}
+    assert max(uneven["blocks"].values()) < 1e-5
+
+
+def test_a_training_step_gathers_no_kernels(uneven):
+    check_that_kernels_stay(uneven["programs"])
+
+
+@pytest.mark.slow
 def test_every_layout_trains_as_one_device(found):
     """Losses, weights, loss-free bias and statistics after five steps."""
     layouts = found["layouts"]
@@ -34,6 +66,7 @@ def test_every_layout_trains_as_one_device(found):
     assert max(furthest.values()) < 1e-5, furthest
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "layout, parts",
     [
@@ -52,11 +85,13 @@ def test_a_device_holds_its_part_of_the_kernels(found, layout, parts):
     assert sizes["each"] == [sizes["all"] // parts] * 8
 
 
+@pytest.mark.slow
 def test_weights_saved_on_eight_devices_load_on_one_and_on_four(found):
     assert set(found["loaded"]) == {"1", "4"}
     assert max(found["loaded"].values()) < 1e-6
 
 
+@pytest.mark.slow
 def test_values_and_gradients_of_blocks(found):
     """However uneven, with tokens that cannot be cut into eight."""
     for name, difference in found["blocks"].items():
@@ -64,10 +99,12 @@ def test_values_and_gradients_of_blocks(found):
         assert difference < (2e-2 if "half" in name else 1e-5), name
 
 
+@pytest.mark.slow
 def test_capacity_is_of_each_devices_tokens(found):
     assert max(found["capacity"].values()) < 1e-6
 
 
+@pytest.mark.slow
 def test_dropout_differs_between_devices(found):
     """4096 units of probability one half: 0.03 are four deviations."""
     assert found["dropout"]["dropped"] == pytest.approx(0.5, abs=0.03)
@@ -79,6 +116,7 @@ def named(program, name, dtype="f32"):
     return [size for n, kind, size in program if (n, kind) == (name, dtype)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("experts", [8, 64])
 def test_with_a_capacity_rows_are_sent_once_each_way(found, experts):
     """K * T_local * D words, whatever E: 2 * 512 / 8 * 16."""
@@ -88,11 +126,13 @@ def test_with_a_capacity_rows_are_sent_once_each_way(found, experts):
     assert len(program) == 3
 
 
+@pytest.mark.slow
 def test_a_training_step_sends_rows_twice_each_way(found):
     program = found["programs"]["64, 1.0, True"]
     assert named(program, "all-to-all") == [2048] * 4
 
 
+@pytest.mark.slow
 def test_without_a_capacity_rounds_are_a_quarter_larger(found):
     """One round, and one within a loop: 1.25 * 16 rows of 16 on each of 8
     ways, filled up to eights."""
@@ -100,14 +140,20 @@ def test_without_a_capacity_rounds_are_a_quarter_larger(found):
     assert named(program, "all-to-all") == [8 * 24 * 16] * 4
 
 
-def test_kernels_stay_where_they_are(found):
-    for name, program in found["programs"].items():
+def check_that_kernels_stay(programs):
+    for name, program in programs.items():
         gathered = [n for n, _, _ in program if n == "all-gather"]
         assert not gathered, name
         # Nor are their gradients summed: 64 experts of 16 x 24, twice.
         assert max([0, *named(program, "all-reduce")]) < 64 * 16 * 24, name
 
 
+@pytest.mark.slow
+def test_kernels_stay_where_they_are(found):
+    check_that_kernels_stay(found["programs"])
+
+
+@pytest.mark.slow
 def test_accelerators_are_sent_no_padding(found):
     """Lowered for TPUs, not run: there and back, in a round and in a loop."""
     assert found["ragged"] == 4
@@ -173,6 +219,6 @@ def test_a_mesh_that_does_not_fit(arguments, message):
         ("idle", ["data=2, expert=2", "devices=4"]),
     ],
 )
-def test_what_cannot_be_divided(found, name, words):
+def test_what_cannot_be_divided(uneven, name, words):
     for word in words:
-        assert word in found["raised"][name]
+        assert word in uneven["raised"][name]

@@ -1,19 +1,20 @@
 """Ensembles in files: `.keras`, here and on other backends, and exports."""
 
-import os
-import pathlib
 import shutil
-import subprocess
-import sys
 
 import keras
 import numpy as np
 import pytest
 from backend import BACKEND, to_numpy
+from elsewhere import run_on
 from zoo import WIDTH
 
 from keras_moe import Ensemble, MoEBlock
 from keras_moe.ensemble import METHODS
+
+# Nothing here depends on the backend: `make test` runs it on one, except for
+# what is marked `every_backend`.
+pytestmark = pytest.mark.one_backend
 
 OTHERS = ("jax", "tensorflow")
 
@@ -97,17 +98,13 @@ def elsewhere(folder, tmp_path_factory):
     target = tmp_path_factory.mktemp("elsewhere")
     for name in ("x.npy", *(f"{method}.keras" for method in ELSEWHERE)):
         shutil.copy(folder / name, target)
-    script = pathlib.Path(__file__).with_name("load_elsewhere.py")
     for other in OTHERS:
-        environment = {**os.environ, "KERAS_BACKEND": other}
-        subprocess.run(
-            [sys.executable, script, target], check=True, env=environment
-        )
+        run_on(other, "load_elsewhere", target)
     return target
 
 
 @pytest.mark.skipif(
-    BACKEND != "torch", reason="the run under torch starts the other two"
+    BACKEND != "torch", reason="the run on PyTorch loads on the others"
 )
 @pytest.mark.parametrize("other", OTHERS)
 @pytest.mark.parametrize("method", ELSEWHERE)
@@ -117,6 +114,7 @@ def test_saved_here_and_loaded_there(folder, elsewhere, method, other):
     np.testing.assert_allclose(there, here, atol=1e-5)
 
 
+@pytest.mark.every_backend
 @pytest.mark.skipif(
     BACKEND != "tensorflow", reason="a SavedModel of TensorFlow"
 )

@@ -1,12 +1,9 @@
 """Equal to Hugging Face transformers' MoE blocks, values and gradients."""
 
-import pathlib
-import subprocess
-import sys
-
 import backend
 import numpy as np
 import pytest
+from elsewhere import run_on
 
 from keras_moe import Expert, MoEBlock, Router
 
@@ -29,8 +26,7 @@ ROUTERS = {  # arguments of Router(8, ...)
 def oracle(tmp_path_factory):
     """The folder of what each block computed."""
     out = tmp_path_factory.mktemp("oracle")
-    script = pathlib.Path(__file__).with_name("huggingface_oracle.py")
-    subprocess.run([sys.executable, script, out, *ROUTERS], check=True)
+    run_on("torch", "huggingface_oracle", out, *ROUTERS)
     return out
 
 

@@ -5,14 +5,12 @@ E experts, D hidden_dim, F intermediate_dim.
 
 import math
 import os
-import subprocess
-import sys
-from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
 from backend import BACKEND, draw, layer_gradients, to_numpy
+from elsewhere import run_on
 from keras import quantizers
 from zoo import LAYERS, WIDTH, model_of
 
@@ -93,12 +91,7 @@ def test_every_way_is_saved_and_loaded_on_every_backend(rng, tmp_path):
 
     other = "torch" if BACKEND != "torch" else "tensorflow"
     np.save(tmp_path / "x.npy", x)
-    subprocess.run(
-        [sys.executable, Path(__file__).with_name("load_elsewhere.py")]
-        + [tmp_path],
-        env={**os.environ, "KERAS_BACKEND": other},
-        check=True,
-    )
+    run_on(other, "load_elsewhere", tmp_path)
     y = np.load(tmp_path / f"model.{other}.npy")
     # Rows are rounded: a last bit may fall to the other side.
     np.testing.assert_allclose(y, outputs, atol=0.02)

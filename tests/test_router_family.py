@@ -1,16 +1,14 @@
 """What every router does, whichever it is."""
 
 import inspect
-import os
 import pathlib
-import subprocess
-import sys
 
 import choose_elsewhere
 import keras
 import numpy as np
 import pytest
 from backend import BACKEND, draw, layer_gradients, to_numpy
+from elsewhere import run_on
 from router_zoo import (
     NORMALIZED,
     ROUTERS,
@@ -44,28 +42,6 @@ def test_the_readme_has_every_router_and_its_paper():
     assert {n.split()[0] for n in ROUTERS} == set(names)
 
 
-@every_router
-def test_it_trains_saves_and_loads(make, rng, tmp_path):
-    """Two steps; the loss falls or not, but every trainable weight moves,
-    and the loaded model predicts what the saved one did."""
-    model = model_of(make())
-    x = [draw(rng, 64, 5, D)]
-    ids = router_inputs_of(model.get_layer("block").router, (64, 5))
-    x += [] if ids is None else [ids]
-    y = x[0].sum((1, 2))[:, None]
-    before = [to_numpy(w) for w in model.trainable_weights]
-    model.compile(keras.optimizers.SGD(0.05), "mse")
-    model.fit(x, y, batch_size=32, verbose=0)
-    for was, weight in zip(before, model.trainable_weights, strict=True):
-        assert np.isfinite(to_numpy(weight)).all()
-        assert (to_numpy(weight) != was).any(), weight.path
-    model.save(tmp_path / "model.keras")
-    again = keras.saving.load_model(tmp_path / "model.keras")
-    np.testing.assert_array_equal(
-        again.predict(x, verbose=0), model.predict(x, verbose=0)
-    )
-
-
 class Subclassed(keras.Model):
     """Builds its block while its first `fit` is traced."""
 
@@ -81,19 +57,43 @@ class Subclassed(keras.Model):
         return self.head(self.block(x, training=training, router_inputs=ids))
 
 
+def functional(block, length=5):
+    """Return a functional model of a block, as users save it."""
+    inputs = [keras.Input((length, D))]
+    ids = symbolic_router_inputs(block.router, length)
+    inputs += [] if ids is None else [ids]
+    return keras.Model(inputs, block(inputs[0], router_inputs=ids))
+
+
 @every_router
-def test_it_is_built_inside_a_subclassed_model(make, rng):
+def test_it_is_built_by_fit_trains_saves_and_loads(make, rng, tmp_path):
+    """The first `fit` builds the model, and no path is used twice. By a
+    second one every trainable weight moves, and the loaded block predicts
+    what the saved one does."""
     model = Subclassed(make())
-    # Eagerly JAX would compile each operation by itself.
-    model.compile("sgd", "mse", run_eagerly=BACKEND != "jax")
-    x, ids = draw(rng, 8, 5, D), rng.integers(0, E, (8, 5))
+    x, ids = draw(rng, 64, 5, D), rng.integers(0, E, (64, 5))
     if model.block.router.router_inputs_kind == "logits":
-        ids = draw(rng, 8, 5, E)
-    model.fit((x, ids), x[..., :1], verbose=0)
+        ids = draw(rng, 64, 5, E)
+    y = x.sum(2, keepdims=True)
+    model.compile(keras.optimizers.SGD(0.05), "mse")
+    model.fit((x, ids), y, batch_size=32, verbose=0)
     paths = [w.path for w in model.weights]
     assert len(set(paths)) == len(paths)
+    before = [to_numpy(w) for w in model.trainable_weights]
+    model.fit((x, ids), y, batch_size=32, verbose=0)
+    for was, weight in zip(before, model.trainable_weights, strict=True):
+        assert np.isfinite(to_numpy(weight)).all()
+        assert (to_numpy(weight) != was).any(), weight.path
+    trained = functional(model.block)
+    trained.save(tmp_path / "model.keras")
+    again = keras.saving.load_model(tmp_path / "model.keras")
+    inputs = [x, ids][: len(trained.inputs)]
+    np.testing.assert_array_equal(
+        again.predict(inputs, verbose=0), trained.predict(inputs, verbose=0)
+    )
 
 
+@pytest.mark.fast
 @every_router
 def test_no_tokens(make):
     """An empty batch has empty outputs and finite losses."""
@@ -107,6 +107,7 @@ def test_no_tokens(make):
     assert all(np.isfinite(to_numpy(loss)) for loss in block.losses)
 
 
+@pytest.mark.fast
 @every_router
 def test_config_round_trip(make):
     router = make(expert_dropout=0.1, seed=3)
@@ -118,6 +119,7 @@ def test_config_round_trip(make):
     assert named <= set(router.get_config())
 
 
+@pytest.mark.fast
 @every_router
 def test_symbolic_and_eager_assignments_agree(make, rng):
     router = make()
@@ -280,15 +282,10 @@ def test_gradients_flow_through_a_replay(rng):
 
 def test_the_same_weights_choose_the_same_on_every_backend(tmp_path):
     if BACKEND != "jax":
-        pytest.skip("the run under JAX starts the other two")
+        pytest.skip("the run on JAX asks the others")
     choose_elsewhere.main(tmp_path / "jax.npz")
     for backend in ("tensorflow", "torch"):
-        subprocess.run(
-            [sys.executable, choose_elsewhere.__file__]
-            + [tmp_path / f"{backend}.npz"],
-            check=True,
-            env={**os.environ, "KERAS_BACKEND": backend},
-        )
+        run_on(backend, "choose_elsewhere", tmp_path / f"{backend}.npz")
     here = np.load(tmp_path / "jax.npz")
     assert set(here) == set(ROUTERS)
     for backend in ("tensorflow", "torch"):

@@ -1,14 +1,10 @@
 """Blocks that share experts or a router, in memory and in a saved model."""
 
-import os
-import pathlib
-import subprocess
-import sys
-
 import keras
 import numpy as np
 import pytest
 from backend import BACKEND, draw, to_numpy
+from elsewhere import run_on
 
 from keras_moe import Expert, MoEBlock, Router, TransformerEncoderBlock
 
@@ -146,7 +142,7 @@ def test_a_loaded_model_trains_its_shared_bank(rng, tmp_path):
 
 
 @pytest.mark.skipif(
-    BACKEND != "torch", reason="the run under torch starts the other two"
+    BACKEND != "torch", reason="the run on PyTorch loads on the others"
 )
 def test_loaded_elsewhere_it_is_still_shared(rng, tmp_path):
     """Every sharing in one model. A copy would find no weights in the file,
@@ -156,13 +152,9 @@ def test_loaded_elsewhere_it_is_still_shared(rng, tmp_path):
     x = draw(rng, 6, 5, D)
     np.save(tmp_path / "x.npy", x)
     model.save(tmp_path / "model.keras")
-    script = pathlib.Path(__file__).with_name("load_elsewhere.py")
     here = to_numpy(model(x))
     for other in ("jax", "tensorflow"):
-        environment = {**os.environ, "KERAS_BACKEND": other}
-        subprocess.run(
-            [sys.executable, script, tmp_path], check=True, env=environment
-        )
+        run_on(other, "load_elsewhere", tmp_path)
         there = np.load(tmp_path / f"model.{other}.npy")
         np.testing.assert_allclose(there, here, rtol=1e-5, atol=1e-5)
 

@@ -1,0 +1,68 @@
+"""Run scripts of this folder on other backends, in one process per backend.
+
+Importing a backend takes longer than most of what a test asks of it, so the
+process is started once and serves every check of this pytest process.
+"""
+
+import atexit
+import functools
+import importlib
+import json
+import os
+import subprocess
+import sys
+import traceback
+
+
+def run_on(backend, script, *arguments):
+    """Call `main(*arguments)` of a script of this folder on a backend.
+
+    Args:
+        backend: `"jax"`, `"tensorflow"`, or `"torch"`.
+        script: The module's name. It must not depend on a fresh process.
+        arguments: They arrive as strings.
+    """
+    process = _started(backend)
+    request = json.dumps([script, *map(str, arguments)])
+    print(request, file=process.stdin, flush=True)
+    answer = process.stdout.readline()
+    assert answer, f"The process of {backend} died in {script}."
+    error = json.loads(answer)
+    assert error is None, error
+
+
+@functools.cache
+def _started(backend):
+    process = subprocess.Popen(
+        [sys.executable, __file__],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "KERAS_BACKEND": backend},
+    )
+    atexit.register(_stop, process)
+    return process
+
+
+def _stop(process):
+    process.stdin.close()
+    process.stdout.close()
+    process.wait()
+
+
+def _serve():
+    """Answer each request with null or a traceback."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # scripts print to stderr
+    for line in sys.stdin:
+        script, *arguments = json.loads(line)
+        try:
+            importlib.import_module(script).main(*arguments)
+            error = None
+        except Exception:
+            error = traceback.format_exc()
+        print(json.dumps(error), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    _serve()
