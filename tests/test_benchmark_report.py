@@ -6,6 +6,10 @@ import sys
 
 import pytest
 
+# Nothing here depends on the backend: `make test` runs it on one, except for
+# what is marked `every_backend`.
+pytestmark = pytest.mark.one_backend
+
 BENCHMARKS = pathlib.Path(__file__).parents[1] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 

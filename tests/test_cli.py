@@ -166,6 +166,7 @@ def test_inspect_for_eyes(run, manifest):
     assert "second Router 32 1 dropless 1.25 3,200 12.8 kB" in text
 
 
+@pytest.mark.one_backend
 @writes
 def test_export_leaves_a_verified_artifact(found, artifact):
     code, said = found("inspect", artifact)
@@ -175,6 +176,7 @@ def test_export_leaves_a_verified_artifact(found, artifact):
     assert said["verified"]["largest_difference"] <= 1e-5
 
 
+@pytest.mark.one_backend
 @writes
 def test_an_artifact_agrees_with_its_model(found, run, path, artifact):
     code, said = found("compare", path, artifact)
@@ -535,6 +537,7 @@ def test_an_absent_backend_is_not_chosen(monkeypatch):
     assert settings == {"KERAS_BACKEND": "numpy"}
 
 
+@pytest.mark.one_backend
 def test_the_command_itself(manifest, tmp_path):
     """Without a backend named, quiet, JSON alone; one line where it fails."""
     environment = {

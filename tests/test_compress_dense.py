@@ -21,12 +21,17 @@ from keras_moe import Expert, MoEBlock, Router, TransformerEncoderBlock
 from keras_moe.compress import prune_weights, to_dense
 from keras_moe.compress.magnitude import largest_units, units_left
 
+# Nothing here depends on the backend: `make test` runs it on one, except for
+# what is marked `every_backend`.
+pytestmark = pytest.mark.one_backend
+
 
 def make_equal(block):
     for e in range(1, block.num_experts):
         copy_expert(block.experts, 0, e)
 
 
+@pytest.mark.every_backend
 @pytest.mark.parametrize(
     "by", ["load"] if BACKEND == "jax" else ["average", "load"]
 )

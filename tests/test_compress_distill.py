@@ -10,6 +10,10 @@ from keras_moe import Expert, MoEBlock, kernels
 from keras_moe.compress import Distiller, distill
 from keras_moe.compress.soft_labels import SoftLabelLoss, router_loss
 
+# Nothing here depends on the backend: `make test` runs it on one, except for
+# what is marked `every_backend`.
+pytestmark = pytest.mark.one_backend
+
 
 def softmax(x):
     e = np.exp(x - x.max(-1, keepdims=True))
@@ -152,6 +156,7 @@ def test_the_teacher_is_frozen_and_the_student_saves_plainly(rng, tmp_path):
         np.testing.assert_array_equal(to_numpy(one), to_numpy(other))
 
 
+@pytest.mark.every_backend
 def test_dense_to_mixture_with_the_students_balance_loss(rng):
     """By hand: even outputs cost log 3, and an even router 0.01, the
     student's balance loss, which counts once and in full."""

@@ -16,6 +16,10 @@ from keras_moe.compress import (
     to_dense,
 )
 
+# Nothing here depends on the backend: `make test` runs it on one, except for
+# what is marked `every_backend`.
+pytestmark = pytest.mark.one_backend
+
 WAYS = {
     "prune_experts": lambda m: prune_experts(m, 1, by="weight"),
     "merge_experts": lambda m: merge_experts(m, 1, np.zeros((1, 3, WIDTH))),

@@ -22,6 +22,10 @@ import keras_moe
 from keras_moe import MoEBlock, Router
 from keras_moe.compress import MergedRouter, averaging, merge_experts
 
+# Nothing here depends on the backend: `make test` runs it on one, except for
+# what is marked `every_backend`.
+pytestmark = pytest.mark.one_backend
+
 SOME = ["Router with null experts"]
 if BACKEND == "tensorflow":
     SOME += ["HashRouter", "ExpertChoiceRouter", "PathwayRouter"]
@@ -142,6 +146,7 @@ def test_a_merged_experts_probability_is_its_columns_sum(rng):
     np.testing.assert_array_equal(new.combine_weights, old.combine_weights)
 
 
+@pytest.mark.every_backend
 def test_padding_goes_nowhere_and_experts_switch_off(rng):
     router, inner = merged_router(rng)
     x = draw(rng, 3, WIDTH)

@@ -25,6 +25,10 @@ from keras_moe.compress.blocks import count_kept
 from keras_moe.compress.observing import batches_of
 from keras_moe.compress.routers import choose
 
+# Nothing here depends on the backend: `make test` runs it on one, except for
+# what is marked `every_backend`.
+pytestmark = pytest.mark.one_backend
+
 LEARNED = [
     name
     for name in router_zoo.ROUTERS
@@ -37,6 +41,7 @@ LEARNED = [
 SOME = ["Router of groups", "ModalityRouter of groups", "CosineRouter"]
 
 
+@pytest.mark.every_backend
 def test_an_expert_that_is_never_chosen_leaves_no_trace(rng):
     """Experts 0 and 2 have a bias of -100, so that 1 and 3 serve all. There
     are more than 8 rows an expert before, too: JAX computes fewer by another

@@ -7,6 +7,8 @@ from keras import ops
 
 from keras_moe import dispatch
 
+pytestmark = pytest.mark.fast
+
 NUM_EXPERTS = 3
 EXPERT_INDEX = np.array([2, 0, 1, 0, 3, 1, 0, 2], "int32")  # 3: not computed
 TOKEN_INDEX = np.array([0, 0, 1, 1, 2, 2, 3, 3], "int32")

@@ -16,6 +16,7 @@ sys.path.insert(0, str(EXAMPLES))
 import distributed  # noqa: E402
 
 
+@pytest.mark.one_backend
 @pytest.mark.slow
 def test_two_processes_are_one(tmp_path, capfd):
     """Equal losses, and a file that one process can go on with."""

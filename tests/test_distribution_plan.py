@@ -124,6 +124,7 @@ def programs(tmp_path_factory):
     return json.loads((folder / "planned.json").read_text())
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(BACKEND != "jax", reason="XLA's analyses are JAX's")
 def test_plans_are_what_xla_compiles(programs):
     """Memory within a quarter; traffic as counted in the programs."""
@@ -141,6 +142,7 @@ def test_plans_are_what_xla_compiles(programs):
         assert len(rows) == (0, 4 * blocks, 9)[(experts > 1) + (name == "2x4")]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(BACKEND != "jax", reason="XLA's analyses are JAX's")
 def test_planned_sums_are_what_xla_compiles(programs):
     """Gradients of dense weights and of experts, and tokens of D."""

@@ -28,13 +28,13 @@ HERE = pathlib.Path(__file__).parent
 TOLERANCE = 1e-5
 
 
-def start(kind, folder, **environment):
+def start(kind, folder, runs="everything", **environment):
     """A process of `distributed_tensorflow.py`, and where it writes."""
     paths = [str(HERE), str(HERE.parent), os.environ.get("PYTHONPATH", "")]
     environment["PYTHONPATH"] = os.pathsep.join(paths)
     output = tempfile.TemporaryFile("w+")
     process = subprocess.Popen(
-        [sys.executable, "distributed_tensorflow.py", kind, str(folder)],
+        [sys.executable, "distributed_tensorflow.py", kind, folder, runs],
         cwd=HERE,
         env=os.environ | environment,
         stdout=output,
@@ -80,9 +80,13 @@ def alone():
     """What one device gives, in this process."""
     x, y = distributed_model.make_data()
     model = distributed_model.make_model()
-    found = distributed_tensorflow.use(model, x, y, batch_size=16)
+    return distributed_tensorflow.use(model, x, y, batch_size=16)
+
+
+@pytest.fixture(scope="module")
+def alone_with_own_step(alone):
     own_step = distributed_tensorflow.train_own_step()
-    return found | {f"own_step/{k}": v for k, v in own_step.items()}
+    return alone | {f"own_step/{k}": v for k, v in own_step.items()}
 
 
 def check(path, alone):
@@ -110,13 +114,24 @@ def check_xla(path, alone):
 
 
 def test_two_mirrored_devices_are_one(tmp_path, alone):
-    finish([start("mirrored", tmp_path)])
+    finish([start("mirrored", tmp_path, "some")])
     check(tmp_path / "mirrored-0.npz", alone)
     check_saved(tmp_path / "mirrored.keras", alone)
+
+
+@pytest.mark.slow
+def test_a_step_of_ones_own_and_xla_on_two_devices(
+    tmp_path, alone_with_own_step
+):
+    alone = alone_with_own_step
+    finish([start("mirrored", tmp_path)])
+    check(tmp_path / "mirrored-0.npz", alone)
     check_xla(tmp_path / "xla.npz", alone)
 
 
-def test_two_workers_are_one_device(tmp_path, alone):
+@pytest.mark.slow
+def test_two_workers_are_one_device(tmp_path, alone_with_own_step):
+    alone = alone_with_own_step
     finish(start_workers(tmp_path))
     for index in range(2):
         check(tmp_path / f"worker-{index}.npz", alone)

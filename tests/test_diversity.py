@@ -12,6 +12,10 @@ from keras_moe.ensemble import (
     q_statistic,
 )
 
+# Nothing here depends on the backend: `make test` runs it on one, except for
+# what is marked `every_backend`.
+pytestmark = pytest.mark.one_backend
+
 # Ten samples. a and b: n11 = 5, n10 = 2, n01 = 1, n00 = 2.
 A = [1, 1, 1, 1, 1, 1, 1, 0, 0, 0]
 B = [1, 1, 1, 1, 1, 0, 0, 1, 0, 0]

@@ -8,6 +8,10 @@ from backend import to_numpy
 from keras_moe import Ensemble, MoEBlock
 from keras_moe.ensemble import METHODS, CyclicCosine, StackingHead
 
+# Nothing here depends on the backend: `make test` runs it on one, except for
+# what is marked `every_backend`.
+pytestmark = pytest.mark.one_backend
+
 # Three members' probabilities of three classes for two samples.
 P = np.array(
     [
@@ -186,6 +190,7 @@ def test_the_stacking_head_corrects_the_log_of_the_mean(rng):
     np.testing.assert_allclose(to_numpy(head(side_by_side)), wanted, atol=1e-5)
 
 
+@pytest.mark.every_backend
 def test_weighting_prefers_the_better_member(rng):
     """One member knows, one guesses, one is wrong; one step a batch."""
     truth = np.array([0, 1, 2, 1], "int32")
@@ -243,6 +248,7 @@ def test_members_stay_as_they_are(method, rng):
     assert models[0].trainable and models[0].trainable_weights
 
 
+@pytest.mark.every_backend
 def test_train_members_trains_them_together(rng):
     x, y = task(rng)
     models = [moe(load_balancing_weight=1.0), plain()]

@@ -9,6 +9,10 @@ import pytest
 from keras_moe import Ensemble
 from keras_moe.ensemble import StackingHead
 
+# Nothing here depends on the backend: `make test` runs it on one, except for
+# what is marked `every_backend`.
+pytestmark = pytest.mark.one_backend
+
 
 def dense(outputs=2, inputs=4):
     return keras.Sequential(

@@ -14,6 +14,12 @@ D, E = 8, 4
 
 
 once = pytest.mark.skipif(BACKEND != "torch", reason="the same code on all")
+# The first is in `make test-fast`, all in `make test`, the others are slow.
+QUICK = {
+    "jax": ["litert"],
+    "tensorflow": ["tf_saved_model", "litert", "onnx"],
+    "torch": ["torch"],
+}[BACKEND]
 
 
 def two_inputs():
@@ -50,7 +56,16 @@ def artifact_path(tmp_path_factory):
     return path, model
 
 
-@pytest.mark.parametrize("format", FORMATS)
+def speed(format):
+    """Return the marks of a format's test."""
+    if format not in QUICK:
+        return [pytest.mark.slow]
+    return [pytest.mark.fast] if format == QUICK[0] else []
+
+
+@pytest.mark.parametrize(
+    "format", [pytest.param(f, marks=speed(f)) for f in FORMATS]
+)
 def test_a_format(format, model, tmp_path, rng):
     """The artifact says what the model says, at sizes nobody tried."""
     manifest = export(model, tmp_path / "artifact", format)
@@ -63,7 +78,8 @@ def test_a_format(format, model, tmp_path, rng):
     assert small == [[2, 5, D], [2, 5]] and large == [[3, 9, D], [3, 9]]
     artifact = load(tmp_path / "artifact")
     assert artifact.manifest == manifest
-    for batch, length in ((1, 1), (4, 7)):
+    # On JAX the model's own calls compile for seconds.
+    for batch, length in [(4, 7)] if BACKEND == "jax" else [(1, 1), (4, 7)]:
         inputs = {
             "ids": rng.integers(0, 5, (batch, length)),
             "tokens": rng.normal(size=(batch, length, D)).astype("float32"),
@@ -169,6 +185,7 @@ def test_text_goes_in(tmp_path):
         export(model, tmp_path / "other", "litert")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="SavedModel's own tool")
 def test_saved_model_cli(artifact_path, tmp_path):
     import pathlib

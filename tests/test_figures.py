@@ -5,6 +5,10 @@ import re
 
 import pytest
 
+# Nothing here depends on the backend: `make test` runs it on one, except for
+# what is marked `every_backend`.
+pytestmark = pytest.mark.one_backend
+
 ROOT = pathlib.Path(__file__).parents[1]
 FOLDER = ROOT / "examples" / "figures"
 PUBLISHED = {path.name for path in FOLDER.glob("*.svg")}

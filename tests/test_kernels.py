@@ -32,6 +32,7 @@ GROUPS = [
 ]
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize("spare_rows", [0, 3])
 def test_grouped_matmul_equals_reference(rng, spare_rows, compiled):
     cases = [
@@ -41,16 +42,17 @@ def test_grouped_matmul_equals_reference(rng, spare_rows, compiled):
     assert_equals_reference(grouped_matmul, compiled, *cases)
 
 
-@pytest.mark.parametrize("gated", [False, True])
-@pytest.mark.parametrize("use_bias", [False, True])
+@pytest.mark.fast
+# The other two combinations of `gated` and `use_bias` are differentiated in
+# test_any_activation and in test_every_size_of_block_and_groups_of_many_blocks.
+@pytest.mark.parametrize("gated, use_bias", [(False, False), (True, True)])
 def test_grouped_ffn_equals_reference(rng, gated, use_bias, compiled):
     weights = ffn_weights(rng, gated, use_bias)
     cases = [[draw(rng, 13, D), np.int32(g), *weights.values()] for g in GROUPS]
     assert_equals_reference(ffn_function(weights), compiled, *cases)
 
 
-@pytest.mark.parametrize("gated", [False, True])
-@pytest.mark.parametrize("use_bias", [False, True])
+@pytest.mark.parametrize("gated, use_bias", [(False, True), (True, False)])
 def test_values_where_nothing_learns(rng, gated, use_bias, compiled):
     """Some formulations have products of their own there."""
     weights = ffn_weights(rng, gated, use_bias)
@@ -119,22 +121,31 @@ def test_products_where_nothing_learns(rng, depth, dtype, compiled):
         )
 
 
+ACTIVATIONS = {
+    "elementwise": keras.activations.relu,
+    "along rows": keras.activations.softmax,
+    "a user's own": lambda x: x - ops.mean(x, axis=-1, keepdims=True),
+}
+FEW, MANY = [3, 0, 5, 3], [97, 0, 130, 3]  # rows per expert
+
+
+# Every pair of the three arguments' values, not every triple.
 @pytest.mark.parametrize(
-    "activation",
+    "activation, gated, sizes",
     [
-        keras.activations.relu,
-        keras.activations.softmax,
-        lambda x: x - ops.mean(x, axis=-1, keepdims=True),
+        ("elementwise", False, FEW),
+        ("elementwise", True, MANY),
+        ("along rows", False, MANY),
+        ("along rows", True, FEW),
+        ("a user's own", False, FEW),
+        ("a user's own", True, MANY),
     ],
-    ids=["elementwise", "along rows", "a user's own"],
 )
-@pytest.mark.parametrize("gated", [False, True])
-@pytest.mark.parametrize("sizes", [[3, 0, 5, 3], [97, 0, 130, 3]])
-def test_any_activation(rng, gated, activation, sizes, compiled):
-    """A row at a time, whichever way a formulation lays the hidden units."""
+def test_any_activation(rng, activation, gated, sizes, compiled):
+    """A row at a time, however a formulation lays out the hidden units."""
     weights = ffn_weights(rng, gated, use_bias=True)
     x = draw(rng, sum(sizes), D) / sum(sizes)
-    function = ffn_function(weights, activation)
+    function = ffn_function(weights, ACTIVATIONS[activation])
     assert_equals_reference(
         function, compiled, [x, np.int32(sizes), *weights.values()]
     )
@@ -207,9 +218,9 @@ def test_a_stack_is_equal_groups(rng, gated, use_bias):
             np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("gated", [False, True])
-def test_remat_changes_no_value(rng, gated, compiled):
-    weights = ffn_weights(rng, gated, use_bias=True)
+def test_remat_changes_no_value(rng, compiled):
+    """Without a gate; test_outputs_of_another_width has one."""
+    weights = ffn_weights(rng, gated=False, use_bias=True)
     cases = [[draw(rng, 13, D), np.int32(g), *weights.values()] for g in GROUPS]
     function = ffn_function(weights, keras.activations.silu, remat=True)
     assert_equals_reference(function, compiled, *cases)
@@ -275,6 +286,7 @@ def test_every_size_of_block_and_groups_of_many_blocks(rng, compiled):
     assert_equals_reference(ffn_function(weights), compiled, arrays, atol=1e-3)
 
 
+@pytest.mark.fast
 def test_reference_is_the_definition(rng):
     """Row p of group e is x[p] @ kernel[e]; by NumPy, row for row."""
     x, kernel = draw(rng, 6, D), draw(rng, 3, D, F)

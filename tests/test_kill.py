@@ -11,6 +11,9 @@ from run_once import run_once
 from keras_moe.distribution.backup import generations, load_backup, state
 from keras_moe.distribution.launching import launch
 
+# Three starts of two processes take more than the seconds of a test.
+pytestmark = pytest.mark.slow
+
 HERE = pathlib.Path(__file__).parent
 
 

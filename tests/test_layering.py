@@ -7,6 +7,10 @@ import pytest
 
 import keras_moe
 
+# Nothing here depends on the backend: `make test` runs it on one, except for
+# what is marked `every_backend`.
+pytestmark = pytest.mark.one_backend
+
 ROOT = pathlib.Path(keras_moe.__file__).parent
 FLOORS = {
     "types": -1,

@@ -8,6 +8,8 @@ from backend import to_numpy, value_and_gradients
 
 from keras_moe import losses, metrics
 
+pytestmark = pytest.mark.fast
+
 PROBS = np.array([[0.5, 0.5], [0.75, 0.25], [1.0, 0.0]], dtype="float32")
 ONLY_FIRST_TWO = np.array([True, True, False])
 

@@ -11,14 +11,19 @@ pytestmark = pytest.mark.skipif(
 )
 
 
+def slow(*values):
+    """Return a case that `make test` leaves out."""
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 @pytest.mark.parametrize(
     ("name", "format"),
     [
-        ("MoELanguageModel", "tf_saved_model"),
+        slow("MoELanguageModel", "tf_saved_model"),
         ("MoELanguageModel", "litert"),
-        ("MoESeq2Seq", "litert"),
+        slow("MoESeq2Seq", "litert"),
         ("MoEVisionClassifier", "onnx"),
-        ("MoEClassifier", "openvino"),
+        slow("MoEClassifier", "openvino"),
     ],
 )
 def test_a_model_at_two_sizes(name, format, tmp_path):

@@ -7,6 +7,8 @@ from backend import draw, layer_gradients, to_numpy
 
 from keras_moe import Expert, MoEBlock
 
+pytestmark = pytest.mark.fast
+
 
 def expert_outputs(block, x):
     """Every expert on every row, (E, rows, D), each as a dense Expert."""

@@ -8,6 +8,10 @@ from keras import ops
 
 from keras_moe import Expert, MoEBlock, Router
 
+# Nothing here depends on the backend: `make test` runs it on one, except for
+# what is marked `every_backend`.
+pytestmark = pytest.mark.one_backend
+
 
 def test_configured_router_and_experts_are_used(rng):
     router = Router(4, top_k=3, scoring="sigmoid")

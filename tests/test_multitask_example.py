@@ -20,6 +20,7 @@ needs_data = pytest.mark.skipif(
 )
 
 
+@pytest.mark.slow
 @needs_data
 @pytest.mark.skipif(
     BACKEND != "torch", reason="test_multitask.py trains it on each backend"

@@ -14,6 +14,10 @@ from keras_moe.training import (
     hide_tokens,
 )
 
+# Nothing here depends on the backend: `make test` runs it on one, except for
+# what is marked `every_backend`.
+pytestmark = pytest.mark.one_backend
+
 VOCABULARY, MASK = 11, 10
 
 
@@ -85,6 +89,7 @@ def test_the_rates_are_berts(rng):
     assert seen.min() == 0 and (seen[ids > 0] > 0).all()
 
 
+@pytest.mark.every_backend
 def test_the_loss_is_over_chosen_tokens_alone(rng):
     """Its own id seen costs log(1 + 10 e^-20), another 20 more."""
     model = seeing_model(0.5)
@@ -100,6 +105,7 @@ def test_the_loss_is_over_chosen_tokens_alone(rng):
     assert float(to_numpy(loss)) == 0
 
 
+@pytest.mark.every_backend
 def test_the_contrastive_loss_is_equation_1(rng):
     h, g = draw(rng, 2, 5, 4).astype("float64")
     cosine = (h @ g.T) / np.outer(

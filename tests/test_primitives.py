@@ -10,6 +10,8 @@ from keras import ops
 
 from keras_moe import kernels
 
+pytestmark = pytest.mark.fast
+
 
 @pytest.mark.parametrize("rows", [50, 600])
 @pytest.mark.parametrize("top_k", [1, 3, 8])

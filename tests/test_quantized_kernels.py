@@ -61,6 +61,7 @@ def rounded(rows):
     return np.round(rows * steps) / steps
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize("depth", [D, 7])
 @pytest.mark.parametrize("round_rows", [False, True])
 @pytest.mark.parametrize("kind", KINDS)

@@ -13,19 +13,31 @@ from backend import BACKEND
 
 import keras_moe
 
+# Nothing here depends on the backend: `make test` runs it on one, except for
+# what is marked `every_backend`.
+pytestmark = pytest.mark.one_backend
+
 ROOT = pathlib.Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 
 
+EXPORTING = [False]
+if BACKEND == "torch":  # test_export.py exports from every backend
+    EXPORTING.append(pytest.param(True, marks=pytest.mark.slow))
+
+
 # Keras's own, of every layer that has no weights to quantise.
 @pytest.mark.filterwarnings("ignore:.*`quantize` method implemented")
-def test_python_blocks_run(tmp_path, monkeypatch):
+@pytest.mark.parametrize("exporting", EXPORTING)
+def test_python_blocks_run(exporting, tmp_path, monkeypatch):
+    """The blocks that export run in `make test-all`; test_export.py exports
+    in `make test`."""
     blocks = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
     assert len(blocks) >= 4
-    exporting = [b for b in blocks if b.startswith("from keras_moe import ex")]
-    assert len(exporting) == 1
-    if BACKEND != "torch":  # test_export.py exports from every backend
-        blocks.remove(*exporting)
+    exports = [b for b in blocks if b.startswith("from keras_moe import ex")]
+    assert len(exports) == 1
+    if not exporting:
+        blocks.remove(*exports)
     (tmp_path / "saved_models").mkdir()
     monkeypatch.chdir(tmp_path)
     namespace = {}

@@ -8,6 +8,8 @@ from keras import ops
 
 from keras_moe import Router, routing
 
+pytestmark = pytest.mark.fast
+
 
 def test_it_is_a_linear_map_and_top_k(rng):
     x = draw(rng, 7, 6)

@@ -8,6 +8,10 @@ from router_zoo import D, E
 import keras_moe
 from keras_moe import MoEBlock
 
+# Nothing here depends on the backend: `make test` runs it on one, except for
+# what is marked `every_backend`.
+pytestmark = pytest.mark.one_backend
+
 
 def test_router_inputs_that_are_missing_or_lost(rng):
     x = draw(rng, 3, D)

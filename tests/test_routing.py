@@ -9,6 +9,8 @@ from backend import BACKEND, to_numpy
 
 from keras_moe import routing
 
+pytestmark = pytest.mark.fast
+
 LOGITS = np.log(
     np.array([[0.5, 0.25, 0.125, 0.125], [0.1, 0.2, 0.3, 0.4]], dtype="float32")
 )

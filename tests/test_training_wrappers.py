@@ -10,6 +10,10 @@ from keras_moe import MoEBlock
 from keras_moe.training import FGM, RDrop, adversarial_step
 from keras_moe.training.r_drop import SymmetricDivergence
 
+# Nothing here depends on the backend: `make test` runs it on one, except for
+# what is marked `every_backend`.
+pytestmark = pytest.mark.one_backend
+
 
 def softmax(x):
     e = np.exp(x - x.max(-1, keepdims=True))
@@ -40,6 +44,7 @@ def linear_model():
     return keras.Model(ids, y)
 
 
+@pytest.mark.every_backend
 @pytest.mark.parametrize("weighted", [False, True])
 def test_fgm_on_a_linear_model(rng, weighted):
     """d(w e - y)^2 / de points along +-w, so that the move adds epsilon |w|
@@ -152,6 +157,7 @@ class Alternating(keras.layers.Layer):
         return outputs
 
 
+@pytest.mark.every_backend
 def test_r_drop_is_the_papers_loss(rng):
     """The first pass has logits z, the second 2 z; alpha is 0.6."""
     inputs = keras.Input((3,))

@@ -7,7 +7,12 @@ from backend import draw, to_numpy, upstream, value_and_gradients
 
 from keras_moe import UncertaintyWeightedModel, UncertaintyWeighting, losses
 
+# Nothing here depends on the backend: `make test` runs it on one, except for
+# what is marked `every_backend`.
+pytestmark = pytest.mark.one_backend
 
+
+@pytest.mark.every_backend
 def test_the_sum_is_equations_7_and_10():
     """Variances 4 and 2: 6 / 8 + log(4) / 2 + 3 / 2 + log(2) / 2; and the
     slopes by log variance, 1/2 - loss / (2 variance) and 1/2 - loss /
