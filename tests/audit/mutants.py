@@ -29,6 +29,8 @@ import subprocess
 import sys
 import tempfile
 
+from covered import Covered
+
 ROOT = pathlib.Path(__file__).parents[2]
 PLACES = (
     "keras_moe/routing",
@@ -112,34 +114,6 @@ def sites():
     return sorted(set(found))
 
 
-class Covered:
-    """The tests that cover each line, on one backend."""
-
-    def __init__(self, path):
-        import coverage
-
-        self.data = coverage.CoverageData(basename=path)
-        self.data.read()
-        measured = self.data.measured_files()
-        self.files = {self.relative(name): name for name in measured}
-        self.lines = {}
-
-    @staticmethod
-    def relative(name):
-        """Return a path below the package's parent."""
-        return re.sub(r"^.*?(?=keras_moe)", "", name)
-
-    def tests(self, file, line):
-        """Return the names of the tests that ran a line."""
-        if file not in self.files:
-            return set()
-        if file not in self.lines:
-            name = self.files[file]
-            self.lines[file] = self.data.contexts_by_lineno(name)
-        contexts = self.lines[file].get(line, [])
-        return {c.rpartition("|")[0] for c in contexts} - {""}
-
-
 def choose(covered):
     """Draw the mutants: each backend in turn, of lines that a test runs."""
     pool = sites()
@@ -207,7 +181,7 @@ def run(mutant, tests, seconds, tree_of_tests):
         }
         try:
             done = subprocess.run(
-                [*command, "--tb=line", "-p", "no:randomly"],
+                [*command, "--tb=line"],
                 cwd=tree,
                 env=environment,
                 capture_output=True,
@@ -219,7 +193,7 @@ def run(mutant, tests, seconds, tree_of_tests):
     killers = re.findall(r"^(?:FAILED|ERROR) (\S+)", done.stdout, re.MULTILINE)
     if done.returncode == 0:
         return {**fate, "fate": "survived"}
-    if not killers:
+    if not killers or "s is the limit" in done.stdout:
         tail = (done.stdout + done.stderr)[-500:]
         return {**fate, "fate": "error", "output": tail}
     return {**fate, "fate": "killed", "by": killers[0]}

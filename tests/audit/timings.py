@@ -7,10 +7,10 @@ other processes, and in imports::
 
     TIMINGS=/tmp/jax.jsonl PYTHONPATH=tests/audit KERAS_BACKEND=jax \\
         python -m pytest -p timings
-    python tests/audit/timings.py /tmp/*.jsonl
+    python tests/audit/timings.py before.jsonl after.jsonl
 
-The second command prints minutes per file and backend, and the kinds of time
-within the 30 slowest tests.
+The second command prints the minutes of each file and backend in both runs,
+and the kinds of time within the 30 slowest tests of each.
 """
 
 import collections
@@ -121,13 +121,10 @@ def pytest_runtest_logreport(report):
         file.write(json.dumps(line) + "\n")
 
 
-def load(paths):
-    """Return the records of several files."""
-    lines = []
-    for path in paths:
-        with open(path) as file:
-            lines += map(json.loads, file)
-    return lines
+def load(path):
+    """Return the records of a file."""
+    with open(path) as file:
+        return [json.loads(line) for line in file]
 
 
 def table(rows, header):
@@ -136,37 +133,47 @@ def table(rows, header):
     print(f"|{'---|' * len(header)}")
     for row in rows:
         print(f"| {' | '.join(map(str, row))} |")
-
-
-def main(paths):
-    """Print both tables."""
-    records = load(paths)
-    backends = sorted({r["backend"] for r in records})
-    files = collections.defaultdict(collections.Counter)
-    for r in records:
-        files[r["test"].split("::")[0]][r["backend"]] += r["seconds"] / 60
-    total = collections.Counter()
-    for minutes in files.values():
-        total.update(minutes)
-    ordered = sorted(files.items(), key=lambda f: -f[1].total())
-    table(
-        [
-            [name, *(f"{m[b]:.2f}" for b in backends), f"{m.total():.2f}"]
-            for name, m in [*ordered, ("all", total)]
-        ],
-        ["worker minutes", *backends, "sum"],
-    )
     print()
-    slowest = sorted(records, key=lambda r: -r["seconds"])[:SLOWEST]
-    table(
-        [
-            [r["test"], r["backend"], f"{r['seconds']:.1f}"]
-            + [f"{r[kind]:.1f}" for kind in KINDS]
-            for r in slowest
-        ],
-        ["test", "backend", "seconds", *KINDS],
-    )
+
+
+def minutes_by_file(records):
+    """Return the minutes of each (file, backend), and of all files."""
+    minutes = collections.Counter()
+    for r in records:
+        for name in (r["test"].split("::")[0], "all"):
+            minutes[name, r["backend"]] += r["seconds"] / 60
+    return minutes
+
+
+def slowest(records):
+    """Return the rows of the slowest tests."""
+    chosen = sorted(records, key=lambda r: -r["seconds"])[:SLOWEST]
+    return [
+        [r["test"], r["backend"], f"{r['seconds']:.1f}"]
+        + [f"{r[kind]:.1f}" for kind in KINDS]
+        for r in chosen
+    ]
+
+
+def main(*paths):
+    """Print the tables of one or two runs."""
+    runs = [load(path) for path in paths]
+    minutes = [minutes_by_file(records) for records in runs]
+    backends = sorted({r["backend"] for records in runs for r in records})
+    columns = [(b, m) for b in backends for m in minutes]
+
+    def row(name):
+        return [name, *(f"{m[name, b]:.2f}" for b, m in columns)]
+
+    files = {name for m in minutes for name, _ in m} - {"all"}
+    ordered = sorted(files, key=lambda f: -sum(m[f, b] for b, m in columns))
+    when = ("before", "after") if len(runs) == 2 else ("minutes",)
+    header = [f"{b} {w}" for b in backends for w in when]
+    table(map(row, [*ordered, "all"]), ["minutes of a worker", *header])
+    for records in runs:
+        header = ["test", "backend", "seconds", *KINDS]
+        table(slowest(records), header)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main(*sys.argv[1:])
