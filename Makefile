@@ -39,8 +39,8 @@ $(VENV)/.bench: $(VENV)/.dev
 demo: $(VENV)/.examples
 	$(PY) examples/quickstart.py $(DEMO_ARGS)
 
-# What to run is in CONTRIBUTING.md: test-fast before each commit, test as CI
-# does, test-all when an issue ends.
+# CONTRIBUTING.md describes which target to run: test-fast before each commit,
+# test as CI does, test-all when an issue ends.
 test: SELECTED := not slow and not repeated
 test-fast: SELECTED := fast
 test-fast: BACKENDS := torch

@@ -69,7 +69,7 @@ def one_trace():
 
 @pytest.fixture(autouse=True, scope="module")
 def small_heap():
-    """Exempt what the last files left from garbage collection.
+    """Exempt objects left by earlier test files from garbage collection.
 
     Keras collects garbage for each attribute that is deleted, which takes
     half a second in a process that holds backends and traced programs.
@@ -112,11 +112,11 @@ STARTED = pytest.StashKey[np.ndarray]()
 
 
 def pytest_configure(config):
-    """Drop what importing the backend wrote; share what JAX compiles.
+    """Discard the output of importing the backend; share JAX's programs.
 
-    The process that hands out the tests would print it at its end, after
-    pytest's closing line. That process also makes the folder of compiled
-    programs, for its workers and for the processes that tests start.
+    The process that hands out the tests would print that output at its end,
+    after pytest's closing line. It also makes the folder of compiled programs,
+    for its workers and for the processes that tests start.
     """
     capture = config.pluginmanager.getplugin("capturemanager")
     capture.read_global_capture()
@@ -139,8 +139,7 @@ def pytest_collection_modifyitems(items):
 
 
 def clocks():
-    """Return the time, and the processor time of this process and of those
-    that it started and that ended."""
+    """Return wall time and CPU time, ended child processes included."""
     return np.array([time.monotonic(), sum(os.times()[:4])])
 
 
@@ -154,7 +153,8 @@ def pytest_runtest_setup(item):
 def pytest_runtest_makereport(item, call):
     """Fail a test that takes too long to be in `make test`.
 
-    The smaller of both times counts, so that a busy machine fails no test.
+    The smaller of both times counts, so that a busy machine does not cause
+    failures.
     """
     report = yield
     unmarked = item.get_closest_marker("slow") is None

@@ -168,10 +168,10 @@ def compare_blocks(names=None):
     return found
 
 
-def drop_in_shards():
+def drop_in_shards(priorities=("position", "score")):
     """Capacity is each device's own: the block on each eighth by itself."""
     found = {}
-    for priority in ("position", "score"):
+    for priority in priorities:
         block = keras_moe.MoEBlock(E, 8, capacity_factor=1.0, priority=priority)
         x = np.random.default_rng(1).normal(size=(64, D)).astype("float32")
         block.build(x.shape)
@@ -245,12 +245,16 @@ def raised():
 
 
 def train_in_three_axes(folder):
-    """The layout that divides everything."""
-    return {"layouts": train_in_layouts(folder, ["2x2x2"])}
+    """Train in the layout that shards all three axes; drop tokens."""
+    return {
+        "layouts": train_in_layouts(folder, ["2x2x2"]),
+        "capacity": drop_in_shards(["position"]),
+        "dropout": drop_hidden_units(),
+    }
 
 
 def send_unevenly(folder):
-    """One block, and the program of a training step."""
+    """Run one block, and compile a training step."""
     return {
         "blocks": compare_blocks(["skewed"]),
         "raised": raised(),
@@ -259,13 +263,12 @@ def send_unevenly(folder):
 
 
 def everything(folder):
-    """Every layout, block, and program."""
+    """Run every layout, block, and program."""
     return {
         "layouts": train_in_layouts(folder),
         "loaded": load_elsewhere(folder),
         "blocks": compare_blocks(),
         "capacity": drop_in_shards(),
-        "dropout": drop_hidden_units(),
         "raised": raised(),
         "programs": programs(PROGRAMS),
         "ragged": ragged(),

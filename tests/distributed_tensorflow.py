@@ -3,7 +3,7 @@
 `python distributed_tensorflow.py mirrored FOLDER everything`: two devices, one
 process. `python distributed_tensorflow.py worker FOLDER everything`: one of two
 processes, which TF_CONFIG describes. `some` in place of `everything` leaves
-XLA and a step of the user's own out.
+XLA out.
 """
 
 import json
@@ -135,10 +135,9 @@ def main(kind, folder, runs):
         found = use(model, x, y, batch_size=BATCH)
     else:
         found = use(data_parallel(model), own_shards(strategy))
-    if runs == "everything":
-        with strategy.scope():
-            own_step = train_own_step(data_parallel)
-        found |= {f"own_step/{name}": v for name, v in own_step.items()}
+    with strategy.scope():
+        own_step = train_own_step(data_parallel)
+    found |= {f"own_step/{name}": value for name, value in own_step.items()}
     np.savez(pathlib.Path(folder) / f"{kind}-{index}.npz", **found)
     if index == 0:
         model.save(pathlib.Path(folder) / f"{kind}.keras")

@@ -1,11 +1,11 @@
 """Run scripts of this folder on other backends, in one process per backend.
 
-Importing a backend takes longer than most of what a test asks of it, so the
-process is started once and serves every check of this pytest process.
+Importing a backend takes longer than most checks, so the process is started
+once and serves every check of this pytest process.
 """
 
 import atexit
-import functools
+import contextlib
 import importlib
 import json
 import os
@@ -22,17 +22,26 @@ def run_on(backend, script, *arguments):
         script: The module's name. It must not depend on a fresh process.
         arguments: They arrive as strings.
     """
-    process = _started(backend)
-    request = json.dumps([script, *map(str, arguments)])
-    print(request, file=process.stdin, flush=True)
-    answer = process.stdout.readline()
+    if backend in _processes and _processes[backend].poll() is not None:
+        del _processes[backend]  # it died in another check
+    if backend not in _processes:
+        _processes[backend] = _start(backend)
+    answer = _ask(_processes[backend], [script, *map(str, arguments)])
     assert answer, f"The process of {backend} died in {script}."
     error = json.loads(answer)
     assert error is None, error
 
 
-@functools.cache
-def _started(backend):
+_processes = {}
+
+
+def _ask(process, request):
+    """Return the line that answers a request, empty if the process died."""
+    print(json.dumps(request), file=process.stdin, flush=True)
+    return process.stdout.readline()
+
+
+def _start(backend):
     process = subprocess.Popen(
         [sys.executable, __file__],
         stdin=subprocess.PIPE,
@@ -45,7 +54,8 @@ def _started(backend):
 
 
 def _stop(process):
-    process.stdin.close()
+    with contextlib.suppress(BrokenPipeError):
+        process.stdin.close()
     process.stdout.close()
     process.wait()
 
@@ -59,7 +69,7 @@ def _serve():
         try:
             importlib.import_module(script).main(*arguments)
             error = None
-        except Exception:
+        except BaseException:
             error = traceback.format_exc()
         print(json.dumps(error), file=answers, flush=True)
 

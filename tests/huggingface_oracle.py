@@ -1,6 +1,7 @@
 """Run Hugging Face's MoE blocks on random weights.
 
-It runs in PyTorch's process, because not every test run is PyTorch's.
+The script runs in a PyTorch process, because the test run may use another
+backend.
 Writes NAME.npz into the folder OUT: inputs, weights (in keras_moe's names and
 layout), the output and the gradients of its sum weighted by `upstream`.
 """

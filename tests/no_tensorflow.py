@@ -1,7 +1,7 @@
 """Keep TensorFlow out of a script that another backend runs.
 
-Keras imports it to set its seeds, which takes longer than what most scripts
-do. A script does `import no_tensorflow` before it sets a seed.
+Keras imports TensorFlow to set seeds, which takes longer than most scripts. A
+script does `import no_tensorflow` before it sets a seed.
 """
 
 import sys

@@ -21,8 +21,7 @@ from keras_moe import Expert, MoEBlock, Router, TransformerEncoderBlock
 from keras_moe.compress import prune_weights, to_dense
 from keras_moe.compress.magnitude import largest_units, units_left
 
-# Nothing here depends on the backend: `make test` runs it on one, except for
-# what is marked `every_backend`.
+# `make test` runs these tests on one backend, except for `every_backend` ones.
 pytestmark = pytest.mark.one_backend
 
 

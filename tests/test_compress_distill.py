@@ -10,8 +10,7 @@ from keras_moe import Expert, MoEBlock, kernels
 from keras_moe.compress import Distiller, distill
 from keras_moe.compress.soft_labels import SoftLabelLoss, router_loss
 
-# Nothing here depends on the backend: `make test` runs it on one, except for
-# what is marked `every_backend`.
+# `make test` runs these tests on one backend, except for `every_backend` ones.
 pytestmark = pytest.mark.one_backend
 
 

@@ -16,8 +16,7 @@ from keras_moe.compress import (
     to_dense,
 )
 
-# Nothing here depends on the backend: `make test` runs it on one, except for
-# what is marked `every_backend`.
+# `make test` runs these tests on one backend, except for `every_backend` ones.
 pytestmark = pytest.mark.one_backend
 
 WAYS = {

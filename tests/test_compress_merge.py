@@ -22,8 +22,7 @@ import keras_moe
 from keras_moe import MoEBlock, Router
 from keras_moe.compress import MergedRouter, averaging, merge_experts
 
-# Nothing here depends on the backend: `make test` runs it on one, except for
-# what is marked `every_backend`.
+# `make test` runs these tests on one backend, except for `every_backend` ones.
 pytestmark = pytest.mark.one_backend
 
 SOME = ["Router with null experts"]
@@ -127,6 +126,7 @@ def merged_router(rng):
     return router, inner
 
 
+@pytest.mark.every_backend
 def test_a_merged_experts_probability_is_its_columns_sum(rng):
     router, inner = merged_router(rng)
     x = draw(rng, 5, WIDTH)
@@ -175,6 +175,7 @@ def test_a_hierarchy_comes_back_as_a_block_of_its_router(rng):
     )
 
 
+@pytest.mark.every_backend
 @of_a_kind
 def test_a_merged_model_trains_on(rng):
     model = block_model()

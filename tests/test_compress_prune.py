@@ -25,8 +25,7 @@ from keras_moe.compress.blocks import count_kept
 from keras_moe.compress.observing import batches_of
 from keras_moe.compress.routers import choose
 
-# Nothing here depends on the backend: `make test` runs it on one, except for
-# what is marked `every_backend`.
+# `make test` runs these tests on one backend, except for `every_backend` ones.
 pytestmark = pytest.mark.one_backend
 
 LEARNED = [

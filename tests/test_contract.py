@@ -65,7 +65,7 @@ def test_symbolic_and_eager_shapes_agree(make, rng):
 
 @dataclasses.dataclass
 class Trained:
-    """A trained model around one layer, and what it was trained on."""
+    """Hold a trained model around one layer, and its data."""
 
     model: keras.Model
     losses: list
@@ -105,8 +105,8 @@ def test_saving_and_loading(trained, tmp_path):
 
 
 def test_saved_here_and_loaded_on_another_backend(trained, tmp_path):
-    """Each backend saves every layer once and loads every layer once; the
-    examples and the quantized models take the ways that are missing here."""
+    """Each backend saves every layer once and loads every layer once. The
+    quantized models cover other pairs of backends."""
     np.save(tmp_path / "x.npy", trained.x)
     trained.model.save(tmp_path / "model.keras")
     run_on(OTHER, "load_elsewhere", tmp_path)

@@ -39,13 +39,22 @@ def uneven(tmp_path_factory):
     return results_of(tmp_path_factory, "send_unevenly")
 
 
-def test_eight_devices_train_as_one(tmp_path_factory):
+@pytest.fixture(scope="module")
+def divided(tmp_path_factory):
+    return results_of(tmp_path_factory, "train_in_three_axes")
+
+
+def test_eight_devices_train_as_one(divided):
     """Losses, weights, loss-free bias, and statistics after five steps."""
-    found = results_of(tmp_path_factory, "train_in_three_axes")
-    result = found["layouts"]["2x2x2"]
+    result = divided["layouts"]["2x2x2"]
     assert result["furthest"] < 1e-5
     # Half of up and down, of half of 8 experts of 16 x 32 float32.
     assert result["kernel bytes"]["each"] == [2 * 8 * 16 * 32 * 4 // 4] * 8
+
+
+def test_a_capacity_by_position_is_of_each_devices_tokens(divided):
+    assert divided["capacity"].keys() == {"position"}
+    assert divided["capacity"]["position"] < 1e-6
 
 
 def test_an_uneven_block_has_the_values_and_gradients_of_one_device(uneven):
@@ -104,12 +113,11 @@ def test_capacity_is_of_each_devices_tokens(found):
     assert max(found["capacity"].values()) < 1e-6
 
 
-@pytest.mark.slow
-def test_dropout_differs_between_devices(found):
+def test_dropout_differs_between_devices(divided):
     """4096 units of probability one half: 0.03 are four deviations."""
-    assert found["dropout"]["dropped"] == pytest.approx(0.5, abs=0.03)
+    assert divided["dropout"]["dropped"] == pytest.approx(0.5, abs=0.03)
     # 512 pairs of units that are alike half of the time.
-    assert found["dropout"]["alike"] == pytest.approx(0.5, abs=0.09)
+    assert divided["dropout"]["alike"] == pytest.approx(0.5, abs=0.09)
 
 
 def named(program, name, dtype="f32"):
@@ -141,7 +149,9 @@ def test_without_a_capacity_rounds_are_a_quarter_larger(found):
 
 
 def check_that_kernels_stay(programs):
+    assert programs
     for name, program in programs.items():
+        assert named(program, "all-to-all"), name
         gathered = [n for n, _, _ in program if n == "all-gather"]
         assert not gathered, name
         # Nor are their gradients summed: 64 experts of 16 x 24, twice.

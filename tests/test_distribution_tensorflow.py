@@ -80,13 +80,9 @@ def alone():
     """What one device gives, in this process."""
     x, y = distributed_model.make_data()
     model = distributed_model.make_model()
-    return distributed_tensorflow.use(model, x, y, batch_size=16)
-
-
-@pytest.fixture(scope="module")
-def alone_with_own_step(alone):
+    found = distributed_tensorflow.use(model, x, y, batch_size=16)
     own_step = distributed_tensorflow.train_own_step()
-    return alone | {f"own_step/{k}": v for k, v in own_step.items()}
+    return found | {f"own_step/{k}": v for k, v in own_step.items()}
 
 
 def check(path, alone):
@@ -120,18 +116,13 @@ def test_two_mirrored_devices_are_one(tmp_path, alone):
 
 
 @pytest.mark.slow
-def test_a_step_of_ones_own_and_xla_on_two_devices(
-    tmp_path, alone_with_own_step
-):
-    alone = alone_with_own_step
+def test_two_mirrored_devices_under_xla(tmp_path, alone):
     finish([start("mirrored", tmp_path)])
-    check(tmp_path / "mirrored-0.npz", alone)
     check_xla(tmp_path / "xla.npz", alone)
 
 
 @pytest.mark.slow
-def test_two_workers_are_one_device(tmp_path, alone_with_own_step):
-    alone = alone_with_own_step
+def test_two_workers_are_one_device(tmp_path, alone):
     finish(start_workers(tmp_path))
     for index in range(2):
         check(tmp_path / f"worker-{index}.npz", alone)

@@ -12,8 +12,7 @@ from keras_moe.ensemble import (
     q_statistic,
 )
 
-# Nothing here depends on the backend: `make test` runs it on one, except for
-# what is marked `every_backend`.
+# `make test` runs these tests on one backend, except for `every_backend` ones.
 pytestmark = pytest.mark.one_backend
 
 # Ten samples. a and b: n11 = 5, n10 = 2, n01 = 1, n00 = 2.

@@ -8,8 +8,7 @@ from backend import to_numpy
 from keras_moe import Ensemble, MoEBlock
 from keras_moe.ensemble import METHODS, CyclicCosine, StackingHead
 
-# Nothing here depends on the backend: `make test` runs it on one, except for
-# what is marked `every_backend`.
+# `make test` runs these tests on one backend, except for `every_backend` ones.
 pytestmark = pytest.mark.one_backend
 
 # Three members' probabilities of three classes for two samples.
@@ -205,6 +204,7 @@ def test_weighting_prefers_the_better_member(rng):
     np.testing.assert_allclose(ensemble.member_weights().sum(), 1, rtol=1e-5)
 
 
+@pytest.mark.every_backend
 def test_stacking_learns_what_no_member_says():
     """Both members mistake class 0 for 1 and 1 for 0: no mean is right."""
     truth = np.array([0, 1, 2, 1], "int32")
@@ -262,6 +262,7 @@ def test_train_members_trains_them_together(rng):
         assert (values(model)[0] != was).any()
 
 
+@pytest.mark.every_backend
 def test_snapshots_are_the_weights_at_the_ends_of_cycles(rng):
     """The learning rate falls from 0.1 to nearly nothing, twice."""
     x, y = task(rng)

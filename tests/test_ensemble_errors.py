@@ -9,8 +9,7 @@ import pytest
 from keras_moe import Ensemble
 from keras_moe.ensemble import StackingHead
 
-# Nothing here depends on the backend: `make test` runs it on one, except for
-# what is marked `every_backend`.
+# `make test` runs these tests on one backend, except for `every_backend` ones.
 pytestmark = pytest.mark.one_backend
 
 

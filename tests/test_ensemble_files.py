@@ -12,8 +12,7 @@ from zoo import WIDTH
 from keras_moe import Ensemble, MoEBlock
 from keras_moe.ensemble import METHODS
 
-# Nothing here depends on the backend: `make test` runs it on one, except for
-# what is marked `every_backend`.
+# `make test` runs these tests on one backend, except for `every_backend` ones.
 pytestmark = pytest.mark.one_backend
 
 OTHERS = ("jax", "tensorflow")

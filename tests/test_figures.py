@@ -5,8 +5,7 @@ import re
 
 import pytest
 
-# Nothing here depends on the backend: `make test` runs it on one, except for
-# what is marked `every_backend`.
+# `make test` runs these tests on one backend, except for `every_backend` ones.
 pytestmark = pytest.mark.one_backend
 
 ROOT = pathlib.Path(__file__).parents[1]

@@ -43,9 +43,10 @@ def test_grouped_matmul_equals_reference(rng, spare_rows, compiled):
 
 
 @pytest.mark.fast
-# The other two combinations of `gated` and `use_bias` are differentiated in
-# test_any_activation and in test_every_size_of_block_and_groups_of_many_blocks.
-@pytest.mark.parametrize("gated, use_bias", [(False, False), (True, True)])
+# test_any_activation differentiates the fourth combination.
+@pytest.mark.parametrize(
+    "gated, use_bias", [(False, False), (True, False), (True, True)]
+)
 def test_grouped_ffn_equals_reference(rng, gated, use_bias, compiled):
     weights = ffn_weights(rng, gated, use_bias)
     cases = [[draw(rng, 13, D), np.int32(g), *weights.values()] for g in GROUPS]

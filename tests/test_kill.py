@@ -11,7 +11,7 @@ from run_once import run_once
 from keras_moe.distribution.backup import generations, load_backup, state
 from keras_moe.distribution.launching import launch
 
-# Three starts of two processes take more than the seconds of a test.
+# Starting two processes three times exceeds the time limit.
 pytestmark = pytest.mark.slow
 
 HERE = pathlib.Path(__file__).parent

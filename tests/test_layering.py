@@ -7,8 +7,7 @@ import pytest
 
 import keras_moe
 
-# Nothing here depends on the backend: `make test` runs it on one, except for
-# what is marked `every_backend`.
+# `make test` runs these tests on one backend, except for `every_backend` ones.
 pytestmark = pytest.mark.one_backend
 
 ROOT = pathlib.Path(keras_moe.__file__).parent

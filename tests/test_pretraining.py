@@ -14,8 +14,7 @@ from keras_moe.training import (
     hide_tokens,
 )
 
-# Nothing here depends on the backend: `make test` runs it on one, except for
-# what is marked `every_backend`.
+# `make test` runs these tests on one backend, except for `every_backend` ones.
 pytestmark = pytest.mark.one_backend
 
 VOCABULARY, MASK = 11, 10
@@ -129,6 +128,7 @@ def test_views_differ_by_dropout_and_leave_padding_out(rng):
     assert np.abs(first - second).max() > 1e-3
 
 
+@pytest.mark.every_backend
 @pytest.mark.parametrize(
     "make, copies",
     [

@@ -13,8 +13,7 @@ from backend import BACKEND
 
 import keras_moe
 
-# Nothing here depends on the backend: `make test` runs it on one, except for
-# what is marked `every_backend`.
+# `make test` runs these tests on one backend, except for `every_backend` ones.
 pytestmark = pytest.mark.one_backend
 
 ROOT = pathlib.Path(__file__).parents[1]

@@ -8,8 +8,7 @@ from router_zoo import D, E
 import keras_moe
 from keras_moe import MoEBlock
 
-# Nothing here depends on the backend: `make test` runs it on one, except for
-# what is marked `every_backend`.
+# `make test` runs these tests on one backend, except for `every_backend` ones.
 pytestmark = pytest.mark.one_backend
 
 

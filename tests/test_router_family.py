@@ -67,9 +67,9 @@ def functional(block, length=5):
 
 @every_router
 def test_it_is_built_by_fit_trains_saves_and_loads(make, rng, tmp_path):
-    """The first `fit` builds the model, and no path is used twice. By a
-    second one every trainable weight moves, and the loaded block predicts
-    what the saved one does."""
+    """The first `fit` builds the model, and no path is used twice. A second
+    `fit` moves every trainable weight, and the loaded block predicts what the
+    saved one does."""
     model = Subclassed(make())
     x, ids = draw(rng, 64, 5, D), rng.integers(0, E, (64, 5))
     if model.block.router.router_inputs_kind == "logits":
@@ -282,7 +282,7 @@ def test_gradients_flow_through_a_replay(rng):
 
 def test_the_same_weights_choose_the_same_on_every_backend(tmp_path):
     if BACKEND != "jax":
-        pytest.skip("the run on JAX asks the others")
+        pytest.skip("checked in the run on JAX")
     choose_elsewhere.main(tmp_path / "jax.npz")
     for backend in ("tensorflow", "torch"):
         run_on(backend, "choose_elsewhere", tmp_path / f"{backend}.npz")

@@ -20,6 +20,14 @@ def arrays(assignment):
     return routing.Assignment(*(to_numpy(field) for field in assignment))
 
 
+def test_one_expert_has_every_token_without_a_warning():
+    """Keras warns of a softmax over one column; warnings are errors here."""
+    a = arrays(routing.top_k_assignment(np.float32([[3.0], [-1.0]]), 1))
+    np.testing.assert_array_equal(a.expert_index, [0, 0])
+    np.testing.assert_array_equal(a.combine_weights, [1.0, 1.0])
+    np.testing.assert_array_equal(a.router_probs, [[1.0], [1.0]])
+
+
 def test_softmax_then_top_k():
     """Token 0: 1/2 and 1/4 of 3/4; token 1: 4/10 and 3/10 of 7/10."""
     a = arrays(routing.top_k_assignment(LOGITS, 2))

@@ -7,8 +7,7 @@ from backend import draw
 from keras_moe import MoEBlock
 from keras_moe.training import hypermodel, search_space
 
-# Nothing here depends on the backend: `make test` runs it on one, except for
-# what is marked `every_backend`.
+# `make test` runs these tests on one backend, except for `every_backend` ones.
 pytestmark = pytest.mark.one_backend
 
 keras_tuner = pytest.importorskip("keras_tuner")

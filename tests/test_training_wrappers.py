@@ -10,8 +10,7 @@ from keras_moe import MoEBlock
 from keras_moe.training import FGM, RDrop, adversarial_step
 from keras_moe.training.r_drop import SymmetricDivergence
 
-# Nothing here depends on the backend: `make test` runs it on one, except for
-# what is marked `every_backend`.
+# `make test` runs these tests on one backend, except for `every_backend` ones.
 pytestmark = pytest.mark.one_backend
 
 
@@ -97,6 +96,7 @@ def moe_classifier(dropout=0.3):
     return keras.Model(ids, keras.layers.Dense(3, "softmax")(x))
 
 
+@pytest.mark.every_backend
 @pytest.mark.parametrize(
     "wrap",
     [lambda m: FGM(m, "words", 0.05), lambda m: RDrop(m, alpha=0.5)],

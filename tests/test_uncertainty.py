@@ -7,8 +7,7 @@ from backend import draw, to_numpy, upstream, value_and_gradients
 
 from keras_moe import UncertaintyWeightedModel, UncertaintyWeighting, losses
 
-# Nothing here depends on the backend: `make test` runs it on one, except for
-# what is marked `every_backend`.
+# `make test` runs these tests on one backend, except for `every_backend` ones.
 pytestmark = pytest.mark.one_backend
 
 
@@ -60,6 +59,7 @@ def weighted(**kwargs):
     return UncertaintyWeightedModel(model, ["mse", "mse"], **kwargs)
 
 
+@pytest.mark.every_backend
 def test_fit_learns_the_variances_of_the_noise(rng, tmp_path):
     """At the optimum a variance is its task's mean squared error: that of the
     data's noise, which the linear heads cannot explain."""

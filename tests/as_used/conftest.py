@@ -1,8 +1,8 @@
 """Run the package as its users do.
 
 `tests/conftest.py` turns optimizers of XLA and TensorFlow off and patches
-`fit`, for the whole process. These tests run in a pytest process of their
-own, without it: `pytest --confcutdir tests/as_used tests/as_used`.
+`fit`, for the whole process. These tests run without that file, in a pytest
+process of their own: `pytest --confcutdir tests/as_used tests/as_used`.
 """
 
 import os

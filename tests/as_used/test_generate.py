@@ -10,7 +10,7 @@ PROMPTS = np.array([[3, 4, 5], [6, 7, 8]], "int32")
 
 @pytest.fixture(scope="module")
 def model():
-    """A model whose large weights make the best token differ by step."""
+    """Return a model whose large weights make the best token differ by step."""
     rng = np.random.default_rng(3)
     model = MoELanguageModel(
         vocabulary_size=9,

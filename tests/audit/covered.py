@@ -1,10 +1,14 @@
 """Compare which lines of the package two suites run, by folder and backend.
 
-The data are `coverage`'s, recorded with `pytest --cov-context=test`::
+The data are `coverage`'s, for example::
+
+    COVERAGE_FILE=after/.coverage KERAS_BACKEND=jax python -m pytest \\
+        --cov keras_moe --cov-context test -m "not slow and not repeated"
+
+Then the percentage of each folder's statements that ran, before and after, on
+each backend and on any of them::
 
     python tests/audit/covered.py jax=BEFORE,AFTER torch=BEFORE,AFTER
-
-prints the percentage of each folder's statements that ran, before and after.
 """
 
 import collections
@@ -19,7 +23,7 @@ WHEN = ("before", "after")
 
 
 class Covered:
-    """The tests that cover each line, on one backend."""
+    """Read which tests ran each line, on one backend."""
 
     def __init__(self, path):
         self.data = coverage.CoverageData(basename=path)
@@ -27,7 +31,9 @@ class Covered:
         # A process in another folder writes another path of the same file.
         self.names = collections.defaultdict(list)
         for name in self.data.measured_files():
-            self.names[re.sub(r"^.*?(?=keras_moe)", "", name)].append(name)
+            self.names[re.sub(r"^.*(?=keras_moe(/|_cli))", "", name)].append(
+                name
+            )
         self.contexts = {}
 
     def lines(self, file):
@@ -55,17 +61,18 @@ def statements():
 
 
 def folder_of(file):
-    """Return the room of the package that a file is in."""
+    """Return the folder of the package that a file is in."""
     parts = pathlib.Path(file).parts
     return parts[1] if len(parts) > 2 else "keras_moe"
 
 
-def percentages(covered, known):
-    """Return the percentage of statements that ran, by folder."""
+def percentages(runs, known):
+    """Return the percentage of statements that any run reached, by folder."""
     ran, all_of = collections.Counter(), collections.Counter()
     for file, lines in known.items():
+        reached = set().union(*(run.lines(file) for run in runs))
         for folder in (folder_of(file), "all"):
-            ran[folder] += len(lines & covered.lines(file))
+            ran[folder] += len(lines & reached)
             all_of[folder] += len(lines)
     return {folder: 100 * ran[folder] / n for folder, n in all_of.items() if n}
 
@@ -73,11 +80,14 @@ def percentages(covered, known):
 def main(pairs):
     """Print the table."""
     known = statements()
-    found = {}
+    found, runs = {}, {when: [] for when in WHEN}
     for pair in pairs:
         backend, paths = pair.split("=")
         for when, path in zip(WHEN, paths.split(","), strict=False):
-            found[f"{backend} {when}"] = percentages(Covered(path), known)
+            runs[when].append(Covered(path))
+            found[f"{backend} {when}"] = percentages(runs[when][-1:], known)
+    for when, of_all in runs.items():
+        found[f"any {when}"] = percentages(of_all, known)
     print(f"| folder | {' | '.join(found)} |")
     print(f"|{'---|' * (len(found) + 1)}")
     folders = next(iter(found.values()))
