@@ -62,9 +62,9 @@ def _stop(process):
 
 def _serve():
     """Answer each request with null or a traceback."""
-    answers = os.fdopen(os.dup(1), "w")
+    requests, answers = os.fdopen(os.dup(0)), os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # scripts print to stderr
-    for line in sys.stdin:
+    for line in requests:
         script, *arguments = json.loads(line)
         try:
             importlib.import_module(script).main(*arguments)

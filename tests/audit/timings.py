@@ -24,7 +24,7 @@ import sys
 import time
 
 KINDS = ("compile", "fit", "processes", "import")
-SLOWEST = 30
+SLOWEST, FILES = 30, 40  # rows of the tables
 spent = collections.Counter()
 running = []  # the kinds being timed now, outermost first
 jax_intervals = []  # (start, seconds) of JAX's measurements, by their end
@@ -171,7 +171,11 @@ def main(*paths):
     ordered = sorted(files, key=lambda f: -sum(m[f, b] for b, m in columns))
     when = ("before", "after") if len(runs) == 2 else ("minutes",)
     header = [f"{b} {w}" for b in backends for w in when]
-    table(map(row, [*ordered, "all"]), ["minutes of a worker", *header])
+    for name in ordered[FILES:]:
+        for b, m in columns:
+            m["other files", b] += m[name, b]
+    names = [*ordered[:FILES], "other files", "all"]
+    table(map(row, names), ["minutes of a worker", *header])
     for records in runs:
         header = ["test", "backend", "seconds", *KINDS]
         table(slowest(records), header)
