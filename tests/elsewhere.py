@@ -22,12 +22,12 @@ def run_on(backend, script, *arguments):
         script: The module's name. It must not depend on a fresh process.
         arguments: They arrive as strings.
     """
-    if backend in _processes and _processes[backend].poll() is not None:
-        del _processes[backend]  # it died in another check
     if backend not in _processes:
         _processes[backend] = _start(backend)
     answer = _ask(_processes[backend], [script, *map(str, arguments)])
-    assert answer, f"The process of {backend} died in {script}."
+    if not answer:
+        del _processes[backend]  # the next check starts another one
+        raise AssertionError(f"The process of {backend} died in {script}.")
     error = json.loads(answer)
     assert error is None, error
 
