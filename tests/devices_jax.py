@@ -249,13 +249,13 @@ def train_in_three_axes(folder):
     return {
         "layouts": train_in_layouts(folder, ["2x2x2"]),
         "capacity": drop_in_shards(["position"]),
-        "dropout": drop_hidden_units(),
     }
 
 
 def send_unevenly(folder):
-    """Run one block, and compile a training step."""
+    """Run one block and one dropout, and compile a training step."""
     return {
+        "dropout": drop_hidden_units(),
         "blocks": compare_blocks(["skewed"]),
         "raised": raised(),
         "programs": programs([(64, None, True)]),

@@ -2,8 +2,8 @@
 
 `python distributed_tensorflow.py mirrored FOLDER everything`: two devices, one
 process. `python distributed_tensorflow.py worker FOLDER everything`: one of two
-processes, which TF_CONFIG describes. `some` in place of `everything` leaves
-XLA out.
+processes, which TF_CONFIG describes. `fit` and `own_step` in place of
+`everything` do a part of it.
 """
 
 import json
@@ -128,6 +128,26 @@ def main(kind, folder, runs):
     else:
         index = json.loads(os.environ["TF_CONFIG"])["task"]["index"]
         strategy = tf.distribute.MultiWorkerMirroredStrategy()
+    found = {}
+    if runs in ("fit", "everything"):
+        model, found = use_common_model(kind, strategy)
+        if index == 0:
+            model.save(pathlib.Path(folder) / f"{kind}.keras")
+    if runs in ("own_step", "everything"):
+        with strategy.scope():
+            own_step = train_own_step(data_parallel)
+        found |= {f"own_step/{name}": v for name, v in own_step.items()}
+    np.savez(pathlib.Path(folder) / f"{kind}-{index}.npz", **found)
+    if kind == "mirrored" and runs == "everything":
+        predicted, message = under_xla(data_parallel(model))
+        path = pathlib.Path(folder) / "xla.npz"
+        np.savez(path, predicted=predicted, message=message)
+
+
+def use_common_model(kind, strategy):
+    """Return the trained common model and what it gives."""
+    from keras_moe.distribution.tensorflow_workers import data_parallel
+
     with strategy.scope():
         model = distributed_model.make_model()
     if kind == "mirrored":
@@ -135,16 +155,7 @@ def main(kind, folder, runs):
         found = use(model, x, y, batch_size=BATCH)
     else:
         found = use(data_parallel(model), own_shards(strategy))
-    with strategy.scope():
-        own_step = train_own_step(data_parallel)
-    found |= {f"own_step/{name}": value for name, value in own_step.items()}
-    np.savez(pathlib.Path(folder) / f"{kind}-{index}.npz", **found)
-    if index == 0:
-        model.save(pathlib.Path(folder) / f"{kind}.keras")
-    if kind == "mirrored" and runs == "everything":
-        predicted, message = under_xla(data_parallel(model))
-        path = pathlib.Path(folder) / "xla.npz"
-        np.savez(path, predicted=predicted, message=message)
+    return model, found
 
 
 if __name__ == "__main__":

@@ -113,11 +113,11 @@ def test_capacity_is_of_each_devices_tokens(found):
     assert max(found["capacity"].values()) < 1e-6
 
 
-def test_dropout_differs_between_devices(divided):
+def test_dropout_differs_between_devices(uneven):
     """4096 units of probability one half: 0.03 are four deviations."""
-    assert divided["dropout"]["dropped"] == pytest.approx(0.5, abs=0.03)
+    assert uneven["dropout"]["dropped"] == pytest.approx(0.5, abs=0.03)
     # 512 pairs of units that are alike half of the time.
-    assert divided["dropout"]["alike"] == pytest.approx(0.5, abs=0.09)
+    assert uneven["dropout"]["alike"] == pytest.approx(0.5, abs=0.09)
 
 
 def named(program, name, dtype="f32"):
