@@ -157,8 +157,8 @@ def pytest_runtest_makereport(item, call):
     failures.
     """
     report = yield
-    unmarked = item.get_closest_marker("slow") is None
-    if report.when == "call" and report.passed and unmarked:
+    left_out = any(map(item.get_closest_marker, ("slow", "repeated")))
+    if report.when == "call" and report.passed and not left_out:
         seconds = min(clocks() - item.stash[STARTED])
         if seconds > LONGEST:
             report.outcome = "failed"
