@@ -34,7 +34,7 @@ def test_epoch_logs_hold_the_epochs_means(rng):
         batch_size=8,
         verbose=0,
         validation_data=(x[:2], np.zeros((2, 1))),
-        callbacks=[RoutingMetrics()],
+        callbacks=[RoutingMetrics(per_layer=True)],
     ).history
     block = model.get_layer("first")
     _, assignment = block(x, return_assignment=True)
@@ -70,6 +70,151 @@ def test_a_callback_behind_it_sees_the_figures(rng):
     )
     assert {"moe/imbalance", "moe/fraction_dropped"} <= seen.keys()
     assert seen["moe/imbalance"] >= 1
+
+
+def test_the_blocks_means_alone_are_the_default(rng):
+    """The progress bar of one block would show each figure twice."""
+    x = rng.normal(size=(8, 5, WIDTH)).astype("float32")
+    model = two_block_model()
+    logs = model.fit(
+        x, np.zeros((8, 1)), verbose=0, callbacks=[RoutingMetrics()]
+    ).history
+    assert [name for name in logs if name.startswith("moe/")] == [
+        "moe/imbalance",
+        "moe/fraction_dropped",
+    ]
+
+
+class UserLogger(keras.callbacks.Callback):
+    """Prints the figures of an epoch."""
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.seen = dict(logs)
+
+
+def before_the_figures(tmp_path):
+    """Callbacks that would miss the figures, were they first."""
+    return [
+        keras.callbacks.CSVLogger(tmp_path / "log.csv"),
+        keras.callbacks.EarlyStopping("moe/imbalance"),
+        keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: None),
+        keras.callbacks.TensorBoard(tmp_path),
+        UserLogger(),
+    ]
+
+
+def test_callbacks_that_would_miss_the_figures_are_named(tmp_path):
+    """Where they stand is seen when Keras makes its list of them."""
+    model = two_block_model()
+    readers = before_the_figures(tmp_path)
+    with pytest.warns(UserWarning) as caught:
+        keras.callbacks.CallbackList(
+            [*readers, RoutingMetrics()], model=model, add_history=True
+        )
+    texts = [str(warning.message) for warning in caught]
+    (text,) = [text for text in texts if "RoutingMetrics" in text]
+    assert (
+        "Received: CSVLogger, EarlyStopping, LambdaCallback, TensorBoard, "
+        "UserLogger before RoutingMetrics" in text
+    )
+
+
+def test_no_warning_for_callbacks_in_order(tmp_path):
+    """`error` is the filter; the first three need no figure of the routing."""
+    quiet = UserLogger()
+    quiet.reads_logs = False
+    keras.callbacks.CallbackList(
+        [
+            keras.callbacks.EarlyStopping("val_loss"),
+            keras.callbacks.LearningRateScheduler(lambda epoch: 0.1),
+            BalanceGuard(),
+            quiet,
+            RoutingMetrics(),
+            *before_the_figures(tmp_path),
+        ],
+        model=two_block_model(),
+    )
+    RoutingMetrics().set_model(two_block_model())  # by hand, in no list
+
+
+def test_the_order_is_seen_in_fit(rng):
+    x = rng.normal(size=(8, 5, WIDTH)).astype("float32")
+    logger = UserLogger()
+    with pytest.warns(UserWarning, match="Received: UserLogger before Rout"):
+        two_block_model().fit(
+            x, np.zeros((8, 1)), verbose=0, callbacks=[logger, RoutingMetrics()]
+        )
+    assert "moe/imbalance" not in logger.seen
+
+
+class LayersInBuild(keras.Model):
+    """A subclassed model whose block does not exist before its first call."""
+
+    def build(self, input_shape):
+        self.block = MoEBlock(4, 6, top_k=1, capacity_factor=1.0)
+        self.head = keras.layers.Dense(1)
+        self.block.build(input_shape)
+        self.head.build(input_shape)
+
+    def call(self, x, training=None):
+        return self.head(self.block(x, training=training))
+
+
+def deferred_models():
+    """Models that `fit` builds; on TensorFlow, in its first step."""
+    yield keras.Sequential(
+        [MoEBlock(4, 6, top_k=1, capacity_factor=1.0), keras.layers.Dense(1)]
+    )
+    yield LayersInBuild()
+
+
+def test_models_that_fit_builds():
+    """Every token is the same: one expert takes all 24 of the first epoch.
+
+    C = ceil(24 / 4) = 6 places, so that 18 of 24 pairs are dropped.
+    """
+    x, y = np.ones((4, 6, 8)), np.ones((4, 6, 1))
+    for model in deferred_models():
+        model.compile(keras.optimizers.SGD(0.0), "mse")
+        guard = BalanceGuard(patience=2)
+        with pytest.warns(UserWarning, match="received less than 0.01 of an"):
+            history = model.fit(
+                x, y, epochs=2, verbose=0, callbacks=[RoutingMetrics(), guard]
+            ).history
+        np.testing.assert_allclose(history["moe/imbalance"], [4.0, 4.0])
+        np.testing.assert_allclose(history["moe/fraction_dropped"], [0.75] * 2)
+        assert [len(experts) for experts in guard.starving.values()] == [3]
+
+
+def test_a_model_that_fit_builds_without_a_block():
+    model = keras.Sequential([keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    with pytest.raises(ValueError, match="`model` must contain a MoEBlock"):
+        model.fit(
+            np.zeros((4, 3)),
+            np.zeros((4, 1)),
+            verbose=0,
+            callbacks=[BalanceGuard()],
+        )
+
+
+def test_blocks_of_one_path_have_figures_of_their_own(rng):
+    """Keras does not put a model's name into the paths of its layers."""
+    inputs = keras.Input((5, WIDTH))
+    x = inputs
+    for name, num_experts in (("one", 2), ("two", 4), ("three", 2)):
+        block = MoEBlock(num_experts, 6, name="moe")
+        x = keras.Model(inputs, block(inputs), name=name)(x)
+    model = keras.Model(inputs, x)
+    model.compile(keras.optimizers.SGD(0.0), "mse")
+    x = rng.normal(size=(8, 5, WIDTH)).astype("float32")
+    logs = model.fit(
+        x, x, verbose=0, callbacks=[RoutingMetrics(per_layer=True)]
+    ).history
+    own = [logs[f"moe/{p}/imbalance"][0] for p in ("moe", "moe_1", "moe_2")]
+    # With top_k of two experts, both have the same load.
+    assert own[0] == own[2] == 1 < own[1]
+    np.testing.assert_allclose(logs["moe/imbalance"], [np.mean(own)])
 
 
 def test_a_model_without_a_block(rng):
@@ -162,3 +307,8 @@ def test_the_share_is_of_an_even_one(min_share, starving):
 def test_bad_arguments_of_the_guard(arguments, name):
     with pytest.raises(ValueError, match=f"`{name}` must .*Received"):
         BalanceGuard(**arguments)
+
+
+def test_bad_arguments_of_the_metrics():
+    with pytest.raises(ValueError, match="`per_layer` must .*Received.*False'"):
+        RoutingMetrics(per_layer="False")

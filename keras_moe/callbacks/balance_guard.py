@@ -6,15 +6,15 @@ E experts.
 import warnings
 from collections.abc import Callable
 
-import keras
 import numpy as np
 from keras import ops
 
+from keras_moe.callbacks.block_callback import BlockCallback
 from keras_moe.layers import MoEBlock, checks
-from keras_moe.layers.find import find_blocks
+from keras_moe.layers.find import paths_of
 
 
-class BalanceGuard(keras.callbacks.Callback):
+class BalanceGuard(BlockCallback):
     """Watches that no expert of any `MoEBlock` starves.
 
     An expert starves in an epoch in which it receives less than `min_share`
@@ -34,8 +34,9 @@ class BalanceGuard(keras.callbacks.Callback):
             reported.
 
     Raises:
-        ValueError: for an argument out of its range, and at the start of
-            training, where the model has no `MoEBlock`.
+        ValueError: If an argument is out of its range, or if the model has
+            no mixture: at the start of training, or at the end of the first
+            epoch if `fit` builds the model.
     """
 
     def __init__(
@@ -54,22 +55,21 @@ class BalanceGuard(keras.callbacks.Callback):
 
     def on_train_begin(self, logs=None):
         """Finds the blocks and forgets earlier trainings."""
-        self.blocks = find_blocks(self.model)
+        super().on_train_begin(logs)
         self.starving = {}
-        self._epochs = [np.zeros(b.num_experts, int) for b in self.blocks]
-
-    def on_epoch_begin(self, epoch, logs=None):
-        """Starts each block's means afresh."""
-        for block in self.blocks:
-            block.reset_statistics()
+        self._epochs: dict[int, np.ndarray] = {}  # by block, below its share
 
     def on_epoch_end(self, epoch, logs=None):
         """Counts each expert's epochs below its share."""
-        for block, epochs in zip(self.blocks, self._epochs, strict=True):
-            epochs[:] = (epochs + 1) * self._below_share(block)
+        super().on_epoch_end(epoch, logs)
+        paths = paths_of(self.blocks)
+        for path, block in zip(paths, self.blocks, strict=True):
+            epochs = self._epochs.get(id(block), 0)
+            epochs = (epochs + 1) * self._below_share(block)
+            self._epochs[id(block)] = epochs
             experts = np.flatnonzero(epochs == self.patience).tolist()
             if experts:
-                self._report(block, experts)
+                self._report(path, block, experts)
 
     def _below_share(self, block):
         """Bool `(E,)`; all False where nothing was routed."""
@@ -78,10 +78,10 @@ class BalanceGuard(keras.callbacks.Callback):
         even = load.sum() / max(enabled.sum(), 1)
         return enabled & (load < self.min_share * even)
 
-    def _report(self, block, experts):
-        self.starving[block.path] = experts
+    def _report(self, path, block, experts):
+        self.starving[path] = experts
         warnings.warn(
-            f"Experts {experts} of MoEBlock {block.path!r} received less than "
+            f"Experts {experts} of MoEBlock {path!r} received less than "
             f"{self.min_share:.3g} of an even share for {self.patience} "
             "epoch(s). Raise `load_balancing_weight`, or set "
             "`Router(expert_bias=True)`, `jitter` or fewer experts.",

@@ -1,48 +1,77 @@
 """Routing figures in the epoch logs."""
 
-import keras
 import numpy as np
 from keras import ops
 
 from keras_moe import metrics
-from keras_moe.layers.find import find_blocks
+from keras_moe.callbacks.block_callback import BlockCallback
+from keras_moe.callbacks.order import warn_of_earlier_readers
+from keras_moe.layers import checks
+from keras_moe.layers.find import paths_of
+
+NAMES = ("imbalance", "fraction_dropped")
 
 
-class RoutingMetrics(keras.callbacks.Callback):
-    """Puts the routing of every `MoEBlock` into the epoch logs.
+class RoutingMetrics(BlockCallback):
+    """Adds figures about the routing to the logs of each epoch.
 
-    `moe/imbalance` is the largest expert load over the mean one (1 at perfect
-    balance, E when one expert takes everything) and `moe/fraction_dropped` the
-    share of pairs that capacity dropped; both are the mean over the blocks.
-    `moe/<path>/imbalance` and `moe/<path>/fraction_dropped` are each block's.
-    All are means over the epoch's training batches.
+    `moe/imbalance` is the largest expert load over the mean load: 1 at
+    perfect balance, E if one expert takes every token. `moe/fraction_dropped`
+    is the share of routed pairs that capacity dropped. Both are means over
+    the epoch's training batches and over the model's `MoEBlock`s and
+    `MixtureOfModels`.
 
-    The progress bar, `History` and, where it stands behind this one in the
-    list, `TensorBoard` show them:
-    `model.fit(..., callbacks=[RoutingMetrics(), TensorBoard()])`.
+    The progress bar and `History` show them, and so do `TensorBoard` and
+    `CSVLogger` if they come after this callback in the list. A warning names
+    the callbacks that come before it and would miss the figures. A callback
+    class of your own is counted as a reader if it has an `on_epoch_end`,
+    unless its attribute `reads_logs` is False.
+
+    Args:
+        per_layer: bool. Whether to add `moe/<path>/imbalance` and
+            `moe/<path>/fraction_dropped` for each block, by its path in the
+            model. False (the default) adds the means alone.
 
     Raises:
-        ValueError: at the start of training, where the model has no
-            `MoEBlock`.
+        ValueError: If `per_layer` is not a bool, or if the model has no
+            mixture: at the start of training, or at the end of the first
+            epoch if `fit` builds the model.
+
+    Example:
+
+    ```python
+    model = keras.Sequential(
+        [keras.Input((10, 16)), keras_moe.MoEBlock(4, 32)]
+    )
+    model.compile("adam", "mse")
+    x = np.random.normal(size=(32, 10, 16))
+    history = model.fit(
+        x, x, callbacks=[keras_moe.callbacks.RoutingMetrics()]
+    )
+    history.history["moe/imbalance"]  # one number per epoch
+    ```
     """
 
-    def on_train_begin(self, logs=None):
-        """Finds the blocks."""
-        self.blocks = find_blocks(self.model)
+    def __init__(self, per_layer: bool = False):
+        super().__init__()
+        self.per_layer = checks.check_bool("per_layer", per_layer)
 
-    def on_epoch_begin(self, epoch, logs=None):
-        """Starts each block's means afresh."""
-        for block in self.blocks:
-            block.reset_statistics()
+    def set_model(self, model):
+        """Warns of callbacks that read the logs before this one."""
+        super().set_model(model)
+        warn_of_earlier_readers(self, "moe/")
 
     def on_epoch_end(self, epoch, logs=None):
         """Writes the epoch's figures into `logs`."""
-        figures = {block.path: _figures(block) for block in self.blocks}
-        for name in ("imbalance", "fraction_dropped"):
-            values = {path: f[name] for path, f in figures.items()}
-            logs[f"moe/{name}"] = float(np.mean(list(values.values())))
-            for path, value in values.items():
-                logs[f"moe/{path}/{name}"] = value
+        super().on_epoch_end(epoch, logs)
+        figures = [_figures(block) for block in self.blocks]
+        for name in NAMES:
+            values = [f[name] for f in figures]
+            logs[f"moe/{name}"] = float(np.mean(values)) if values else 0.0
+        if self.per_layer:
+            paths = paths_of(self.blocks)
+            for path, own in zip(paths, figures, strict=True):
+                logs.update({f"moe/{path}/{name}": own[name] for name in NAMES})
 
 
 def _figures(block):

@@ -14,7 +14,7 @@ import re
 import keras
 
 from keras_moe.export.formats import FORMATS
-from keras_moe.layers.find import blocks_of
+from keras_moe.layers.find import blocks_of, paths_of
 
 NAME = "moe.json"
 # Raised when a reader of the old form would misread the new one.
@@ -35,7 +35,8 @@ def describe(model: keras.Model) -> dict:
         `num_experts`, `top_k`, `capacity_factor`, `eval_capacity_factor`,
         `expert_parameters` (of all E) and `expert_bytes`.
     """
-    mixtures = [_describe_block(block) for block in blocks_of(model)]
+    blocks = blocks_of(model)
+    mixtures = list(map(_describe_block, paths_of(blocks), blocks))
     parameters = _parameters(model)
     idle = sum(
         m["expert_parameters"]
@@ -51,9 +52,9 @@ def describe(model: keras.Model) -> dict:
     }
 
 
-def _describe_block(block):
+def _describe_block(path, block):
     return {
-        "path": block.path,
+        "path": path,
         "class": type(block).__name__,
         "router": type(block.router).__name__,
         "num_experts": block.num_experts,

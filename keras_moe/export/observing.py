@@ -12,7 +12,7 @@ from keras import ops, tree
 
 from keras_moe import kernels
 from keras_moe.layers.calling import Call, watching
-from keras_moe.layers.find import blocks_of
+from keras_moe.layers.find import blocks_of, paths_of
 
 
 class Observation(NamedTuple):
@@ -38,7 +38,8 @@ def observer(model: keras.Model) -> Callable[..., Observation]:
         batch = inputs[0] if len(inputs) == 1 else list(inputs)
         with watching(block.experts for block in blocks) as calls:
             outputs = model(batch, training=False)
-        pairs = {b.path: _pairs(calls[id(b.experts)]) for b in blocks}
+        counted = [_pairs(calls[id(b.experts)]) for b in blocks]
+        pairs = dict(zip(paths_of(blocks), counted, strict=True))
         return tree.flatten(outputs), {p: n for p, n in pairs.items() if n}
 
     program = kernels.compiled(run, model.variables)

@@ -17,6 +17,16 @@ def check_positive_int(name: str, value: object) -> int:
     )
 
 
+def check_bool(name: str, value: object) -> bool:
+    """Return `value` if it is True or False."""
+    if isinstance(value, bool):
+        return value
+    raise ValueError(
+        f"`{name}` must be True or False. Received: {name}={value!r}. Pass "
+        "the bool itself, not a string or a number."
+    )
+
+
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> str:
     """Returns `value` where it is one of `choices`."""
     if value in choices:

@@ -1,5 +1,7 @@
 """Finds the mixture-of-experts parts of a model, however deep they are."""
 
+from collections.abc import Sequence
+
 import keras
 
 from keras_moe.layers.mixture import Mixture
@@ -18,6 +20,26 @@ def find_blocks(model: keras.Model) -> list[Mixture]:
 def blocks_of(model: keras.Model) -> list[Mixture]:
     """Returns what `find_blocks` does; an empty list where there is none."""
     return _inside(model, Mixture)
+
+
+def paths_of(layers: Sequence[keras.layers.Layer]) -> list[str]:
+    """Return a distinct path for each layer.
+
+    It is the layer's own `path`. Layers of unlike models may share one: the
+    second then ends in `_1`, the third in `_2`.
+
+    Args:
+        layers: Layers of a model, in the order in which it holds them.
+    """
+    paths: list[str] = []
+    for layer in layers:
+        path = name = layer.path or layer.name
+        number = 0
+        while path in paths:
+            number += 1
+            path = f"{name}_{number}"
+        paths.append(path)
+    return paths
 
 
 def find_routers(model: keras.Model) -> list[BaseRouter]:
