@@ -1,12 +1,14 @@
 """How the block is configured, and what it refuses."""
 
+from functools import partial
+
 import keras
 import numpy as np
 import pytest
 from backend import draw
 from keras import ops
 
-from keras_moe import Expert, MoEBlock, Router
+from keras_moe import Expert, HierarchicalMoE, MoEBlock, Router
 
 # `make test` runs these tests on one backend, except for `every_backend` ones.
 pytestmark = pytest.mark.one_backend
@@ -25,6 +27,23 @@ def test_configured_router_and_experts_are_used(rng):
     assert again.router.top_k == 3
     assert again.experts.gated
     assert again.get_config() == block.get_config()
+
+
+def test_the_number_of_experts_is_that_of_what_is_given():
+    dense = [keras.layers.Dense(6) for _ in range(3)]
+    first = MoEBlock(experts=dense, name="first")
+    assert first.num_experts == first.router.num_experts == 3
+    assert first.get_config()["num_experts"] == 3
+    assert MoEBlock(share_experts_with=first).num_experts == 3
+    assert MoEBlock(experts=Expert(8, 5)).num_experts == 5
+    assert MoEBlock(intermediate_dim=8, router=Router(7)).num_experts == 7
+    groups = HierarchicalMoE(2, experts=Expert(8, 4))
+    assert groups.num_experts == groups.router.num_experts == 4
+    for make in (MoEBlock, partial(HierarchicalMoE, 2)):
+        with pytest.raises(ValueError, match="`num_experts` must .*Received"):
+            make(intermediate_dim=8)
+    with pytest.raises(ValueError, match="`num_experts` must .*Received"):
+        MoEBlock(experts=[])
 
 
 def test_the_config_holds_plain_arguments():

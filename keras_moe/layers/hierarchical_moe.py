@@ -5,6 +5,7 @@ E experts, G groups, F intermediate_dim, K top_k, M top_k_groups.
 
 import keras
 
+from keras_moe.layers import parts
 from keras_moe.layers.moe_block import MoEBlock
 from keras_moe.layers.routers import HierarchicalRouter
 
@@ -20,7 +21,7 @@ class HierarchicalMoE(MoEBlock):
 
     Args:
         num_groups: G, a divisor of E.
-        num_experts: E, in all groups together.
+        num_experts: E, in all groups together. `None` takes it from `experts`.
         intermediate_dim: F, the inner width of each expert.
         top_k_groups: M, groups of a token.
         top_k: K, experts of a token in all, a multiple of M: K / M in each
@@ -32,7 +33,7 @@ class HierarchicalMoE(MoEBlock):
     def __init__(
         self,
         num_groups: int,
-        num_experts: int,
+        num_experts: int | None = None,
         intermediate_dim: int | None = None,
         top_k_groups: int = 1,
         top_k: int = 2,
@@ -40,6 +41,10 @@ class HierarchicalMoE(MoEBlock):
         seed: int | None = None,
         **kwargs,
     ):
+        experts = parts.shared_experts_of(
+            kwargs.get("experts"), kwargs.get("share_experts_with")
+        )
+        num_experts = parts.num_experts_of(num_experts, experts, None)
         router = HierarchicalRouter(
             num_experts,
             num_groups,

@@ -27,6 +27,7 @@ class MoEBlock(Mixture):
 
     Args:
         num_experts: E. 8 is a common start, 64 and more with small experts.
+            `None` takes it from `experts`, or else from `router`.
         intermediate_dim: F, the inner width of each expert. The dense layer's
             width divided by `top_k` keeps the dense layer's cost. None where
             `experts` is given.
@@ -100,7 +101,7 @@ class MoEBlock(Mixture):
 
     def __init__(
         self,
-        num_experts: int,
+        num_experts: int | None = None,
         intermediate_dim: int | None = None,
         top_k: int = 2,
         capacity_factor: float | None = None,
@@ -127,6 +128,8 @@ class MoEBlock(Mixture):
     ):
         super().__init__(**kwargs)
         self.supports_masking = True
+        experts = parts.shared_experts_of(experts, share_experts_with)
+        num_experts = parts.num_experts_of(num_experts, experts, router)
         self.init_mixture(
             num_experts,
             capacity_factor,
@@ -153,7 +156,6 @@ class MoEBlock(Mixture):
             "kernel_regularizer": keras.regularizers.get(kernel_regularizer),
             "remat": remat,
         }
-        experts = parts.shared_experts_of(experts, share_experts_with)
         self._experts_given = experts is not None
         self.experts = parts.experts_of(experts, num_experts, arguments, common)
         sharing.own(self, self.router, self.experts)

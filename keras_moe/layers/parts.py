@@ -25,6 +25,32 @@ EXPERT_DEFAULTS = {
 }
 
 
+def num_experts_of(num_experts: int | None, experts, router) -> int:
+    """Return the number of experts of a block, E.
+
+    Args:
+        num_experts: What the block was given. `None` takes the number of the
+            given experts, or else of the given router.
+        experts: A layer with `num_experts`, a list of layers, or `None`.
+        router: A layer with `num_experts`, or `None`.
+
+    Raises:
+        ValueError: If all three are `None`.
+    """
+    if num_experts is not None:
+        return num_experts
+    if isinstance(experts, (list, tuple)) and experts:
+        return len(experts)
+    for part in (experts, router):
+        if hasattr(part, "num_experts"):
+            return part.num_experts
+    raise ValueError(
+        "`num_experts` must be given if neither `experts` nor `router` "
+        f"determines it. Received: num_experts=None, experts={experts!r}, "
+        f"router={router!r}. Pass, for instance, num_experts=8."
+    )
+
+
 def router_of(router, num_experts: int, arguments: dict, common: dict):
     """Returns the given router, or a `Router` of the arguments.
 
