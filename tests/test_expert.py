@@ -110,6 +110,18 @@ def test_weight_names_and_shapes():
         assert getattr(layer, name).shape == shape
 
 
+def test_rows_of_rank_3_and_outputs_of_another_width(rng):
+    """Row p of shape `(S, D)` becomes `(S, H)`; behind the groups, zero."""
+    layer = Expert(10, 2, output_dim=3)
+    rows, sizes = draw(rng, 6, 5, 4), np.array([2, 3], "int32")
+    y = to_numpy(layer(rows, group_sizes=sizes))
+    assert y.shape == layer.compute_output_shape(rows.shape) == (6, 5, 3)
+    for e, (start, end) in enumerate([(0, 2), (2, 5)]):
+        wanted = dense_ffn(rows[start:end], layer, e)
+        np.testing.assert_allclose(y[start:end], wanted, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(y[5:], 0)
+
+
 @pytest.mark.parametrize("name", INITIALIZERS)
 @pytest.mark.parametrize("num_experts", [1, 8, 64, 128])
 def test_each_expert_starts_as_a_dense_kernel_does(name, num_experts):

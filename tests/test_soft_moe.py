@@ -31,6 +31,18 @@ def by_hand(layer, x):
     return softmax(logits, axis=1) @ outputs
 
 
+def test_outputs_of_another_width(rng):
+    layer = made(rng, output_dim=7)
+    x = draw(rng, B, S, D)
+    wanted = np.stack([by_hand(layer, sequence) for sequence in x])
+    assert wanted.shape == (B, S, 7)
+    np.testing.assert_allclose(to_numpy(layer(x)), wanted, rtol=1e-4, atol=1e-4)
+    assert layer(keras.Input((S, D))).shape == (None, S, 7)
+    assert layer.compute_output_shape((None, S, D)) == (None, S, 7)
+    again = SoftMoE.from_config(layer.get_config())
+    assert again(x).shape == (B, S, 7)
+
+
 @pytest.mark.parametrize("normalize", [False, True])
 def test_it_is_the_papers_equations(rng, normalize):
     layer = made(rng, normalize_logits=normalize)

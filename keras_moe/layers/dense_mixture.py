@@ -23,7 +23,8 @@ class DenseMixture(keras.layers.Layer):
         intermediate_dim: F, the inner width of each expert.
         output_dim: H, width of the outputs; None is that of the inputs.
         activation, gated, use_bias, dropout, kernel_initializer,
-        kernel_regularizer: of the experts; see `Expert`.
+        bias_initializer, kernel_regularizer, bias_regularizer,
+        kernel_constraint, bias_constraint: of the experts; see `Expert`.
         seed: int, for the dropout.
         **kwargs: of `keras.layers.Layer`.
     """
@@ -36,7 +37,11 @@ class DenseMixture(keras.layers.Layer):
         "use_bias",
         "dropout",
         "kernel_initializer",
+        "bias_initializer",
         "kernel_regularizer",
+        "bias_regularizer",
+        "kernel_constraint",
+        "bias_constraint",
     )
     arguments: tuple[str, ...] = (*style, "seed")
 
@@ -49,7 +54,11 @@ class DenseMixture(keras.layers.Layer):
         use_bias: bool = True,
         dropout: float = 0.0,
         kernel_initializer="glorot_uniform",
+        bias_initializer="zeros",
         kernel_regularizer=None,
+        bias_regularizer=None,
+        kernel_constraint=None,
+        bias_constraint=None,
         seed: int | None = None,
         **kwargs,
     ):
@@ -62,7 +71,11 @@ class DenseMixture(keras.layers.Layer):
         self.use_bias = use_bias
         self.dropout = dropout
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
+        self.bias_initializer = keras.initializers.get(bias_initializer)
         self.kernel_regularizer = keras.regularizers.get(kernel_regularizer)
+        self.bias_regularizer = keras.regularizers.get(bias_regularizer)
+        self.kernel_constraint = keras.constraints.get(kernel_constraint)
+        self.bias_constraint = keras.constraints.get(bias_constraint)
         self.seed = seed
 
     def bank(self, name: str, num_experts: int) -> Expert:
@@ -77,9 +90,9 @@ class DenseMixture(keras.layers.Layer):
     def style_of(self, name: str) -> dict:
         """Returns the style for a part, with seeds of its own."""
         style = {argument: getattr(self, argument) for argument in self.style}
-        initializer = reseeded(self.kernel_initializer, name, 0)
-        seed = own_seed(self.seed, name)
-        return style | {"kernel_initializer": initializer, "seed": seed}
+        for argument in ("kernel_initializer", "bias_initializer"):
+            style[argument] = reseeded(style[argument], name, 0)
+        return style | {"seed": own_seed(self.seed, name)}
 
     def output_shape_of(self, input_shape: Shape) -> Shape:
         """Returns `(..., H)` of inputs `(..., D)`."""

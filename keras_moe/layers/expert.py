@@ -18,6 +18,7 @@ from keras_moe.layers import (
     quantized_bank,
     upcycling,
 )
+from keras_moe.layers.constraints import per_expert
 from keras_moe.layers.initializers import PerExpert
 from keras_moe.types import Activation, Shape, Tensor
 
@@ -44,6 +45,10 @@ class Expert(keras.layers.Layer):
             each expert as if it stood alone.
         kernel_regularizer, bias_regularizer: Keras regularizers, applied to
             each stacked weight.
+        kernel_constraint, bias_constraint: Keras constraints, applied to each
+            expert's slice after a training step, with the axes of a `Dense`
+            layer's weight: `MaxNorm(2, axis=0)` limits the norm of each
+            unit's incoming weights. They end when the layer is quantized.
         remat: whether training recomputes the hidden units in the backward
             pass instead of keeping `(P, F)` of them: a sixth more work, and
             about half the memory of the layer's activations. Not with
@@ -93,6 +98,8 @@ class Expert(keras.layers.Layer):
         bias_initializer="zeros",
         kernel_regularizer=None,
         bias_regularizer=None,
+        kernel_constraint=None,
+        bias_constraint=None,
         remat: bool = False,
         output_dim: int | None = None,
         seed: int | None = None,
@@ -120,6 +127,8 @@ class Expert(keras.layers.Layer):
         self.bias_initializer = keras.initializers.get(bias_initializer)
         self.kernel_regularizer = keras.regularizers.get(kernel_regularizer)
         self.bias_regularizer = keras.regularizers.get(bias_regularizer)
+        self.kernel_constraint = keras.constraints.get(kernel_constraint)
+        self.bias_constraint = keras.constraints.get(bias_constraint)
         self.seed = seed
         self.seed_generator = keras.random.SeedGenerator(seed)
         self.quantization_config = quantization_config
@@ -154,6 +163,7 @@ class Expert(keras.layers.Layer):
             shape=(self.num_experts, outputs),
             initializer=PerExpert(self.bias_initializer, f"{name}_bias"),
             regularizer=self.bias_regularizer,
+            constraint=per_expert(self.bias_constraint),
         )
         return kernel, bias
 
@@ -165,6 +175,7 @@ class Expert(keras.layers.Layer):
             shape=shape,
             initializer=PerExpert(self.kernel_initializer, f"{name}_kernel"),
             regularizer=self.kernel_regularizer,
+            constraint=per_expert(self.kernel_constraint),
         )
         kernels.settle(weight)
         return weight
@@ -237,7 +248,9 @@ class Expert(keras.layers.Layer):
         rows = kernels.grouped_ffn(
             rows, weights, group_sizes, self.activation, dropout, self.remat
         )
-        return rows if len(x.shape) == 2 else ops.reshape(rows, ops.shape(x))
+        if len(x.shape) == 2:
+            return rows
+        return ops.reshape(rows, (*ops.shape(x)[:-1], rows.shape[-1]))
 
     def hidden_dropout(self, training, seed=None) -> Activation | None:
         """Returns the dropout of the hidden units, or None without one.
@@ -348,6 +361,7 @@ class Expert(keras.layers.Layer):
         """Returns the arguments that build this layer again."""
         serialize_initializer = keras.initializers.serialize
         serialize_regularizer = keras.regularizers.serialize
+        serialize_constraint = keras.constraints.serialize
         return {
             **super().get_config(),
             "dtype": quantization.saved_dtype(self),
@@ -366,6 +380,8 @@ class Expert(keras.layers.Layer):
                 self.kernel_regularizer
             ),
             "bias_regularizer": serialize_regularizer(self.bias_regularizer),
+            "kernel_constraint": serialize_constraint(self.kernel_constraint),
+            "bias_constraint": serialize_constraint(self.bias_constraint),
             "remat": self.remat,
             "output_dim": self.output_dim,
             "seed": self.seed,

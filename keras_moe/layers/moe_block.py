@@ -44,7 +44,9 @@ class MoEBlock(Mixture):
         priority: `"position"` keeps the earlier tokens, `"score"` those with
             the highest router probability.
         activation, gated, use_bias, dropout, kernel_initializer,
-        kernel_regularizer, remat: of the experts; see `Expert`.
+        bias_initializer, kernel_regularizer, bias_regularizer,
+        kernel_constraint, bias_constraint, remat: of the experts; see
+            `Expert`.
         shared_expert_dim: inner width of one more expert that sees every token
             (DeepSeekMoE, Dai et al. 2024, eq. 9), or None.
         router: a configured router with the same `num_experts`; None builds
@@ -121,7 +123,11 @@ class MoEBlock(Mixture):
         jitter: float = 0.0,
         dropout: float = 0.0,
         kernel_initializer="glorot_uniform",
+        bias_initializer="zeros",
         kernel_regularizer=None,
+        bias_regularizer=None,
+        kernel_constraint=None,
+        bias_constraint=None,
         remat: bool = False,
         seed: int | None = None,
         **kwargs,
@@ -153,7 +159,11 @@ class MoEBlock(Mixture):
             "use_bias": use_bias,
             "dropout": dropout,
             "kernel_initializer": keras.initializers.get(kernel_initializer),
+            "bias_initializer": keras.initializers.get(bias_initializer),
             "kernel_regularizer": keras.regularizers.get(kernel_regularizer),
+            "bias_regularizer": keras.regularizers.get(bias_regularizer),
+            "kernel_constraint": keras.constraints.get(kernel_constraint),
+            "bias_constraint": keras.constraints.get(bias_constraint),
             "remat": remat,
         }
         self._experts_given = experts is not None

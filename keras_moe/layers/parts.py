@@ -20,7 +20,11 @@ EXPERT_DEFAULTS = {
     "use_bias": True,
     "dropout": 0.0,
     "kernel_initializer": keras.initializers.GlorotUniform(),
+    "bias_initializer": keras.initializers.Zeros(),
     "kernel_regularizer": None,
+    "bias_regularizer": None,
+    "kernel_constraint": None,
+    "bias_constraint": None,
     "remat": False,
 }
 
@@ -105,9 +109,8 @@ def shared_expert_of(
     checks.check_positive_int("shared_expert_dim", intermediate_dim)
     style = {n: getattr(experts, n, v) for n, v in arguments.items()}
     style["intermediate_dim"] = intermediate_dim
-    style["kernel_initializer"] = reseeded(
-        style["kernel_initializer"], "shared_expert", 0
-    )
+    for name in ("kernel_initializer", "bias_initializer"):
+        style[name] = reseeded(style[name], "shared_expert", 0)
     return Expert(name="shared_expert", **style, **common)
 
 

@@ -1,7 +1,7 @@
 """Soft mixture: experts work on mixtures of tokens.
 
-B sequences, S tokens of one, D hidden_dim, F intermediate_dim, E experts, Z
-slots an expert.
+B sequences, S tokens of one, D hidden_dim, F intermediate_dim, E experts, H
+output_dim, Z slots per expert.
 """
 
 import keras
@@ -38,9 +38,12 @@ class SoftMoE(DenseMixture):
         normalize_logits: whether tokens and slots are brought to unit length,
             with a learned scale (section 2.3), so that the softmax over wide
             tokens does not become a choice.
-        **kwargs: `activation`, `gated`, `use_bias`, `dropout`,
-            `kernel_initializer`, `kernel_regularizer`, `seed`, of the experts
-            as in `MoEBlock`; and those of `keras.layers.Layer`.
+        **kwargs: `output_dim` (H, the width of the outputs; `None`, the
+            default, is D), `activation`, `gated`, `use_bias`, `dropout`,
+            `kernel_initializer`, `bias_initializer`, `kernel_regularizer`,
+            `bias_regularizer`, `kernel_constraint`, `bias_constraint`,
+            `seed`, of the experts, see `Expert`; and those of
+            `keras.layers.Layer`.
 
     Weights: `slot_kernel` `(D, E * Z)`, expert by expert, and `scale` `(1,)`,
     float32, beside those of `Expert`.
@@ -52,21 +55,19 @@ class SoftMoE(DenseMixture):
         training: bool.
 
     Returns:
-        `(..., S, D)`, in the compute dtype.
+        `(..., S, H)`, in the compute dtype.
 
     Raises:
         ValueError: for an argument out of its range, inputs of rank below 2,
             of unknown width or of integers, or a mask that does not fit.
     """
 
-    style = tuple(n for n in DenseMixture.style if n != "output_dim")
     causal = False  # a slot mixes all tokens of a sequence
     arguments = (
         "num_experts",
         "slots_per_expert",
         "normalize_logits",
-        *style,
-        "seed",
+        *DenseMixture.arguments,
     )
 
     def __init__(
@@ -121,23 +122,27 @@ class SoftMoE(DenseMixture):
         )
         slots = ops.matmul(ops.transpose(dispatch, (0, 2, 1)), sequences)
         outputs = ops.matmul(combine, self._run_experts(slots, training))
-        return ops.reshape(outputs, ops.shape(inputs))
+        return ops.reshape(
+            outputs, (*ops.shape(inputs)[:-1], outputs.shape[-1])
+        )
 
     def _run_experts(self, slots, training):
-        """Each expert on its slots of all sequences: `(B, E * Z, D)`."""
+        """Run each expert on its slots of all sequences: `(B, E * Z, H)`."""
         E, Z, D = self.num_experts, self.slots_per_expert, self.hidden_dim
         rows = ops.transpose(ops.reshape(slots, (-1, E, Z, D)), (1, 0, 2, 3))
         rows = self.experts.run_all(
             ops.reshape(rows, (E, -1, D)), training=training
         )
-        rows = ops.transpose(ops.reshape(rows, (E, -1, Z, D)), (1, 0, 2, 3))
-        return ops.reshape(rows, (-1, E * Z, D))
+        H = rows.shape[-1]
+        rows = ops.transpose(ops.reshape(rows, (E, -1, Z, H)), (1, 0, 2, 3))
+        return ops.reshape(rows, (-1, E * Z, H))
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:
-        """Returns the shape of the outputs: that of the inputs."""
-        return tuple(input_shape)
+        """Return the shape of the outputs, `(..., S, H)`."""
+        return self.output_shape_of(input_shape)
 
     def compute_output_spec(self, inputs, mask=None, training=None):
         """Returns the symbolic output of symbolic inputs."""
         checks.check_floating(inputs)
-        return keras.KerasTensor(inputs.shape, self.compute_dtype)
+        shape = self.output_shape_of(inputs.shape)
+        return keras.KerasTensor(shape, self.compute_dtype)

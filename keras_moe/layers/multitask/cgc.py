@@ -34,9 +34,10 @@ class CGC(TaskMixture):
             the experts of all tasks and the shared ones (section 4.2): what
             the shared experts of a next layer read.
         **kwargs: `output_dim` (H, None for D), `activation`, `gated`,
-            `use_bias`, `dropout`, `kernel_initializer`, `kernel_regularizer`,
-            `seed`, of the experts, see `Expert`; and those of
-            `keras.layers.Layer`.
+            `use_bias`, `dropout`, `kernel_initializer`, `bias_initializer`,
+            `kernel_regularizer`, `bias_regularizer`, `kernel_constraint`,
+            `bias_constraint`, `seed`, of the experts, see `Expert`; and those
+            of `keras.layers.Layer`.
 
     Weights: `router_kernel_k` `(D, m + s)`, the task's experts first; with
     `return_shared` one more, `(D, N * m + s)`; float32; beside those of the

@@ -29,9 +29,10 @@ class MultiGateMoE(TaskMixture):
         intermediate_dim: F, the inner width of each expert.
         num_tasks: N.
         **kwargs: `output_dim` (H, None for D), `activation`, `gated`,
-            `use_bias`, `dropout`, `kernel_initializer`, `kernel_regularizer`,
-            `seed`, of the experts, see `Expert`; and those of
-            `keras.layers.Layer`.
+            `use_bias`, `dropout`, `kernel_initializer`, `bias_initializer`,
+            `kernel_regularizer`, `bias_regularizer`, `kernel_constraint`,
+            `bias_constraint`, `seed`, of the experts, see `Expert`; and those
+            of `keras.layers.Layer`.
 
     Weights: `router_kernel_k` `(D, E)`, float32, one a task, beside those of
     `Expert`.

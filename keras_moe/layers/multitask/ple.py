@@ -33,8 +33,9 @@ class PLE(TaskMixture):
         num_layers: 1 is `CGC`; 2 is the paper's.
         **kwargs: `output_dim` (H, of every layer; None for D), `activation`,
             `gated`, `use_bias`, `dropout`, `kernel_initializer`,
-            `kernel_regularizer`, `seed`, of the experts, see `Expert`; and
-            those of `keras.layers.Layer`.
+            `bias_initializer`, `kernel_regularizer`, `bias_regularizer`,
+            `kernel_constraint`, `bias_constraint`, `seed`, of the experts,
+            see `Expert`; and those of `keras.layers.Layer`.
 
     Attributes:
         layers: the `CGC` layers, from the inputs up.
