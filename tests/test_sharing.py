@@ -1,12 +1,22 @@
 """Blocks that share experts or a router, in memory and in a saved model."""
 
+import copy
+import gc
+import warnings
+
 import keras
 import numpy as np
 import pytest
 from backend import BACKEND, draw, to_numpy
 from elsewhere import run_on
 
-from keras_moe import Expert, MoEBlock, Router, TransformerEncoderBlock
+from keras_moe import (
+    Expert,
+    MixtureOfModels,
+    MoEBlock,
+    Router,
+    TransformerEncoderBlock,
+)
 
 E, D, F = 4, 8, 6
 
@@ -159,13 +169,109 @@ def test_loaded_elsewhere_it_is_still_shared(rng, tmp_path):
         np.testing.assert_allclose(there, here, rtol=1e-5, atol=1e-5)
 
 
-@every_sharing
-def test_what_would_unshare_is_an_error(name):
+COPIES = {  # ways to a copy of a model without a file
+    "clone_model": keras.models.clone_model,
+    "from_config": lambda model: keras.Model.from_config(model.get_config()),
+    "a deep copy of the config": lambda model: keras.Model.from_config(
+        copy.deepcopy(model.get_config())
+    ),
+    "JSON": lambda model: keras.models.model_from_json(model.to_json()),
+}
+
+
+def warned(make):
+    """The result of a function, and its warnings of copies."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        result = make()
+    texts = [str(w.message) for w in caught]
+    return result, [text for text in texts if "copies now" in text]
+
+
+@pytest.mark.parametrize("way", COPIES)
+@pytest.mark.parametrize("name", SHAPES)
+def test_a_copy_without_a_file_shares_nothing_and_warns(name, way):
+    """Once per shared layer: of three blocks with a bank and a router in
+    common, once; of transformers that share a block, and experts, twice."""
     model = chain(SHAPES[name][0]())
-    with pytest.raises(ValueError, match="would become a copy"):
-        keras.models.clone_model(model)
-    with pytest.raises(ValueError, match="would become a copy"):
-        keras.Model.from_config(model.get_config())
+    for _ in range(2):
+        again, texts = warned(lambda: COPIES[way](model))
+        assert len(texts) == (2 if name == "transformers" else 1)
+        if name == "three blocks":
+            assert "'expert" in texts[0] and "'router" in texts[0]
+        banks = experts_of(again)
+        assert len({id(bank) for bank in banks}) == len(banks)
+        assert [bank.num_experts for bank in banks] == [E] * len(banks)
+    _, texts = warned(lambda: COPIES[way](again))
+    assert not texts  # the copies share nothing
+
+
+def test_a_copy_of_the_copies_is_saved_with_parts_of_their_own(tmp_path):
+    again, _ = warned(lambda: keras.models.clone_model(chain(three_blocks())))
+    again.save(tmp_path / "model.keras")
+    loaded, texts = warned(
+        lambda: keras.saving.load_model(tmp_path / "model.keras")
+    )
+    assert not texts
+    assert len({id(bank) for bank in experts_of(loaded)}) == 3
+    assert len(loaded.variables) == len(again.variables)
+
+
+@pytest.mark.parametrize("collect", [False, True])
+def test_blocks_from_one_dict_of_arguments(collect):
+    """Several blocks hold one router; each is built from its config without
+    a warning, whether or not the others are alive."""
+    arguments = {"num_experts": E, "router": Router(E), "experts": Expert(F, E)}
+    configs, others = [], []
+    for _ in range(3):
+        block = MoEBlock(**arguments)
+        block.itself = block  # only the garbage collector can end it
+        others.append(block)
+    if collect:
+        others.clear()
+        gc.collect()
+    for _ in range(2):
+        again, texts = warned(lambda: MoEBlock.from_config(block.get_config()))
+        assert not texts and again.router is not block.router
+        assert again.get_config() == block.get_config()
+        configs.append(again.get_config())
+    renamed, texts = warned(
+        lambda: MoEBlock.from_config({**configs[0], "name": "another"})
+    )
+    assert not texts and renamed.experts is not again.experts
+
+
+def test_mixtures_of_models_share_through_a_file(tmp_path):
+    """A router, features, and an expert; and a layer of two lists."""
+    router, features = Router(2, 1), keras.layers.Dense(3)
+    expert, dense = keras.layers.Dense(D), keras.layers.Dense(D)
+    inputs = keras.Input((D,))
+    x = inputs
+    for i in range(2):
+        x = x + MixtureOfModels(
+            [expert, keras.layers.Dense(D)],
+            router=router,
+            features=features,
+            name=f"mixture_{i}",
+        )(x)
+        x = x + MoEBlock(
+            experts=[dense, keras.layers.Dense(D)], name=f"block_{i}"
+        )(x)
+    model = keras.Model(inputs, x)
+    model.save(tmp_path / "model.keras")
+    again = keras.saving.load_model(tmp_path / "model.keras")
+    one, other = (again.get_layer(f"mixture_{i}") for i in range(2))
+    assert one.router is other.router and one.features is other.features
+    assert one.experts.layers[0] is other.experts.layers[0]
+    assert one.experts.layers[1] is not other.experts.layers[1]
+    one, other = (again.get_layer(f"block_{i}") for i in range(2))
+    assert one.experts.layers[0] is other.experts.layers[0]
+    assert len(again.variables) == len(model.variables)
+    x = np.ones((3, D), "float32")
+    np.testing.assert_array_equal(to_numpy(again(x)), to_numpy(model(x)))
+    clone, texts = warned(lambda: keras.models.clone_model(model))
+    assert len(texts) == 2  # of the second mixture, and of the second block
+    assert len(clone.variables) > len(model.variables)
 
 
 def test_a_part_of_one_block_is_not_marked():

@@ -31,7 +31,7 @@ def blocks_of(model: keras.Model) -> list[Mixture]:
     check_model(model)
     blocks = find_blocks(model)
     for block in blocks:
-        _check_block(block)
+        _check_block(block, model)
     return blocks
 
 
@@ -46,7 +46,7 @@ def check_model(model: keras.Model) -> None:
     )
 
 
-def _check_block(block):
+def _check_block(block, model):
     if not isinstance(block, (MoEBlock, MixtureOfModels)):
         raise ValueError(
             "`model` must hold its experts in MoEBlock, HierarchicalMoE or "
@@ -54,13 +54,14 @@ def _check_block(block):
             f"{block.name!r}, of which nobody knows how it is built. Use one "
             "of these."
         )
-    check_parts([block, *block._flatten_layers(include_self=False)])
+    check_parts([block, *block._flatten_layers(include_self=False)], model)
 
 
-def check_parts(layers: list[keras.layers.Layer]) -> None:
-    """Raises where a layer stands in several others, or is quantised."""
+def check_parts(layers: list[keras.layers.Layer], model: keras.Model) -> None:
+    """Raises if a layer stands in several of the model's, or is quantized."""
+    holders = list(model._flatten_layers())
     for layer in layers:
-        if sharing.is_shared(layer):
+        if sharing.is_shared(layer, holders):
             raise ValueError(
                 "`model` must have a router and experts for each block alone: "
                 "what one block can spare, another needs. Received: "

@@ -73,7 +73,7 @@ def _banks_of(model):
             f"Received: model {model.name!r} without one. Other layers are "
             "not pruned."
         )
-    mixtures.check_parts(banks)
+    mixtures.check_parts(banks, model)
     return banks
 
 

@@ -10,6 +10,7 @@ import keras
 from keras import ops, tree
 
 from keras_moe import kernels
+from keras_moe.layers import sharing
 from keras_moe.routing.assignment import no_loss
 from keras_moe.types import Tensor
 
@@ -52,6 +53,7 @@ class ExpertLayers(keras.layers.Layer):
         self.supports_masking = True
         kernels.keep_losses_apart(self)
         self.layers = _check_layers(layers)
+        sharing.own(self, *self.layers)
         self.num_experts = len(self.layers)
         self._specs: dict = {}
 
@@ -119,19 +121,13 @@ class ExpertLayers(keras.layers.Layer):
 
     def get_config(self) -> dict:
         """Returns the arguments that build this layer again."""
-        layers = [
-            keras.saving.serialize_keras_object(layer) for layer in self.layers
-        ]
+        layers = [sharing.serialize_part(layer, self) for layer in self.layers]
         return {**super().get_config(), "layers": layers}
 
     @classmethod
     def from_config(cls, config: dict):
         """Builds the layer that `get_config` describes."""
-        layers = [
-            keras.saving.deserialize_keras_object(layer)
-            for layer in config["layers"]
-        ]
-        return cls(**{**config, "layers": layers})
+        return cls(**sharing.deserialize_parts(config, "layers"))
 
 
 def _function(layer, kept_variables, spec):

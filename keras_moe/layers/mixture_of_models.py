@@ -10,7 +10,7 @@ import keras
 from keras import ops, tree
 
 from keras_moe import dispatch, routing
-from keras_moe.layers import model_checks
+from keras_moe.layers import model_checks, sharing
 from keras_moe.layers.expert_layers import ExpertLayers, mask_for
 from keras_moe.layers.levels import units_of
 from keras_moe.layers.mixture import Mixture
@@ -92,6 +92,8 @@ class MixtureOfModels(Mixture, keras.Model):
         default = {} if router else {"top_k": top_k or num_experts}
         self.router = router_of(router, num_experts, default, {"seed": seed})
         self.features = features
+        given = (part for part in (router, features) if part is not None)
+        sharing.own(self, *given)
         self.seed = seed
         self.init_mixture(
             num_experts,
@@ -249,14 +251,18 @@ class MixtureOfModels(Mixture, keras.Model):
         for name in ("num_experts", "load_balancing"):
             del config[name]
         serialize = keras.saving.serialize_keras_object
+
+        def of_part(part, owner=self):
+            return None if part is None else sharing.serialize_part(part, owner)
+
         return {
             "name": self.name,
             "trainable": self.trainable,
             "dtype": serialize(self.dtype_policy),
             **config,
-            "experts": [serialize(layer) for layer in self.experts.layers],
-            "router": serialize(self.router) if self._router_given else None,
-            "features": serialize(self.features),
+            "experts": [of_part(x, self.experts) for x in self.experts.layers],
+            "router": of_part(self.router) if self._router_given else None,
+            "features": of_part(self.features),
             "top_k": self.top_k,
             "seed": self.seed,
         }
@@ -264,12 +270,11 @@ class MixtureOfModels(Mixture, keras.Model):
     @classmethod
     def from_config(cls, config: dict, custom_objects=None):
         """Builds the model that `get_config` describes."""
-
-        def deserialize(value):
-            return keras.saving.deserialize_keras_object(value, custom_objects)
-
-        parts = {name: deserialize(config[name]) for name in _PARTS}
-        return cls(**{**config, **parts})
+        return cls(
+            **sharing.deserialize_parts(
+                config, *_PARTS, custom_objects=custom_objects
+            )
+        )
 
 
 _PARTS = (

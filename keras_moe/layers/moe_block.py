@@ -298,7 +298,7 @@ class MoEBlock(Mixture):
             "seed": self.seed,
         }
         given = self._router_given, self._experts_given
-        return config | parts.config_of(self.router, self.experts, given)
+        return config | parts.config_of(self, given)
 
     @classmethod
     def from_config(cls, config: dict):

@@ -144,22 +144,22 @@ def check_output_width(experts, hidden_dim: int) -> None:
         )
 
 
-def config_of(router, experts, given: tuple[bool, bool]) -> dict:
+def config_of(block, given: tuple[bool, bool]) -> dict:
     """Returns what of a block's config its parts stand for.
 
     Args:
-        router, experts: of the block.
+        block: A layer with `router` and `experts`.
         given: whether each was passed to the block: it is saved whole then,
             as one that is shared is, and by the block's own arguments
             otherwise.
     """
     config = {}
     for name, layer, is_given, defaults in (
-        ("router", router, given[0], ROUTER_DEFAULTS),
-        ("experts", experts, given[1], EXPERT_DEFAULTS),
+        ("router", block.router, given[0], ROUTER_DEFAULTS),
+        ("experts", block.experts, given[1], EXPERT_DEFAULTS),
     ):
-        if is_given or sharing.is_shared(layer):
-            config[name] = sharing.serialize_part(layer)
+        if is_given or sharing.was_shared(layer):
+            config[name] = sharing.serialize_part(layer, block)
         else:
             own = layer.get_config()
             config |= {argument: own[argument] for argument in defaults}
@@ -168,12 +168,9 @@ def config_of(router, experts, given: tuple[bool, bool]) -> dict:
 
 def with_layers(config: dict) -> dict:
     """Returns a block's config with the parts that were given as objects."""
-    return {
-        name: sharing.deserialize_part(value)
-        if name in ("router", "experts", "load_balancing_weight")
-        else value
-        for name, value in config.items()
-    }
+    return sharing.deserialize_parts(
+        config, "router", "experts", "load_balancing_weight"
+    )
 
 
 def _check_num_experts(name, layer, num_experts):

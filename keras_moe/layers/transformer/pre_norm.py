@@ -121,12 +121,11 @@ class PreNormBlock(keras.layers.Layer):
             name: keras.saving.serialize_keras_object(getattr(self, name))
             for name in self.arguments
         }
-        own["moe"] = sharing.serialize_part(self.moe)
+        own["moe"] = sharing.serialize_part(self.moe, self)
         own["dtype"] = quantization.saved_dtype(self)
         return {**super().get_config(), **own}
 
     @classmethod
     def from_config(cls, config: dict):
         """Builds the layer that `get_config` describes."""
-        moe = sharing.deserialize_part(config["moe"])
-        return super().from_config({**config, "moe": moe})
+        return super().from_config(sharing.deserialize_parts(config, "moe"))
