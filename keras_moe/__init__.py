@@ -13,6 +13,7 @@ from keras_moe import (
     layers,
     losses,
     metrics,
+    model_surgery,
     models,
     routing,
     training,
@@ -49,6 +50,8 @@ from keras_moe.layers import (
     UncertaintyWeightedModel,
     UncertaintyWeighting,
 )
+from keras_moe.layers.find import find_blocks
+from keras_moe.model_surgery import routing_of
 from keras_moe.routing import Assignment
 
 __version__ = "0.1.0"
@@ -91,10 +94,13 @@ __all__ = [
     "distribution",
     "ensemble",
     "export",
+    "find_blocks",
     "layers",
     "losses",
     "metrics",
+    "model_surgery",
     "models",
     "routing",
+    "routing_of",
     "training",
 ]

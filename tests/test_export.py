@@ -9,6 +9,8 @@ from backend import BACKEND, to_numpy
 
 import keras_moe
 from keras_moe.export import FORMATS, export, load, verify
+from keras_moe.export.manifest import describe
+from keras_moe.export.observing import observer
 
 D, E = 8, 4
 
@@ -136,6 +138,24 @@ def test_an_expert_that_nobody_reaches_is_named(artifact_path):
 
 
 @once
+@pytest.mark.one_backend
+def test_blocks_of_one_path_are_told_apart():
+    """Each of both must be seen to reach its experts, and be described."""
+    inputs = keras.Input((D,))
+    x = inputs
+    for name in ("one", "two"):
+        block = keras_moe.MoEBlock(E, 12, top_k=1, name="moe")
+        x = keras.Model(inputs, block(inputs), name=name)(x)
+    model = keras.Model(inputs, x)
+    pairs = observer(model)([np.ones((3, D), "float32")]).pairs
+    assert {path: n.sum() for path, n in pairs.items()} == {
+        "moe": 3,
+        "moe_1": 3,
+    }
+    mixtures = describe(model)["mixtures"]
+    assert [m["path"] for m in mixtures] == ["moe", "moe_1"]
+
+
 def test_data_of_ones_own(artifact_path, rng):
     path, model = artifact_path
     data = rng.normal(size=(40, 6, D))

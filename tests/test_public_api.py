@@ -57,11 +57,14 @@ def test_all_is_what_there_is():
         "distribution",
         "ensemble",
         "export",
+        "find_blocks",
         "layers",
         "losses",
         "metrics",
+        "model_surgery",
         "models",
         "routing",
+        "routing_of",
         "training",
     }
     for name in keras_moe.__all__:
@@ -77,6 +80,7 @@ def public_objects():
         keras_moe.layers,
         keras_moe.losses,
         keras_moe.metrics,
+        keras_moe.model_surgery,
         keras_moe.models,
         keras_moe.routing,
         keras_moe.training,

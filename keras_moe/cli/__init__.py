@@ -1,4 +1,4 @@
-"""Floor 4: the command `keras-moe`.
+"""Floor 5: the command `keras-moe`.
 
 `app.py` names the commands and their options; each command is one file that
 turns paths into a dict (`exporting.py`, `inspecting.py`, `comparing.py`,

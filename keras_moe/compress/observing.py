@@ -3,7 +3,6 @@
 T tokens, D hidden_dim, E experts, P routed pairs, R tokens that are kept.
 """
 
-from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -14,9 +13,9 @@ from keras_moe import kernels
 from keras_moe.compress.rebuild import to_array
 from keras_moe.layers.calling import Call, watching
 from keras_moe.layers.mixture import Mixture
+from keras_moe.model_surgery.batches import batches_of
 from keras_moe.types import Tensor
 
-BATCH_SIZE = 32
 TOKENS_OF_BATCH = 256
 TOKENS_OF_BLOCK = 2048
 
@@ -155,50 +154,3 @@ def _watched(model, blocks):
         return kept
 
     return run
-
-
-def batches_of(data: Any) -> Iterator:
-    """Yields batches of a model's inputs.
-
-    Args:
-        data: arrays as a model takes them (one, or a list, tuple or dict of
-            them), which are cut into batches of 32; or an iterable of batches
-            as `fit` takes it (`tf.data.Dataset`, `DataLoader`,
-            `keras.utils.PyDataset`, a generator), each inputs or `(inputs,
-            targets, ...)`.
-    """
-    if _is_arrays(data):
-        arrays = keras.tree.map_structure(np.asarray, data)
-        size = len(keras.tree.flatten(arrays)[0])
-        for start in range(0, size, BATCH_SIZE):
-            stop = start + BATCH_SIZE
-            batch = keras.tree.map_structure(lambda x: x[start:stop], arrays)  # noqa: B023
-            yield keras.tree.map_structure(ops.convert_to_tensor, batch)
-        return
-    if isinstance(data, keras.utils.PyDataset):
-        data = map(data.__getitem__, range(data.num_batches))
-    for batch in _iterated(data):
-        if isinstance(batch, (list, tuple)):
-            batch, *_ = keras.utils.unpack_x_y_sample_weight(tuple(batch))
-        yield keras.tree.map_structure(ops.convert_to_tensor, batch)
-
-
-def _is_arrays(data):
-    parts = [data]
-    if isinstance(data, dict):
-        parts = list(data.values())
-    elif isinstance(data, (list, tuple)):
-        parts = list(data)
-    is_array = [hasattr(x, "shape") and hasattr(x, "dtype") for x in parts]
-    return bool(parts) and all(is_array)
-
-
-def _iterated(data):
-    try:
-        return iter(data)
-    except TypeError as error:
-        raise ValueError(
-            "`data` must be arrays of the model's inputs, or an iterable of "
-            f"batches. Received: {type(data).__name__}. Pass, for instance, "
-            "the training inputs."
-        ) from error

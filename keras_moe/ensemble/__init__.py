@@ -1,4 +1,4 @@
-"""Floor 3: several models as one, and how far their mistakes differ."""
+"""Floor 4: several models as one, and how far their mistakes differ."""
 
 from keras_moe.ensemble.arguments import METHODS
 from keras_moe.ensemble.combiners import StackingHead

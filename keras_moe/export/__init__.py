@@ -1,4 +1,4 @@
-"""Floor 3: a trained model as an artifact that runs without Keras.
+"""Floor 4: a trained model as an artifact that runs without Keras.
 
 model -> one form of inputs (`signature.py`) -> an artifact, written by the
 backend that can (`writers.py`; `elsewhere.py` starts `worker.py` for that) ->

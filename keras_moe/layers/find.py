@@ -19,7 +19,7 @@ def find_blocks(model: keras.Model) -> list[Mixture]:
 
 def blocks_of(model: keras.Model) -> list[Mixture]:
     """Returns what `find_blocks` does; an empty list where there is none."""
-    return _inside(model, Mixture)
+    return layers_of(model, Mixture)
 
 
 def paths_of(layers: Sequence[keras.layers.Layer]) -> list[str]:
@@ -51,12 +51,13 @@ def find_routers(model: keras.Model) -> list[BaseRouter]:
     return _find(model, BaseRouter, "a router")
 
 
-def _inside(model, kind):
+def layers_of(model: keras.layers.Layer, kind: type) -> list:
+    """Return every layer of a class inside a model or layer, itself too."""
     return [x for x in model._flatten_layers() if isinstance(x, kind)]
 
 
 def _find(model, kind, name):
-    found = _inside(model, kind)
+    found = layers_of(model, kind)
     if found:
         return found
     raise ValueError(

@@ -1,4 +1,4 @@
-"""Floor 3: whole models around mixture-of-experts blocks.
+"""Floor 4: whole models around mixture-of-experts blocks.
 
 Each is a `keras.Model` built from one set of arguments (`Blocks`), beside
 which `num_experts=None` builds its dense twin of equal active FLOPs.
