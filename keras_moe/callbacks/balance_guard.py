@@ -49,8 +49,10 @@ class BalanceGuard(BlockCallback):
         super().__init__()
         self.min_share = checks.check_above("min_share", min_share, 0, 1)
         self.patience = checks.check_positive_int("patience", patience)
-        self.stop = stop
-        self.on_starving = on_starving
+        self.stop = checks.check_bool("stop", stop)
+        self.on_starving = checks.check_callable(
+            "on_starving", on_starving, optional=True
+        )
         self.starving: dict[str, list[int]] = {}
 
     def on_train_begin(self, logs=None):

@@ -31,6 +31,17 @@ def check_arguments(
 ) -> None:
     """Raises where arguments of `Ensemble` do not go together."""
     checks.check_choice("method", method, METHODS)
+    checks.check_bool("from_logits", from_logits)
+    checks.check_bool("regression", regression)
+    checks.check_bool("train_members", train_members)
+    if meta_model is not None:
+        checks.check_is_a(
+            "meta_model",
+            meta_model,
+            keras.layers.Layer,
+            "None or a Keras model or layer",
+            "Pass, for instance, keras_moe.ensemble.StackingHead(2).",
+        )
     if regression and from_logits:
         _refuse("regression", regression, "from_logits=True", "Drop one.")
     if regression and method in ("soft_vote", "hard_vote"):

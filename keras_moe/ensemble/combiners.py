@@ -9,6 +9,8 @@ two classes. Everything is computed in float32.
 import keras
 from keras import ops
 
+from keras_moe.layers import checks
+from keras_moe.layers.argument_names import NamedArguments
 from keras_moe.types import Shape, Tensor
 
 EPSILON = 1e-7
@@ -116,7 +118,7 @@ class Stacking(Combiner):
 
 
 @keras.saving.register_keras_serializable(package="keras_moe")
-class StackingHead(keras.layers.Layer):
+class StackingHead(NamedArguments, keras.layers.Layer):
     """The mean of the members and a linear correction that is learned.
 
     Starts as the mean. For values it is `mean + Dense(values)`; for
@@ -145,9 +147,11 @@ class StackingHead(keras.layers.Layer):
         **kwargs,
     ):
         super().__init__(**kwargs)
-        self.num_members = num_members
-        self.regression = regression
-        self.kernel_regularizer = keras.regularizers.get(kernel_regularizer)
+        self.num_members = checks.check_positive_int("num_members", num_members)
+        self.regression = checks.check_bool("regression", regression)
+        self.kernel_regularizer = checks.check_regularizer(
+            "kernel_regularizer", kernel_regularizer
+        )
 
     def build(self, input_shape: Shape) -> None:
         """Creates the correction for `(..., M * C)`."""

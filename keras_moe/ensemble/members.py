@@ -3,6 +3,7 @@
 import keras
 from keras import ops
 
+from keras_moe.layers import checks
 from keras_moe.types import Tensor
 
 
@@ -93,7 +94,7 @@ def check_models(models) -> list[keras.Model]:
     """Returns the models as a list where they are models, each once."""
     if isinstance(models, keras.Model):
         models = [models]
-    models = list(models)
+    models = checks.check_list("models", models, "Keras models")
     if not models or not all(isinstance(m, keras.Model) for m in models):
         raise ValueError(
             "`models` must be a list of one or more Keras models. Received: "

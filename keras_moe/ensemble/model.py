@@ -9,6 +9,8 @@ from keras import ops
 
 from keras_moe.ensemble import arguments, diversity, members, training
 from keras_moe.ensemble.snapshots import fit_snapshots
+from keras_moe.layers import checks
+from keras_moe.layers.argument_names import check_names, names_of
 
 
 @keras.saving.register_keras_serializable(package="keras_moe")
@@ -83,6 +85,9 @@ class Ensemble(keras.Model):
         train_members: bool = False,
         **kwargs,
     ):
+        check_names(
+            type(self).__name__, kwargs, names_of(type(self)), _OF_MODEL
+        )
         models = members.check_models(models)
         arguments.check_arguments(
             method, from_logits, regression, meta_model, train_members
@@ -102,11 +107,13 @@ class Ensemble(keras.Model):
         self.members = layers
         self.combiner = combiner
         self.method = method
-        self.from_logits = from_logits
-        self.regression = regression
+        self.from_logits = bool(from_logits)
+        self.regression = bool(regression)
         self.meta_model = meta_model
-        self.num_snapshots = num_snapshots
-        self.train_members = train_members
+        self.num_snapshots = checks.check_optional_int(
+            "num_snapshots", num_snapshots
+        )
+        self.train_members = bool(train_members)
 
     @property
     def models(self) -> list[keras.Model]:
@@ -308,6 +315,9 @@ class Ensemble(keras.Model):
         models = [build(model) for model in config["models"]]
         meta_model = config["meta_model"] and build(config["meta_model"])
         return cls(**{**config, "models": models, "meta_model": meta_model})
+
+
+_OF_MODEL = ("name", "trainable", "dtype")
 
 
 def _serialize(model):

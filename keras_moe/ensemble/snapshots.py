@@ -10,6 +10,7 @@ import numpy as np
 from keras import ops
 
 from keras_moe.ensemble.training import compile_member
+from keras_moe.layers import checks
 
 
 @keras.saving.register_keras_serializable(package="keras_moe")
@@ -26,8 +27,10 @@ class CyclicCosine(keras.optimizers.schedules.LearningRateSchedule):
     """
 
     def __init__(self, initial_learning_rate: float, cycle_steps: int):
-        self.initial_learning_rate = initial_learning_rate
-        self.cycle_steps = cycle_steps
+        self.initial_learning_rate = checks.check_weight(
+            "initial_learning_rate", initial_learning_rate
+        )
+        self.cycle_steps = checks.check_positive_int("cycle_steps", cycle_steps)
 
     def __call__(self, step):
         """Returns the learning rate of a step, float32."""

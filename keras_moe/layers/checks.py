@@ -1,54 +1,36 @@
 """What arguments must be, said in one form: the argument in backticks, the
 rule, what was received, the remedy."""
 
+from collections.abc import Callable
+from typing import Any
+
 import keras
 
+# Every check is found here; `argument_checks` has those of plain values.
+from keras_moe.argument_checks import (  # noqa: F401
+    check_above,
+    check_bool,
+    check_callable,
+    check_capacity_factor,
+    check_choice,
+    check_count,
+    check_list,
+    check_optional_int,
+    check_positive_int,
+    check_rate,
+    check_seed,
+    check_top_k,
+    check_weight,
+    nearest_of,
+)
 from keras_moe.types import Activation, Shape, Tensor
 
-
-def check_positive_int(name: str, value: object) -> int:
-    """Returns `value` where it is an integer above 0."""
-    is_int = isinstance(value, int) and not isinstance(value, bool)
-    if is_int and value > 0:  # type: ignore[operator]
-        return value  # type: ignore[return-value]
-    raise ValueError(
-        f"`{name}` must be an integer above 0. Received: {name}={value!r}. "
-        f"Pass, for instance, {name}=2."
-    )
-
-
-def check_bool(name: str, value: object) -> bool:
-    """Return `value` if it is True or False."""
-    if isinstance(value, bool):
-        return value
-    raise ValueError(
-        f"`{name}` must be True or False. Received: {name}={value!r}. Pass "
-        "the bool itself, not a string or a number."
-    )
-
-
-def check_choice(name: str, value: str, choices: tuple[str, ...]) -> str:
-    """Returns `value` where it is one of `choices`."""
-    if value in choices:
-        return value
-    raise ValueError(
-        f"`{name}` must be one of {choices}. Received: {name}={value!r}. "
-        f"The default is {choices[0]!r}."
-    )
-
-
-def check_rate(name: str, value: float) -> float:
-    """Returns `value` where it is a number in 0 <= value < 1."""
-    if _is_number(value) and 0 <= value < 1:
-        return value
-    raise ValueError(
-        f"`{name}` must be a number in 0 <= {name} < 1. Received: "
-        f"{name}={value!r}. Pass 0 to switch it off."
-    )
+_NOT_FOUND = (ValueError, TypeError, KeyError, AttributeError, ImportError)
 
 
 def check_remat(remat: bool, dropout: float) -> bool:
     """Returns `remat` where it goes with `dropout`."""
+    remat = check_bool("remat", remat)
     if not (remat and dropout):
         return remat
     raise ValueError(
@@ -58,69 +40,121 @@ def check_remat(remat: bool, dropout: float) -> bool:
     )
 
 
-def check_weight(name: str, value: float) -> float:
-    """Returns `value` where it is a finite number, 0 or above."""
-    if _is_number(value) and 0 <= value < float("inf"):
-        return value
-    raise ValueError(
-        f"`{name}` must be a finite number, 0 or above. Received: "
-        f"{name}={value!r}. Pass 0 to switch it off."
-    )
-
-
-def check_capacity_factor(name: str, value: float | None) -> float | None:
-    """Returns `value` where it is None or a finite number above 0."""
-    if value is None or (_is_number(value) and 0 < value < float("inf")):
-        return value
-    raise ValueError(
-        f"`{name}` must be None (no token is dropped) or a finite number above "
-        f"0. Received: {name}={value!r}. 1.25 is a common start."
-    )
-
-
-def check_above(name: str, value: float, low: float, high: float) -> float:
-    """Returns `value` where it is a number in low < value <= high."""
-    if _is_number(value) and low < value <= high and value < float("inf"):
-        return value
-    raise ValueError(
-        f"`{name}` must be a finite number in {low} < {name} <= {high}. "
-        f"Received: {name}={value!r}. Choose one inside."
-    )
-
-
-def check_count(name: str, value: object) -> int:
-    """Returns `value` where it is an integer, 0 or above."""
-    is_int = isinstance(value, int) and not isinstance(value, bool)
-    if is_int and value >= 0:  # type: ignore[operator]
-        return value  # type: ignore[return-value]
-    raise ValueError(
-        f"`{name}` must be an integer, 0 or above. Received: {name}={value!r}. "
-        "Pass 0 for none."
-    )
-
-
-def check_top_k(top_k: int, num_experts: int) -> int:
-    """Returns `top_k` where it is 1 ... num_experts."""
-    check_positive_int("top_k", top_k)
-    if top_k <= num_experts:
-        return top_k
-    raise ValueError(
-        "`top_k` must be at most `num_experts`: a token's experts are "
-        f"distinct. Received: top_k={top_k}, num_experts={num_experts}. Lower "
-        "`top_k` or raise `num_experts`."
-    )
-
-
 def check_activation(activation: object) -> Activation:
     """Returns the Keras activation that `activation` names."""
+    return _check_found(
+        "activation",
+        activation,
+        keras.activations.get,
+        "a name in keras.activations or a function",
+        ("relu", "gelu", "silu", "softmax", "sigmoid", "tanh", "elu", "selu"),
+        "Try 'relu', 'gelu' or 'silu'.",
+    )
+
+
+def check_initializer(name: str, value: Any) -> Any:
+    """Return the Keras initializer that `value` names or is."""
+    return _check_found(
+        name,
+        "None" if value is None else value,  # for Keras's default; not ours
+        keras.initializers.get,
+        "a Keras initializer or the name of one",
+        ("glorot_uniform", "glorot_normal", "he_normal", "he_uniform")
+        + ("lecun_normal", "truncated_normal", "random_normal", "orthogonal")
+        + ("random_uniform", "zeros", "ones", "variance_scaling"),
+        "Try 'glorot_uniform'.",
+    )
+
+
+def check_regularizer(name: str, value: Any) -> Any:
+    """Return the Keras regularizer that `value` names or is, or None."""
+    return _check_found(
+        name,
+        value,
+        keras.regularizers.get,
+        "None, a Keras regularizer or the name of one",
+        ("l1", "l2", "l1_l2", "orthogonal_regularizer"),
+        "Try keras.regularizers.L2(1e-4).",
+    )
+
+
+def check_constraint(name: str, value: Any) -> Any:
+    """Return the Keras constraint that `value` names or is, or None."""
+    return _check_found(
+        name,
+        value,
+        keras.constraints.get,
+        "None, a Keras constraint or the name of one",
+        ("max_norm", "non_neg", "unit_norm", "min_max_norm"),
+        "Try keras.constraints.MaxNorm(2.0).",
+    )
+
+
+def _check_found(
+    name: str,
+    value: Any,
+    get: Callable,
+    rule: str,
+    names: tuple[str, ...],
+    remedy: str,
+) -> Any:
+    """Return what Keras finds under `value`; its own errors name nothing."""
     try:
-        return keras.activations.get(activation)
-    except (ValueError, TypeError) as error:
+        return get(value)
+    except _NOT_FOUND as error:
+        nearest = nearest_of(value, names)
+        if nearest is not None:
+            remedy = f"Did you mean {nearest!r}?"
         raise ValueError(
-            "`activation` must be a name in keras.activations or a function. "
-            f"Received: activation={activation!r}. Try 'relu', 'gelu' or "
-            "'silu'."
+            f"`{name}` must be {rule}. Received: {name}={value!r}. {remedy}"
         ) from error
+
+
+def check_optimizer(name: str, value: Any) -> keras.optimizers.Optimizer:
+    """Return the Keras optimizer that `value` names or is."""
+    optimizer = _check_found(
+        name,
+        value,
+        keras.optimizers.get,
+        "a Keras optimizer or the name of one",
+        ("adam", "adamw", "sgd", "rmsprop", "adagrad", "lion", "muon"),
+        "Try keras.optimizers.Adam(1e-3).",
+    )
+    return check_is_a(
+        name,
+        optimizer,
+        keras.optimizers.Optimizer,
+        "a Keras optimizer or the name of one",
+        "Try keras.optimizers.Adam(1e-3).",
+    )
+
+
+def check_is_a(name: str, value: Any, kind: Any, rule: str, remedy: str) -> Any:
+    """Return `value` if it is an object of a class.
+
+    Args:
+        name: Of the argument.
+        value: What was passed.
+        kind: A class, or a tuple of classes.
+        rule: What the argument must be, such as "a Keras layer".
+        remedy: A sentence that ends the message.
+    """
+    if isinstance(value, kind):
+        return value
+    raise ValueError(
+        f"`{name}` must be {rule}. Received: {name}={value!r}. {remedy}"
+    )
+
+
+def check_model(name: str, value: Any) -> keras.Model:
+    """Return `value` if it is a Keras model."""
+    return check_is_a(
+        name,
+        value,
+        keras.Model,
+        "a Keras model",
+        "Put a layer into keras.Sequential, and pass a model, not its name.",
+    )
 
 
 def check_input_shape(shape: Shape) -> int:
@@ -185,10 +219,6 @@ def check_sequence_length(shape: Shape):
         f"which have no sequences. Received: inputs of shape {tuple(shape)}. "
         "Pass (batch, sequence, hidden_dim), or load_balancing='switch'."
     )
-
-
-def _is_number(value):
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def check_distribution() -> None:

@@ -8,12 +8,13 @@ import zlib
 import keras
 
 from keras_moe.layers import checks, quantization
+from keras_moe.layers.argument_names import NamedArguments
 from keras_moe.layers.expert import Expert
 from keras_moe.layers.initializers import reseeded
 from keras_moe.types import Shape
 
 
-class DenseMixture(keras.layers.Layer):
+class DenseMixture(NamedArguments, keras.layers.Layer):
     """Base of mixtures that choose nobody; builds their banks of experts.
 
     A subclass names its own arguments in `arguments`: attributes of the same
@@ -64,19 +65,33 @@ class DenseMixture(keras.layers.Layer):
     ):
         super().__init__(**kwargs)
         self.supports_masking = True
-        self.intermediate_dim = intermediate_dim
-        self.output_dim = output_dim
+        self.intermediate_dim = checks.check_positive_int(
+            "intermediate_dim", intermediate_dim
+        )
+        self.output_dim = checks.check_optional_int("output_dim", output_dim)
         self.activation = checks.check_activation(activation)
-        self.gated = gated
-        self.use_bias = use_bias
-        self.dropout = dropout
-        self.kernel_initializer = keras.initializers.get(kernel_initializer)
-        self.bias_initializer = keras.initializers.get(bias_initializer)
-        self.kernel_regularizer = keras.regularizers.get(kernel_regularizer)
-        self.bias_regularizer = keras.regularizers.get(bias_regularizer)
-        self.kernel_constraint = keras.constraints.get(kernel_constraint)
-        self.bias_constraint = keras.constraints.get(bias_constraint)
-        self.seed = seed
+        self.gated = checks.check_bool("gated", gated)
+        self.use_bias = checks.check_bool("use_bias", use_bias)
+        self.dropout = checks.check_rate("dropout", dropout)
+        self.kernel_initializer = checks.check_initializer(
+            "kernel_initializer", kernel_initializer
+        )
+        self.bias_initializer = checks.check_initializer(
+            "bias_initializer", bias_initializer
+        )
+        self.kernel_regularizer = checks.check_regularizer(
+            "kernel_regularizer", kernel_regularizer
+        )
+        self.bias_regularizer = checks.check_regularizer(
+            "bias_regularizer", bias_regularizer
+        )
+        self.kernel_constraint = checks.check_constraint(
+            "kernel_constraint", kernel_constraint
+        )
+        self.bias_constraint = checks.check_constraint(
+            "bias_constraint", bias_constraint
+        )
+        self.seed = checks.check_seed(seed)
 
     def bank(self, name: str, num_experts: int) -> Expert:
         """Returns experts in the layer's style, with a start of their own."""

@@ -18,13 +18,14 @@ from keras_moe.layers import (
     quantized_bank,
     upcycling,
 )
+from keras_moe.layers.argument_names import NamedArguments
 from keras_moe.layers.constraints import per_expert
 from keras_moe.layers.initializers import PerExpert
 from keras_moe.types import Activation, Shape, Tensor
 
 
 @keras.saving.register_keras_serializable(package="keras_moe")
-class Expert(keras.layers.Layer):
+class Expert(NamedArguments, keras.layers.Layer):
     """E feed-forward networks of two or three matrices each.
 
     Ungated: `down(activation(up(x)))` (Vaswani et al. 2017, eq. 2). Gated:
@@ -112,25 +113,33 @@ class Expert(keras.layers.Layer):
             "intermediate_dim", intermediate_dim
         )
         self.num_experts = checks.check_positive_int("num_experts", num_experts)
-        if hidden_dim is not None:
-            checks.check_positive_int("hidden_dim", hidden_dim)
-        self.hidden_dim = hidden_dim
-        if output_dim is not None:
-            checks.check_positive_int("output_dim", output_dim)
-        self.output_dim = output_dim
+        self.hidden_dim = checks.check_optional_int("hidden_dim", hidden_dim)
+        self.output_dim = checks.check_optional_int("output_dim", output_dim)
         self.activation = checks.check_activation(activation)
-        self.gated = gated
-        self.use_bias = use_bias
+        self.gated = checks.check_bool("gated", gated)
+        self.use_bias = checks.check_bool("use_bias", use_bias)
         self.dropout = checks.check_rate("dropout", dropout)
         self.remat = checks.check_remat(remat, dropout)
-        self.kernel_initializer = keras.initializers.get(kernel_initializer)
-        self.bias_initializer = keras.initializers.get(bias_initializer)
-        self.kernel_regularizer = keras.regularizers.get(kernel_regularizer)
-        self.bias_regularizer = keras.regularizers.get(bias_regularizer)
-        self.kernel_constraint = keras.constraints.get(kernel_constraint)
-        self.bias_constraint = keras.constraints.get(bias_constraint)
-        self.seed = seed
-        self.seed_generator = keras.random.SeedGenerator(seed)
+        self.kernel_initializer = checks.check_initializer(
+            "kernel_initializer", kernel_initializer
+        )
+        self.bias_initializer = checks.check_initializer(
+            "bias_initializer", bias_initializer
+        )
+        self.kernel_regularizer = checks.check_regularizer(
+            "kernel_regularizer", kernel_regularizer
+        )
+        self.bias_regularizer = checks.check_regularizer(
+            "bias_regularizer", bias_regularizer
+        )
+        self.kernel_constraint = checks.check_constraint(
+            "kernel_constraint", kernel_constraint
+        )
+        self.bias_constraint = checks.check_constraint(
+            "bias_constraint", bias_constraint
+        )
+        self.seed = checks.check_seed(seed)
+        self.seed_generator = keras.random.SeedGenerator(self.seed)
         self.quantization_config = quantization_config
         self.shard: kernels.ExpertShard | None = None
 

@@ -11,12 +11,13 @@ from keras import ops, tree
 
 from keras_moe import kernels
 from keras_moe.layers import sharing
+from keras_moe.layers.argument_names import NamedArguments
 from keras_moe.routing.assignment import no_loss
 from keras_moe.types import Tensor
 
 
 @keras.saving.register_keras_serializable(package="keras_moe")
-class ExpertLayers(keras.layers.Layer):
+class ExpertLayers(NamedArguments, keras.layers.Layer):
     """E layers, not necessarily alike, called as `Expert` is.
 
     Each runs on the rows that were sent to it, and one without rows does not
@@ -46,6 +47,8 @@ class ExpertLayers(keras.layers.Layer):
         ValueError: for what is no list of layers, a layer that stands in it
             twice, or outputs of different shapes.
     """
+
+    fixed_arguments = ("autocast",)
 
     def __init__(self, layers: Sequence, **kwargs):
         # The layers have dtype policies of their own; nothing is cast here.

@@ -4,8 +4,11 @@ from collections.abc import Sequence
 
 import keras
 
+from keras_moe.layers import checks
 from keras_moe.layers.mixture import Mixture
 from keras_moe.layers.routers import BaseRouter
+
+_MODEL = ("a Keras model", "Pass the model, not its name or its layers.")
 
 
 def find_blocks(model: keras.Model) -> list[Mixture]:
@@ -53,6 +56,7 @@ def find_routers(model: keras.Model) -> list[BaseRouter]:
 
 def layers_of(model: keras.layers.Layer, kind: type) -> list:
     """Return every layer of a class inside a model or layer, itself too."""
+    checks.check_is_a("model", model, keras.layers.Layer, *_MODEL)
     return [x for x in model._flatten_layers() if isinstance(x, kind)]
 
 

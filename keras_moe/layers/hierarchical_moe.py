@@ -30,6 +30,8 @@ class HierarchicalMoE(MoEBlock):
         **kwargs: of `MoEBlock`, without `router`.
     """
 
+    fixed_arguments = ("router",)
+
     def __init__(
         self,
         num_groups: int,

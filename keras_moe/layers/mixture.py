@@ -7,15 +7,16 @@ import keras
 
 from keras_moe import kernels, losses, routing
 from keras_moe.layers import checks
+from keras_moe.layers.argument_names import NamedArguments
 from keras_moe.layers.exchange import token_shards
 from keras_moe.layers.routers import BaseRouter
-from keras_moe.layers.scheduled import scheduled_weight_of
+from keras_moe.layers.scheduled import loss_weight_of
 from keras_moe.layers.statistics import RoutingStatistics
 from keras_moe.routing import Assignment
 from keras_moe.types import Tensor
 
 
-class Mixture(keras.layers.Layer):
+class Mixture(NamedArguments, keras.layers.Layer):
     """Base of the layers that hold a router and experts.
 
     Attributes:
@@ -52,11 +53,8 @@ class Mixture(keras.layers.Layer):
         self.priority = checks.check_choice(
             "priority", priority, routing.PRIORITIES
         )
-        self.load_balancing = checks.check_choice(
-            "load_balancing", load_balancing, losses.LOAD_BALANCING
-        )
-        self.load_balancing_weight = load_balancing_weight
-        self.scheduled_weight = scheduled_weight_of(
+        self.load_balancing = check_load_balancing(load_balancing)
+        self.load_balancing_weight, self.scheduled_weight = loss_weight_of(
             "load_balancing_weight", load_balancing_weight
         )
         self.router_z_weight = checks.check_weight(
@@ -158,3 +156,16 @@ class Mixture(keras.layers.Layer):
     def reset_statistics(self) -> None:
         """Starts the running means of load and drops afresh."""
         self.statistics.reset()
+
+
+def check_load_balancing(kind: object) -> str:
+    """Return `kind` if it is one of the load-balancing losses."""
+    if kind is not None and kind is not False:
+        return checks.check_choice(
+            "load_balancing", kind, losses.LOAD_BALANCING
+        )
+    raise ValueError(
+        f"`load_balancing` must be one of {losses.LOAD_BALANCING}, the kind of "
+        f"the loss. Received: load_balancing={kind!r}. Pass "
+        "load_balancing_weight=0.0 to train without that loss."
+    )

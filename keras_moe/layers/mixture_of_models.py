@@ -10,7 +10,7 @@ import keras
 from keras import ops, tree
 
 from keras_moe import dispatch, routing
-from keras_moe.layers import model_checks, sharing
+from keras_moe.layers import checks, model_checks, sharing
 from keras_moe.layers.expert_layers import ExpertLayers, mask_for
 from keras_moe.layers.levels import units_of
 from keras_moe.layers.mixture import Mixture
@@ -87,14 +87,18 @@ class MixtureOfModels(Mixture, keras.Model):
         self.experts = ExpertLayers(experts, name="experts")
         num_experts = self.experts.num_experts
         self.top_k = top_k
+        if router is None and top_k is not None:
+            self.top_k = checks.check_top_k(top_k, num_experts)
         self._router_given = router is not None
         model_checks.check_no_top_k(router, top_k)
-        default = {} if router else {"top_k": top_k or num_experts}
-        self.router = router_of(router, num_experts, default, {"seed": seed})
-        self.features = features
+        default = {"top_k": top_k or num_experts} if router is None else {}
+        self.seed = checks.check_seed(seed)
+        self.router = router_of(
+            router, num_experts, default, {"seed": self.seed}
+        )
+        self.features = model_checks.check_features(features)
         given = (part for part in (router, features) if part is not None)
         sharing.own(self, *given)
-        self.seed = seed
         self.init_mixture(
             num_experts,
             capacity_factor,

@@ -9,6 +9,7 @@ import keras
 from keras import ops
 
 from keras_moe.layers import checks
+from keras_moe.layers.argument_names import NamedArguments
 from keras_moe.types import Shape, Tensor
 
 
@@ -27,7 +28,7 @@ class ModalityTokens(NamedTuple):
 
 
 @keras.saving.register_keras_serializable(package="keras_moe")
-class ModalityEmbedding(keras.layers.Layer):
+class ModalityEmbedding(NamedArguments, keras.layers.Layer):
     """Marks tokens with a learned vector of their modality and joins them.
 
     What comes in is of width D already: word embeddings, projected patches,
@@ -67,8 +68,8 @@ class ModalityEmbedding(keras.layers.Layer):
         super().__init__(**kwargs)
         self.supports_masking = True
         self.modalities = _check_names(modalities)
-        self.embeddings_initializer = keras.initializers.get(
-            embeddings_initializer
+        self.embeddings_initializer = checks.check_initializer(
+            "embeddings_initializer", embeddings_initializer
         )
 
     def build(self, input_shape: Any) -> None:
@@ -177,8 +178,9 @@ class ModalityEmbedding(keras.layers.Layer):
 
 def _check_names(names):
     """Returns `names` as a list where they are distinct strings."""
-    found = [] if isinstance(names, str) else list(names)
+    found = checks.check_list("modalities", names, "distinct names")
     strings = all(isinstance(name, str) for name in found)
+    found = [str(name) for name in found] if strings else found
     if found and strings and len(set(found)) == len(found):
         return found
     raise ValueError(

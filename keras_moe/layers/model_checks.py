@@ -3,12 +3,13 @@
 import keras
 from keras import tree
 
+from keras_moe.layers import checks
 from keras_moe.types import Tensor
 
 
 def check_no_top_k(router, top_k: int | None) -> None:
     """Raises where `top_k` is not the one that a given router has."""
-    if router is None or top_k in (None, router.top_k):
+    if router is None or top_k in (None, getattr(router, "top_k", top_k)):
         return
     raise ValueError(
         "`top_k` must be left out where `router` is given: the router brings "
@@ -52,3 +53,18 @@ def check_features_shape(shape, features) -> None:
             f"the router sees. Received: features={features}, of shape "
             f"{shape}. Pass a layer that ends in pooling."
         )
+
+
+def check_features(features):
+    """Return `features` if it is None or a layer."""
+    return (
+        features
+        if features is None
+        else checks.check_is_a(
+            "features",
+            features,
+            keras.layers.Layer,
+            "None or a Keras layer",
+            "Pass a layer or model from the inputs to what the router sees.",
+        )
+    )

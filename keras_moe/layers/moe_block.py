@@ -145,9 +145,9 @@ class MoEBlock(Mixture):
             load_balancing_weight,
             router_z_weight,
         )
-        self.seed = seed
+        self.seed = checks.check_seed(seed)
         routing_arguments = {"top_k": top_k, "jitter": jitter}
-        common = {"seed": seed, "dtype": self.dtype_policy}
+        common = {"seed": self.seed, "dtype": self.dtype_policy}
         self._router_given = router is not None
         self.router = parts.router_of(
             router, num_experts, routing_arguments, common
@@ -158,18 +158,32 @@ class MoEBlock(Mixture):
             "gated": gated,
             "use_bias": use_bias,
             "dropout": dropout,
-            "kernel_initializer": keras.initializers.get(kernel_initializer),
-            "bias_initializer": keras.initializers.get(bias_initializer),
-            "kernel_regularizer": keras.regularizers.get(kernel_regularizer),
-            "bias_regularizer": keras.regularizers.get(bias_regularizer),
-            "kernel_constraint": keras.constraints.get(kernel_constraint),
-            "bias_constraint": keras.constraints.get(bias_constraint),
+            "kernel_initializer": checks.check_initializer(
+                "kernel_initializer", kernel_initializer
+            ),
+            "bias_initializer": checks.check_initializer(
+                "bias_initializer", bias_initializer
+            ),
+            "kernel_regularizer": checks.check_regularizer(
+                "kernel_regularizer", kernel_regularizer
+            ),
+            "bias_regularizer": checks.check_regularizer(
+                "bias_regularizer", bias_regularizer
+            ),
+            "kernel_constraint": checks.check_constraint(
+                "kernel_constraint", kernel_constraint
+            ),
+            "bias_constraint": checks.check_constraint(
+                "bias_constraint", bias_constraint
+            ),
             "remat": remat,
         }
         self._experts_given = experts is not None
         self.experts = parts.experts_of(experts, num_experts, arguments, common)
         sharing.own(self, self.router, self.experts)
-        self.shared_expert_dim = shared_expert_dim
+        self.shared_expert_dim = checks.check_optional_int(
+            "shared_expert_dim", shared_expert_dim
+        )
         self.shared_expert = parts.shared_expert_of(
             shared_expert_dim, self.experts, arguments, common
         )

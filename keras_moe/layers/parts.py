@@ -10,8 +10,16 @@ from keras_moe.layers import checks, sharing
 from keras_moe.layers.expert import Expert
 from keras_moe.layers.expert_layers import ExpertLayers
 from keras_moe.layers.initializers import reseeded
-from keras_moe.layers.routers import Router
+from keras_moe.layers.routers import BaseRouter, Router
 
+_ROUTER = (
+    "None or a router",
+    "Pass, for instance, keras_moe.Router(8), with the block's number.",
+)
+_EXPERTS = (
+    "None, an Expert, or a list of layers",
+    "Pass, for instance, keras_moe.Expert(64, 8), with the block's number.",
+)
 ROUTER_DEFAULTS = {"top_k": 2, "jitter": 0.0}
 EXPERT_DEFAULTS = {
     "intermediate_dim": None,
@@ -65,6 +73,7 @@ def router_of(router, num_experts: int, arguments: dict, common: dict):
         common: `seed` and `dtype` of a layer that is built.
     """
     if router is not None:
+        checks.check_is_a("router", router, BaseRouter, *_ROUTER)
         _check_num_experts("router", router, num_experts)
         _check_nothing_lost("router", router, arguments, ROUTER_DEFAULTS)
         return router
@@ -92,6 +101,7 @@ def experts_of(experts, num_experts: int, arguments: dict, common: dict):
     if isinstance(experts, (list, tuple)):
         experts = ExpertLayers(experts, name="experts")
     if experts is not None:
+        checks.check_is_a("experts", experts, keras.layers.Layer, *_EXPERTS)
         _check_num_experts("experts", experts, num_experts)
         _check_nothing_lost("experts", experts, arguments, EXPERT_DEFAULTS)
         return experts
@@ -174,11 +184,12 @@ def with_layers(config: dict) -> dict:
 
 
 def _check_num_experts(name, layer, num_experts):
-    if layer.num_experts != num_experts:
+    own = getattr(layer, "num_experts", None)
+    if own != num_experts:
         raise ValueError(
             f"`{name}` must have the block's `num_experts`. Received: "
-            f"num_experts={num_experts}, {name} with num_experts="
-            f"{layer.num_experts}. Build both with the same number."
+            f"num_experts={num_experts}, {name} with num_experts={own}. Build "
+            "both with the same number."
         )
 
 

@@ -1,5 +1,7 @@
 """A loss weight that changes while a model trains."""
 
+from typing import Any
+
 import keras
 from keras import ops
 
@@ -46,15 +48,15 @@ class ScheduledWeight(keras.layers.Layer):
         return value
 
 
-def scheduled_weight_of(name: str, value) -> ScheduledWeight | None:
-    """Returns a layer for a loss weight that is a schedule, else None.
+def loss_weight_of(name: str, value) -> tuple[Any, ScheduledWeight | None]:
+    """Return a loss weight, and a layer for it if it is a schedule.
 
     Args:
         name: the argument's.
         value: None, a number or a schedule.
     """
     if isinstance(value, keras.optimizers.schedules.LearningRateSchedule):
-        return ScheduledWeight(value, name="scheduled_weight")
+        return value, ScheduledWeight(value, name="scheduled_weight")
     if value is not None:
-        checks.check_weight(name, value)
-    return None
+        value = checks.check_weight(name, value)
+    return value, None

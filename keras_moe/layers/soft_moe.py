@@ -83,7 +83,9 @@ class SoftMoE(DenseMixture):
         self.slots_per_expert = checks.check_positive_int(
             "slots_per_expert", slots_per_expert
         )
-        self.normalize_logits = normalize_logits
+        self.normalize_logits = checks.check_bool(
+            "normalize_logits", normalize_logits
+        )
         self.experts = self.bank("experts", num_experts)
 
     def build(self, input_shape: Shape) -> None:

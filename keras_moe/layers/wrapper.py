@@ -4,10 +4,12 @@ import contextlib
 
 import keras
 
+from keras_moe.layers import checks
+from keras_moe.layers.argument_names import NamedArguments
 from keras_moe.types import Shape, Tensor
 
 
-class Wrapper(keras.Model):
+class Wrapper(NamedArguments, keras.Model):
     """Base of models that only change how another one is trained.
 
     Args:
@@ -31,7 +33,7 @@ class Wrapper(keras.Model):
                 f"{self.wraps}={model!r}. Pass its `inner`, and train with "
                 "one after the other."
             )
-        self.inner = model
+        self.inner = checks.check_model(self.wraps, model)
 
     def build(self, input_shape: Shape) -> None:
         """Builds the model inside, where it is not built yet."""

@@ -6,6 +6,7 @@ B batch, S sequence length, D hidden_dim.
 import keras
 from keras import ops
 
+from keras_moe.argument_checks import INFINITY, is_static
 from keras_moe.layers import checks
 from keras_moe.layers.wrapper import Wrapper
 from keras_moe.types import Tensor
@@ -27,6 +28,8 @@ def contrastive_loss(
     Returns:
         float32 scalar.
     """
+    if is_static(temperature):
+        checks.check_above("temperature", temperature, 0, INFINITY)
     first, second = (
         ops.normalize(ops.cast(x, "float32"), axis=-1) for x in (first, second)
     )

@@ -9,6 +9,7 @@ import keras
 from keras import ops
 
 from keras_moe import kernels
+from keras_moe.argument_checks import is_static
 from keras_moe.layers import checks
 from keras_moe.layers.calling import calling, watching
 from keras_moe.layers.wrapper import Wrapper
@@ -27,6 +28,8 @@ def adversarial_step(gradient: Tensor, epsilon: float) -> Tensor:
     Returns:
         Like `gradient`; zero where it is.
     """
+    if is_static(epsilon):
+        checks.check_weight("epsilon", epsilon)
     g = ops.cast(gradient, "float32")
     axes = tuple(range(1, len(g.shape)))
     largest = ops.max(ops.abs(g), axis=axes, keepdims=True)

@@ -32,6 +32,8 @@ def hide_tokens(
     Returns:
         The ids `(B, S)` with tokens hidden, and bool `(B, S)`, the chosen.
     """
+    checks.check_count("mask_token_id", mask_token_id)
+    checks.check_above("mask_rate", mask_rate, 0, 1)
     choose, fate, random_ids = draws
     chosen = ops.logical_and(choose < mask_rate, ops.not_equal(token_ids, 0))
     hidden = ops.where(
@@ -88,7 +90,9 @@ class MaskedTokenModel(Wrapper):
         self.vocabulary_size = checks.check_positive_int(
             "vocabulary_size", vocabulary_size
         )
-        checks.check_positive_int("mask_token_id", mask_token_id)
+        self.mask_token_id = checks.check_positive_int(
+            "mask_token_id", mask_token_id
+        )
         if mask_token_id >= vocabulary_size:
             raise ValueError(
                 "`mask_token_id` must be below `vocabulary_size`. Received: "
@@ -96,10 +100,9 @@ class MaskedTokenModel(Wrapper):
                 f"{vocabulary_size}. Count the mask token in, in the trunk's "
                 "embedding too."
             )
-        self.mask_token_id = mask_token_id
         self.mask_rate = checks.check_above("mask_rate", mask_rate, 0, 1)
-        self.seed = seed
-        self.seed_generator = keras.random.SeedGenerator(seed)
+        self.seed = checks.check_seed(seed)
+        self.seed_generator = keras.random.SeedGenerator(self.seed)
         self.head = keras.layers.Dense(
             vocabulary_size, dtype="float32", name="head"
         )

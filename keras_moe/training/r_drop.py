@@ -64,7 +64,7 @@ class RDrop(Wrapper):
     ):
         super().__init__(model, **kwargs)
         self.alpha = checks.check_weight("alpha", alpha)
-        self.from_logits = from_logits
+        self.from_logits = checks.check_bool("from_logits", from_logits)
         self.divergence = SymmetricDivergence(from_logits)
 
     def compute_loss(

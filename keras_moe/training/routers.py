@@ -60,7 +60,9 @@ class RouterLearningRate(keras.optimizers.Optimizer):
         self, inner_optimizer, factor: float = 0.1, name: str | None = None
     ):
         super().__init__(learning_rate=0.0, name=name)
-        self.inner_optimizer = keras.optimizers.get(inner_optimizer)
+        self.inner_optimizer = checks.check_optimizer(
+            "inner_optimizer", inner_optimizer
+        )
         if self.inner_optimizer.use_ema:
             raise ValueError(
                 "`inner_optimizer` must not have `use_ema`: it would average "
@@ -68,7 +70,7 @@ class RouterLearningRate(keras.optimizers.Optimizer):
                 f"{type(self.inner_optimizer).__name__} with use_ema=True. "
                 "Leave `use_ema` out."
             )
-        checks.check_weight("factor", factor)
+        factor = checks.check_weight("factor", factor)
         self._factor = self.add_variable(
             shape=(),
             initializer=keras.initializers.Constant(factor),

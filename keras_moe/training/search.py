@@ -1,9 +1,13 @@
 """What a search over hyperparameters varies of a mixture of experts."""
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
+
+from keras_moe.layers import checks
+from keras_moe.layers.argument_names import check_names
 
 DROPLESS = 0.0  # how a search writes capacity_factor=None: it knows no None
 
@@ -35,10 +39,20 @@ def search_space(
     Raises:
         ValueError: where a number of experts has no `top_k` that fits.
     """
+    num_experts = _counts("num_experts", num_experts)
+    top_k = _counts("top_k", top_k)
+    factors = [
+        checks.check_capacity_factor("capacity_factor", factor)
+        for factor in checks.check_list(
+            "capacity_factor", capacity_factor, "factors"
+        )
+    ]
+    load_balancing_weight = _bounds(load_balancing_weight)
+    _check_hyperparameters(hp)
     experts = hp.Choice("num_experts", list(num_experts))
     choices = {n: _top_k_of(hp, n, top_k) for n in num_experts}
     factor = hp.Choice(
-        "capacity_factor", [float(f or DROPLESS) for f in capacity_factor]
+        "capacity_factor", [float(f or DROPLESS) for f in factors]
     )
     weight = hp.Float(
         "load_balancing_weight", *load_balancing_weight, sampling="log"
@@ -49,6 +63,41 @@ def search_space(
         "capacity_factor": None if factor == DROPLESS else factor,
         "load_balancing_weight": weight,
     }
+
+
+def _counts(name, values):
+    """Return the numbers to choose from as a list of one or more."""
+    values = checks.check_list(name, values, "one or more integers")
+    if not values:
+        raise ValueError(
+            f"`{name}` must offer one value or more. Received: {name}=[]. "
+            f"Pass, for instance, {name}=(2, 4)."
+        )
+    return [checks.check_positive_int(name, value) for value in values]
+
+
+def _bounds(values):
+    """Return the least and the largest loss weight."""
+    name = "load_balancing_weight"
+    values = checks.check_list(name, values, "two numbers")
+    if len(values) == 2:
+        low, high = (checks.check_weight(name, value) for value in values)
+        if 0 < low <= high:
+            return low, high
+    raise ValueError(
+        f"`{name}` must be the least and the largest weight, both above 0. "
+        f"Received: {name}={values!r}. Pass, for instance, (1e-3, 1e-1)."
+    )
+
+
+def _check_hyperparameters(hp):
+    """Raise if `hp` is not what a tuner gives to a builder."""
+    if hasattr(hp, "Choice") and hasattr(hp, "Float"):
+        return
+    raise ValueError(
+        "`hp` must be the keras_tuner.HyperParameters of a tuner. Received: "
+        f"hp={hp!r}. Call search_space in the builder that a tuner calls."
+    )
 
 
 def _top_k_of(hp, number, top_k):
@@ -81,6 +130,10 @@ def hypermodel(
     Returns:
         A function from `keras_tuner.HyperParameters` to a compiled model.
     """
+
+    checks.check_callable("build", build)
+    known = inspect.signature(search_space).parameters
+    check_names("search_space", space, [n for n in known if n != "hp"])
 
     def build_of(hp):
         return build(**search_space(hp, **space))

@@ -11,7 +11,6 @@ from keras_moe import routing
 from keras_moe.layers import checks
 from keras_moe.layers.multitask.task_mixture import (
     TaskMixture,
-    check_tasks,
     first,
     one_mask,
 )
@@ -78,16 +77,15 @@ class CGC(TaskMixture):
         **kwargs,
     ):
         super().__init__(intermediate_dim, **kwargs)
-        check_tasks(
-            num_tasks=num_tasks,
-            num_shared_experts=num_shared_experts,
-            num_task_experts=num_task_experts,
+        self.num_tasks = checks.check_positive_int("num_tasks", num_tasks)
+        self.num_shared_experts = checks.check_positive_int(
+            "num_shared_experts", num_shared_experts
         )
-        self.num_tasks = num_tasks
-        self.num_shared_experts = num_shared_experts
-        self.num_task_experts = num_task_experts
-        self.return_shared = return_shared
-        self.num_outputs = num_tasks + bool(return_shared)
+        self.num_task_experts = checks.check_positive_int(
+            "num_task_experts", num_task_experts
+        )
+        self.return_shared = checks.check_bool("return_shared", return_shared)
+        self.num_outputs = self.num_tasks + self.return_shared
         self.task_experts = [
             self.bank(f"task_experts_{k}", num_task_experts)
             for k in range(num_tasks)

@@ -8,7 +8,7 @@ from keras import ops
 
 from keras_moe import routing
 from keras_moe.layers import checks
-from keras_moe.layers.multitask.task_mixture import TaskMixture, check_tasks
+from keras_moe.layers.multitask.task_mixture import TaskMixture
 from keras_moe.layers.routers.tokens import flatten_tokens
 from keras_moe.types import Shape, Tensor
 
@@ -56,9 +56,9 @@ class MultiGateMoE(TaskMixture):
         self, num_experts: int, intermediate_dim: int, num_tasks: int, **kwargs
     ):
         super().__init__(intermediate_dim, **kwargs)
-        check_tasks(num_experts=num_experts, num_tasks=num_tasks)
-        self.num_experts = num_experts
-        self.num_tasks = self.num_outputs = num_tasks
+        self.num_experts = checks.check_positive_int("num_experts", num_experts)
+        self.num_tasks = checks.check_positive_int("num_tasks", num_tasks)
+        self.num_outputs = self.num_tasks
         self.experts = self.bank("experts", num_experts)
 
     def build(self, input_shape: Shape) -> None:

@@ -6,10 +6,10 @@ shared ones.
 
 import keras
 
+from keras_moe.layers import checks
 from keras_moe.layers.multitask.cgc import CGC
 from keras_moe.layers.multitask.task_mixture import (
     TaskMixture,
-    check_tasks,
     first,
     one_mask,
 )
@@ -70,12 +70,16 @@ class PLE(TaskMixture):
         **kwargs,
     ):
         super().__init__(intermediate_dim, **kwargs)
-        check_tasks(num_tasks=num_tasks, num_layers=num_layers)
-        self.num_tasks = self.num_outputs = num_tasks
-        self.num_shared_experts = num_shared_experts
-        self.num_task_experts = num_task_experts
-        self.num_layers = num_layers
-        self.layers = [self._layer(j) for j in range(num_layers)]
+        self.num_tasks = checks.check_positive_int("num_tasks", num_tasks)
+        self.num_outputs = self.num_tasks
+        self.num_shared_experts = checks.check_positive_int(
+            "num_shared_experts", num_shared_experts
+        )
+        self.num_task_experts = checks.check_positive_int(
+            "num_task_experts", num_task_experts
+        )
+        self.num_layers = checks.check_positive_int("num_layers", num_layers)
+        self.layers = [self._layer(j) for j in range(self.num_layers)]
 
     def _layer(self, number):
         name = f"extraction_{number}"

@@ -82,9 +82,3 @@ def one_mask(mask):
     if not isinstance(mask, (list, tuple)):
         return mask
     return next((m for m in mask if m is not None), None)
-
-
-def check_tasks(**counts: int) -> None:
-    """Raises where one of the numbers is not an integer above 0."""
-    for name, value in counts.items():
-        checks.check_positive_int(name, value)

@@ -9,11 +9,12 @@ import keras
 
 from keras_moe import losses
 from keras_moe.layers import checks
+from keras_moe.layers.argument_names import NamedArguments
 from keras_moe.types import Tensor
 
 
 @keras.saving.register_keras_serializable(package="keras_moe")
-class UncertaintyWeighting(keras.layers.Layer):
+class UncertaintyWeighting(NamedArguments, keras.layers.Layer):
     """Sums task losses, each weighed by a variance that is learned with the
     model (Kendall, Gal & Cipolla 2018, eq. 7 and 10).
 
@@ -39,6 +40,8 @@ class UncertaintyWeighting(keras.layers.Layer):
             kinds or losses.
     """
 
+    fixed_arguments = ("autocast",)
+
     def __init__(
         self,
         num_tasks: int,
@@ -48,11 +51,13 @@ class UncertaintyWeighting(keras.layers.Layer):
         super().__init__(autocast=False, **kwargs)
         self.num_tasks = checks.check_positive_int("num_tasks", num_tasks)
         if isinstance(kinds, str):
-            kinds = [kinds] * num_tasks
+            kinds = [kinds] * self.num_tasks
+        kinds = checks.check_list("kinds", kinds, "kinds, one a task")
         self._check_number("kinds", len(kinds))
-        for kind in kinds:
+        self.kinds = [
             checks.check_choice("kinds", kind, losses.TASK_KINDS)
-        self.kinds = list(kinds)
+            for kind in kinds
+        ]
 
     def build(self, input_shape=None) -> None:
         """Creates the weights; the shape of the losses does not matter."""

@@ -53,7 +53,7 @@ class AttentionRouter(Router):
     ):
         super().__init__(num_experts, top_k=top_k, **kwargs)
         self.routing_dim = checks.check_positive_int("routing_dim", routing_dim)
-        self.causal = causal
+        self.causal = checks.check_bool("causal", causal)
 
     def build_scores(self) -> None:
         """Creates the projections and the experts' keys."""

@@ -13,6 +13,7 @@ import keras
 from keras_moe import kernels
 from keras_moe.kernels import light_ops as ops
 from keras_moe.layers import checks, quantization
+from keras_moe.layers.argument_names import NamedArguments
 from keras_moe.layers.routers import router_checks
 from keras_moe.layers.routers.switches import ExpertSwitches
 from keras_moe.layers.routers.tokens import flatten_tokens
@@ -42,7 +43,7 @@ class TokenBatch(NamedTuple):
     conditions: Conditions
 
 
-class BaseRouter(ExpertSwitches, keras.layers.Layer):
+class BaseRouter(ExpertSwitches, NamedArguments, keras.layers.Layer):
     """Base of all routers; computes in float32 under every dtype policy.
 
     A subclass writes `route(batch)`, names its own arguments in `arguments`
@@ -88,6 +89,7 @@ class BaseRouter(ExpertSwitches, keras.layers.Layer):
     """
 
     arguments: tuple[str, ...] = ("num_experts", "expert_dropout", "seed")
+    fixed_arguments: tuple[str, ...] = ("autocast",)
     # Attributes that hold a weight, and its axes of E experts and what else.
     expert_axes: dict[str, tuple[int, ...]] = {"expert_enabled": (0,)}
     router_inputs_use = "none"  # or "optional", or "required"
@@ -113,8 +115,8 @@ class BaseRouter(ExpertSwitches, keras.layers.Layer):
         self.expert_dropout = checks.check_rate(
             "expert_dropout", expert_dropout
         )
-        self.seed = seed
-        self.seed_generator = keras.random.SeedGenerator(seed)
+        self.seed = checks.check_seed(seed)
+        self.seed_generator = keras.random.SeedGenerator(self.seed)
 
     def __setattr__(self, name, value):
         """Layers inside a router are not quantised."""

@@ -47,9 +47,7 @@ class CosineRouter(Router):
         **kwargs,
     ):
         super().__init__(num_experts, top_k=top_k, **kwargs)
-        if routing_dim is not None:
-            checks.check_positive_int("routing_dim", routing_dim)
-        self.routing_dim = routing_dim
+        self.routing_dim = checks.check_optional_int("routing_dim", routing_dim)
         self.temperature = checks.check_above(
             "temperature", temperature, 0, float("inf")
         )

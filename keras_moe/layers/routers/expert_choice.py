@@ -56,9 +56,9 @@ class ExpertChoiceRouter(LearnedRouter):
         self.experts_per_token = checks.check_above(
             "experts_per_token", experts_per_token, 0, num_experts
         )
-        self.top_k = experts_per_token  # type: ignore[assignment]
-        self.bidirectional = bidirectional
-        if not bidirectional:
+        self.top_k = self.experts_per_token  # type: ignore[assignment]
+        self.bidirectional = checks.check_bool("bidirectional", bidirectional)
+        if not self.bidirectional:
             warnings.warn(
                 "ExpertChoiceRouter looks at all tokens of the batch, later "
                 "ones too: do not use it in a causal model. Pass "

@@ -28,8 +28,9 @@ class GShardRouter(Router):
         **kwargs: of `Router`, without `top_k` and `normalize_weights`.
     """
 
+    fixed_arguments = (*Router.fixed_arguments, "top_k", "normalize_weights")
     arguments = (
-        *without(Router.arguments, "top_k", "normalize_weights"),
+        *without(Router.arguments, *fixed_arguments),
         "second_expert",
         "threshold",
     )

@@ -62,10 +62,13 @@ class HierarchicalRouter(LearnedRouter):
     ):
         super().__init__(num_experts, **kwargs)
         self.top_k = checks.check_top_k(top_k, num_experts)
-        router_checks.check_groups(num_experts, top_k, num_groups, top_k_groups)
+        self.num_groups, self.top_k_groups = router_checks.check_groups(
+            num_experts, top_k, num_groups, top_k_groups
+        )
         router_checks.check_even_groups(top_k, top_k_groups)
-        self.num_groups, self.top_k_groups = num_groups, top_k_groups
-        self.normalize_weights = normalize_weights
+        self.normalize_weights = checks.check_bool(
+            "normalize_weights", normalize_weights
+        )
 
     @property
     def num_columns(self) -> int:

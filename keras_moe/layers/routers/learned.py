@@ -55,12 +55,18 @@ class LearnedRouter(BaseRouter):
         **kwargs,
     ):
         super().__init__(num_experts, **kwargs)
-        self.use_bias = use_bias
+        self.use_bias = checks.check_bool("use_bias", use_bias)
         self.jitter = checks.check_rate("jitter", jitter)
         self.noise_std = checks.check_weight("noise_std", noise_std)
-        self.kernel_initializer = keras.initializers.get(kernel_initializer)
-        self.bias_initializer = keras.initializers.get(bias_initializer)
-        self.kernel_regularizer = keras.regularizers.get(kernel_regularizer)
+        self.kernel_initializer = checks.check_initializer(
+            "kernel_initializer", kernel_initializer
+        )
+        self.bias_initializer = checks.check_initializer(
+            "bias_initializer", bias_initializer
+        )
+        self.kernel_regularizer = checks.check_regularizer(
+            "kernel_regularizer", kernel_regularizer
+        )
 
     load_balancing_weight = 0.01
 

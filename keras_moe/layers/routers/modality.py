@@ -91,11 +91,13 @@ class ModalityRouter(LearnedRouter):
         )
         self.top_k = checks.check_top_k(top_k, num_experts)
         if normalize_weights is None:
-            normalize_weights = top_k > 1
-        self.normalize_weights = normalize_weights
+            normalize_weights = self.top_k > 1
+        self.normalize_weights = checks.check_bool(
+            "normalize_weights", normalize_weights
+        )
 
         def each(name, value):
-            return router_checks.check_weights(name, value, num_modalities)
+            return router_checks.check_weights(name, value, self.num_modalities)
 
         self.local_entropy_weight = each(
             "local_entropy_weight", local_entropy_weight
@@ -110,9 +112,12 @@ class ModalityRouter(LearnedRouter):
         self.threshold = threshold
         if threshold is not None:
             self.threshold = each("threshold", threshold)
-        self.modality_bias = modality_bias
+        self.modality_bias = checks.check_bool("modality_bias", modality_bias)
         self.experts_of_modality = router_checks.check_experts_of_modality(
-            experts_of_modality, num_modalities, num_experts, top_k
+            experts_of_modality,
+            self.num_modalities,
+            self.num_experts,
+            self.top_k,
         )
 
     def build(self, input_shape: Shape) -> None:

@@ -35,8 +35,14 @@ class NoisyTopKRouter(Router):
     Weights: those of `Router`, and `noise_kernel` `(D, E + N)`, zero at first.
     """
 
+    fixed_arguments = (
+        *Router.fixed_arguments,
+        "scoring",
+        "normalize_weights",
+        "noise_std",
+    )
     arguments = (
-        *without(Router.arguments, "scoring", "normalize_weights", "noise_std"),
+        *without(Router.arguments, *fixed_arguments),
         "importance_weight",
         "load_weight",
     )

@@ -6,6 +6,7 @@ T tokens, D hidden_dim, E experts, N null experts.
 import keras
 from keras import ops
 
+from keras_moe.layers import checks
 from keras_moe.layers.routers.base import TokenBatch
 from keras_moe.layers.routers.router import Router
 from keras_moe.layers.routers.tokens import flatten_logits
@@ -51,7 +52,9 @@ class PathwayRouter(Router):
         **kwargs,
     ):
         super().__init__(num_experts, top_k=top_k, **kwargs)
-        self.pathway_initializer = keras.initializers.get(pathway_initializer)
+        self.pathway_initializer = checks.check_initializer(
+            "pathway_initializer", pathway_initializer
+        )
 
     def build_scores(self) -> None:
         """Creates the linear map and the residual's."""

@@ -66,9 +66,9 @@ class ReLURouter(LearnedRouter):
     ):
         super().__init__(num_experts, use_bias=use_bias, **kwargs)
         self.top_k = checks.check_top_k(top_k, num_experts)
-        self.max_experts = max_experts
-        if max_experts is not None:
-            router_checks.check_max_experts(max_experts, top_k, num_experts)
+        self.max_experts = router_checks.check_max_experts(
+            max_experts, top_k, num_experts
+        )
         self.l1_start = checks.check_above("l1_start", l1_start, 0, 1e9)
         self.l1_growth = checks.check_above("l1_growth", l1_growth, 1, 1e9)
 

@@ -104,15 +104,18 @@ class Router(LearnedRouter):
         )
         self.top_k = checks.check_top_k(top_k, num_experts)
         self.scoring = checks.check_choice("scoring", scoring, routing.SCORINGS)
-        self.normalize_weights = normalize_weights
+        self.normalize_weights = checks.check_bool(
+            "normalize_weights", normalize_weights
+        )
         self.routed_scaling_factor = checks.check_above(
             "routed_scaling_factor", routed_scaling_factor, 0, float("inf")
         )
-        router_checks.check_groups(num_experts, top_k, num_groups, top_k_groups)
-        self.num_groups, self.top_k_groups = num_groups, top_k_groups
+        self.num_groups, self.top_k_groups = router_checks.check_groups(
+            num_experts, top_k, num_groups, top_k_groups
+        )
         router_checks.check_null_experts(num_null_experts, num_groups)
-        self.expert_bias = bool(expert_bias)
-        if expert_bias:
+        self.expert_bias = checks.check_bool("expert_bias", expert_bias)
+        if self.expert_bias:
             self.load_balancing_weight = 0.0
         self.expert_bias_step = checks.check_above(
             "expert_bias_step", expert_bias_step, 0, float("inf")

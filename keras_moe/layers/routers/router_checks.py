@@ -4,16 +4,21 @@ from typing import Any
 
 import keras
 
-from keras_moe.layers.checks import check_positive_int, check_weight
+from keras_moe.argument_checks import as_number
+from keras_moe.layers.checks import (
+    check_list,
+    check_positive_int,
+    check_weight,
+)
 from keras_moe.types import Assignment, Tensor
 
 
 def check_groups(
     num_experts: int, top_k: int, num_groups: int, top_k_groups: int
-) -> None:
-    """Raises where K experts cannot be chosen from the best groups."""
-    check_positive_int("num_groups", num_groups)
-    check_positive_int("top_k_groups", top_k_groups)
+) -> tuple[int, int]:
+    """Return both numbers of groups if K experts can be chosen from them."""
+    num_groups = check_positive_int("num_groups", num_groups)
+    top_k_groups = check_positive_int("top_k_groups", top_k_groups)
     if num_experts % num_groups:
         raise ValueError(
             "`num_groups` must divide `num_experts`. Received: "
@@ -31,6 +36,7 @@ def check_groups(
             f"Received: top_k={top_k}, {top_k_groups} of {num_groups} groups "
             f"of {num_experts // num_groups}. Raise `top_k_groups`."
         )
+    return num_groups, top_k_groups
 
 
 def check_even_groups(top_k: int, top_k_groups: int) -> None:
@@ -145,6 +151,8 @@ def check_replay(replay: Assignment | None, tokens: Tensor, columns: int):
 
 def check_weights(name: str, value: Any, number: int):
     """Returns `value`, a number 0 or above, or a list of `number` such."""
+    if hasattr(value, "tolist") and getattr(value, "ndim", 0) > 0:
+        value = value.tolist()
     if not isinstance(value, (tuple, list)):
         return check_weight(name, value)
     if len(value) == number:
@@ -161,13 +169,17 @@ def check_experts_of_modality(
     """Returns lists of K experts or more, one a modality; or None."""
     if experts is None:
         return None
-    rows = [[int(e) for e in row] for row in experts]
+    rows = [
+        check_list("experts_of_modality", row, "experts for each modality")
+        for row in check_list("experts_of_modality", experts, "lists")
+    ]
     valid = len(rows) == num_modalities and all(
-        len(set(row)) >= top_k and all(0 <= e < num_experts for e in row)
+        all(as_number(e) in range(num_experts) for e in row)
+        and len(set(row)) >= top_k
         for row in rows
     )
     if valid:
-        return rows
+        return [[int(e) for e in row] for row in rows]
     raise ValueError(
         "`experts_of_modality` must list, for each of the "
         f"{num_modalities} modalities, top_k={top_k} or more experts in 0 ... "
@@ -189,27 +201,29 @@ def check_rule(rule: object):
 
 def check_default_expert(value: object, num_experts: int) -> int | None:
     """Returns `value` where it is None or in 0 ... E - 1."""
-    if value is None or (
-        isinstance(value, int)
-        and not isinstance(value, bool)
-        and 0 <= value < num_experts
-    ):
-        return value
+    number = as_number(value)
+    if value is None or number in range(num_experts):
+        return number if number is None else int(number)
     raise ValueError(
         f"`default_expert` must be None or in 0 ... {num_experts - 1}. "
         f"Received: default_expert={value!r}. Name an expert by its place."
     )
 
 
-def check_max_experts(max_experts: int, top_k: int, num_experts: int) -> None:
-    """Raises where `max_experts` is not in top_k ... E."""
-    check_positive_int("max_experts", max_experts)
+def check_max_experts(
+    max_experts: int | None, top_k: int, num_experts: int
+) -> int | None:
+    """Return `max_experts` if it is None or in top_k ... E."""
+    if max_experts is None:
+        return None
+    max_experts = check_positive_int("max_experts", max_experts)
     if not top_k <= max_experts <= num_experts:
         raise ValueError(
             f"`max_experts` must be in top_k ... num_experts. Received: "
             f"max_experts={max_experts}, top_k={top_k}, num_experts="
             f"{num_experts}. Pass None for no limit."
         )
+    return max_experts
 
 
 def check_expert_indices(
@@ -223,12 +237,13 @@ def check_expert_indices(
         least: experts that must stay.
         disabled: those that are off already.
     """
-    found = [int(i) for i in indices]  # type: ignore[attr-defined]
-    if not all(0 <= i < num_experts for i in found):
+    found = check_list("expert_indices", indices, "expert numbers")
+    if not all(as_number(i) in range(num_experts) for i in found):
         raise ValueError(
             f"`expert_indices` must be in 0 ... {num_experts - 1}. Received: "
             f"{found}. Name experts by their place in the bank."
         )
+    found = [int(i) for i in found]
     left = num_experts - len(disabled | set(found))
     if left < least:
         raise ValueError(

@@ -22,9 +22,13 @@ class SwitchRouter(Router):
             `normalize_weights`.
     """
 
-    arguments = without(
-        Router.arguments, "top_k", "scoring", "normalize_weights"
+    fixed_arguments = (
+        *Router.fixed_arguments,
+        "top_k",
+        "scoring",
+        "normalize_weights",
     )
+    arguments = without(Router.arguments, *fixed_arguments)
 
     def __init__(self, num_experts: int, jitter: float = 0.01, **kwargs):
         super().__init__(

@@ -51,7 +51,9 @@ class TopPRouter(LearnedRouter):
         if top_k is None:
             top_k = min(4, num_experts)
         self.top_k = checks.check_top_k(top_k, num_experts)
-        self.normalize_weights = normalize_weights
+        self.normalize_weights = checks.check_bool(
+            "normalize_weights", normalize_weights
+        )
         self.entropy_weight = checks.check_weight(
             "entropy_weight", entropy_weight
         )

@@ -12,6 +12,7 @@ import numpy as np
 from keras import ops
 
 from keras_moe.layers import checks, quantization
+from keras_moe.layers.argument_names import NamedArguments
 from keras_moe.layers.transformer import transformer_checks
 from keras_moe.routing.assignment import softmax
 from keras_moe.types import Shape, Tensor
@@ -86,7 +87,7 @@ def grouped_attention(
 
 
 @keras.saving.register_keras_serializable(package="keras_moe")
-class CachedAttention(keras.layers.Layer):
+class CachedAttention(NamedArguments, keras.layers.Layer):
     """Attention to the inputs themselves, to a cache of them, or to others.
 
     Without rotary positions and with as many key heads as heads it is
@@ -131,9 +132,9 @@ class CachedAttention(keras.layers.Layer):
         self.num_key_value_heads = transformer_checks.check_num_key_value_heads(
             num_key_value_heads, num_heads
         )
-        self.rotary = rotary
-        self.causal = causal
-        self.use_bias = use_bias
+        self.rotary = checks.check_bool("rotary", rotary)
+        self.causal = checks.check_bool("causal", causal)
+        self.use_bias = checks.check_bool("use_bias", use_bias)
 
     def build(self, input_shape: Shape) -> None:
         """Creates the weights for inputs `(B, S, D)`."""

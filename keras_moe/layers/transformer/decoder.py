@@ -6,6 +6,7 @@ sequence, D hidden_dim, G key and value heads, H head_dim.
 
 import keras
 
+from keras_moe.layers import checks
 from keras_moe.layers.transformer import transformer_checks
 from keras_moe.layers.transformer.attention import CachedAttention, KeysValues
 from keras_moe.layers.transformer.pre_norm import PreNormBlock
@@ -84,7 +85,9 @@ class TransformerDecoderBlock(PreNormBlock):
             **kwargs,
         )
         transformer_checks.check_causal(moe)
-        self.cross_attention = cross_attention
+        self.cross_attention = checks.check_bool(
+            "cross_attention", cross_attention
+        )
 
     def build_attention(self, input_shape: Shape) -> None:
         """Creates the attention to the sequence, and to the encoder's."""

@@ -8,11 +8,12 @@ import inspect
 import keras
 
 from keras_moe.layers import checks, quantization, sharing
+from keras_moe.layers.argument_names import NamedArguments
 from keras_moe.layers.transformer import transformer_checks
 from keras_moe.types import Shape
 
 
-class PreNormBlock(keras.layers.Layer):
+class PreNormBlock(NamedArguments, keras.layers.Layer):
     """Base of the transformer blocks; a subclass writes `build_attention`.
 
     Args:
@@ -50,16 +51,16 @@ class PreNormBlock(keras.layers.Layer):
         super().__init__(**kwargs)
         self.supports_masking = True
         self.num_heads = checks.check_positive_int("num_heads", num_heads)
-        self.moe = moe
+        self.moe = transformer_checks.check_moe(moe)
         sharing.own(self, moe)
         parameters = inspect.signature(moe.call).parameters
         self._moe_takes_mask = "mask" in parameters
         self.dropout = checks.check_rate("dropout", dropout)
-        self.epsilon = epsilon
+        self.epsilon = checks.check_above("epsilon", epsilon, 0, 1)
         self.num_key_value_heads = transformer_checks.check_num_key_value_heads(
             num_key_value_heads, num_heads
         )
-        self.rotary = rotary
+        self.rotary = checks.check_bool("rotary", rotary)
 
     def build(self, input_shape: Shape) -> None:
         """Creates the weights for inputs `(B, S, D)`."""

@@ -1,6 +1,8 @@
 """What the arguments of transformer blocks must be; see
 `keras_moe.layers.checks`."""
 
+import keras
+
 from keras_moe.layers import checks
 from keras_moe.types import Shape
 
@@ -9,7 +11,7 @@ def check_num_key_value_heads(value: int | None, num_heads: int) -> int | None:
     """Returns `value` where it is None or a divisor of `num_heads`."""
     if value is None:
         return None
-    checks.check_positive_int("num_key_value_heads", value)
+    value = checks.check_positive_int("num_key_value_heads", value)
     if num_heads % value == 0:
         return value
     raise ValueError(
@@ -36,6 +38,17 @@ def check_width(shape: Shape, num_heads: int, rotary: bool = False) -> int:
             f"{num_heads}. Change `num_heads`, or pass rotary=False."
         )
     return width
+
+
+def check_moe(moe: object) -> keras.layers.Layer:
+    """Return `moe` if it is a layer that a block can call."""
+    return checks.check_is_a(
+        "moe",
+        moe,
+        keras.layers.Layer,
+        "a Keras layer, the feed-forward part",
+        "Pass a MoEBlock, or Expert(F) for the dense twin.",
+    )
 
 
 def check_causal(moe: object) -> None:

@@ -1,0 +1,207 @@
+"""Check plain arguments; every floor uses these functions.
+
+Each check returns its value as plain Python, so that configs can be written
+as JSON: a NumPy scalar becomes an int, a float, or a bool. Otherwise it raises
+a ValueError that names the argument, the rule, what was received, and a remedy.
+"""
+
+import difflib
+import numbers
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+INFINITY = float("inf")
+# What a tensor, a symbolic dimension, or a traced value never is.
+_STATIC = (
+    numbers.Number,
+    str,
+    bytes,
+    type(None),
+    list,
+    tuple,
+    dict,
+    set,
+    frozenset,
+)
+
+
+def check_positive_int(name: str, value: object) -> int:
+    """Return `value` if it is an integer above 0."""
+    if _is_integer(value) and int(value) > 0:  # type: ignore[call-overload]
+        return int(value)  # type: ignore[call-overload]
+    raise ValueError(
+        f"`{name}` must be an integer above 0. Received: {name}={value!r}. "
+        f"Pass, for instance, {name}=2."
+    )
+
+
+def check_optional_int(name: str, value: object) -> int | None:
+    """Return `value` if it is None or an integer above 0."""
+    return None if value is None else check_positive_int(name, value)
+
+
+def check_count(name: str, value: object) -> int:
+    """Return `value` if it is an integer, 0 or above."""
+    if _is_integer(value) and int(value) >= 0:  # type: ignore[call-overload]
+        return int(value)  # type: ignore[call-overload]
+    raise ValueError(
+        f"`{name}` must be an integer, 0 or above. Received: {name}={value!r}. "
+        "Pass 0 for none."
+    )
+
+
+def check_size(name: str, value: Any) -> Any:
+    """Return `value` if it is an integer, 0 or above, or no plain value.
+
+    A size may be a tensor or a symbolic dimension, which are not checked.
+    """
+    return check_count(name, value) if is_static(value) else value
+
+
+def check_top_k(top_k: object, num_experts: int) -> int:
+    """Return `top_k` if it is in 1 ... num_experts."""
+    number = check_positive_int("top_k", top_k)
+    if number <= num_experts:
+        return number
+    raise ValueError(
+        "`top_k` must be at most `num_experts`: a token's experts are "
+        f"distinct. Received: top_k={top_k}, num_experts={num_experts}. Lower "
+        "`top_k` or raise `num_experts`."
+    )
+
+
+def check_bool(name: str, value: object) -> bool:
+    """Return `value` if it is True or False."""
+    if isinstance(value, (bool, np.bool_)):
+        return bool(value)
+    raise ValueError(
+        f"`{name}` must be True or False. Received: {name}={value!r}. Pass a "
+        "bool; a text such as 'False' counts as true in Python."
+    )
+
+
+def check_seed(value: object) -> int | None:
+    """Return a `seed` if it is None or an integer in 0 ... 2**31 - 1."""
+    if value is None:
+        return None
+    if _is_integer(value) and 0 <= int(value) < 2**31:  # type: ignore[call-overload]
+        return int(value)  # type: ignore[call-overload]
+    raise ValueError(
+        "`seed` must be None or an integer in 0 ... 2**31 - 1. Received: "
+        f"seed={value!r}. Pass, for instance, seed=1."
+    )
+
+
+def check_choice(name: str, value: object, choices: tuple[str, ...]) -> str:
+    """Return `value` if it is one of `choices`."""
+    if isinstance(value, str) and value in choices:
+        return str(value)
+    remedy = f"The default is {choices[0]!r}."
+    nearest = nearest_of(value, choices)
+    if nearest is not None:
+        remedy = f"Did you mean {nearest!r}?"
+    raise ValueError(
+        f"`{name}` must be one of {choices}. Received: {name}={value!r}. "
+        f"{remedy}"
+    )
+
+
+def check_rate(name: str, value: object) -> float:
+    """Return `value` if it is a number in 0 <= value < 1."""
+    number = as_number(value)
+    if number is not None and 0 <= number < 1:
+        return number
+    raise ValueError(
+        f"`{name}` must be a number in 0 <= {name} < 1. Received: "
+        f"{name}={value!r}. Pass 0 to switch it off."
+    )
+
+
+def check_weight(name: str, value: object) -> float:
+    """Return `value` if it is a finite number, 0 or above."""
+    number = as_number(value)
+    if number is not None and 0 <= number < INFINITY:
+        return number
+    raise ValueError(
+        f"`{name}` must be a finite number, 0 or above. Received: "
+        f"{name}={value!r}. Pass 0 to switch it off."
+    )
+
+
+def check_capacity_factor(name: str, value: object) -> float | None:
+    """Return `value` if it is None or a finite number above 0."""
+    if value is None:
+        return None
+    number = as_number(value)
+    if number is not None and 0 < number < INFINITY:
+        return number
+    raise ValueError(
+        f"`{name}` must be None (no token is dropped) or a finite number above "
+        f"0. Received: {name}={value!r}. 1.25 is a common start."
+    )
+
+
+def check_above(name: str, value: object, low: float, high: float) -> float:
+    """Return `value` if it is a finite number in low < value <= high."""
+    number = as_number(value)
+    if number is not None and low < number <= high and number < INFINITY:
+        return number
+    raise ValueError(
+        f"`{name}` must be a finite number in {low} < {name} <= {high}. "
+        f"Received: {name}={value!r}. Choose one inside."
+    )
+
+
+def check_callable(name: str, value: Any, optional: bool = False) -> Any:
+    """Return `value` if it is a function, or None if that is allowed."""
+    if callable(value) or (optional and value is None):
+        return value
+    rule = "None or a function" if optional else "a function"
+    raise ValueError(
+        f"`{name}` must be {rule}. Received: {name}={value!r}. Pass the "
+        "function itself, not its name or its result."
+    )
+
+
+def check_list(name: str, value: Any, of: str) -> list:
+    """Return `value` as a list if it can be listed and is no text."""
+    if isinstance(value, Iterable) and not isinstance(value, (str, bytes)):
+        return list(value)
+    raise ValueError(
+        f"`{name}` must be a list of {of}. Received: {name}={value!r}. Put "
+        "one alone into a list, too."
+    )
+
+
+def as_number(value: object) -> Any:
+    """Return a real number as a plain int or float, and None otherwise."""
+    if isinstance(value, (bool, np.bool_)):
+        return None
+    if isinstance(value, (int, float)) and type(value) in (int, float):
+        return value
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    if isinstance(value, numbers.Real):
+        return float(value)
+    return None
+
+
+def is_static(value: object) -> bool:
+    """Return whether a value is plain Python or NumPy, and no tensor."""
+    return isinstance(value, _STATIC)
+
+
+def nearest_of(value: object, names: Iterable[str]) -> str | None:
+    """Return the name that a misspelled one most likely stands for."""
+    if not isinstance(value, str):
+        return None
+    by_lower = {name.lower(): name for name in names}
+    found = difflib.get_close_matches(value.lower(), list(by_lower), 1, 0.6)
+    return by_lower[found[0]] if found else None
+
+
+def _is_integer(value: object) -> bool:
+    is_bool = isinstance(value, (bool, np.bool_))
+    return isinstance(value, numbers.Integral) and not is_bool
