@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from keras_moe.types import Assignment
+
 INFINITY = float("inf")
 # What a tensor, a symbolic dimension, or a traced value never is.
 _STATIC = (
@@ -29,6 +31,8 @@ _STATIC = (
 
 def check_positive_int(name: str, value: object) -> int:
     """Return `value` if it is an integer above 0."""
+    if type(value) is int and value > 0:  # in each call of a block
+        return value
     if _is_integer(value) and int(value) > 0:  # type: ignore[call-overload]
         return int(value)  # type: ignore[call-overload]
     raise ValueError(
@@ -172,6 +176,17 @@ def check_list(name: str, value: Any, of: str) -> list:
     raise ValueError(
         f"`{name}` must be a list of {of}. Received: {name}={value!r}. Put "
         "one alone into a list, too."
+    )
+
+
+def check_assignment(value: object) -> Assignment:
+    """Return an `assignment` if it is one."""
+    if isinstance(value, Assignment):
+        return value
+    raise ValueError(
+        "`assignment` must be an Assignment. Received: assignment="
+        f"{value!r}. Pass what a router returns, or what a block returns "
+        "second with return_assignment=True."
     )
 
 

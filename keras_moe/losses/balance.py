@@ -8,6 +8,15 @@ padding alone has the loss zero.
 
 import math
 
+from keras_moe.argument_checks import (
+    check_assignment,
+    check_bool,
+    check_choice,
+    check_positive_int,
+    check_top_k,
+    check_weight,
+    is_static,
+)
 from keras_moe.kernels import group_sizes_of, sum_over_replicas
 from keras_moe.kernels import light_ops as ops
 from keras_moe.types import Assignment, Tensor
@@ -38,6 +47,7 @@ def load_balancing_loss(
             (Qiu et al. 2025, "Demons in the Detail", section 3): experts may
             then specialise on what one replica's batch is full of.
     """
+    check_bool("over_replicas", over_replicas)
     num_experts = router_probs.shape[-1]
     if token_mask is not None:
         expert_index = _mask_pairs(expert_index, token_mask, num_experts)
@@ -81,6 +91,7 @@ def sequence_balancing_loss(
         num_sequences: B, a divisor of T.
         token_mask: bool `(T,)`.
     """
+    _check_divisor("num_sequences", num_sequences)
     router_probs = ops.convert_to_tensor(router_probs)
     num_experts = router_probs.shape[-1]
     num_tokens = ops.shape(router_probs)[0]
@@ -121,7 +132,10 @@ def balancing_loss(
         token_mask: bool `(T,)`.
         sequence_length: S, for `"per_sequence"`.
     """
+    check_choice("kind", kind, LOAD_BALANCING)
+    check_assignment(assignment)
     if kind == "per_sequence":
+        _check_divisor("sequence_length", sequence_length)
         num_tokens = ops.shape(assignment.router_probs)[0]
         return sequence_balancing_loss(
             assignment.router_probs,
@@ -196,10 +210,19 @@ def load_loss(
         token_mask: bool `(T,)`.
     """
     router_logits = ops.convert_to_tensor(router_logits)
+    check_top_k(top_k, router_logits.shape[-1])
+    if is_static(noise_std):
+        check_weight("noise_std", noise_std)
     threshold = ops.top_k(noisy_logits, top_k)[0][:, -1:]
     z = (router_logits - threshold) / ops.maximum(noise_std, 1e-6)
     probs = 0.5 * (1.0 + ops.erf(z / math.sqrt(2.0)))
     return importance_loss(probs, token_mask)
+
+
+def _check_divisor(name, value):
+    """Raise if a plain number is not an integer above 0."""
+    if is_static(value):
+        check_positive_int(name, value)
 
 
 def _mask_pairs(expert_index, token_mask, num_experts):

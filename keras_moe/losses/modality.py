@@ -7,6 +7,11 @@ padding, which counts nowhere; nor does a token whose modality is none of
 
 from keras import ops
 
+from keras_moe.argument_checks import (
+    check_positive_int,
+    check_weight,
+    is_static,
+)
 from keras_moe.types import Tensor
 
 
@@ -57,6 +62,8 @@ def global_entropy_loss(
         threshold: tau, a number or float32 `(M,)`; None for no threshold.
             `log(E / M)` leaves each modality experts of its own.
     """
+    if threshold is not None and is_static(threshold):
+        _check_threshold(threshold, num_modalities)
     probs = ops.cast(router_probs, "float32")
     member, count = _members(modality, num_modalities, token_mask)
     weight = ops.transpose(ops.cast(member, "float32"))
@@ -71,6 +78,18 @@ def global_entropy_loss(
     return loss
 
 
+def _check_threshold(threshold, num_modalities):
+    """Raise if plain numbers are no threshold for each modality."""
+    if (
+        isinstance(threshold, (list, tuple))
+        and len(threshold) == num_modalities
+    ):
+        for one in threshold:
+            check_weight("threshold", one)
+        return
+    check_weight("threshold", threshold)
+
+
 def _entropy(probs):
     """Entropy over the last axis in nats; 0 log 0 is 0, its gradient too."""
     logs = ops.log(ops.maximum(probs, 1e-30))
@@ -79,6 +98,7 @@ def _entropy(probs):
 
 def _members(modality, num_modalities, token_mask):
     """Bool `(T, M)`, whose token it is, and the tokens of each, `(M,)`."""
+    check_positive_int("num_modalities", num_modalities)
     modalities = ops.arange(num_modalities, dtype="int32")
     ids = ops.expand_dims(ops.cast(modality, "int32"), -1)
     member = ops.equal(ids, modalities)

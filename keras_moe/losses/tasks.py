@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from keras import ops
 
+from keras_moe.argument_checks import check_choice, check_list
 from keras_moe.types import Tensor
 
 TASK_KINDS = ("regression", "classification")
@@ -40,7 +41,19 @@ def uncertainty_weighted_loss(
         task_losses = ops.stack(list(task_losses))
     task_losses = ops.cast(task_losses, "float32")
     log_variances = ops.convert_to_tensor(log_variances)
+    kinds = _check_kinds(kinds, log_variances.shape[0])
     factors = [0.5 if kind == "regression" else 1.0 for kind in kinds]
     factors = ops.convert_to_tensor(factors, dtype="float32")
     precisions = factors * ops.exp(ops.negative(log_variances))
     return ops.sum(precisions * task_losses + 0.5 * log_variances)
+
+
+def _check_kinds(kinds, number):
+    """Return `kinds` as a list if there is one for each task."""
+    kinds = check_list("kinds", kinds, "kinds, one for each task")
+    if len(kinds) == number:
+        return [check_choice("kinds", kind, TASK_KINDS) for kind in kinds]
+    raise ValueError(
+        "`kinds` must hold one for each entry of `log_variances`. Received: "
+        f"kinds={kinds!r}, {number} log variances. Pass as many."
+    )

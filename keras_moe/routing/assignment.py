@@ -10,8 +10,10 @@ costs nothing either: what it gives is no matter of the experts.
 
 from typing import NamedTuple
 
+from keras_moe.argument_checks import check_assignment, check_positive_int
 from keras_moe.kernels import light_ops as ops
 from keras_moe.kernels import row_of_each, take_columns, top_k_index
+from keras_moe.routing import rules
 from keras_moe.types import Assignment, Tensor
 
 UNAVAILABLE = -1e30  # below every score, and no NaN in a difference of two
@@ -110,7 +112,7 @@ def token_choice(
         num_null_experts: N; they are the last columns.
         router_loss: scalar, or None for zero.
     """
-    num_experts = router_logits.shape[-1] - num_null_experts
+    num_experts = rules.real_experts(router_logits.shape[-1], num_null_experts)
     if conditions.token_mask is not None:
         choice = choice.only(ops.expand_dims(conditions.token_mask, -1))
     index, computed = choice
@@ -171,6 +173,7 @@ def no_loss() -> Tensor:
 
 def pair_scores(assignment: Assignment) -> Tensor:
     """Returns the router probability of each pair, float32 `(P,)`."""
+    check_assignment(assignment)
     probs = ops.take(assignment.router_probs, assignment.token_index, axis=0)
     last = assignment.router_probs.shape[-1] - 1
     expert = ops.expand_dims(ops.minimum(assignment.expert_index, last), -1)
@@ -187,6 +190,8 @@ def dense_weights(
         pairs_per_token: K.
         experts: int32 `(n,)`, the `expert_index` of each column.
     """
+    check_assignment(assignment)
+    check_positive_int("pairs_per_token", pairs_per_token)
     index = ops.reshape(assignment.expert_index, (-1, pairs_per_token, 1))
     weights = ops.reshape(assignment.combine_weights, (-1, pairs_per_token, 1))
     hits = ops.equal(index, experts)

@@ -7,7 +7,16 @@ from fractions import Fraction
 
 from keras import ops
 
+from keras_moe.argument_checks import (
+    INFINITY,
+    check_above,
+    check_assignment,
+    check_choice,
+    check_positive_int,
+    check_size,
+)
 from keras_moe.kernels import group_sizes_of, inverse_permutation
+from keras_moe.routing import rules
 from keras_moe.routing.assignment import Assignment, pair_scores
 from keras_moe.types import Tensor
 
@@ -32,6 +41,10 @@ def expert_capacity(
         top_k: K, experts of a token; the mean where that varies.
         capacity_factor: above 0. 1.25 is common in training, 2 in evaluation.
     """
+    check_size("num_tokens", num_tokens)
+    rules.check_positive("num_experts", check_size("num_experts", num_experts))
+    check_above("top_k", top_k, 0, INFINITY)
+    check_above("capacity_factor", capacity_factor, 0, INFINITY)
     factor = Fraction(str(capacity_factor)).limit_denominator(1000)
     factor *= Fraction(str(top_k)).limit_denominator(1000)
     pairs = num_tokens * factor.numerator
@@ -64,6 +77,10 @@ def apply_capacity(
         The same assignment; dropped pairs have `expert_index == E` and weight
         zero. The weights of a token's other pairs do not grow.
     """
+    check_assignment(assignment)
+    check_size("capacity", capacity)
+    check_choice("priority", priority, PRIORITIES)
+    check_positive_int("num_shards", num_shards)
     num_experts = assignment.router_probs.shape[-1]
     score = pair_scores(assignment) if priority == "score" else None
     if num_shards == 1:

@@ -5,7 +5,9 @@ T tokens, E experts, C expert_capacity, P = E * C routed pairs.
 
 from keras import ops
 
+from keras_moe.argument_checks import check_size
 from keras_moe.kernels import top_k_index
+from keras_moe.routing import rules
 from keras_moe.routing.assignment import (
     UNAVAILABLE,
     UNCONDITIONAL,
@@ -40,6 +42,8 @@ def expert_choice_assignment(
         from its best token down.
     """
     router_logits = ops.convert_to_tensor(router_logits)
+    rules.check_conditions(conditions)
+    rules.check_positive("capacity", check_size("capacity", capacity))
     num_experts = router_logits.shape[1]
     probs = softmax(available_logits(router_logits, conditions))
     if conditions.replay is not None:

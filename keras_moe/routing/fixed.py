@@ -9,6 +9,13 @@ other token moves.
 
 from keras import ops
 
+from keras_moe.argument_checks import (
+    as_number,
+    check_count,
+    check_positive_int,
+    check_top_k,
+)
+from keras_moe.routing import rules
 from keras_moe.routing.assignment import (
     UNCONDITIONAL,
     Assignment,
@@ -36,6 +43,8 @@ def hash_scores(ids: Tensor, num_experts: int, seed: int = 0) -> Tensor:
     Returns:
         float32 `(T, E)`.
     """
+    check_positive_int("num_experts", num_experts)
+    check_count("seed", seed)
     experts = ops.arange(num_experts, dtype="int32")
     salt = _mix(experts + 1 + (seed & 0xFFFFF) * num_experts)
     mixed = _mix(ops.expand_dims(ops.cast(ids, "int32"), -1))
@@ -54,6 +63,7 @@ def cyclic_scores(ids: Tensor, num_experts: int) -> Tensor:
     Returns:
         float32 `(T, E)`.
     """
+    check_positive_int("num_experts", num_experts)
     experts = ops.arange(num_experts, dtype="int32")
     first = ops.expand_dims(ops.mod(ops.cast(ids, "int32"), num_experts), -1)
     distance = ops.mod(experts - first, num_experts)
@@ -73,6 +83,7 @@ def rule_scores(
     Returns:
         float32 `(T, E)`.
     """
+    check_default_expert(default_expert, num_experts)
     scores = cyclic_scores(expert, num_experts)
     experts = ops.arange(num_experts, dtype="int32")
     if default_expert is not None:
@@ -80,6 +91,18 @@ def rule_scores(
         scores = ops.where(is_default, ops.ones_like(scores) / 2, scores)
     chosen = ops.expand_dims(ops.cast(expert, "int32"), -1)
     return ops.where(ops.equal(experts, chosen), ops.ones_like(scores), scores)
+
+
+def check_default_expert(value: object, num_experts: int) -> int | None:
+    """Return `value` if it is None or in 0 ... E - 1."""
+    check_positive_int("num_experts", num_experts)
+    number = as_number(value)
+    if value is None or number in range(num_experts):
+        return number if number is None else int(number)
+    raise ValueError(
+        f"`default_expert` must be None or in 0 ... {num_experts - 1}. "
+        f"Received: default_expert={value!r}. Name an expert by its place."
+    )
 
 
 def fixed_assignment(
@@ -96,6 +119,8 @@ def fixed_assignment(
         conditions: of the batch.
     """
     num_experts = scores.shape[-1]
+    check_top_k(top_k, num_experts)
+    rules.check_conditions(conditions)
     choice = choose(available_logits(scores, conditions), top_k, conditions)
     experts = ops.arange(num_experts, dtype="int32")
     hits = ops.equal(ops.expand_dims(choice.columns, -1), experts)

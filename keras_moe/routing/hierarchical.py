@@ -7,6 +7,7 @@ top_k, K / M of them in each chosen group.
 from keras import ops
 
 from keras_moe.kernels import take_columns, top_k_index
+from keras_moe.routing import rules
 from keras_moe.routing.assignment import (
     UNAVAILABLE,
     UNCONDITIONAL,
@@ -55,6 +56,9 @@ def hierarchical_assignment(
         logit: with one group, the expert's logits.
     """
     num_groups, num_experts = group_logits.shape[-1], expert_logits.shape[-1]
+    rules.check_token_choice(top_k, num_experts, normalize_weights, conditions)
+    rules.check_groups(num_experts, top_k, num_groups, top_k_groups)
+    rules.check_even_groups(top_k, top_k_groups)
     size = num_experts // num_groups
     expert_logits = ops.convert_to_tensor(expert_logits)
     masked = available_logits(expert_logits, conditions)

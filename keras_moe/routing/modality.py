@@ -5,6 +5,7 @@ T tokens, E experts, K top_k, M modalities.
 
 from keras import ops
 
+from keras_moe.routing import rules
 from keras_moe.routing.assignment import (
     UNAVAILABLE,
     UNCONDITIONAL,
@@ -43,6 +44,9 @@ def modality_assignment(
         An `Assignment` with K pairs a token, its best expert first.
     """
     router_logits = ops.convert_to_tensor(router_logits)
+    rules.check_token_choice(
+        top_k, router_logits.shape[-1], normalize_weights, conditions
+    )
     masked = available_logits(router_logits, conditions)
     if allowed is not None:
         if conditions.replay is not None:

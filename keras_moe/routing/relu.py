@@ -5,7 +5,9 @@ T tokens, E experts, K top_k, M the most experts a token may have.
 
 from keras import ops
 
+from keras_moe.argument_checks import INFINITY, check_above, check_positive_int
 from keras_moe.kernels import sum_over_replicas
+from keras_moe.routing import rules
 from keras_moe.routing.assignment import (
     UNCONDITIONAL,
     Assignment,
@@ -43,6 +45,16 @@ def relu_assignment(
         weight zero are not computed.
     """
     router_logits = ops.convert_to_tensor(router_logits)
+    num_experts = router_logits.shape[-1]
+    rules.check_conditions(conditions)
+    check_above("top_k", top_k, 0, num_experts)
+    check_above(
+        "max_experts",
+        check_positive_int("max_experts", max_experts),
+        0,
+        num_experts,
+    )
+    rules.check_loss_weight("l1_coefficient", l1_coefficient)
     gates = ops.relu(available_logits(router_logits, conditions))
     choice = choose(gates, max_experts, conditions)
     weights = choice.values(gates)
@@ -80,6 +92,8 @@ def next_l1_coefficient(
         token_mask: bool `(T,)`.
     """
     router_logits = ops.convert_to_tensor(router_logits)
+    check_above("top_k", top_k, 0, INFINITY)
+    check_above("growth", growth, 1, INFINITY)
     active = ops.cast(router_logits > 0, "float32")
     valid = _valid(router_logits, token_mask)
     count = sum_over_replicas(ops.sum(active * valid))

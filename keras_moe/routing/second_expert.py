@@ -5,6 +5,8 @@ T tokens, K = 2.
 
 from keras import ops
 
+from keras_moe.argument_checks import check_assignment
+from keras_moe.routing import rules
 from keras_moe.routing.assignment import Assignment
 from keras_moe.types import Tensor
 
@@ -26,6 +28,8 @@ def drop_weak_second(
         threshold: above 0, at most 1.
         noise: float32 `(T,)`, uniform in 0 ... 1, or None.
     """
+    check_assignment(assignment)
+    rules.check_share("threshold", threshold)
     num_experts = assignment.router_probs.shape[-1]
     second = ops.reshape(assignment.combine_weights, (-1, 2))[:, 1]
     if noise is None:

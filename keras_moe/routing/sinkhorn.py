@@ -5,6 +5,12 @@ T tokens, E experts, K top_k.
 
 from keras import ops
 
+from keras_moe.argument_checks import (
+    check_optional_int,
+    check_positive_int,
+    check_top_k,
+)
+from keras_moe.routing import rules
 from keras_moe.routing.assignment import (
     UNAVAILABLE,
     UNCONDITIONAL,
@@ -38,6 +44,9 @@ def sinkhorn_assignment(
         conditions: of the batch.
     """
     router_logits = ops.convert_to_tensor(router_logits)
+    rules.check_conditions(conditions)
+    check_top_k(top_k, router_logits.shape[-1])
+    check_optional_int("num_iterations", num_iterations)
     ranked = available_logits(router_logits, conditions)
     probs = softmax(ranked)
     if num_iterations is not None:
@@ -71,6 +80,8 @@ def sinkhorn(
     Returns:
         float32 `(T, E)`, the logarithm of the plan, its rows summing to one.
     """
+    rules.check_conditions(conditions)
+    check_positive_int("num_iterations", num_iterations)
     log_plan = ops.stop_gradient(ops.convert_to_tensor(router_logits))
     log_plan = available_logits(log_plan, conditions)
     for _ in range(num_iterations):

@@ -3,8 +3,10 @@
 T tokens, E experts, N null experts, K top_k.
 """
 
+from keras_moe.argument_checks import check_choice, check_positive_int
 from keras_moe.kernels import group_sizes_of, sum_over_replicas, top_k_index
 from keras_moe.kernels import light_ops as ops
+from keras_moe.routing import rules
 from keras_moe.routing.assignment import (
     UNAVAILABLE,
     UNCONDITIONAL,
@@ -67,6 +69,12 @@ def top_k_assignment(
     """
     router_logits = ops.convert_to_tensor(router_logits)
     num_columns = router_logits.shape[-1]
+    num_experts = rules.real_experts(num_columns, num_null_experts)
+    check_choice("scoring", scoring, SCORINGS)
+    rules.check_token_choice(top_k, num_experts, normalize_weights, conditions)
+    rules.check_groups(num_experts, top_k, num_groups, top_k_groups)
+    rules.check_null_experts(num_null_experts, num_groups)
+    rules.check_positive("routed_scaling_factor", routed_scaling_factor)
     masked = available_logits(router_logits, conditions)
     if scoring == "sigmoid":
         scores = ops.sigmoid(masked)
@@ -115,6 +123,8 @@ def keep_best_groups(
         `(T, E)`.
     """
     num_experts = scores.shape[-1]
+    rules.check_groups(num_experts, 1, num_groups, top_k_groups)
+    check_positive_int("best", best)
     size = num_experts // num_groups
     grouped = ops.reshape(scores, (-1, num_groups, size))
     strongest = ops.top_k(grouped, min(best, size))[0]
@@ -145,6 +155,8 @@ def balanced_bias(
         num_experts: E.
         step_size: above 0; 0.001 in the paper.
     """
+    check_positive_int("num_experts", num_experts)
+    rules.check_positive("step_size", step_size)
     counts = ops.cast(group_sizes_of(expert_index, num_experts), "float32")
     counts = sum_over_replicas(counts)
     return expert_bias + step_size * ops.sign(ops.mean(counts) - counts)

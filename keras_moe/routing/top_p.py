@@ -5,6 +5,7 @@ T tokens, E experts, K the most experts a token may have.
 
 from keras import ops
 
+from keras_moe.routing import rules
 from keras_moe.routing.assignment import (
     UNCONDITIONAL,
     Assignment,
@@ -44,6 +45,11 @@ def top_p_assignment(
         An `Assignment` with K pairs a token, its best expert first.
     """
     router_logits = ops.convert_to_tensor(router_logits)
+    rules.check_token_choice(
+        top_k, router_logits.shape[-1], normalize_weights, conditions
+    )
+    rules.check_share("top_p", top_p)
+    rules.check_loss_weight("entropy_weight", entropy_weight)
     masked = available_logits(router_logits, conditions)
     probs = softmax(masked)
     choice = choose(masked, top_k, conditions)

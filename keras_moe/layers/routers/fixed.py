@@ -12,6 +12,7 @@ from keras_moe.layers.routers import router_checks
 from keras_moe.layers.routers.base import BaseRouter, TokenBatch
 from keras_moe.layers.routers.tokens import flatten_ids
 from keras_moe.routing import Assignment
+from keras_moe.routing.fixed import check_default_expert
 
 METHODS = ("hash", "modulo", "round_robin")
 
@@ -108,9 +109,7 @@ class RuleRouter(BaseRouter):
         self.rule = router_checks.check_rule(rule)
         self.reads_tokens = rule is not None
         self.causal = rule is None or getattr(rule, "causal", False)
-        self.default_expert = router_checks.check_default_expert(
-            default_expert, num_experts
-        )
+        self.default_expert = check_default_expert(default_expert, num_experts)
         self.router_inputs_use = "required" if rule is None else "optional"
 
     def route(self, batch: TokenBatch) -> Assignment:

@@ -7,10 +7,9 @@ import keras
 
 from keras_moe import routing
 from keras_moe.layers import checks
-from keras_moe.layers.routers import router_checks
 from keras_moe.layers.routers.base import TokenBatch
 from keras_moe.layers.routers.learned import LearnedRouter
-from keras_moe.routing import Assignment
+from keras_moe.routing import Assignment, rules
 
 
 @keras.saving.register_keras_serializable(package="keras_moe")
@@ -62,10 +61,10 @@ class HierarchicalRouter(LearnedRouter):
     ):
         super().__init__(num_experts, **kwargs)
         self.top_k = checks.check_top_k(top_k, num_experts)
-        self.num_groups, self.top_k_groups = router_checks.check_groups(
+        self.num_groups, self.top_k_groups = rules.check_groups(
             num_experts, top_k, num_groups, top_k_groups
         )
-        router_checks.check_even_groups(top_k, top_k_groups)
+        rules.check_even_groups(top_k, top_k_groups)
         self.normalize_weights = checks.check_bool(
             "normalize_weights", normalize_weights
         )

@@ -13,52 +13,6 @@ from keras_moe.layers.checks import (
 from keras_moe.types import Assignment, Tensor
 
 
-def check_groups(
-    num_experts: int, top_k: int, num_groups: int, top_k_groups: int
-) -> tuple[int, int]:
-    """Return both numbers of groups if K experts can be chosen from them."""
-    num_groups = check_positive_int("num_groups", num_groups)
-    top_k_groups = check_positive_int("top_k_groups", top_k_groups)
-    if num_experts % num_groups:
-        raise ValueError(
-            "`num_groups` must divide `num_experts`. Received: "
-            f"num_groups={num_groups}, num_experts={num_experts}. Choose a "
-            "divisor."
-        )
-    if top_k_groups > num_groups:
-        raise ValueError(
-            "`top_k_groups` must be at most `num_groups`. Received: "
-            f"top_k_groups={top_k_groups}, num_groups={num_groups}. Lower it."
-        )
-    if top_k > top_k_groups * num_experts // num_groups:
-        raise ValueError(
-            "`top_k` must be at most the experts in `top_k_groups` groups. "
-            f"Received: top_k={top_k}, {top_k_groups} of {num_groups} groups "
-            f"of {num_experts // num_groups}. Raise `top_k_groups`."
-        )
-    return num_groups, top_k_groups
-
-
-def check_even_groups(top_k: int, top_k_groups: int) -> None:
-    """Raises where the chosen groups cannot give as many experts each."""
-    if top_k % top_k_groups:
-        raise ValueError(
-            "`top_k` must be a multiple of `top_k_groups`: each chosen group "
-            f"gives as many experts. Received: top_k={top_k}, top_k_groups="
-            f"{top_k_groups}. Pass, for instance, top_k={top_k_groups}."
-        )
-
-
-def check_null_experts(num_null_experts: int, num_groups: int) -> None:
-    """Raises where null experts would belong to no group."""
-    if num_null_experts and num_groups > 1:
-        raise ValueError(
-            "`num_null_experts` must be 0 where there are groups: a null "
-            "expert belongs to none. Received: num_null_experts="
-            f"{num_null_experts}, num_groups={num_groups}. Leave one out."
-        )
-
-
 def check_router_inputs(ids: Tensor, inputs: Tensor) -> None:
     """Raises where ids do not fit the first axes of inputs `(..., D)`."""
     leading, received = tuple(inputs.shape[:-1]), tuple(ids.shape)
@@ -196,17 +150,6 @@ def check_rule(rule: object):
         "`rule` must be None or a function rule(inputs, router_inputs). "
         f"Received: rule={rule!r}. Pass ids as `router_inputs` and no rule, or "
         "a function."
-    )
-
-
-def check_default_expert(value: object, num_experts: int) -> int | None:
-    """Returns `value` where it is None or in 0 ... E - 1."""
-    number = as_number(value)
-    if value is None or number in range(num_experts):
-        return number if number is None else int(number)
-    raise ValueError(
-        f"`default_expert` must be None or in 0 ... {num_experts - 1}. "
-        f"Received: default_expert={value!r}. Name an expert by its place."
     )
 
 
