@@ -15,18 +15,8 @@ import numpy as np
 from keras_moe.types import Assignment
 
 INFINITY = float("inf")
-# What a tensor, a symbolic dimension, or a traced value never is.
-_STATIC = (
-    numbers.Number,
-    str,
-    bytes,
-    type(None),
-    list,
-    tuple,
-    dict,
-    set,
-    frozenset,
-)
+# Where the classes of tensors and of symbolic dimensions come from.
+_BACKENDS = {"jax", "jaxlib", "tensorflow", "torch", "keras"}
 
 
 def check_positive_int(name: str, value: object) -> int:
@@ -204,8 +194,14 @@ def as_number(value: object) -> Any:
 
 
 def is_static(value: object) -> bool:
-    """Return whether a value is plain Python or NumPy, and no tensor."""
-    return isinstance(value, _STATIC)
+    """Return whether a value is none that a backend computes.
+
+    Tensors, variables, and symbolic dimensions are computed.
+    """
+    origin = type(value).__module__.partition(".")[0]
+    if origin in _BACKENDS:
+        return False
+    return origin in ("builtins", "numpy") or not hasattr(value, "dtype")
 
 
 def nearest_of(value: object, names: Iterable[str]) -> str | None:

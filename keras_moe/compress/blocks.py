@@ -8,6 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_moe.argument_checks import as_number
 from keras_moe.compress.rebuild import Changes
 from keras_moe.layers import (
     Expert,
@@ -119,11 +120,11 @@ def count_kept(keep: Any, num_experts: int) -> int:
     Raises:
         ValueError: for anything else.
     """
-    if isinstance(keep, float) and 0 < keep <= 1:
-        return max(1, round(keep * num_experts))
-    is_count = isinstance(keep, int) and not isinstance(keep, bool)
-    if is_count and 1 <= keep <= num_experts:
-        return keep
+    number = as_number(keep)
+    if isinstance(number, float) and 0 < number <= 1:
+        return max(1, round(number * num_experts))
+    if isinstance(number, int) and 1 <= number <= num_experts:
+        return number
     raise ValueError(
         "`keep` must be an integer in 1 ... num_experts or a fraction in 0 < "
         f"keep <= 1. Received: keep={keep!r}, num_experts={num_experts}. Pass "

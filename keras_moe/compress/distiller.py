@@ -83,21 +83,23 @@ class Distiller(Wrapper):
         from_logits: bool = False,
         **kwargs,
     ):
-        super().__init__(student, **kwargs)
         pairs.check_models(student, teacher)
+        super().__init__(student, **kwargs)
         self.teacher = teacher
         self.temperature = checks.check_above(
             "temperature", temperature, 0, float("inf")
         )
-        if alpha != 0:
+        self.alpha = checks.check_weight("alpha", alpha)
+        if self.alpha:
             checks.check_above("alpha", alpha, 0, 1)
-        self.alpha = alpha
-        self.hidden = hidden
+        self.hidden = pairs.check_hidden(hidden)
         self.hidden_weight = checks.check_weight("hidden_weight", hidden_weight)
-        self.router = router
+        self.router = pairs.check_router(router)
         self.router_weight = checks.check_weight("router_weight", router_weight)
-        self.from_logits = from_logits
-        self.soft_labels = soft_labels.SoftLabelLoss(temperature, from_logits)
+        self.from_logits = checks.check_bool("from_logits", from_logits)
+        self.soft_labels = soft_labels.SoftLabelLoss(
+            self.temperature, self.from_logits
+        )
         self._hidden_pairs = pairs.hidden_pairs(student, teacher, hidden)
         self._router_pairs = pairs.router_pairs(student, teacher, router)
         self.projections = [

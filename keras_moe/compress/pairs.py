@@ -7,6 +7,7 @@ from typing import Any
 
 import keras
 
+from keras_moe.layers import checks
 from keras_moe.layers.calling import Call
 from keras_moe.layers.find import find_blocks
 from keras_moe.types import Tensor
@@ -27,6 +28,20 @@ def check_models(student: Any, teacher: Any) -> None:
             "`teacher` must not be the student. Received: "
             f"{teacher.name!r} twice. Build another model as the student."
         )
+
+
+def check_hidden(hidden: Any) -> Any:
+    """Return `hidden` if it is None, names, or names by names."""
+    if hidden is None or isinstance(hidden, dict):
+        return hidden
+    return checks.check_list("hidden", hidden, "layers' names")
+
+
+def check_router(router: Any) -> bool | dict:
+    """Return `router` if it is a bool, or names by names."""
+    if isinstance(router, dict):
+        return router
+    return checks.check_bool("router", router)
 
 
 def hidden_pairs(

@@ -34,6 +34,15 @@ class DataShard:
     index: int
     count: int
 
+    def __post_init__(self):
+        """Raise if there is no such part."""
+        index = checks.check_count("index", self.index)
+        if index >= checks.check_positive_int("count", self.count):
+            raise ValueError(
+                "`index` must be below `count`: parts are counted from 0. "
+                f"Received: index={index}, count={self.count}. Lower it."
+            )
+
 
 def data_shard() -> DataShard:
     """Returns which part of the data this process reads, of how many.
@@ -82,6 +91,15 @@ def local_shard(
         ValueError: for unequal N, or fewer examples than parts.
     """
     checks.check_choice("rest", rest, ("drop", "repeat"))
+    checks.check_bool("contiguous", contiguous)
+    if shard is not None:
+        checks.check_is_a(
+            "shard",
+            shard,
+            DataShard,
+            "None or a DataShard",
+            "Pass, for instance, DataShard(index=0, count=2).",
+        )
     shard = shard or data_shard()
     total = _length(data, shard)
     up = rest == "repeat" and total % shard.count > 0
@@ -108,6 +126,12 @@ def _take(data, part, size):
 
 
 def _length(data, shard):
+    for one in data:
+        if not hasattr(one, "__len__") or isinstance(one, (str, bytes, dict)):
+            raise ValueError(
+                "`data` must be arrays or lists. Received: "
+                f"{type(one).__name__}. Pass, for instance, local_shard(x, y)."
+            )
     lengths = {len(one) for one in data}
     if len(lengths) != 1:
         raise ValueError(

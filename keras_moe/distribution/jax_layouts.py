@@ -8,6 +8,8 @@ from collections.abc import Sequence
 
 import keras
 
+from keras_moe.argument_checks import is_static
+from keras_moe.layers import checks
 from keras_moe.layers.exchange import BANK_AXES
 
 AXES = ("data", "expert", "model")
@@ -88,6 +90,13 @@ class ExpertParallel(keras.distribution.ModelParallel):
     """What `expert_parallel` returns."""
 
     def __init__(self, layout_map: keras.distribution.LayoutMap):
+        checks.check_is_a(
+            "layout_map",
+            layout_map,
+            keras.distribution.LayoutMap,
+            "a keras.distribution.LayoutMap",
+            "Call keras_moe.distribution.expert_parallel().",
+        )
         names = layout_map.device_mesh.axis_names
         self.batch_axes = tuple(a for a in BATCH_AXES if a in names)
         self.layout_map = layout_map
@@ -173,7 +182,8 @@ def _names_of(devices):
     present = keras.distribution.list_devices()
     if devices is None:
         return present
-    if isinstance(devices, int):
+    if is_static(devices) and not isinstance(devices, (list, tuple)):
+        devices = checks.check_positive_int("devices", devices)
         if not 1 <= devices <= len(present):
             raise ValueError(
                 "`devices` must be at most the number of devices. Received: "
@@ -188,10 +198,7 @@ def _mesh_sizes(count, data, expert, model):
     """Returns devices by axis, whose product is at most `count`."""
     given = {"data": data, "expert": expert, "model": model}
     for name, size in given.items():
-        if size is not None and (not isinstance(size, int) or size < 1):
-            raise ValueError(
-                f"`{name}` must be a positive int. Received: {name}={size!r}."
-            )
+        checks.check_optional_int(name, size)
     if data is None and expert is None:
         data = 1  # all that are left share the experts
     rest = math.prod(size for size in (data, expert, model) if size)

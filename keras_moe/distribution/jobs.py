@@ -172,6 +172,7 @@ def job_text(
         ValueError: where an argument breaks its rule.
     """
     checks.check_choice("cluster", cluster, tuple(CLUSTERS))
+    checks.check_path("script", script)
     backend = check_backend(backend)
     checks.check_positive_int("nodes", nodes)
     checks.check_positive_int("processes", processes)

@@ -78,6 +78,9 @@ def launch(
         ValueError: where an argument breaks its rule.
         FileNotFoundError: where there is no such script.
     """
+    checks.check_count("restarts", restarts)
+    if logs is not None:
+        checks.check_path("logs", logs)
     path = _check_script(script)
     command = [str(path), *map(str, arguments)]
     setup = Setup(
@@ -88,7 +91,6 @@ def launch(
         host,
         _check_devices(devices_per_process, backend),
     )
-    checks.check_count("restarts", restarts)
     with _folder(logs) as folder, ended_by_signals():
         for attempt in range(restarts + 1):
             failure = _attempt(command, setup, folder, attempt)
@@ -146,7 +148,7 @@ def _say(text):
 
 
 def _check_script(script):
-    path = pathlib.Path(script)
+    path = checks.check_path("script", script)
     if path.is_file():
         return path
     raise FileNotFoundError(
@@ -168,7 +170,7 @@ def _check_devices(devices, backend):
 
 
 def _check_port(port):
-    if port is None or 0 < port < 65536:
+    if port is None or 0 < checks.check_positive_int("port", port) < 65536:
         return port
     raise ValueError(
         f"`port` must be in 0 < port < 65536. Received: port={port!r}. Pass "
@@ -177,8 +179,8 @@ def _check_port(port):
 
 
 def _check_hosts(hosts, host, restarts):
-    hosts = tuple(hosts)
-    if isinstance(host, bool) or host not in range(len(hosts)):
+    hosts = tuple(checks.check_list("hosts", hosts, "addresses"))
+    if isinstance(host, bool) or host not in list(range(len(hosts))):
         raise ValueError(
             "`host` must be the place of this host in `hosts`, from 0. "
             f"Received: host={host!r}, hosts={hosts!r}. Pass 0 on the first."

@@ -2,6 +2,8 @@
 
 import keras
 
+from keras_moe.layers import checks
+
 ON_JAX = (
     "On JAX call keras.distribution.set_distribution(keras_moe.distribution."
     "expert_parallel()) before the model is built."
@@ -31,6 +33,8 @@ def data_parallel(
             where no processes were started.
         ValueError: for a model that does not suit.
     """
+    checks.check_model("model", model)
+    checks.check_bool("fully_sharded", fully_sharded)
     backend = keras.backend.backend()
     if backend == "torch":
         from keras_moe.distribution import torch_parallel
@@ -73,6 +77,8 @@ def shard_experts(
         RuntimeError: on another backend, and where no processes were started.
         ValueError: for a model, or a number of processes, that does not suit.
     """
+    checks.check_model("model", model)
+    checks.check_optional_int("processes", processes)
     _check_torch("shard_experts")
     from keras_moe.distribution import torch_experts
 
@@ -92,6 +98,7 @@ def gather_experts(model: keras.Model) -> keras.Model:
         RuntimeError: on another backend.
         ValueError: for a model that is not sharded.
     """
+    checks.check_model("model", model)
     _check_torch("gather_experts")
     from keras_moe.distribution import torch_experts
 

@@ -9,6 +9,7 @@ import math
 import keras
 
 from keras_moe.layers import Expert, checks
+from keras_moe.layers.argument_names import check_names
 from keras_moe.layers.find import find_blocks
 
 
@@ -48,19 +49,11 @@ class PlanConfig:
     optimizer_slots: int = 2
 
     def __post_init__(self):
-        for name in (
-            "tokens",
-            "hidden_dim",
-            "intermediate_dim",
-            "num_experts",
-            "num_blocks",
-            "bytes_per_value",
-        ):
-            checks.check_positive_int(name, getattr(self, name))
-        if self.batch_size is not None:
-            checks.check_positive_int("batch_size", self.batch_size)
+        for check, names in _CHECKS.items():
+            for name in names:
+                value = check(name, getattr(self, name))
+                object.__setattr__(self, name, value)
         checks.check_top_k(self.top_k, self.num_experts)
-        checks.check_capacity_factor("capacity_factor", self.capacity_factor)
 
     @classmethod
     def of_model(cls, model: keras.Model, tokens: int, **others):
@@ -75,6 +68,7 @@ class PlanConfig:
         Raises:
             ValueError: where there is no block, or blocks differ.
         """
+        check_names("PlanConfig.of_model", others, cls.__dataclass_fields__)
         blocks = find_blocks(model)
         sizes = {_sizes_of(block) for block in blocks}
         if len(sizes) != 1:
@@ -117,3 +111,24 @@ def _sizes_of(block):
         ("use_bias", experts.use_bias),
         ("capacity_factor", block.capacity_factor),
     )
+
+
+_CHECKS: dict = {
+    checks.check_positive_int: (
+        "tokens",
+        "hidden_dim",
+        "intermediate_dim",
+        "num_experts",
+        "top_k",
+        "num_blocks",
+        "bytes_per_value",
+    ),
+    checks.check_optional_int: ("batch_size",),
+    checks.check_count: (
+        "dense_parameters",
+        "dense_activations",
+        "optimizer_slots",
+    ),
+    checks.check_bool: ("gated", "use_bias"),
+    checks.check_capacity_factor: ("capacity_factor",),
+}

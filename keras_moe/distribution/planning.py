@@ -92,7 +92,9 @@ def plan(config: PlanConfig, devices: int, memory: int | None = None) -> Plan:
     Raises:
         ValueError: where no layout fits the sizes, or the memory.
     """
-    checks.check_positive_int("devices", devices)
+    check_config(config)
+    devices = checks.check_positive_int("devices", devices)
+    memory = checks.check_optional_int("memory", memory)
     found = [
         estimate(config, data, expert, devices // (data * expert))
         for data in _divisors(devices)
@@ -123,6 +125,21 @@ def estimate(
     config: PlanConfig, data: int, expert: int, model: int = 1
 ) -> Estimate:
     """Returns what a layout costs; see `plan`."""
+    check_config(config)
+    data, expert, model = (
+        checks.check_positive_int(name, value)
+        for name, value in (
+            ("data", data),
+            ("expert", expert),
+            ("model", model),
+        )
+    )
+    if not _fits(config, data, expert, model):
+        raise ValueError(
+            "`expert` must divide num_experts, `model` intermediate_dim, and "
+            f"`data` * `expert` the batch. Received: data={data}, expert="
+            f"{expert}, model={model}, {config}. Call `plan` for what fits."
+        )
     shards = data * expert
     value = config.bytes_per_value
     tokens = config.tokens // shards
@@ -146,6 +163,17 @@ def estimate(
         value * _activations(config, tokens, expert, model),
         value * config.num_blocks * exchanged,
         value * reduced,
+    )
+
+
+def check_config(config: PlanConfig) -> PlanConfig:
+    """Return `config` if it is a `PlanConfig`."""
+    return checks.check_is_a(
+        "config",
+        config,
+        PlanConfig,
+        "a PlanConfig",
+        "Pass, for instance, PlanConfig.of_model(model, tokens=4096).",
     )
 
 

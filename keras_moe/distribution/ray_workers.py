@@ -59,6 +59,7 @@ def launch_on_ray(
     backend = check_backend(backend)
     checks.check_positive_int("processes", processes)
     checks.check_count("restarts", restarts)
+    checks.check_bool("use_gpu", use_gpu)
     import ray
     from ray import train
     from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer

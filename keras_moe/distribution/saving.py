@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import keras
 
 from keras_moe.distribution.environment import process_count, process_index
+from keras_moe.layers import checks
 
 
 def save_model(model: keras.Model, path: str | os.PathLike) -> None:
@@ -32,6 +33,7 @@ def save_model(model: keras.Model, path: str | os.PathLike) -> None:
     Raises:
         ValueError: for another ending.
     """
+    checks.check_model("model", model)
     file = _check_path(path)
     beside = file.with_name(f".{file.stem}.writing{file.suffix}")
     try:
@@ -44,7 +46,7 @@ def save_model(model: keras.Model, path: str | os.PathLike) -> None:
 
 
 def _check_path(path):
-    path = pathlib.Path(path)
+    path = checks.check_path("path", path)
     if path.suffix == ".keras":
         return path
     raise ValueError(

@@ -33,8 +33,10 @@ class Setup:
 
 def check_backend(backend: str | None) -> str:
     """Returns the backend that is meant; None is that of KERAS_BACKEND."""
-    chosen = backend or os.environ.get("KERAS_BACKEND") or "tensorflow"
-    if chosen in BACKENDS:
+    chosen = backend
+    if backend is None:
+        chosen = os.environ.get("KERAS_BACKEND") or "tensorflow"
+    if isinstance(chosen, str) and chosen in BACKENDS:
         return chosen
     raise ValueError(
         f"`backend` must be one of {BACKENDS}. Received: backend={chosen!r}. "

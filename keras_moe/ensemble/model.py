@@ -190,6 +190,8 @@ class Ensemble(keras.Model):
                 "snapshots of one training. Received: method='snapshot'. Call "
                 "`fit`."
             )
+        checks.check_bool("bootstrap", bootstrap)
+        checks.check_seed(seed)
         return training.fit_members(self, x, y, bootstrap, seed, **kwargs)
 
     def predict_members(self, x, **kwargs) -> np.ndarray:

@@ -9,6 +9,7 @@ from keras import tree
 from keras_moe.export import manifest as manifests
 from keras_moe.export import runtimes
 from keras_moe.export.formats import FORMATS, require_packages
+from keras_moe.layers import checks
 
 
 class Artifact:
@@ -33,6 +34,7 @@ class Artifact:
     """
 
     def __init__(self, path: str | os.PathLike, threads: int | None = None):
+        threads = checks.check_optional_int("threads", threads)
         self.manifest = manifests.read(path)
         format = self.manifest["format"]
         # Only what runs it: the last of the packages, or the only one.

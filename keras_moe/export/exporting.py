@@ -18,6 +18,7 @@ from keras_moe.export.formats import format_of
 from keras_moe.export.signature import as_functional
 from keras_moe.export.verifying import verify_folder
 from keras_moe.export.writers import write
+from keras_moe.layers import checks
 
 _log = logging.getLogger("keras_moe.export")
 _CONFIGS = {
@@ -86,6 +87,7 @@ def export(
         OSError: where `path` cannot be written.
         RuntimeError: where a converter or the artifact's runtime fails.
     """
+    checks.check_bool("verify", verify)
     writer = format_of(format).writer
     _check_quantize(quantize)
     target = _check_path(path)
@@ -140,7 +142,7 @@ def verify(
 
 
 def _check_quantize(quantize):
-    if quantize is not None and quantize not in MODES:
+    if not (quantize is None or quantize in MODES):
         raise ValueError(
             f"`quantize` must be None or one of {MODES}. Received: "
             f"quantize={quantize!r}. For others of Keras's ways call "
@@ -150,7 +152,7 @@ def _check_quantize(quantize):
 
 def _check_path(path):
     """The absolute folder to write: new, empty, or an artifact of ours."""
-    target = pathlib.Path(path).absolute()
+    target = checks.check_path("path", path).absolute()
     replaceable = not target.exists() or (
         target.is_dir()
         and ((target / manifests.NAME).exists() or not any(target.iterdir()))

@@ -3,6 +3,8 @@
 import importlib.util
 from typing import NamedTuple
 
+from keras_moe.layers import checks
+
 
 class Format(NamedTuple):
     """One kind of artifact.
@@ -48,11 +50,7 @@ def format_of(name: str) -> Format:
         ValueError: where there is no such format.
         ImportError: where a package is missing; it says how to install it.
     """
-    if name not in FORMATS:
-        raise ValueError(
-            f"`format` must be one of {tuple(FORMATS)}. Received: "
-            f"format={name!r}. The default is 'tf_saved_model'."
-        )
+    name = checks.check_choice("format", name, tuple(FORMATS))
     require_packages(name, FORMATS[name].packages)
     return FORMATS[name]
 

@@ -14,6 +14,7 @@ import re
 import keras
 
 from keras_moe.export.formats import FORMATS
+from keras_moe.layers import checks
 from keras_moe.layers.find import blocks_of, paths_of
 
 NAME = "moe.json"
@@ -153,7 +154,7 @@ def read(folder: str | os.PathLike) -> dict:
         FileNotFoundError: where there is none.
         ValueError: where it is not one, or from a version that is not ours.
     """
-    path = pathlib.Path(folder) / NAME
+    path = checks.check_path("path", folder) / NAME
     if not path.is_file():
         raise FileNotFoundError(
             f"`path` must be the folder of an artifact, with a {NAME} in it. "

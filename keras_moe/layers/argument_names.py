@@ -124,12 +124,14 @@ class NamedArguments:
 
     def __init__(self, *args: Any, **kwargs: Any):
         if not OF_KERAS.issuperset(kwargs):
-            known = names_of(type(self))
-            check_names(type(self).__name__, kwargs, known, OF_KERAS)
+            cls = type(self)
+            behind = cls.__mro__[cls.__mro__.index(NamedArguments) + 1 :]
+            passed_on = (*OF_KERAS, *_names_in(behind))
+            check_names(cls.__name__, kwargs, names_of(cls), passed_on)
         if "trainable" in kwargs:
             trainable = check_bool("trainable", kwargs["trainable"])
             kwargs = {**kwargs, "trainable": trainable}
-        _check_dtype(kwargs.get("dtype"))
+        check_dtype(kwargs.get("dtype"))
         super().__init__(*args, **kwargs)
 
 
@@ -166,11 +168,18 @@ def check_names(
 
 def names_of(cls: Any) -> tuple[str, ...]:
     """Return the names of a constructor's arguments, inherited ones too."""
+    fixed = {"self", *getattr(cls, "fixed_arguments", ())}
+    found = [*_names_in(cls.__mro__), *sorted(OF_KERAS)]
+    return tuple(name for name in dict.fromkeys(found) if name not in fixed)
+
+
+def _names_in(classes):
+    """Return the names in constructors that hand others on to the next."""
     found: dict[str, None] = {}
-    for base in cls.__mro__:
-        if base in (NamedArguments, keras.layers.Layer, keras.Model):
+    for base in classes:
+        if base in (keras.layers.Layer, keras.Model):
             break
-        if "__init__" not in vars(base):
+        if "__init__" not in vars(base) or base is NamedArguments:
             continue
         parameters = inspect.signature(
             vars(base)["__init__"]
@@ -183,10 +192,7 @@ def names_of(cls: Any) -> tuple[str, ...]:
         }
         if inspect.Parameter.VAR_KEYWORD not in kinds:
             break
-    fixed = {"self", *getattr(cls, "fixed_arguments", ())}
-    return tuple(
-        name for name in (*found, *sorted(OF_KERAS)) if name not in fixed
-    )
+    return found
 
 
 def _remedy(name, known):
@@ -199,10 +205,10 @@ def _remedy(name, known):
     return f"The arguments are {', '.join(known)}."
 
 
-def _check_dtype(dtype):
-    """Raise if a `dtype` is no policy that Keras knows."""
+def check_dtype(dtype: Any) -> Any:
+    """Return the policy of a `dtype` that Keras knows."""
     try:
-        keras.dtype_policies.get(dtype)
+        return keras.dtype_policies.get(dtype)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(
             "`dtype` must be None, a dtype policy, or the name of one. "

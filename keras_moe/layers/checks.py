@@ -1,6 +1,8 @@
 """What arguments must be, said in one form: the argument in backticks, the
 rule, what was received, the remedy."""
 
+import os
+import pathlib
 from collections.abc import Callable
 from typing import Any
 
@@ -54,9 +56,10 @@ def check_activation(activation: object) -> Activation:
 
 def check_initializer(name: str, value: Any) -> Any:
     """Return the Keras initializer that `value` names or is."""
+    is_array = value is None or hasattr(value, "dtype")  # Keras takes those
     return _check_found(
         name,
-        "None" if value is None else value,  # for Keras's default; not ours
+        repr(value) if is_array else value,
         keras.initializers.get,
         "a Keras initializer or the name of one",
         ("glorot_uniform", "glorot_normal", "he_normal", "he_uniform")
@@ -144,6 +147,32 @@ def check_is_a(name: str, value: Any, kind: Any, rule: str, remedy: str) -> Any:
     raise ValueError(
         f"`{name}` must be {rule}. Received: {name}={value!r}. {remedy}"
     )
+
+
+def check_path(name: str, value: Any) -> pathlib.Path:
+    """Return `value` as a path if it is one, or text."""
+    path = check_is_a(
+        name,
+        value,
+        (str, os.PathLike),
+        "a path",
+        "Pass a str or a pathlib.Path.",
+    )
+    return pathlib.Path(path)
+
+
+def check_loss(name: str, value: Any) -> Any:
+    """Return the Keras loss that `value` names or is."""
+    found = _check_found(
+        name,
+        value,
+        keras.losses.get,
+        "a Keras loss, the name of one, or a function",
+        ("mse", "mae", "binary_crossentropy", "categorical_crossentropy")
+        + ("sparse_categorical_crossentropy", "huber", "mean_squared_error"),
+        "Try 'mse'.",
+    )
+    return check_callable(name, found)
 
 
 def check_model(name: str, value: Any) -> keras.Model:

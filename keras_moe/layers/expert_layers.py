@@ -192,7 +192,7 @@ def _check_layers(layers):
         isinstance(layer, keras.layers.Layer) for layer in layers
     ):
         raise ValueError(
-            "`experts` must be a list of one or more Keras layers or models. "
+            "`experts` (`layers`) must be a list of Keras layers or models. "
             f"Received: {layers!r}. Pass, for instance, [keras.layers.Dense(8),"
             " keras.layers.Identity()]."
         )

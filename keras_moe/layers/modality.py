@@ -178,7 +178,8 @@ class ModalityEmbedding(NamedArguments, keras.layers.Layer):
 
 def _check_names(names):
     """Returns `names` as a list where they are distinct strings."""
-    found = checks.check_list("modalities", names, "distinct names")
+    found = [] if isinstance(names, str) else names
+    found = checks.check_list("modalities", found, "distinct names")
     strings = all(isinstance(name, str) for name in found)
     found = [str(name) for name in found] if strings else found
     if found and strings and len(set(found)) == len(found):

@@ -91,10 +91,10 @@ def sequence_balancing_loss(
         num_sequences: B, a divisor of T.
         token_mask: bool `(T,)`.
     """
-    _check_divisor("num_sequences", num_sequences)
     router_probs = ops.convert_to_tensor(router_probs)
     num_experts = router_probs.shape[-1]
     num_tokens = ops.shape(router_probs)[0]
+    _check_divisor("num_sequences", num_sequences, num_tokens)
     length = num_tokens // num_sequences
     sequence = ops.floor_divide(token_index, length)
     columns = num_experts + 1
@@ -135,8 +135,8 @@ def balancing_loss(
     check_choice("kind", kind, LOAD_BALANCING)
     check_assignment(assignment)
     if kind == "per_sequence":
-        _check_divisor("sequence_length", sequence_length)
         num_tokens = ops.shape(assignment.router_probs)[0]
+        _check_divisor("sequence_length", sequence_length, num_tokens)
         return sequence_balancing_loss(
             assignment.router_probs,
             assignment.token_index,
@@ -219,10 +219,16 @@ def load_loss(
     return importance_loss(probs, token_mask)
 
 
-def _check_divisor(name, value):
-    """Raise if a plain number is not an integer above 0."""
-    if is_static(value):
-        check_positive_int(name, value)
+def _check_divisor(name, value, num_tokens):
+    """Raise if a plain number does not divide the tokens into sequences."""
+    if not is_static(value):
+        return
+    number = check_positive_int(name, value)
+    if isinstance(num_tokens, int) and num_tokens % number:
+        raise ValueError(
+            f"`{name}` must divide the number of tokens. Received: {name}="
+            f"{value!r}, {num_tokens} tokens. Pass all tokens of each sequence."
+        )
 
 
 def _mask_pairs(expert_index, token_mask, num_experts):

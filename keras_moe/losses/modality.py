@@ -5,6 +5,7 @@ padding, which counts nowhere; nor does a token whose modality is none of
 0 ... M - 1. A modality without tokens has the loss zero.
 """
 
+import numpy as np
 from keras import ops
 
 from keras_moe.argument_checks import (
@@ -62,7 +63,8 @@ def global_entropy_loss(
         threshold: tau, a number or float32 `(M,)`; None for no threshold.
             `log(E / M)` leaves each modality experts of its own.
     """
-    if threshold is not None and is_static(threshold):
+    is_array = isinstance(threshold, np.ndarray)
+    if threshold is not None and is_static(threshold) and not is_array:
         _check_threshold(threshold, num_modalities)
     probs = ops.cast(router_probs, "float32")
     member, count = _members(modality, num_modalities, token_mask)

@@ -5,9 +5,15 @@ N tasks.
 
 from collections.abc import Sequence
 
+import numpy as np
 from keras import ops
 
-from keras_moe.argument_checks import check_choice, check_list
+from keras_moe.argument_checks import (
+    as_number,
+    check_choice,
+    check_list,
+    is_static,
+)
 from keras_moe.types import Tensor
 
 TASK_KINDS = ("regression", "classification")
@@ -37,11 +43,11 @@ def uncertainty_weighted_loss(
     Returns:
         float32 scalar.
     """
-    if isinstance(task_losses, (list, tuple)):
-        task_losses = ops.stack(list(task_losses))
-    task_losses = ops.cast(task_losses, "float32")
     log_variances = ops.convert_to_tensor(log_variances)
     kinds = _check_kinds(kinds, log_variances.shape[0])
+    if is_static(task_losses) and not isinstance(task_losses, np.ndarray):
+        task_losses = ops.stack(_check_losses(task_losses, len(kinds)))
+    task_losses = ops.cast(task_losses, "float32")
     factors = [0.5 if kind == "regression" else 1.0 for kind in kinds]
     factors = ops.convert_to_tensor(factors, dtype="float32")
     precisions = factors * ops.exp(ops.negative(log_variances))
@@ -56,4 +62,18 @@ def _check_kinds(kinds, number):
     raise ValueError(
         "`kinds` must hold one for each entry of `log_variances`. Received: "
         f"kinds={kinds!r}, {number} log variances. Pass as many."
+    )
+
+
+def _check_losses(losses, number):
+    """Return the losses as a list if there is one for each task."""
+    losses = check_list("task_losses", losses, "scalars, one for each task")
+    plain = [one for one in losses if is_static(one)]
+    arrays = [isinstance(one, np.ndarray) for one in plain]
+    numbers = [as_number(one) is not None for one in plain]
+    if len(losses) == number and all(map(max, arrays, numbers)):
+        return losses
+    raise ValueError(
+        f"`task_losses` must be {number} scalars, one for each task. Received: "
+        f"task_losses={losses!r}. Pass as many as there are `kinds`."
     )

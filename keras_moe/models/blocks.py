@@ -3,8 +3,6 @@
 F intermediate_dim, E experts, K top_k.
 """
 
-import keras
-
 from keras_moe.layers import (
     Expert,
     MoEBlock,
@@ -12,7 +10,9 @@ from keras_moe.layers import (
     TransformerEncoderBlock,
     checks,
 )
+from keras_moe.layers.argument_names import check_dtype
 from keras_moe.layers.transformer import transformer_checks
+from keras_moe.models.block_arguments import check_block_names, checked
 
 POSITIONS = ("rotary", "learned")
 
@@ -72,21 +72,20 @@ class Blocks:
         seed: int | None = None,
         dtype=None,
     ):
-        self.arguments = {
+        given = {
             name: value
             for name, value in locals().items()
             if name not in ("self", "dtype")
         }
+        self.arguments = arguments = checked(given)
         self.positions = checks.check_choice("positions", positions, POSITIONS)
-        self.num_layers = checks.check_positive_int("num_layers", num_layers)
-        self.hidden_dim = checks.check_positive_int("hidden_dim", hidden_dim)
-        self.num_experts = num_experts
-        self.moe_every = check_moe_every(moe_every, num_layers)
+        self.num_layers = arguments["num_layers"]
+        self.hidden_dim = arguments["hidden_dim"]
+        self.num_experts = arguments["num_experts"]
+        self.moe_every = check_moe_every(moe_every, self.num_layers)
         self.router = router
-        self.seed = seed
-        self.dtype = keras.dtype_policies.get(dtype)
-        checks.check_positive_int("intermediate_dim", intermediate_dim)
-        checks.check_positive_int("num_heads", num_heads)
+        self.seed = arguments["seed"]
+        self.dtype = check_dtype(dtype)
         transformer_checks.check_width(
             (None, None, hidden_dim), num_heads, positions == "rotary"
         )
@@ -160,6 +159,21 @@ class Blocks:
         return type(self.router).from_config(config)
 
 
+def blocks_of(model, dtype, arguments: dict) -> Blocks:
+    """Return the `Blocks` of a model's remaining arguments.
+
+    Args:
+        model: Whose constructor has collected `arguments`.
+        dtype: Dtype policy of every layer.
+        arguments: By name.
+
+    Raises:
+        ValueError: If there is an argument that `Blocks` does not have.
+    """
+    check_block_names(model, arguments, Blocks)
+    return Blocks(dtype=dtype, **arguments)
+
+
 def router_inputs_of(block, token_ids):
     """Returns the ids for a block whose router takes any, else None."""
     router = getattr(block.moe, "router", None)
@@ -169,7 +183,7 @@ def router_inputs_of(block, token_ids):
 
 def check_moe_every(moe_every: int, num_layers: int) -> int:
     """Returns `moe_every` where it is in 1 ... `num_layers`."""
-    checks.check_positive_int("moe_every", moe_every)
+    moe_every = checks.check_positive_int("moe_every", moe_every)
     if moe_every <= num_layers:
         return moe_every
     raise ValueError(

@@ -8,7 +8,7 @@ import keras
 from keras_moe.layers import checks, quantization
 from keras_moe.models import parts
 from keras_moe.models.base import MoEModel
-from keras_moe.models.blocks import Blocks
+from keras_moe.models.blocks import blocks_of
 from keras_moe.models.encoding import encoded
 
 
@@ -42,8 +42,11 @@ class MoEClassifier(MoEModel):
         trainable: bool = True,
         **blocks,
     ):
-        checks.check_positive_int("num_classes", num_classes)
-        built = Blocks(dtype=dtype, **blocks)
+        num_classes = checks.check_positive_int("num_classes", num_classes)
+        vocabulary_size, max_length = parts.check_sizes(
+            vocabulary_size, max_length
+        )
+        built = blocks_of(self, dtype, blocks)
         token_ids, x, mask = encoded(vocabulary_size, max_length, built)
         x = parts.MeanPooling(name="pooling", dtype=built.dtype)(x, mask=mask)
         head = keras.layers.Dense(

@@ -7,13 +7,14 @@ import keras
 from keras import ops
 
 from keras_moe.layers import checks
+from keras_moe.layers.argument_names import NamedArguments
 from keras_moe.types import Shape, Tensor
 
 PADDING = 0  # the token id that stands for nothing
 
 
 @keras.saving.register_keras_serializable(package="keras_moe")
-class TokenEmbedding(keras.layers.ReversibleEmbedding):
+class TokenEmbedding(NamedArguments, keras.layers.ReversibleEmbedding):
     """Token ids to vectors, and hidden states back to logits.
 
     `layer(ids)` is `(B, S, D)`, with a mask that is False where the id is 0;
@@ -29,7 +30,11 @@ class TokenEmbedding(keras.layers.ReversibleEmbedding):
 
     def __init__(self, input_dim: int, output_dim: int, **kwargs):
         options = {"mask_zero": True, "reverse_dtype": "float32", **kwargs}
-        super().__init__(input_dim, output_dim, **options)
+        super().__init__(
+            checks.check_positive_int("input_dim", input_dim),
+            checks.check_positive_int("output_dim", output_dim),
+            **options,
+        )
 
     def compute_mask(self, inputs, mask=None):
         """Returns bool `(B, S)`: of ids, which are not 0; else `mask`."""
@@ -46,7 +51,7 @@ class TokenEmbedding(keras.layers.ReversibleEmbedding):
 
 
 @keras.saving.register_keras_serializable(package="keras_moe")
-class PositionEmbedding(keras.layers.Layer):
+class PositionEmbedding(NamedArguments, keras.layers.Layer):
     """Adds a learned vector to each position (BERT, Devlin et al. 2018).
 
     Args:
@@ -97,7 +102,7 @@ class PositionEmbedding(keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable(package="keras_moe")
-class MeanPooling(keras.layers.Layer):
+class MeanPooling(NamedArguments, keras.layers.Layer):
     """The mean of the tokens that are no padding: `(B, S, D)` to `(B, D)`.
 
     Zero for a sequence of padding alone, where
@@ -150,6 +155,14 @@ def check_length(length: int | None, max_length: int) -> None:
         )
 
 
+def check_sizes(vocabulary_size: int, max_length: int) -> tuple[int, int]:
+    """Return both sizes of a model of tokens, integers above 0."""
+    return (
+        checks.check_positive_int("vocabulary_size", vocabulary_size),
+        checks.check_positive_int("max_length", max_length),
+    )
+
+
 def embeddings(vocabulary_size: int, max_length: int, blocks, **options):
     """Returns a `TokenEmbedding` and a `PositionEmbedding`, or None for it.
 
@@ -159,8 +172,6 @@ def embeddings(vocabulary_size: int, max_length: int, blocks, **options):
         blocks: `Blocks`.
         **options: of `TokenEmbedding`.
     """
-    checks.check_positive_int("vocabulary_size", vocabulary_size)
-    checks.check_positive_int("max_length", max_length)
     tokens = TokenEmbedding(
         vocabulary_size,
         blocks.hidden_dim,

@@ -8,8 +8,9 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_moe.layers import checks
 from keras_moe.models import generation, parts
-from keras_moe.models.blocks import Blocks, router_inputs_of
+from keras_moe.models.blocks import blocks_of, router_inputs_of
 from keras_moe.types import Tensor
 
 
@@ -47,7 +48,11 @@ class MoESeq2Seq(generation.GeneratingModel):
         trainable: bool = True,
         **blocks,
     ):
-        built = Blocks(dtype=dtype, **blocks)
+        vocabulary_size, max_length = parts.check_sizes(
+            vocabulary_size, max_length
+        )
+        tie_weights = checks.check_bool("tie_weights", tie_weights)
+        built = blocks_of(self, dtype, blocks)
         layers = {
             "embeddings": parts.embeddings(
                 vocabulary_size, max_length, built, tie_weights=tie_weights

@@ -6,8 +6,9 @@ B batch, S sequence length.
 import keras
 
 from keras_moe.layers import checks, quantization
+from keras_moe.models import parts
 from keras_moe.models.base import MoEModel
-from keras_moe.models.blocks import Blocks
+from keras_moe.models.blocks import blocks_of
 from keras_moe.models.encoding import encoded
 
 
@@ -40,8 +41,11 @@ class MoETagger(MoEModel):
         trainable: bool = True,
         **blocks,
     ):
-        checks.check_positive_int("num_tags", num_tags)
-        built = Blocks(dtype=dtype, **blocks)
+        num_tags = checks.check_positive_int("num_tags", num_tags)
+        vocabulary_size, max_length = parts.check_sizes(
+            vocabulary_size, max_length
+        )
+        built = blocks_of(self, dtype, blocks)
         token_ids, x, _ = encoded(vocabulary_size, max_length, built)
         head = keras.layers.Dense(
             num_tags, name="head", dtype=quantization.float32_head(dtype)

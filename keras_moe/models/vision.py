@@ -3,12 +3,15 @@
 B batch, H height, W width, C channels, S patches, D hidden_dim.
 """
 
+import math
+from typing import Any
+
 import keras
 
 from keras_moe.layers import checks, quantization
 from keras_moe.models import parts
 from keras_moe.models.base import MoEModel
-from keras_moe.models.blocks import Blocks
+from keras_moe.models.blocks import blocks_of
 from keras_moe.types import Shape
 
 
@@ -42,9 +45,10 @@ class MoEVisionClassifier(MoEModel):
         trainable: bool = True,
         **blocks,
     ):
-        checks.check_positive_int("num_classes", num_classes)
-        num_patches = check_patches(image_shape, patch_size)
-        built = Blocks(dtype=dtype, **{**blocks, "positions": "learned"})
+        num_classes = checks.check_positive_int("num_classes", num_classes)
+        image_shape, patch_size = check_patches(image_shape, patch_size)
+        num_patches = math.prod(n // patch_size for n in image_shape[:2])
+        built = blocks_of(self, dtype, _with_positions(blocks))
         images = keras.Input(tuple(image_shape), name="images")
         x = keras.layers.Conv2D(
             built.hidden_dim,
@@ -75,17 +79,25 @@ class MoEVisionClassifier(MoEModel):
         super().__init__(images, head(x), arguments, name, dtype, trainable)
 
 
-def check_patches(image_shape: Shape, patch_size: int) -> int:
-    """Returns how many patches an image has."""
-    checks.check_positive_int("patch_size", patch_size)
-    sides = tuple(image_shape)[:2]
-    known = len(tuple(image_shape)) == 3 and all(
-        isinstance(n, int) for n in image_shape
-    )
-    if known and not any(side % patch_size for side in sides):  # type: ignore[operator]
-        return (sides[0] // patch_size) * (sides[1] // patch_size)  # type: ignore[operator]
+def check_patches(
+    image_shape: Any, patch_size: Any
+) -> tuple[tuple[int, ...], int]:
+    """Return both arguments if images can be cut into whole patches."""
+    patch_size = checks.check_positive_int("patch_size", patch_size)
+    shape = checks.check_list("image_shape", image_shape, "three integers")
+    if len(shape) == 3:
+        sizes = [checks.check_positive_int("image_shape", n) for n in shape]
+        if not any(side % patch_size for side in sizes[:2]):
+            return tuple(sizes), patch_size
     raise ValueError(
         "`image_shape` must be (height, width, channels), height and width "
         f"multiples of `patch_size`. Received: image_shape={image_shape}, "
         f"patch_size={patch_size}. Resize the images or change `patch_size`."
     )
+
+
+def _with_positions(blocks):
+    """Return the arguments of the blocks with learned positions."""
+    given = blocks.get("positions", "learned")
+    checks.check_choice("positions", given, ("learned",))
+    return {**blocks, "positions": "learned"}

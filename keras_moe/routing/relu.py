@@ -54,13 +54,13 @@ def relu_assignment(
         0,
         num_experts,
     )
-    rules.check_loss_weight("l1_coefficient", l1_coefficient)
     gates = ops.relu(available_logits(router_logits, conditions))
     choice = choose(gates, max_experts, conditions)
     weights = choice.values(gates)
     if conditions.replay is None:
         choice = choice.only(weights > 0)
-    loss = l1_coefficient * _balanced_l1(gates, top_k, conditions.token_mask)
+    coefficient = ops.convert_to_tensor(l1_coefficient)
+    loss = coefficient * _balanced_l1(gates, top_k, conditions.token_mask)
     return token_choice(
         router_logits,
         as_probabilities(gates),
@@ -99,7 +99,9 @@ def next_l1_coefficient(
     count = sum_over_replicas(ops.sum(active * valid))
     tokens = sum_over_replicas(ops.sum(valid))
     direction = ops.sign(count - top_k * tokens)
-    moved = l1_coefficient * ops.power(float(growth), direction)
+    moved = ops.convert_to_tensor(l1_coefficient) * ops.power(
+        float(growth), direction
+    )
     return ops.minimum(moved, MOST_L1)
 
 

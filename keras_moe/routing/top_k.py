@@ -159,4 +159,5 @@ def balanced_bias(
     rules.check_positive("step_size", step_size)
     counts = ops.cast(group_sizes_of(expert_index, num_experts), "float32")
     counts = sum_over_replicas(counts)
+    expert_bias = ops.convert_to_tensor(expert_bias)
     return expert_bias + step_size * ops.sign(ops.mean(counts) - counts)

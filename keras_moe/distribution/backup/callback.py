@@ -65,12 +65,14 @@ class BackupAndResume(keras.callbacks.Callback):
         delete_checkpoint: bool = False,
     ):
         super().__init__()
-        self.directory = pathlib.Path(directory)
-        if save_freq != "epoch":
-            checks.check_positive_int("save_freq", save_freq)
+        self.directory = checks.check_path("directory", directory)
+        if not isinstance(save_freq, str) or save_freq != "epoch":
+            save_freq = checks.check_positive_int("save_freq", save_freq)
         self.save_freq = save_freq
         self.keep = _check_keep(keep)
-        self.delete_checkpoint = delete_checkpoint
+        self.delete_checkpoint = checks.check_bool(
+            "delete_checkpoint", delete_checkpoint
+        )
         self.processes: Processes = Processes()
         # Then nothing waits for a step's logs: see Keras's CallbackList.
         self.async_safe = save_freq == "epoch"
@@ -229,7 +231,7 @@ def _own_name(index):
 
 
 def _check_keep(keep):
-    if isinstance(keep, int) and keep >= 2:
+    if isinstance(keep, int) and not isinstance(keep, bool) and keep >= 2:
         return keep
     raise ValueError(
         "`keep` must be an integer of 2 or more: one save that is whole while "

@@ -8,6 +8,7 @@ import keras
 
 from keras_moe.distribution.backup import generations, state
 from keras_moe.distribution.backup.processes import Processes, processes_of
+from keras_moe.layers import checks
 
 Path = pathlib.Path
 
@@ -27,7 +28,9 @@ def load_backup(model: keras.Model, directory: str | pathlib.Path) -> None:
         FileNotFoundError: where there is no save.
         ValueError: where it is another model's, or torn ones only.
     """
-    directory, processes = Path(directory), processes_of(model)
+    checks.check_model("model", model)
+    directory = checks.check_path("directory", directory)
+    processes = processes_of(model)
     generation, manifest = choose(directory, processes)
     if generation is None:
         raise FileNotFoundError(

@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 import keras
 from keras import ops
 
+from keras_moe.layers import checks
+from keras_moe.layers.argument_names import NamedArguments
 from keras_moe.layers.multitask.uncertainty import UncertaintyWeighting
 
 
@@ -24,7 +26,7 @@ class FunctionLoss(keras.losses.Loss):
 
 
 @keras.saving.register_keras_serializable(package="keras_moe")
-class UncertaintyWeightedModel(keras.Model):
+class UncertaintyWeightedModel(NamedArguments, keras.Model):
     """Trains a model with N outputs on the weighted sum of N losses, and
     learns the weights (Kendall, Gal & Cipolla 2018).
 
@@ -64,8 +66,11 @@ class UncertaintyWeightedModel(keras.Model):
         **kwargs,
     ):
         super().__init__(**kwargs)
-        self.model = model
-        self.task_losses = [keras.losses.get(loss) for loss in losses]
+        self.model = checks.check_model("model", model)
+        self.task_losses = [
+            checks.check_loss("losses", loss)
+            for loss in checks.check_list("losses", losses, "losses")
+        ]
         self.weighting = UncertaintyWeighting(
             len(self.task_losses), kinds, name="weighting"
         )

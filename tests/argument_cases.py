@@ -1,0 +1,454 @@
+"""What the fuzzer of arguments calls, and what each call may accept.
+
+A case is a constructor or a function with arguments that it accepts. The rule
+of an argument follows from its annotation: an integer, a number, a bool, a
+choice; an argument without one may accept anything, but never fail without a
+message that names the argument.
+"""
+
+import inspect
+import math
+import numbers
+import types
+import typing
+from fractions import Fraction
+
+import keras
+import numpy as np
+
+import keras_moe
+from keras_moe import (
+    callbacks,
+    compress,
+    distribution,
+    ensemble,
+    losses,
+    metrics,
+    models,
+    routing,
+    training,
+)
+
+# Tokens, experts, width, intermediate width.
+T, E, D, F = 6, 4, 8, 6
+# Keras checks its own arguments; `rule` and `index` take any object.
+NOT_FUZZED = {"self", "name", "kwargs", "args", "blocks", "arguments"}
+ANY_TEXT = {"directory", "script"}
+CHOICES = {
+    "backend": ("jax", "tensorflow", "torch"),
+    "by": ("load", "weight", "saliency"),
+    "cluster": ("slurm", "kubernetes", "gke-tpu", "ray"),
+    "kind": losses.LOAD_BALANCING,
+    "level": ("token", "example"),
+    "load_balancing": losses.LOAD_BALANCING,
+    "method": ("hash", "modulo", "round_robin", *ensemble.METHODS),
+    "positions": ("rotary", "learned"),
+    "priority": routing.PRIORITIES,
+    "scoring": routing.SCORINGS,
+    "second_expert": routing.SECOND_EXPERTS,
+}
+
+
+class Thing:
+    """An object of no use."""
+
+    def __repr__(self):
+        return "Thing()"
+
+
+def dense(width=D):
+    return keras.layers.Dense(width)
+
+
+def built_model():
+    inputs = keras.Input((D,))
+    x = keras_moe.MoEBlock(E, F, name="moe")(inputs)
+    outputs = keras.layers.Dense(3, activation="softmax")(x)
+    return keras.Model(inputs, outputs)
+
+
+def assignment():
+    probs = np.full((T, E), 1 / E, "float32")
+    return keras_moe.Assignment(
+        np.repeat(np.arange(T, dtype="int32"), 2),
+        np.tile(np.array([0, 1], "int32"), T),
+        np.full(2 * T, 0.5, "float32"),
+        probs,
+        np.zeros((T, E), "float32"),
+        np.float32(0),
+    )
+
+
+def rows(width=E):
+    return np.random.default_rng(0).normal(size=(T, width)).astype("float32")
+
+
+COMMON_BLOCKS = {
+    "num_layers": 1,
+    "hidden_dim": D,
+    "num_heads": 2,
+    "intermediate_dim": F,
+    "num_experts": E,
+}
+
+
+def routers():
+    """Constructors of routers with arguments that they accept."""
+    own = {
+        "HierarchicalRouter": {"num_groups": 2},
+        "ModalityRouter": {"num_modalities": 2},
+        "ExpertChoiceRouter": {"bidirectional": True},
+    }
+    names = [n for n in keras_moe.__all__ if n.endswith("Router")]
+    return {
+        name: (
+            getattr(keras_moe, name),
+            {"num_experts": E, **own.get(name, {})},
+        )
+        for name in names
+    }
+
+
+def layers():
+    """Constructors of layers with arguments that they accept."""
+    tasks = {
+        "num_tasks": 2,
+        "num_shared_experts": 1,
+        "num_task_experts": 1,
+        "intermediate_dim": F,
+    }
+    block = {"num_experts": E, "intermediate_dim": F}
+    return {
+        **routers(),
+        "MoEBlock": (keras_moe.MoEBlock, block),
+        "HierarchicalMoE": (
+            keras_moe.HierarchicalMoE,
+            {"num_groups": 2, **block},
+        ),
+        "SoftMoE": (keras_moe.SoftMoE, block),
+        "Expert": (keras_moe.Expert, {"intermediate_dim": F}),
+        "ExpertLayers": (
+            keras_moe.ExpertLayers,
+            {"layers": lambda: [dense(), dense()]},
+        ),
+        "MixtureOfModels": (
+            keras_moe.MixtureOfModels,
+            {"experts": lambda: [dense(), dense()]},
+        ),
+        "ModalityEmbedding": (
+            keras_moe.ModalityEmbedding,
+            {"modalities": ["text", "image"]},
+        ),
+        "MultiGateMoE": (keras_moe.MultiGateMoE, {**block, "num_tasks": 2}),
+        "CGC": (keras_moe.CGC, tasks),
+        "PLE": (keras_moe.PLE, tasks),
+        "UncertaintyWeighting": (
+            keras_moe.UncertaintyWeighting,
+            {"num_tasks": 2},
+        ),
+        "TransformerEncoderBlock": (
+            keras_moe.TransformerEncoderBlock,
+            {"num_heads": 2, "moe": lambda: keras_moe.Expert(F)},
+        ),
+        "TransformerDecoderBlock": (
+            keras_moe.TransformerDecoderBlock,
+            {"num_heads": 2, "moe": lambda: keras_moe.Expert(F)},
+        ),
+        "TokenEmbedding": (
+            models.TokenEmbedding,
+            {"input_dim": 9, "output_dim": D},
+        ),
+        "PositionEmbedding": (models.PositionEmbedding, {"max_length": 9}),
+        "MeanPooling": (models.MeanPooling, {}),
+        "StackingHead": (ensemble.StackingHead, {"num_members": 2}),
+        "MergedRouter": (
+            compress.MergedRouter,
+            {"num_experts": 2, "router": lambda: keras_moe.Router(E)},
+        ),
+    }
+
+
+def plain_objects():
+    """Schedules, callbacks, and settings with arguments that they accept."""
+    return {
+        "BalanceWarmUp": (training.BalanceWarmUp, {}),
+        "CyclicCosine": (
+            ensemble.CyclicCosine,
+            {"initial_learning_rate": 0.1, "cycle_steps": 5},
+        ),
+        "RouterLearningRate": (
+            training.RouterLearningRate,
+            {"inner_optimizer": "sgd"},
+        ),
+        "BalanceGuard": (callbacks.BalanceGuard, {}),
+        "RoutingMetrics": (callbacks.RoutingMetrics, {}),
+        "BackupAndResume": (
+            distribution.BackupAndResume,
+            {"directory": "saves"},
+        ),
+        "DataShard": (distribution.DataShard, {"index": 0, "count": 2}),
+        "PlanConfig": (
+            distribution.PlanConfig,
+            {
+                "tokens": 64,
+                "hidden_dim": D,
+                "intermediate_dim": F,
+                "num_experts": E,
+            },
+        ),
+        "Blocks": (models.Blocks, COMMON_BLOCKS),
+        "hypermodel": (training.hypermodel, {"build": lambda: len}),
+        "job_text": (
+            distribution.job_text,
+            {"cluster": "slurm", "script": "train.py", "backend": "jax"},
+        ),
+        "plan": (
+            distribution.plan,
+            {"config": plan_config, "devices": 2},
+        ),
+        "estimate": (
+            distribution.estimate,
+            {"config": plan_config, "data": 1, "expert": 2},
+        ),
+    }
+
+
+def plan_config():
+    return distribution.PlanConfig(64, D, F, E)
+
+
+def functions():
+    """Pure functions with arguments that they accept."""
+    logits, modality = rows(), np.array([0, 1] * (T // 2), "int32")
+    ids = np.arange(T, dtype="int32")
+    found, probs = assignment(), np.full((T, E), 1 / E, "float32")
+    given = {"router_logits": logits, "top_k": 2}
+    pairs = {"expert_index": found.expert_index, "num_experts": E}
+    coefficient = np.full(1, 1e-3, "float32")
+    of_modality = {
+        "router_probs": probs,
+        "modality": modality,
+        "num_modalities": 2,
+    }
+    return {
+        "top_k_assignment": (routing.top_k_assignment, given),
+        "top_p_assignment": (
+            routing.top_p_assignment,
+            {**given, "top_p": 0.5},
+        ),
+        "sinkhorn_assignment": (
+            routing.sinkhorn_assignment,
+            {**given, "num_iterations": 2},
+        ),
+        "sinkhorn": (routing.sinkhorn, {"router_logits": logits}),
+        "relu_assignment": (
+            routing.relu_assignment,
+            {**given, "max_experts": E, "l1_coefficient": coefficient},
+        ),
+        "next_l1_coefficient": (
+            routing.next_l1_coefficient,
+            {**given, "l1_coefficient": coefficient, "growth": 1.2},
+        ),
+        "modality_assignment": (
+            routing.modality_assignment,
+            {**given, "allowed": None},
+        ),
+        "hierarchical_assignment": (
+            routing.hierarchical_assignment,
+            {"group_logits": rows(2), "expert_logits": logits, "top_k": 2},
+        ),
+        "expert_choice_assignment": (
+            routing.expert_choice_assignment,
+            {"router_logits": logits, "capacity": 2},
+        ),
+        "fixed_assignment": (
+            routing.fixed_assignment,
+            {"scores": logits, "top_k": 2},
+        ),
+        "hash_scores": (routing.hash_scores, {"ids": ids, "num_experts": E}),
+        "cyclic_scores": (
+            routing.cyclic_scores,
+            {"ids": ids, "num_experts": E},
+        ),
+        "rule_scores": (
+            routing.rule_scores,
+            {"expert": ids % E, "num_experts": E, "default_expert": None},
+        ),
+        "keep_best_groups": (
+            routing.keep_best_groups,
+            {"scores": logits, "num_groups": 2, "top_k_groups": 1, "best": 1},
+        ),
+        "balanced_bias": (
+            routing.balanced_bias,
+            {
+                "expert_bias": np.zeros(E, "float32"),
+                **pairs,
+                "step_size": 0.1,
+            },
+        ),
+        "expert_capacity": (
+            routing.expert_capacity,
+            {
+                "num_tokens": T,
+                "num_experts": E,
+                "top_k": 2,
+                "capacity_factor": 1.25,
+            },
+        ),
+        "apply_capacity": (
+            routing.apply_capacity,
+            {"assignment": found, "capacity": 2},
+        ),
+        "drop_weak_second": (
+            routing.drop_weak_second,
+            {"assignment": found, "threshold": 0.2},
+        ),
+        "dense_weights": (
+            routing.dense_weights,
+            {
+                "assignment": found,
+                "pairs_per_token": 2,
+                "experts": np.arange(E, dtype="int32"),
+            },
+        ),
+        "pair_scores": (routing.pair_scores, {"assignment": found}),
+        "load_balancing_loss": (
+            losses.load_balancing_loss,
+            {"router_probs": probs, "expert_index": found.expert_index},
+        ),
+        "sequence_balancing_loss": (
+            losses.sequence_balancing_loss,
+            {
+                "router_probs": probs,
+                "token_index": found.token_index,
+                "expert_index": found.expert_index,
+                "num_sequences": 2,
+            },
+        ),
+        "balancing_loss": (
+            losses.balancing_loss,
+            {"kind": "per_sequence", "assignment": found, "sequence_length": 3},
+        ),
+        "load_loss": (
+            losses.load_loss,
+            {
+                "router_logits": logits,
+                "noisy_logits": logits,
+                "noise_std": 0.5,
+                "top_k": 2,
+            },
+        ),
+        "local_entropy_loss": (losses.local_entropy_loss, of_modality),
+        "global_entropy_loss": (
+            losses.global_entropy_loss,
+            {**of_modality, "threshold": 0.5},
+        ),
+        "uncertainty_weighted_loss": (
+            losses.uncertainty_weighted_loss,
+            {
+                "task_losses": [1.0, 2.0],
+                "log_variances": np.zeros(2, "float32"),
+                "kinds": ["regression", "classification"],
+            },
+        ),
+        "expert_load": (metrics.expert_load, pairs),
+        "expert_load_by_group": (
+            metrics.expert_load_by_group,
+            {
+                **pairs,
+                "token_index": found.token_index,
+                "group": modality,
+                "num_groups": 2,
+            },
+        ),
+        "fraction_dropped": (
+            metrics.fraction_dropped,
+            {**pairs, "kept_expert_index": found.expert_index},
+        ),
+        "contrastive_loss": (
+            training.contrastive_loss,
+            {"first": logits, "second": logits + 1, "temperature": 0.1},
+        ),
+        "adversarial_step": (
+            training.adversarial_step,
+            {"gradient": logits, "epsilon": 1.0},
+        ),
+    }
+
+
+def junk(rng):
+    """One value that is rarely right."""
+    values = [
+        *(None, True, False, 0, 1, 2, 3, 5, -1, 1.0, 2.5, -0.5, 0.3),
+        *(math.nan, math.inf, -math.inf, 1j, "x", "False", "", "2", b"x"),
+        *([], [1, 2], [0.1, 0.2], ["x"], (), (1,), {}, {"a": 1}, set(), {1}),
+        *(np.int64(2), np.int32(0), np.float32(0.5), np.float64(2), np.nan),
+        *(np.bool_(True), np.str_("x"), np.array(2), np.array([1, 2])),
+        *(Fraction(1, 2), range(3), Ellipsis, Thing(), Thing, len),
+        *("mean", "softmax", "token", "relu", "zeros", "l2", "adam", "mse"),
+        *(np.random.default_rng(0), slice(2), frozenset({1}), 7, 1e-3),
+    ]
+    return values[rng.integers(len(values))]
+
+
+def parameters_of(call):
+    """Parameters by name, those of base classes too."""
+    if not inspect.isclass(call):
+        return dict(inspect.signature(call).parameters)
+    found: dict = {}
+    for base in call.__mro__:
+        if not base.__module__.startswith("keras_moe"):
+            break
+        if "__init__" in vars(base):
+            for p in inspect.signature(
+                vars(base)["__init__"]
+            ).parameters.values():
+                found.setdefault(p.name, p)
+    fixed = getattr(call, "fixed_arguments", ())
+    return {n: p for n, p in found.items() if n not in fixed}
+
+
+def fuzzed_names(call, valid):
+    """The names of arguments that the fuzzer replaces."""
+    return [
+        name
+        for name, p in parameters_of(call).items()
+        if name not in NOT_FUZZED
+        and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+        and not isinstance(valid.get(name), np.ndarray)
+        and p.annotation not in (typing.Any, typing.Any | None)
+    ]
+
+
+def filled(valid, **replaced):
+    """The arguments of one call; what is shared between calls is made anew."""
+    given = {**valid, **replaced}
+    return {
+        name: value()
+        if name in valid and is_maker(valid[name], value)
+        else value
+        for name, value in given.items()
+    }
+
+
+def is_maker(valid, value):
+    return value is valid and isinstance(value, types.FunctionType)
+
+
+def is_allowed(name, parameter, value):
+    """Whether the annotation of an argument allows a value."""
+    kinds = typing.get_args(parameter.annotation) or (parameter.annotation,)
+    known = {int, float, bool, str, type(None)}
+    if not known.issuperset(kinds):
+        return True
+    if value is None:
+        return type(None) in kinds or parameter.default is None
+    if isinstance(value, (bool, np.bool_)):
+        return bool in kinds
+    if isinstance(value, numbers.Integral):
+        return int in kinds or float in kinds
+    if isinstance(value, numbers.Real):
+        return float in kinds and math.isfinite(value)
+    if isinstance(value, str) and str in kinds:
+        return name in ANY_TEXT or value in CHOICES.get(name, ())
+    return False

@@ -1,0 +1,224 @@
+"""Call every public constructor and pure function with wrong arguments.
+
+A call may succeed if the annotations allow its arguments, and then its config
+is plain JSON that builds the same object. Otherwise it must raise a ValueError
+or TypeError that names an argument and what was received.
+"""
+
+import json
+import warnings
+
+import argument_cases as cases
+import keras
+import numpy as np
+import pytest
+
+LAYERS = cases.layers()
+OBJECTS = cases.plain_objects()
+FUNCTIONS = cases.functions()
+ALL = {**LAYERS, **OBJECTS, **FUNCTIONS}
+
+
+def outcome(call, arguments):
+    """What a call returned, or the exception that it raised."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return call(**cases.filled(arguments)), None
+        except Exception as error:
+            return None, error
+
+
+def fault_of(call, valid, replaced):
+    """What is wrong with a call of replaced arguments, or None."""
+    parameters = cases.parameters_of(call)
+    result, error = outcome(call, {**valid, **replaced})
+    if error is not None:
+        text = str(error)
+        named = any(f"`{name}`" in text for name in parameters)
+        if isinstance(error, (ValueError, TypeError)) and named:
+            return None if "Received" in text else f"no `Received`: {text}"
+        return f"{type(error).__name__}: {text}"
+    for name, value in replaced.items():
+        if not cases.is_allowed(name, parameters[name], value):
+            return "accepted"
+    if hasattr(result, "get_config") and not any(
+        callable(value) for value in replaced.values()
+    ):
+        return config_fault(result)
+    return None
+
+
+def config_fault(instance):
+    """What a config is not, or None: plain JSON of an equal object."""
+    try:
+        config = instance.get_config()
+        text = json.dumps(config)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            again = type(instance).from_config(json.loads(text)).get_config()
+    except Exception as error:
+        return f"config: {type(error).__name__}: {error}"
+    same = json.dumps(again, sort_keys=True) == json.dumps(
+        config, sort_keys=True
+    )
+    return None if same else "another config comes back"
+
+
+def fuzz(names, number, seed):
+    """The faults of `number` calls, each of one or two replaced arguments."""
+    rng, faults = np.random.default_rng(seed), {}
+    for _ in range(number):
+        name = names[rng.integers(len(names))]
+        call, valid = ALL[name]
+        fuzzed = cases.fuzzed_names(call, valid)
+        if not fuzzed:
+            continue
+        count = min(1 + int(rng.random() < 0.25), len(fuzzed))
+        chosen = rng.choice(fuzzed, count, replace=False)
+        replaced = {str(one): cases.junk(rng) for one in chosen}
+        fault = fault_of(call, valid, replaced)
+        if fault is not None:
+            faults[name, str(replaced)] = fault[:300]
+    return faults
+
+
+def listed(faults):
+    return "\n".join(f"{key}: {fault}" for key, fault in faults.items())
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_the_cases_are_right(name):
+    """The fuzzer replaces arguments of calls that succeed."""
+    call, valid = ALL[name]
+    result, error = outcome(call, valid)
+    assert error is None
+    if name in LAYERS:
+        assert config_fault(result) is None
+
+
+@pytest.mark.parametrize("names", [LAYERS, OBJECTS, FUNCTIONS])
+def test_wrong_arguments_are_named(names):
+    faults = fuzz(list(names), 1000, seed=0)
+    assert not faults, listed(faults)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("names", [LAYERS, OBJECTS, FUNCTIONS])
+@pytest.mark.parametrize("seed", range(1, 6))
+def test_many_wrong_arguments_are_named(names, seed):
+    faults = fuzz(list(names), 2000, seed)
+    assert not faults, listed(faults)
+
+
+def arguments_of_kind(*kinds):
+    """Pairs of a case and an argument of an annotation."""
+    return [
+        (name, argument)
+        for name, (call, valid) in ALL.items()
+        for argument in cases.fuzzed_names(call, valid)
+        if cases.parameters_of(call)[argument].annotation in kinds
+    ]
+
+
+def misspelled(text):
+    return [text[:-1], text + "s", text[1:], text.upper(), f" {text}", ""]
+
+
+def test_misspelled_choices_are_refused():
+    checked = 0
+    for name, argument in arguments_of_kind(str):
+        call, valid = ALL[name]
+        if argument in cases.ANY_TEXT:
+            continue
+        for choice in cases.CHOICES[argument]:
+            for wrong in misspelled(choice):
+                fault = fault_of(call, valid, {argument: wrong})
+                assert fault is None, (name, argument, wrong, fault)
+                checked += 1
+    assert checked > 200
+
+
+def test_bools_are_bools():
+    found = arguments_of_kind(bool)
+    assert len(found) > 50
+    for name, argument in found:
+        call, valid = ALL[name]
+        for wrong in ("False", "no", 0, 1, None, [], np.int64(1)):
+            fault = fault_of(call, valid, {argument: wrong})
+            assert fault is None, (name, argument, wrong, fault)
+
+
+def test_numpy_scalars_become_plain_values():
+    checked = 0
+    for name, (call, valid) in LAYERS.items():
+        parameters = cases.parameters_of(call)
+        for argument in cases.fuzzed_names(call, valid):
+            value = valid.get(argument, parameters[argument].default)
+            if type(value) not in (int, float, bool):
+                continue
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                given = {**valid, argument: np.array(value)[()]}
+                config = call(**cases.filled(given)).get_config()
+            assert type(config.get(argument, value)) in (int, float, bool)
+            json.dumps(config)
+            checked += 1
+    assert checked > 150
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_misspelled_names_are_refused_and_suggested(name):
+    call, valid = ALL[name]
+    for argument in cases.parameters_of(call):
+        if argument in cases.NOT_FUZZED or argument in valid:
+            continue
+        wrong = argument + "x"
+        _, error = outcome(call, {**valid, wrong: 1})
+        assert isinstance(error, ValueError)
+        assert f"`{wrong}` must be left out" in str(error)
+        assert f"Did you mean `{argument}`?" in str(error)
+
+
+@pytest.mark.parametrize(
+    "case, foreign, ours",
+    [
+        ("MoEBlock", "hidden_dim", "intermediate_dim"),
+        ("MoEBlock", "units", "intermediate_dim"),
+        ("MoEBlock", "k", "top_k"),
+        ("MoEBlock", "num_selected", "top_k"),
+        ("MoEBlock", "num_experts_per_tok", "top_k"),
+        ("MoEBlock", "moe_intermediate_size", "intermediate_dim"),
+        ("HierarchicalMoE", "aux_loss_coef", "load_balancing_weight"),
+        ("Router", "scoring_func", "scoring"),
+        ("Router", "norm_topk_prob", "normalize_weights"),
+        ("Expert", "dropout_rate", "dropout"),
+        ("TransformerEncoderBlock", "num_kv_heads", "num_key_value_heads"),
+    ],
+)
+def test_foreign_names_suggest_ours(case, foreign, ours):
+    call, valid = ALL[case]
+    _, error = outcome(call, {**valid, foreign: 2})
+    assert isinstance(error, ValueError)
+    assert f"`{foreign}`" in str(error) and f"`{ours}`?" in str(error)
+
+
+def test_a_subclass_may_have_arguments_of_its_own():
+    class Block(keras.layers.Layer):
+        pass
+
+    from keras_moe import MoEBlock, SwitchRouter
+
+    class Named(MoEBlock):
+        def __init__(self, *args, **kwargs):
+            self.scale = kwargs.pop("scale")
+            super().__init__(*args, **kwargs)
+
+    class Two(SwitchRouter):
+        def __init__(self, num_experts, top_k=1, **kwargs):
+            super().__init__(num_experts, **kwargs)
+
+    assert Named(4, 8, scale=3).scale == 3
+    assert Two(4, top_k=1).top_k == 1
+    with pytest.raises(ValueError, match="`scal` must be left out"):
+        Named(4, 8, scale=3, scal=2)
