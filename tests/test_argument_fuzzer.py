@@ -151,7 +151,7 @@ def test_bools_are_bools():
 
 def test_numpy_scalars_become_plain_values():
     checked = 0
-    for name, (call, valid) in LAYERS.items():
+    for call, valid in LAYERS.values():
         parameters = cases.parameters_of(call)
         for argument in cases.fuzzed_names(call, valid):
             value = valid.get(argument, parameters[argument].default)

@@ -66,7 +66,9 @@ ARGUMENTS = [
         "`train_members` must not go with method='hard_vote'",
     ),
     (
-        lambda: Ensemble([dense()], "snapshot", 3, train_members=True),
+        lambda: Ensemble(
+            [dense()], "snapshot", num_snapshots=3, train_members=True
+        ),
         "`train_members` must not go with method='snapshot'",
     ),
     (

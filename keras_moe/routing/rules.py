@@ -49,6 +49,16 @@ def real_experts(num_columns: int, num_null_experts: Any) -> int:
     )
 
 
+def check_num_experts(num_experts: Any, number: int) -> None:
+    """Raise if E is not the `number` of experts that a tensor has."""
+    if check_positive_int("num_experts", num_experts) != number:
+        raise ValueError(
+            "`num_experts` must be the number of experts of the other "
+            f"arguments. Received: num_experts={num_experts}, arguments of "
+            f"{number} experts. Pass num_experts={number}."
+        )
+
+
 def check_groups(
     num_experts: int, top_k: int, num_groups: Any, top_k_groups: Any
 ) -> tuple[int, int]:

@@ -155,7 +155,7 @@ def balanced_bias(
         num_experts: E.
         step_size: above 0; 0.001 in the paper.
     """
-    check_positive_int("num_experts", num_experts)
+    rules.check_num_experts(num_experts, expert_bias.shape[0])
     rules.check_positive("step_size", step_size)
     counts = ops.cast(group_sizes_of(expert_index, num_experts), "float32")
     counts = sum_over_replicas(counts)
