@@ -161,7 +161,8 @@ def check_callable(name: str, value: Any, optional: bool = False) -> Any:
 
 def check_list(name: str, value: Any, of: str) -> list:
     """Return `value` as a list if it can be listed and is no text."""
-    if isinstance(value, Iterable) and not isinstance(value, (str, bytes)):
+    is_text = isinstance(value, (str, bytes))
+    if isinstance(value, Iterable) and not is_text and _has_axis(value):
         return list(value)
     raise ValueError(
         f"`{name}` must be a list of {of}. Received: {name}={value!r}. Put "
@@ -211,6 +212,11 @@ def nearest_of(value: object, names: Iterable[str]) -> str | None:
     by_lower = {name.lower(): name for name in names}
     found = difflib.get_close_matches(value.lower(), list(by_lower), 1, 0.6)
     return by_lower[found[0]] if found else None
+
+
+def _has_axis(value: object) -> bool:
+    """Return False for an array without an axis to go along."""
+    return getattr(value, "ndim", 1) != 0
 
 
 def _is_integer(value: object) -> bool:

@@ -22,6 +22,7 @@ from keras_moe import (
     compress,
     distribution,
     ensemble,
+    export,
     losses,
     metrics,
     models,
@@ -32,12 +33,23 @@ from keras_moe import (
 # Tokens, experts, width, intermediate width.
 T, E, D, F = 6, 4, 8, 6
 # Keras checks its own arguments; `rule` and `index` take any object.
-NOT_FUZZED = {"self", "name", "kwargs", "args", "blocks", "arguments"}
+NOT_FUZZED = {
+    "self",
+    "name",
+    "dtype",
+    "kwargs",
+    "args",
+    "blocks",
+    "inputs",
+    "outputs",
+    "arguments",
+}
 ANY_TEXT = {"directory", "script"}
 CHOICES = {
     "backend": ("jax", "tensorflow", "torch"),
-    "by": ("load", "weight", "saliency"),
+    "by": ("load", "weight", "saliency", "average"),
     "cluster": ("slurm", "kubernetes", "gke-tpu", "ray"),
+    "granularity": ("unstructured", "structured"),
     "kind": losses.LOAD_BALANCING,
     "level": ("token", "example"),
     "load_balancing": losses.LOAD_BALANCING,
@@ -215,6 +227,84 @@ def plain_objects():
 
 def plan_config():
     return distribution.PlanConfig(64, D, F, E)
+
+
+def classifier():
+    """A built model with a block and two classes or more, made once."""
+    if not _MADE:
+        _MADE.append(built_model())
+    return _MADE[0]
+
+
+_MADE: list = []
+
+
+def trunk():
+    ids = keras.Input((None,), dtype="int32")
+    x = keras.layers.Embedding(9, D, name="embedding")(ids)
+    return keras.Model(ids, keras.layers.Dropout(0.1)(x))
+
+
+def whole_models():
+    """Models and what works on models, with arguments that they accept."""
+    sizes = {"vocabulary_size": 9, "max_length": 5, **COMMON_BLOCKS}
+    return {
+        "MoELanguageModel": (models.MoELanguageModel, sizes),
+        "MoESeq2Seq": (models.MoESeq2Seq, sizes),
+        "MoEClassifier": (models.MoEClassifier, {**sizes, "num_classes": 2}),
+        "MoETagger": (models.MoETagger, {**sizes, "num_tags": 2}),
+        "MoEVisionClassifier": (
+            models.MoEVisionClassifier,
+            {
+                "image_shape": (4, 4, 1),
+                "patch_size": 2,
+                "num_classes": 2,
+                **COMMON_BLOCKS,
+            },
+        ),
+        "RDrop": (training.RDrop, {"model": classifier}),
+        "ContrastiveModel": (training.ContrastiveModel, {"trunk": trunk}),
+        "MaskedTokenModel": (
+            training.MaskedTokenModel,
+            {"trunk": trunk, "vocabulary_size": 9, "mask_token_id": 8},
+        ),
+        "FGM": (training.FGM, {"model": trunk, "embedding": "embedding"}),
+        "Distiller": (
+            compress.Distiller,
+            {"student": built_model, "teacher": classifier},
+        ),
+        "distill": (
+            compress.distill,
+            {"student": built_model, "teacher": classifier},
+        ),
+        "UncertaintyWeightedModel": (
+            keras_moe.UncertaintyWeightedModel,
+            {"model": two_headed, "losses": ["mse", "mse"]},
+        ),
+        "Ensemble": (
+            keras_moe.Ensemble,
+            {"models": lambda: [classifier(), built_model()]},
+        ),
+        "prune_experts": (
+            compress.prune_experts,
+            {"model": classifier, "keep": 2, "by": "weight"},
+        ),
+        "prune_weights": (
+            compress.prune_weights,
+            {"model": classifier, "sparsity": 0.5},
+        ),
+        "to_dense": (compress.to_dense, {"model": classifier}),
+        "find_blocks": (callbacks.find_blocks, {"model": classifier}),
+        "freeze_routers": (training.freeze_routers, {"model": built_model}),
+        "unfreeze_routers": (training.unfreeze_routers, {"model": built_model}),
+        "describe": (export.describe, {"model": classifier}),
+    }
+
+
+def two_headed():
+    inputs = keras.Input((D,))
+    heads = [keras.layers.Dense(1, name=name)(inputs) for name in "ab"]
+    return keras.Model(inputs, heads)
 
 
 def functions():
@@ -404,6 +494,9 @@ def parameters_of(call):
                 vars(base)["__init__"]
             ).parameters.values():
                 found.setdefault(p.name, p)
+    if "blocks" in found:
+        of_blocks = inspect.signature(models.Blocks.__init__).parameters
+        found = {**of_blocks, **found}
     fixed = getattr(call, "fixed_arguments", ())
     return {n: p for n, p in found.items() if n not in fixed}
 

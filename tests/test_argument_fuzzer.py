@@ -9,14 +9,17 @@ import json
 import warnings
 
 import argument_cases as cases
-import keras
 import numpy as np
 import pytest
+
+import keras_moe
+from keras_moe import callbacks, compress, distribution, export, training
 
 LAYERS = cases.layers()
 OBJECTS = cases.plain_objects()
 FUNCTIONS = cases.functions()
-ALL = {**LAYERS, **OBJECTS, **FUNCTIONS}
+MODELS = cases.whole_models()
+ALL = {**LAYERS, **OBJECTS, **FUNCTIONS, **MODELS}
 
 
 def outcome(call, arguments):
@@ -97,17 +100,31 @@ def test_the_cases_are_right(name):
         assert config_fault(result) is None
 
 
-@pytest.mark.parametrize("names", [LAYERS, OBJECTS, FUNCTIONS])
+@pytest.mark.parametrize(
+    "names",
+    [LAYERS, OBJECTS, FUNCTIONS],
+    ids=["layers", "objects", "functions"],
+)
 def test_wrong_arguments_are_named(names):
     faults = fuzz(list(names), 1000, seed=0)
     assert not faults, listed(faults)
 
 
+def test_wrong_arguments_of_models_are_named():
+    faults = fuzz(list(MODELS), 150, seed=0)
+    assert not faults, listed(faults)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("names", [LAYERS, OBJECTS, FUNCTIONS])
+@pytest.mark.parametrize(
+    "names",
+    [LAYERS, OBJECTS, FUNCTIONS, MODELS],
+    ids=["layers", "objects", "functions", "models"],
+)
 @pytest.mark.parametrize("seed", range(1, 6))
 def test_many_wrong_arguments_are_named(names, seed):
-    faults = fuzz(list(names), 2000, seed)
+    number = 200 if names is MODELS else 2000
+    faults = fuzz(list(names), number, seed)
     assert not faults, listed(faults)
 
 
@@ -129,7 +146,7 @@ def test_misspelled_choices_are_refused():
     checked = 0
     for name, argument in arguments_of_kind(str):
         call, valid = ALL[name]
-        if argument in cases.ANY_TEXT:
+        if name in MODELS or argument in cases.ANY_TEXT:
             continue
         for choice in cases.CHOICES[argument]:
             for wrong in misspelled(choice):
@@ -204,17 +221,12 @@ def test_foreign_names_suggest_ours(case, foreign, ours):
 
 
 def test_a_subclass_may_have_arguments_of_its_own():
-    class Block(keras.layers.Layer):
-        pass
-
-    from keras_moe import MoEBlock, SwitchRouter
-
-    class Named(MoEBlock):
+    class Named(keras_moe.MoEBlock):
         def __init__(self, *args, **kwargs):
             self.scale = kwargs.pop("scale")
             super().__init__(*args, **kwargs)
 
-    class Two(SwitchRouter):
+    class Two(keras_moe.SwitchRouter):
         def __init__(self, num_experts, top_k=1, **kwargs):
             super().__init__(num_experts, **kwargs)
 
@@ -222,3 +234,82 @@ def test_a_subclass_may_have_arguments_of_its_own():
     assert Two(4, top_k=1).top_k == 1
     with pytest.raises(ValueError, match="`scal` must be left out"):
         Named(4, 8, scale=3, scal=2)
+
+
+TOOLS = {
+    "find_blocks": (lambda: callbacks.find_blocks("x"), "model"),
+    "save_model": (lambda: distribution.save_model("x", "a.keras"), "model"),
+    "save_model path": (
+        lambda: distribution.save_model(cases.classifier(), 3),
+        "path",
+    ),
+    "load_backup": (lambda: distribution.load_backup("x", "saves"), "model"),
+    "data_parallel": (lambda: distribution.data_parallel("x"), "model"),
+    "fully_sharded": (
+        lambda: distribution.data_parallel(cases.classifier(), "False"),
+        "fully_sharded",
+    ),
+    "shard_experts": (lambda: distribution.shard_experts("x"), "model"),
+    "gather_experts": (lambda: distribution.gather_experts(3), "model"),
+    "local_shard": (lambda: distribution.local_shard(3), "data"),
+    "contiguous": (
+        lambda: distribution.local_shard([1, 2], contiguous="False"),
+        "contiguous",
+    ),
+    "shard": (lambda: distribution.local_shard([1, 2], shard=2), "shard"),
+    "rest": (lambda: distribution.local_shard([1, 2], rest="dorp"), "rest"),
+    "launch": (lambda: distribution.launch(3), "script"),
+    "hosts": (lambda: distribution.launch(__file__, hosts="abc"), "hosts"),
+    "port": (lambda: distribution.launch(__file__, port="x"), "port"),
+    "restarts": (
+        lambda: distribution.launch(__file__, restarts="x"),
+        "restarts",
+    ),
+    "search_space": (lambda: training.search_space(3), "hp"),
+    "top_k": (
+        lambda: training.search_space(cases.Thing(), top_k=(0, 1)),
+        "top_k",
+    ),
+    "space": (lambda: training.hypermodel(len, num_expert=(2,)), "num_expert"),
+    "merge_experts": (lambda: compress.merge_experts(3, 2), "model"),
+    "by": (
+        lambda: compress.merge_experts(cases.classifier(), 2, by="outptu"),
+        "by",
+    ),
+    "export": (lambda: export.export(3, "new_folder"), "model"),
+    "format": (
+        lambda: export.export(cases.classifier(), "new_folder", "tflite"),
+        "format",
+    ),
+    "verify": (
+        lambda: export.export(cases.classifier(), "new", verify="False"),
+        "verify",
+    ),
+    "load": (lambda: export.load(3), "path"),
+    "threads": (lambda: export.load("artifact", threads="x"), "threads"),
+    "expert_parallel": (
+        lambda: distribution.ExpertParallel("x"),
+        "layout_map",
+    ),
+    "bootstrap": (
+        lambda: keras_moe.Ensemble([cases.built_model()]).fit_members(
+            np.zeros((2, cases.D)), bootstrap="False"
+        ),
+        "bootstrap",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TOOLS)
+def test_tools_name_wrong_arguments(name):
+    call, argument = TOOLS[name]
+    with pytest.raises((ValueError, TypeError)) as raised:
+        call()
+    assert f"`{argument}` must" in str(raised.value)
+    assert "Received" in str(raised.value)
+
+
+@pytest.mark.parametrize("value", [None, False])
+def test_no_load_balancing_names_its_weight(value):
+    with pytest.raises(ValueError, match="load_balancing_weight=0.0"):
+        keras_moe.MoEBlock(4, 8, load_balancing=value)

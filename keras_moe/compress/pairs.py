@@ -97,9 +97,10 @@ def _layer(model, name):
     if len(found) == 1:
         return found[0]
     raise ValueError(
-        f"A name must be that of one layer of {model.name!r}. Received: "
-        f"{name!r}, the name of {len(found)}. Name the layer when building the "
-        "model, or give the end of its path, such as 'block_1/moe'."
+        "`hidden`, or `router`, must name one layer of each model. Received: "
+        f"{name!r}, the name of {len(found)} in {model.name!r}. Name the layer "
+        "when building the model, or give the end of its path, such as "
+        "'block_1/moe'."
     )
 
 

@@ -88,6 +88,7 @@ class Ensemble(keras.Model):
         check_names(
             type(self).__name__, kwargs, names_of(type(self)), _OF_MODEL
         )
+        checks.check_bool("trainable", kwargs.get("trainable", True))
         models = members.check_models(models)
         arguments.check_arguments(
             method, from_logits, regression, meta_model, train_members

@@ -24,7 +24,7 @@ class Wrapper(NamedArguments, keras.Model):
     arguments: tuple[str, ...] = ()  # attributes that `get_config` saves
     wraps = "model"  # what `inner` is called as an argument
 
-    def __init__(self, model, **kwargs):
+    def __init__(self, model, /, **kwargs):
         super().__init__(**kwargs)
         if isinstance(model, Wrapper):
             raise ValueError(

@@ -2,7 +2,7 @@
 
 import keras
 
-from keras_moe.layers import quantization
+from keras_moe.layers import checks, quantization
 
 
 class MoEModel(keras.Model):
@@ -27,6 +27,7 @@ class MoEModel(keras.Model):
         dtype=None,
         trainable: bool = True,
     ):
+        trainable = checks.check_bool("trainable", trainable)
         super().__init__(
             inputs=inputs, outputs=outputs, name=name, trainable=trainable
         )

@@ -78,6 +78,13 @@ class FGM(Wrapper):
         **kwargs,
     ):
         super().__init__(model, **kwargs)
+        checks.check_is_a(
+            "embedding",
+            embedding,
+            (str, keras.layers.Layer),
+            "a layer inside `model`, or its name",
+            "Pass, for instance, embedding='embedding'.",
+        )
         self.embedding = getattr(embedding, "name", embedding)
         self.epsilon = checks.check_weight("epsilon", epsilon)
         self.weight = checks.check_weight("weight", weight)

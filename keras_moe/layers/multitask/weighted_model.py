@@ -71,6 +71,11 @@ class UncertaintyWeightedModel(NamedArguments, keras.Model):
             checks.check_loss("losses", loss)
             for loss in checks.check_list("losses", losses, "losses")
         ]
+        if not self.task_losses:
+            raise ValueError(
+                "`losses` must hold one loss for each task. Received: "
+                f"losses={losses!r}. Pass, for instance, ['mse', 'mae']."
+            )
         self.weighting = UncertaintyWeighting(
             len(self.task_losses), kinds, name="weighting"
         )
