@@ -77,4 +77,4 @@ class Wrapper(NamedArguments, keras.Model):
         inner = keras.saving.deserialize_keras_object(
             config[cls.wraps], custom_objects=custom_objects
         )
-        return cls(**{**config, cls.wraps: inner})
+        return cls(**{**config, cls.wraps: inner})  # type: ignore[call-arg]
