@@ -2,10 +2,13 @@
 
 import math
 
+from keras_moe.types import Tensor
+
 SHARES = (0.5, 0.75, 0.9, 1.05, 1.2, 1.5)
+UNKNOWN_P_SIZES = (8, 32, 128)
 
 
-def block_sizes(num_rows: int, num_groups: int) -> tuple[int, ...]:
+def block_sizes(num_rows: int | Tensor, num_groups: int) -> tuple[int, ...]:
     """Returns the sizes a block may have, ascending; a group takes the least.
 
     XLA compiles each size by itself and the rows of a group are data, so a
@@ -15,20 +18,25 @@ def block_sizes(num_rows: int, num_groups: int) -> tuple[int, ...]:
     S, M and L of `benchmarks/`; more sizes than these gained nothing clear.
 
     Args:
-        num_rows: P.
+        num_rows: P. If it is symbolic (JAX), the even share is unknown and the
+            sizes are the same for every P.
         num_groups: E.
     """
+    if not isinstance(num_rows, int):
+        return UNKNOWN_P_SIZES
     eighths = (math.ceil(num_rows * s / num_groups / 8) for s in SHARES)
     most = max(1, num_rows)
     return tuple(sorted({min(most, 8 * max(1, e)) for e in eighths}))
 
 
-def few_rows_size(num_rows: int, num_groups: int) -> int:
+def few_rows_size(num_rows: int | Tensor, num_groups: int) -> int:
     """Returns the one size of a block where a group has a few rows: twice the
     even share, so that one block holds almost every group.
 
     Args:
-        num_rows: P.
+        num_rows: P; symbolic as in `block_sizes`.
         num_groups: E.
     """
+    if not isinstance(num_rows, int):
+        return UNKNOWN_P_SIZES[0]
     return min(max(1, num_rows), -(-2 * num_rows // num_groups) or 1)

@@ -101,12 +101,14 @@ def _jax(x, num_groups, inner):
     every row by every matrix. Without copies of the weights up to 8 rows a
     group: D1 0.94 times `limitE` where blocks take 6.8, D8 0.89 for 4.4; at
     64 experts of D = F = 512 and 8 rows a group 0.9 of blocks' time, at 16
-    rows 1.3."""
+    rows 1.3. Where the number of rows is symbolic (`jax.export`, or a model
+    of the user's own on `keras.Input`), blocks need no number."""
     import jax
 
     if jax.default_backend() != "cpu":
         return "jax_ragged_dot"
-    if x.shape[0] <= 8 * num_groups:
+    known = isinstance(x.shape[0], int)
+    if known and x.shape[0] <= 8 * num_groups:
         return "jax_few_rows"
     return "jax_blocks"
 

@@ -91,11 +91,20 @@ def rows_of_way(
     return min(num_rows, 8 * -(-5 * even // 32))
 
 
-def is_spread(shard: ExpertShard | None) -> bool:
-    """Returns whether tokens or experts lie on more than one device: by
-    `keras.distribution` on JAX, by a bank's shard elsewhere."""
+def is_spread(shard: ExpertShard | None, num_rows: int | Tensor) -> bool:
+    """Returns whether tokens or experts lie on more than one device.
+
+    A program of symbolic shapes on JAX is traced for its shapes, or exported;
+    it is one device's, since the exchange needs a number of rows.
+
+    Args:
+        shard: of a bank, which decides on backends other than JAX; there
+            `keras.distribution` does.
+        num_rows: T, a number or what the trace has instead.
+    """
     if keras.backend.backend() == "jax":
-        return keras.distribution.distribution() is not None
+        known = isinstance(num_rows, int)
+        return known and keras.distribution.distribution() is not None
     return shard is not None
 
 

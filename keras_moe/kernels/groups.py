@@ -13,7 +13,11 @@ from typing import Any, NamedTuple
 import keras
 from keras import ops, tree
 
-from keras_moe.kernels.primitives import shapes_known
+from keras_moe.kernels.primitives import (
+    output_shapes,
+    shapes_known,
+    smaller_size,
+)
 from keras_moe.types import Tensor
 
 Nest = Any  # a tensor, or lists, tuples and dicts of them
@@ -161,10 +165,20 @@ def _between(rows, start, stop):
 def _sizes(num_rows, num_groups, most_rows):
     """The row counts a group is compiled for, rising."""
     if most_rows is not None:
-        return [max(1, min(most_rows, num_rows))]
+        fitting = smaller_size(most_rows, num_rows)
+        return [max(1, fitting) if isinstance(fitting, int) else fitting]
+    if not isinstance(num_rows, int):
+        return _symbolic_sizes(num_rows, num_groups)
     even = num_rows / num_groups
     smaller = {math.ceil(1.25 * even), math.ceil(2.5 * even)}
     return [*sorted(n for n in smaller if n <= 0.75 * num_rows), num_rows]
+
+
+def _symbolic_sizes(num_rows, num_groups):
+    """1.25 and 2.5 even shares, rounded up, where these are less than P."""
+    quarters = [n for n in (5, 10) if n <= 3 * num_groups]
+    parts = 4 * num_groups
+    return [*((n * num_rows + parts - 1) // parts for n in quarters), num_rows]
 
 
 def _padded(groups, rows, spec, sizes):
@@ -175,10 +189,11 @@ def _padded(groups, rows, spec, sizes):
     written over theirs.
     """
     buffers = tree.map_structure(
-        lambda s: ops.zeros(
-            (groups.num_rows + sizes[-1], *s.shape[1:]), s.dtype
+        lambda s, like: ops.zeros(
+            (groups.num_rows + sizes[-1], *like.shape[1:]), s.dtype
         ),
         spec,
+        _shaped(groups, rows, spec),
     )
     bounds = ops.convert_to_tensor([0, *sizes[:-1]], dtype="int32")
     start = ops.zeros((), dtype="int32")
@@ -186,8 +201,8 @@ def _padded(groups, rows, spec, sizes):
     for function, state, _, group_size in groups.each():
         place = start, group_size
         branches = [
-            _branch(function, rows, place, size, remat=size > sizes[0])
-            for size in sizes
+            _branch(function, rows, place, size, remat=number > 0)
+            for number, size in enumerate(sizes)
         ]
         index = ops.sum(ops.cast(group_size > bounds, "int32"))
         buffers, state = ops.switch(index, [_skip, *branches], buffers, state)
@@ -198,6 +213,13 @@ def _padded(groups, rows, spec, sizes):
         lambda x: _only(computed, x[: groups.num_rows]), buffers
     )
     return outputs, new_states
+
+
+def _shaped(groups, rows, spec):
+    """The spec, or what has symbolic dimensions where the spec has None."""
+    if all(None not in s.shape[1:] for s in tree.flatten(spec)):
+        return spec
+    return output_shapes(groups.functions[0], rows, groups.states[0])[0]
 
 
 def _skip(buffers, state):

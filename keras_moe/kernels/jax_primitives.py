@@ -4,6 +4,7 @@ What each does is said in `primitives.py`.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -38,8 +39,12 @@ def compiled(
 
 def top_k_index(scores: Tensor, top_k: int) -> Tensor:
     """`lax.top_k` is whole on each device of a mesh, with all of its rows: K
-    times the largest stays where the rows are."""
+    times the largest stays where the rows are. Where shapes are symbolic the
+    rows are sorted: TensorFlow 2.21 cannot load an exported `lax.top_k`."""
     scores = jnp.where(jnp.abs(scores) > 0, scores, 0)
+    if not all(isinstance(n, int) for n in (*scores.shape, top_k)):
+        order = jnp.argsort(scores, axis=-1, descending=True)
+        return order[:, :top_k].astype("int32")
     if keras.distribution.distribution() is None or top_k > FEW:
         return jax.lax.top_k(scores, top_k)[1].astype("int32")
     columns = jnp.arange(scores.shape[-1])
@@ -65,6 +70,16 @@ def require(valid: Tensor, message: str) -> Tensor:
 def shapes_known(x: Tensor) -> str:
     """All of them, always: other sizes are another program."""
     return "sizes"
+
+
+def smaller_size(one: int | Tensor, other: int | Tensor) -> int | Tensor:
+    """Of symbolic dimensions it is another symbolic dimension."""
+    return jax.core.min_dim(one, other)
+
+
+def output_shapes(function: Callable, *args: Any) -> Any:
+    """Symbolic dimensions stay in the shapes."""
+    return jax.eval_shape(function, *args)
 
 
 def value_and_gradient(

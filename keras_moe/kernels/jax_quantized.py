@@ -125,8 +125,8 @@ _grouped_ffn.defvjp(_grouped_ffn_forward, _grouped_ffn_backward)
 
 def _map(block, x, arrays, group_sizes, width):
     num_rows, num_groups = x.shape[0], group_sizes.shape[0]
-    sizes = (max(1, num_rows),)
-    if num_groups > 1:
-        sizes = block_sizes(num_rows, num_groups)
+    sizes = block_sizes(num_rows, num_groups)
+    if num_groups == 1 and isinstance(num_rows, int):
+        sizes = (max(1, num_rows),)
     (y,), _ = map_blocks(block, (x,), arrays, group_sizes, (width,), sizes)
     return y[:num_rows]

@@ -253,6 +253,42 @@ def shapes_known(x: Tensor) -> str:
     return own(x) if own else "at run time"
 
 
+def smaller_size(one: int | Tensor, other: int | Tensor) -> int | Tensor:
+    """Returns the smaller of two sizes.
+
+    Args:
+        one, other: numbers; on TensorFlow also scalars of a graph, and on JAX
+            symbolic dimensions, which cannot be compared with a number.
+    """
+    if isinstance(one, int) and isinstance(other, int):
+        return min(one, other)
+    own = twin("smaller_size")
+    return own(one, other) if own else ops.minimum(one, other)
+
+
+def output_shapes(function: Callable, *args: Any) -> Any:
+    """Returns what a function would return, without computing it.
+
+    Args:
+        function: of nests of tensors, returns a nest of tensors.
+        *args: of the function.
+
+    Returns:
+        The nest, with objects that have a `shape` and a `dtype`.
+
+    Raises:
+        NotImplementedError: on another backend than JAX.
+    """
+    own = twin("output_shapes")
+    if own is None:
+        raise NotImplementedError(
+            "`output_shapes` must run on JAX: elsewhere a tensor's shape is "
+            f"known at run time. Received: {keras.backend.backend()!r}. Use "
+            "`ops.shape`."
+        )
+    return own(function, *args)
+
+
 def value_and_gradient(
     function: Callable[[Tensor], Tensor], x: Tensor
 ) -> tuple[Tensor, Tensor]:

@@ -57,7 +57,8 @@ def mix_experts(
         experts.num_experts,
     )
     mix = partial(dispatch.mix, pairs_per_token=pairs_per_token)
-    bank = spread_bank(experts, training, units)
+    num_units = ops.shape(units.rows)[0]
+    bank = spread_bank(experts, num_units, training, units)
     if bank is not None:
         outputs = kernels.mix_across(
             mix, bank, units.rows, pairs, pairs_per_token, most_rows
@@ -80,20 +81,22 @@ def mix_experts(
     return units.as_tokens(outputs)
 
 
-def token_shards(experts) -> int:
-    """Returns in how many equal parts the tokens of a program lie: an expert
+def token_shards(experts, num_units: int | Tensor) -> int:
+    """Returns in how many equal parts the U tokens of a program lie: an expert
     has its capacity in each of them."""
-    bank = spread_bank(experts)
+    bank = spread_bank(experts, num_units)
     return 1 if bank is None else kernels.num_token_shards(bank)
 
 
-def spread_bank(experts, training=None, units=None) -> kernels.Bank | None:
+def spread_bank(
+    experts, num_units: int | Tensor, training=None, units=None
+) -> kernels.Bank | None:
     """Returns experts as a function of their weights where a distribution
     spreads tokens or experts over devices, else None. Layers of any kind are
     never spread: they are whole on each device."""
     if not (isinstance(experts, Expert) and experts.built):
         return None
-    if not kernels.is_spread(experts.shard):
+    if not kernels.is_spread(experts.shard, num_units):
         return None
     named, rebuild = _flattened(experts.ffn_weights())
     seeds: tuple = ()

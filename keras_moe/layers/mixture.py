@@ -95,7 +95,7 @@ class Mixture(NamedArguments, keras.layers.Layer):
             return chosen, None
         shards = 1
         if self.router.pairs_per_token is not None:
-            shards = token_shards(self.experts)
+            shards = token_shards(self.experts, num_units)
         if shards > 1:
             num_units = -(-num_units // shards)
         capacity = routing.expert_capacity(

@@ -233,12 +233,13 @@ def _check_divisor(name, value, num_tokens):
 
 def _mask_pairs(expert_index, token_mask, num_experts):
     """Gives the pairs of padding tokens the index E: `(T, K)`."""
-    num_tokens, flat = (
-        ops.shape(token_mask)[0],
-        ops.reshape(expert_index, (-1,)),
-    )
-    at_least_one = max if isinstance(num_tokens, int) else ops.maximum
-    pairs_per_token = ops.shape(flat)[0] // at_least_one(num_tokens, 1)
+    num_tokens = divisor = ops.shape(token_mask)[0]
+    flat = ops.reshape(expert_index, (-1,))
+    if isinstance(num_tokens, int):
+        divisor = max(num_tokens, 1)
+    elif ops.is_tensor(num_tokens):  # a symbolic dimension is at least 1
+        divisor = ops.maximum(num_tokens, 1)
+    pairs_per_token = ops.shape(flat)[0] // divisor
     pairs = ops.reshape(flat, (num_tokens, pairs_per_token))
     return ops.where(ops.expand_dims(token_mask, -1), pairs, num_experts)
 

@@ -6,7 +6,7 @@ T tokens, E experts, C expert_capacity, P = E * C routed pairs.
 from keras import ops
 
 from keras_moe.argument_checks import check_size
-from keras_moe.kernels import top_k_index
+from keras_moe.kernels import smaller_size, top_k_index
 from keras_moe.routing import rules
 from keras_moe.routing.assignment import (
     UNAVAILABLE,
@@ -75,9 +75,7 @@ def expert_choice_assignment(
 def _best_tokens(probs, capacity, token_mask):
     """Each expert's best tokens and their expert, int32 `(E * C,)` both."""
     num_tokens, num_experts = ops.shape(probs)[0], probs.shape[1]
-    both_known = isinstance(num_tokens, int) and isinstance(capacity, int)
-    least = min if both_known else ops.minimum
-    capacity = least(capacity, num_tokens)
+    capacity = smaller_size(capacity, num_tokens)
     scores = ops.transpose(probs)
     if token_mask is not None:
         scores = ops.where(token_mask, scores, UNAVAILABLE)
