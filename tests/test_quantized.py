@@ -5,6 +5,7 @@ E experts, D hidden_dim, F intermediate_dim.
 
 import math
 import os
+import warnings
 
 import keras
 import numpy as np
@@ -213,11 +214,42 @@ class DenseRouter(keras_moe.Router):
 def test_routers_stay_as_they_are():
     router = DenseRouter(3)
     model = model_of(keras_moe.MoEBlock(3, 10, router=router))
-    with pytest.warns(UserWarning, match="inside a router"):
-        model.quantize("int8")
+    model.quantize("int8")  # without a warning
     assert [r.quantization_mode for r in find_routers(model)] == [None]
     assert {w.dtype for w in router.weights} == {"float32"}
     assert router.dense.quantization_mode is None
+
+
+def test_no_layer_of_ours_lacks_a_way_to_be_quantized():
+    """What stays in floats on purpose needs no warning."""
+    inputs = x = keras.Input((6, WIDTH))
+    routers = [
+        keras_moe.Router(3, num_null_experts=1),
+        keras_moe.NoisyTopKRouter(3),
+        keras_moe.AttentionRouter(3),
+        keras_moe.ReLURouter(3),
+        DenseRouter(3),
+    ]
+    weight = keras_moe.training.BalanceWarmUp()
+    for router in routers:
+        block = keras_moe.MoEBlock(
+            3, 10, router=router, load_balancing_weight=weight
+        )
+        x = block(x)
+    model = keras.Model(inputs, keras_moe.models.parts.PositionEmbedding(9)(x))
+    before = [np.array(w) for r in routers for w in r.get_weights()]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model.quantize("int8")
+    lacking = [
+        str(w.message).split()[1]
+        for w in caught
+        if "does not have a `quantize` method" in str(w.message)
+    ]
+    assert set(lacking) == {"InputLayer"}
+    after = [w for r in routers for w in r.get_weights()]
+    for old, new in zip(before, after, strict=True):
+        np.testing.assert_array_equal(old, new)
 
 
 def test_gradients_of_inputs_and_biases(rng):

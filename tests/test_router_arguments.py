@@ -1,5 +1,6 @@
 """Bad arguments and inputs of the routers: an error that says what to do."""
 
+import keras
 import numpy as np
 import pytest
 from backend import draw
@@ -10,6 +11,50 @@ from keras_moe import MoEBlock
 
 # `make test` runs these tests on one backend, except for `every_backend` ones.
 pytestmark = pytest.mark.one_backend
+
+
+def symbolic(layer, *shape, **options):
+    """Calls a layer on an `Input`, as a functional model does."""
+    return layer(keras.Input(shape), **options)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: symbolic(MoEBlock(4, 6, router=keras_moe.HashRouter(4)), 5, 8),
+        lambda: symbolic(
+            MoEBlock(4, 6, router=keras_moe.RuleRouter(4)),
+            5,
+            8,
+            return_assignment=True,
+        ),
+        lambda: symbolic(
+            keras_moe.TransformerEncoderBlock(
+                2, MoEBlock(4, 6, router=keras_moe.PathwayRouter(4))
+            ),
+            5,
+            8,
+        ),
+        lambda: symbolic(
+            keras_moe.TransformerDecoderBlock(
+                2, MoEBlock(4, 6, router=keras_moe.HashRouter(4))
+            ),
+            5,
+            8,
+        ),
+        lambda: symbolic(
+            keras_moe.MixtureOfModels(
+                [keras.layers.Dense(2), keras.layers.Dense(2)],
+                keras_moe.RuleRouter(2),
+            ),
+            8,
+        ),
+    ],
+)
+def test_missing_router_inputs_fail_on_an_input(make):
+    """Not first when the model predicts."""
+    with pytest.raises(ValueError, match="`router_inputs` must be given"):
+        make()
 
 
 def test_router_inputs_that_are_missing_or_lost(rng):

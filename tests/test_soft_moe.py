@@ -51,6 +51,7 @@ def test_it_is_the_papers_equations(rng, normalize):
     np.testing.assert_allclose(to_numpy(layer(x)), wanted, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.filterwarnings("ignore:.*which is taken for one sequence")
 def test_inputs_of_any_rank(rng):
     """Rank 2 is one sequence; further axes in front are more sequences."""
     layer = made(rng)
@@ -116,6 +117,19 @@ def test_one_expert_of_one_slot_gives_every_token_the_same(rng):
     x = draw(rng, 1, S, D)
     y = to_numpy(layer(x))
     np.testing.assert_allclose(y, np.broadcast_to(y[:, :1], y.shape), atol=1e-6)
+
+
+def test_rows_without_a_sequence_axis_are_warned_of_once(rng):
+    """They are one sequence: outputs follow from the batch that they are in."""
+    layer = SoftMoE(E, F)
+    x = draw(rng, 4, D)
+    with pytest.warns(UserWarning, match="depends on the other rows") as caught:
+        model = keras.Sequential([keras.Input((D,)), layer])
+        whole = to_numpy(model(x))
+    about = [w for w in caught if "SoftMoE" in str(w.message)]
+    assert len(about) == 1
+    assert np.abs(to_numpy(model(x[:2])) - whole[:2]).max() > 1e-4
+    keras.models.clone_model(model)
 
 
 def test_weights_sum_to_one():

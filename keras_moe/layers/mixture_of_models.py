@@ -235,6 +235,7 @@ class MixtureOfModels(Mixture, keras.Model):
         inputs_mask=None,
     ):
         """Returns the symbolic outputs of symbolic inputs."""
+        self.router.check_inputs_given(router_inputs)
         batch = tree.flatten(inputs)[0].shape[0]
         outputs = tree.map_structure(
             lambda x: keras.KerasTensor((batch, *x.shape[1:]), x.dtype),

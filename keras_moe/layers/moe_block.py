@@ -292,6 +292,7 @@ class MoEBlock(Mixture):
     ):
         """Returns the symbolic outputs of symbolic inputs."""
         checks.check_floating(inputs)
+        self.router.check_inputs_given(router_inputs)
         outputs = keras.KerasTensor(inputs.shape, self.compute_dtype)
         if not return_assignment:
             return outputs

@@ -7,11 +7,12 @@ import keras
 from keras import ops
 
 from keras_moe import routing
+from keras_moe.layers.quantization import KeptInFloats
 from keras_moe.routing import Assignment
 from keras_moe.types import Shape, Tensor
 
 
-class NullExperts(keras.layers.Layer):
+class NullExperts(KeptInFloats, keras.layers.Layer):
     """What a token gets from null experts (MoE++: Jin et al. 2024, "MoE++:
     Accelerating Mixture-of-Experts Methods with Zero-Computation Experts",
     eq. 4-6).

@@ -150,23 +150,28 @@ def check_mode(mode: str) -> None:
     )
 
 
-def keep_floats(parts: Any) -> None:
-    """Keeps `model.quantize` from layers, and from those inside of them.
+class KeptInFloats:
+    """Base of layers that `model.quantize` leaves in float32, silently.
 
-    Args:
-        parts: a layer, or a nest with layers in it.
+    Routers, because rounding would change routing decisions, and layers whose
+    few weights are not multiplied with tokens. It comes before
+    `keras.layers.Layer` in the list of bases.
     """
 
-    def refuse(mode=None, type_check=True, config=None):
-        raise NotImplementedError(
-            "What is inside a router stays in float32: who goes where must "
-            f"not hang on a rounding. Received: mode={mode!r}."
-        )
+    def quantize(self, mode=None, type_check=True, config=None) -> None:
+        """Leave the layer unchanged; see the class."""
 
+
+def keep_floats(parts: Any) -> None:
+    """Keep `model.quantize` from layers, and from those inside of them.
+
+    Args:
+        parts: Layer, or nest with layers in it.
+    """
     for part in keras.tree.flatten(parts):
         if isinstance(part, keras.layers.Layer):
             for layer in part._flatten_layers():
-                layer.quantize = refuse
+                layer.quantize = KeptInFloats().quantize
 
 
 def check_floats(experts) -> None:

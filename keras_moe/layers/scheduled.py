@@ -6,10 +6,11 @@ import keras
 from keras import ops
 
 from keras_moe.layers import checks
+from keras_moe.layers.quantization import KeptInFloats
 from keras_moe.types import Shape, Tensor
 
 
-class ScheduledWeight(keras.layers.Layer):
+class ScheduledWeight(KeptInFloats, keras.layers.Layer):
     """A number that follows a schedule of the training steps.
 
     A Python number becomes a constant of the compiled step. This one is

@@ -4,6 +4,8 @@ B sequences, S tokens of one, D hidden_dim, F intermediate_dim, E experts, H
 output_dim, Z slots per expert.
 """
 
+import warnings
+
 import keras
 from keras import ops
 
@@ -28,8 +30,9 @@ class SoftMoE(DenseMixture):
 
     Each token reads the whole sequence, later tokens too: it is not causal,
     and not for autoregressive decoders. A sequence is the axis before the
-    last. Inputs of rank 2 are one sequence: each row depends on the others of
-    its batch.
+    last. Inputs of rank 2 are one sequence: each row depends on the other
+    rows of its batch, of which the layer warns once. Use a `MoEBlock` for
+    rows that are examples by themselves.
 
     Args:
         num_experts: E.
@@ -87,10 +90,12 @@ class SoftMoE(DenseMixture):
             "normalize_logits", normalize_logits
         )
         self.experts = self.bank("experts", num_experts)
+        self._has_warned = False
 
     def build(self, input_shape: Shape) -> None:
         """Creates the weights for inputs `(..., S, D)`."""
         self.hidden_dim = checks.check_input_shape(input_shape)
+        self._warn_of_one_sequence(input_shape)
         own = {"dtype": "float32", "autocast": False}
         self.slot_kernel = self.add_weight(
             name="slot_kernel",
@@ -110,6 +115,7 @@ class SoftMoE(DenseMixture):
         self, inputs: Tensor, mask: Tensor | None = None, training=None
     ) -> Tensor:
         """Mixes tokens into slots, computes, and mixes back."""
+        self._warn_of_one_sequence(inputs.shape)
         tokens, token_mask = flatten_tokens(inputs, mask, self.hidden_dim)
         length = ops.shape(inputs)[-2]
         sequences = ops.reshape(tokens, (-1, length, self.hidden_dim))
@@ -127,6 +133,25 @@ class SoftMoE(DenseMixture):
         return ops.reshape(
             outputs, (*ops.shape(inputs)[:-1], outputs.shape[-1])
         )
+
+    def _warn_of_one_sequence(self, shape):
+        if len(shape) > 2 or self._has_warned:
+            return
+        self._has_warned = True
+        warnings.warn(
+            "`inputs` of SoftMoE should be (batch, sequence, features). "
+            f"Received: shape {tuple(shape)}, which is taken for one sequence: "
+            "the output of each row depends on the other rows of the batch. "
+            "Add an axis for the sequence, or use MoEBlock.",
+            stacklevel=2,
+        )
+
+    @classmethod
+    def from_config(cls, config: dict):
+        """Build the layer that `get_config` describes, without a warning."""
+        layer = super().from_config(config)
+        layer._has_warned = True
+        return layer
 
     def _run_experts(self, slots, training):
         """Run each expert on its slots of all sequences: `(B, E * Z, H)`."""

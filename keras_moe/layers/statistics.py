@@ -7,10 +7,11 @@ import keras
 
 from keras_moe import kernels
 from keras_moe.kernels import light_ops as ops
+from keras_moe.layers.quantization import KeptInFloats
 from keras_moe.types import Tensor
 
 
-class RoutingStatistics(keras.layers.Layer):
+class RoutingStatistics(KeptInFloats, keras.layers.Layer):
     """Holds a block's expert load and dropped share as weights.
 
     A `keras.metrics.Metric` updated inside `call` fails on JAX, and FSDP

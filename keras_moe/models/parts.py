@@ -8,6 +8,7 @@ from keras import ops
 
 from keras_moe.layers import checks
 from keras_moe.layers.argument_names import NamedArguments
+from keras_moe.layers.quantization import KeptInFloats
 from keras_moe.types import Shape, Tensor
 
 PADDING = 0  # the token id that stands for nothing
@@ -51,7 +52,7 @@ class TokenEmbedding(NamedArguments, keras.layers.ReversibleEmbedding):
 
 
 @keras.saving.register_keras_serializable(package="keras_moe")
-class PositionEmbedding(NamedArguments, keras.layers.Layer):
+class PositionEmbedding(NamedArguments, KeptInFloats, keras.layers.Layer):
     """Adds a learned vector to each position (BERT, Devlin et al. 2018).
 
     Args:
@@ -102,7 +103,7 @@ class PositionEmbedding(NamedArguments, keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable(package="keras_moe")
-class MeanPooling(NamedArguments, keras.layers.Layer):
+class MeanPooling(NamedArguments, KeptInFloats, keras.layers.Layer):
     """The mean of the tokens that are no padding: `(B, S, D)` to `(B, D)`.
 
     Zero for a sequence of padding alone, where

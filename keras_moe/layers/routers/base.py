@@ -43,7 +43,12 @@ class TokenBatch(NamedTuple):
     conditions: Conditions
 
 
-class BaseRouter(ExpertSwitches, NamedArguments, keras.layers.Layer):
+class BaseRouter(
+    ExpertSwitches,
+    NamedArguments,
+    quantization.KeptInFloats,
+    keras.layers.Layer,
+):
     """Base of all routers; computes in float32 under every dtype policy.
 
     A subclass writes `route(batch)`, names its own arguments in `arguments`
@@ -169,7 +174,7 @@ class BaseRouter(ExpertSwitches, NamedArguments, keras.layers.Layer):
         x_mask: Tensor | None = None,
     ) -> Assignment:
         """Routes tokens `(..., D)`; see the class."""
-        router_checks.check_router_inputs_given(self, router_inputs)
+        self.check_inputs_given(router_inputs)
         mask = x_mask if mask is None else mask
         tokens, token_mask = flatten_tokens(x, mask, self.hidden_dim)
         columns = self.num_experts + self.num_null_experts
@@ -219,8 +224,19 @@ class BaseRouter(ExpertSwitches, NamedArguments, keras.layers.Layer):
     ) -> Assignment:
         """Returns the symbolic `Assignment` of symbolic inputs."""
         checks.check_floating(x)
-        router_checks.check_router_inputs_given(self, router_inputs)
+        self.check_inputs_given(router_inputs)
         return self.assignment_spec(x.shape)
+
+    def check_inputs_given(self, router_inputs: Tensor | None) -> None:
+        """Check that router inputs are given if the router needs them.
+
+        Layers around a router call it on symbolic inputs, so that a model
+        without them cannot be made.
+
+        Raises:
+            ValueError: If they are missing, or given but not used.
+        """
+        router_checks.check_router_inputs_given(self, router_inputs)
 
     def assignment_spec(self, input_shape: Shape) -> Assignment:
         """Returns the symbolic `Assignment` for inputs of `(..., D)`."""

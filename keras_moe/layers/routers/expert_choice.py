@@ -26,8 +26,8 @@ class ExpertChoiceRouter(LearnedRouter):
     **It sees the future**: whether an expert takes a token depends on all
     tokens of the batch, later ones and those of other sequences too. In a
     causal language model it leaks what is to be predicted, and at generation
-    it has no batch to choose from. It warns of that, unless `bidirectional`
-    says that the model may look ahead.
+    it has no batch to choose from. The constructor warns of that, unless
+    `bidirectional` is True; loading and cloning do not warn again.
 
     Args:
         num_experts: E.
@@ -65,6 +65,13 @@ class ExpertChoiceRouter(LearnedRouter):
                 "bidirectional=True where tokens may see each other.",
                 stacklevel=2,
             )
+
+    @classmethod
+    def from_config(cls, config: dict):
+        """Build the router that `get_config` describes, without a warning."""
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "ExpertChoiceRouter looks at all")
+            return super().from_config(config)
 
     @property
     def pairs_per_token(self) -> None:

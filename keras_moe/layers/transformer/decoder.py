@@ -185,11 +185,9 @@ class TransformerDecoderBlock(PreNormBlock):
         """Returns the symbolic outputs of symbolic inputs."""
         self._check_encoder(encoder_outputs, encoder_cache)
         outputs = keras.KerasTensor(inputs.shape, self.compute_dtype)
-        assignment = None
-        if return_assignment:
-            _, assignment = self.moe.compute_output_spec(
-                inputs, return_assignment=True
-            )
+        assignment = self.moe_assignment_spec(
+            inputs, router_inputs, return_assignment
+        )
         return _results(outputs, cache, assignment)
 
 

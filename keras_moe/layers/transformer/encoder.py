@@ -113,9 +113,7 @@ class TransformerEncoderBlock(PreNormBlock):
     ):
         """Returns the symbolic outputs of symbolic inputs."""
         outputs = keras.KerasTensor(inputs.shape, self.compute_dtype)
-        if not return_assignment:
-            return outputs
-        _, assignment = self.moe.compute_output_spec(
-            inputs, return_assignment=True
+        assignment = self.moe_assignment_spec(
+            inputs, router_inputs, return_assignment
         )
-        return outputs, assignment
+        return (outputs, assignment) if return_assignment else outputs

@@ -9,6 +9,7 @@ import keras
 
 from keras_moe.layers import checks, quantization, sharing
 from keras_moe.layers.argument_names import NamedArguments
+from keras_moe.layers.mixture import Mixture
 from keras_moe.layers.transformer import transformer_checks
 from keras_moe.types import Shape
 
@@ -107,6 +108,17 @@ class PreNormBlock(NamedArguments, keras.layers.Layer):
         if return_assignment:
             outputs, assignment = outputs
         return x + self.drop(outputs, training=training), assignment
+
+    def moe_assignment_spec(self, inputs, router_inputs, return_assignment):
+        """Return the symbolic assignment, or None if it is not asked for."""
+        if not (isinstance(self.moe, Mixture) or return_assignment):
+            return None
+        outputs = self.moe.compute_output_spec(
+            inputs,
+            router_inputs=router_inputs,
+            return_assignment=return_assignment,
+        )
+        return outputs[1] if return_assignment else None
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:
         """Returns the shape of the outputs: that of the inputs."""
