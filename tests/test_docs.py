@@ -1,17 +1,20 @@
-"""What docs/from-laptop-to-cluster.md says is so."""
+"""What the pages of docs/ say is so."""
 
 import pathlib
 import re
 import shlex
 
+import keras
+import numpy as np
 import pytest
-from backend import BACKEND
+from backend import BACKEND, to_numpy
 
 from keras_moe import cli
 from keras_moe.distribution.jobs import job_text
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "from-laptop-to-cluster.md").read_text()
+STEPS = (ROOT / "docs" / "custom-training.md").read_text()
 COMMANDS = re.findall(r"^keras-moe (launch [^>\n]*)", PAGE, re.MULTILINE)
 
 
@@ -36,3 +39,39 @@ def test_the_commands_are_understood(command, monkeypatch, capsys):
 def test_the_job_is_what_is_printed():
     text = job_text("slurm", "train.py", backend="jax", nodes=4)
     assert f"<!-- slurm -->\n```bash\n{text}```\n<!-- /slurm -->" in PAGE
+
+
+def blocks_of(page, backend):
+    """The Python blocks of a page that are for all backends, or for this."""
+    pattern = r"(?:<!-- (\w+) -->\n)?```python\n(.*?)```"
+    found = re.findall(pattern, page, flags=re.DOTALL)
+    assert {name for name, _ in found} == {"", "jax", "tensorflow", "torch"}
+    return [text for name, text in found if name in ("", backend)]
+
+
+def test_training_steps_of_ones_own_include_the_auxiliary_losses():
+    """Each gives the loss of `fit`, which is the task's and the balance loss.
+
+    The balance loss is 0.1 or a little more: its weight, at perfect balance.
+    """
+    setup, *others = blocks_of(STEPS, BACKEND)
+    namespace = {}
+    exec(compile(setup, "custom-training.md", "exec"), namespace)
+    model, x, y = (namespace[name] for name in ("model", "x", "y"))
+    weights = model.get_weights()
+    model.compile("adam", "mse")
+    task = model.evaluate(x, y, batch_size=32, verbose=0)
+    expected = model.fit(x, y, batch_size=32, verbose=0).history["loss"][0]
+    assert 0.09 < expected - task < 0.2
+
+    model.set_weights(weights)
+    for block in others:
+        exec(compile(block, "custom-training.md", "exec"), namespace)
+    losses = [float(to_numpy(namespace["loss"]))]
+    for name, key in (("StepModel", "total_loss"), ("LossModel", "loss")):
+        model.set_weights(weights)
+        own = namespace[name](model.inputs, model.outputs)
+        own.compile(keras.optimizers.Adam(1e-3), "mse")
+        history = own.fit(x, y, batch_size=32, verbose=0).history
+        losses.append(history[key][0])
+    np.testing.assert_allclose(losses, [expected] * 3, rtol=1e-5)

@@ -37,12 +37,13 @@ def test_python_blocks_run(exporting, tmp_path, monkeypatch):
     assert len(exports) == 1
     if not exporting:
         blocks.remove(*exports)
-    (tmp_path / "saved_models").mkdir()
     monkeypatch.chdir(tmp_path)
     namespace = {}
     for block in blocks:
         exec(compile(block, "README.md", "exec"), namespace)
-    assert (tmp_path / "saved_models" / "model.keras").exists()
+    assert (tmp_path / "model.keras").exists()
+    assert namespace["expert_of_pair"].shape == (256 * 10 * 2,)
+    assert set(namespace["example_of_pair"]) == set(range(256))
     assert len(namespace["history"].history["moe/imbalance"]) == 1
     assert namespace["outputs"].shape == (256, 10, 64)
     assert namespace["replayed"].shape == (256, 10, 64)
