@@ -8,6 +8,7 @@ import importlib.util
 import json
 import os
 import sys
+from typing import NoReturn
 
 COMMAND = "keras_moe_cli"
 # Who writes a format; TensorFlow where none is named.
@@ -16,27 +17,118 @@ QUICKEST_TO_IMPORT = ("jax", "torch", "tensorflow")
 PATIENT = ("tensorflow", "torch", "jax")
 
 
+# What Keras imports with each of its backends.
+IMPORTED = {
+    "jax": "jax",
+    "tensorflow": "tensorflow",
+    "torch": "torch",
+    "numpy": "scipy",
+    "openvino": "openvino",
+}
+FAILED, MISUSED = 1, 2
+
+
 def main() -> None:
-    """Runs the command that stands in `sys.argv` and exits with its code."""
+    """Run the command in `sys.argv` and exit with its code."""
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")
+    if sys.stdout is None:
+        fail("stdout is closed. Redirect it to a file or to /dev/null.")
+    check_extra()
     arguments = sys.argv[1:]
     if arguments[:1] == ["launch"]:
         arguments = launched(arguments)
-        settings = {"KERAS_BACKEND": "numpy"}  # the processes have their own
+        settings = {"KERAS_BACKEND": any_backend()}  # processes have their own
     else:
         settings = {**backend_for(arguments), **threads_for(arguments)}
-    if settings and "keras" in sys.modules:
-        # `python -m keras_moe.cli` came here with Keras already imported.
-        os.environ.update(settings)
-        os.execv(sys.executable, [sys.executable, "-m", COMMAND, *arguments])
     os.environ.update(settings)
+    check_backend(os.environ["KERAS_BACKEND"])
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     if "launch" not in arguments[:1] and "--debug" not in arguments:
         silence()
     from keras_moe.cli import main as command
 
-    code = command(arguments)
-    sys.stdout.flush()
+    sys.exit(flushed(command(arguments)))
+
+
+def run_without_keras() -> None:
+    """Start the command anew if it was called as `python -m keras_moe.cli`.
+
+    Python imports the package before it runs a module of it. The package
+    calls this first, so that the command can choose Keras's backend.
+    """
+    options = sys.orig_argv[1:]
+    if "keras_moe.cli" not in options:
+        return
+    place = options.index("keras_moe.cli")
+    before, after = options[:place], options[place + 1 :]
+    os.execv(sys.executable, [sys.executable, *before, COMMAND, *after])
+
+
+def fail(message: str, code: int = FAILED) -> NoReturn:
+    """Write one line to stderr and exit."""
+    print(f"keras-moe: {message}", file=sys.stderr)
     sys.exit(code)
+
+
+def check_extra() -> None:
+    """Exit if a package of the extra `cli` is missing."""
+    if package := missing_package():
+        fail(needs(package))
+
+
+def needs(package: str) -> str:
+    """Return the line about a missing package of the extra `cli`."""
+    return f'the command needs {package}. Run pip install "keras-moe[cli]".'
+
+
+def missing_package() -> str | None:
+    """Return the first package of the extra `cli` that is not installed."""
+    packages = ("typer", "rich")
+    return next((p for p in packages if not is_installed(p)), None)
+
+
+def check_backend(backend: str) -> None:
+    """Exit if Keras has no such backend, or if its package is missing."""
+    if backend not in IMPORTED:
+        fail(
+            f"`KERAS_BACKEND` must be one of {', '.join(IMPORTED)}. Received: "
+            f"KERAS_BACKEND={backend!r}. Unset it, or correct it.",
+            MISUSED,
+        )
+    if not is_installed(IMPORTED[backend]):
+        extra = backend if backend in PATIENT else "cli"
+        fail(
+            f"Keras's backend {backend} needs {IMPORTED[backend]}. Run "
+            f'pip install "keras-moe[{extra}]", or set KERAS_BACKEND to an '
+            "installed backend."
+        )
+
+
+def is_installed(package: str) -> bool:
+    """Return whether a package can be imported."""
+    return importlib.util.find_spec(package) is not None
+
+
+def any_backend() -> str:
+    """Return the installed backend that is the quickest to import."""
+    present = (
+        b for b in ("numpy", *QUICKEST_TO_IMPORT) if is_installed(IMPORTED[b])
+    )
+    return next(present, "numpy")
+
+
+def flushed(code: int) -> int:
+    """Write what stdout still holds; return the exit code."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        if not code:
+            print(f"keras-moe: stdout: {error.strerror}.", file=sys.stderr)
+        # Or Python tries again when it ends, with a traceback.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return code or FAILED
+    return code
 
 
 def backend_for(arguments: list[str]) -> dict[str, str]:
@@ -54,8 +146,8 @@ def backend_for(arguments: list[str]) -> dict[str, str]:
         wanted = QUICKEST_TO_IMPORT
     else:
         wanted = (configured(), *PATIENT)
-    present = (b for b in wanted if importlib.util.find_spec(b))
-    return {"KERAS_BACKEND": next(present, "numpy")}
+    present = (b for b in wanted if is_installed(b))
+    return {"KERAS_BACKEND": next(present, None) or any_backend()}
 
 
 def launched(arguments: list[str]) -> list[str]:

@@ -533,8 +533,79 @@ def test_an_absent_backend_is_not_chosen(monkeypatch):
     for arguments in (["export", "m.keras"], ["bench", "m.keras"]):
         settings = keras_moe_cli.backend_for(arguments)
         assert settings == {"KERAS_BACKEND": "jax"}
+    # Artifacts run without Keras; its NumPy backend needs SciPy.
     settings = keras_moe_cli.backend_for(["inspect", "folder"])
-    assert settings == {"KERAS_BACKEND": "numpy"}
+    assert settings == {"KERAS_BACKEND": "jax"}
+    assert keras_moe_cli.any_backend() == "jax"
+    monkeypatch.setattr(
+        importlib.util,
+        "find_spec",
+        lambda name: name in ("jax", "scipy") or None,
+    )
+    assert keras_moe_cli.any_backend() == "numpy"
+
+
+WAYS = ("-m", "keras_moe_cli"), ("-m", "keras_moe.cli")
+
+
+def run_help(way, backend, stdout):
+    """The exit code and stderr of `--help`."""
+    environment = {k: v for k, v in os.environ.items() if k != "KERAS_BACKEND"}
+    if backend is not None:
+        environment["KERAS_BACKEND"] = backend
+    done = subprocess.run(
+        [sys.executable, *way, "--help"],
+        env=environment,
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    return done.returncode, done.stderr
+
+
+@pytest.mark.one_backend
+@pytest.mark.parametrize("way", WAYS)
+def test_a_misspelled_backend_is_told_in_one_line(way):
+    code, err = run_help(way, "jaxx", subprocess.DEVNULL)
+    assert code == 2
+    assert err.startswith("keras-moe: `KERAS_BACKEND` must be one of jax, ")
+    assert err.count("\n") == 1
+
+
+@pytest.mark.one_backend
+def test_stdout_that_cannot_be_written_is_told_in_one_line():
+    """Full, a pipe that nobody reads, or closed."""
+    with open("/dev/full", "w") as full:
+        assert run_help(WAYS[0], None, full) == (
+            1,
+            "keras-moe: No space left on device.\n",
+        )
+    reader, writer = os.pipe()
+    os.close(reader)
+    assert run_help(WAYS[1], None, writer) == (
+        1,
+        "keras-moe: stdout: Broken pipe.\n",
+    )
+    os.close(writer)
+    closed = subprocess.run(
+        ["sh", "-c", f"{sys.executable} -m keras_moe_cli --help >&-"],
+        capture_output=True,
+        text=True,
+    )
+    assert closed.returncode == 1
+    assert closed.stderr.startswith("keras-moe: stdout is closed.")
+    assert closed.stderr.count("\n") == 1
+
+
+def test_a_backend_whose_package_is_missing_is_told(monkeypatch, capsys):
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "torch" else 1
+    )
+    with pytest.raises(SystemExit) as stopped:
+        keras_moe_cli.check_backend("torch")
+    assert stopped.value.code == 1
+    assert 'Run pip install "keras-moe[torch]"' in capsys.readouterr().err
+    keras_moe_cli.check_backend("jax")
 
 
 @pytest.mark.one_backend
@@ -555,9 +626,10 @@ def test_the_command_itself(manifest, tmp_path):
     assert json.loads(done.stdout)["parameters"] == 3300
     failed = subprocess.run(
         [sys.executable, "-m", "keras_moe.cli", "inspect", no_zip(tmp_path)],
+        env=environment,
         capture_output=True,
         text=True,
     )
     assert (failed.returncode, failed.stdout) == (1, "")
-    # Keras was imported before the command could silence its backend.
-    assert failed.stderr.splitlines()[-1].startswith("keras-moe: ")
+    assert failed.stderr.startswith("keras-moe: ")
+    assert failed.stderr.count("\n") == 1

@@ -6,8 +6,9 @@ turns paths into a dict (`exporting.py`, `inspecting.py`, `comparing.py`,
 package, chooses the backend first. Nothing of the package imports this.
 """
 
-import importlib.util
 import sys
+
+import keras_moe_cli
 
 __all__ = ["main"]
 
@@ -21,14 +22,9 @@ def main(arguments: list[str] | None = None) -> int:
     Returns:
         The exit code: 0 done, 1 failed, 2 used wrongly.
     """
-    for package in ("typer", "rich"):
-        if importlib.util.find_spec(package) is None:
-            print(
-                f"keras-moe: the command needs {package}. Run "
-                'pip install "keras-moe[cli]".',
-                file=sys.stderr,
-            )
-            return 1
+    if package := keras_moe_cli.missing_package():
+        print(f"keras-moe: {keras_moe_cli.needs(package)}", file=sys.stderr)
+        return 1
     from keras_moe.cli.app import app
     from keras_moe.cli.errors import run
 

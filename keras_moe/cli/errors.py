@@ -29,7 +29,8 @@ def run(app: typer.Typer, arguments: list[str]) -> int:
             list(arguments), prog_name="keras-moe", standalone_mode=False
         )
         return code or DONE
-    except BrokenPipeError:
+    except SystemExit:  # how typer and rich end at a broken pipe
+        print("keras-moe: stdout: Broken pipe.", file=sys.stderr)
         return FAILED
     except (KeyboardInterrupt, typer.Abort):
         return INTERRUPTED
@@ -63,7 +64,7 @@ def _text_of(error):
     if not isinstance(error, OSError) or not error.strerror:
         return str(error) or type(error).__name__
     if error.filename is None:
-        return error.strerror
+        return f"{error.strerror}."
     return f"{error.filename}: {error.strerror}."
 
 
