@@ -116,6 +116,63 @@ def test_sample_weights_added_losses_and_loss_objects(rng):
     assert loss == pytest.approx(wanted, rel=1e-4)
 
 
+@pytest.mark.every_backend
+@pytest.mark.parametrize("outputs", ["dict", "list"])
+def test_dicts_are_the_same_as_lists(outputs, rng, tmp_path):
+    """Names in another order than the outputs; against a model of lists."""
+    inputs = keras.Input((3,))
+    heads = {
+        "price": keras.layers.Dense(1, name="price")(inputs),
+        "click": keras.layers.Dense(1, "sigmoid", name="click")(inputs),
+    }
+    inner = keras.Model(
+        inputs, heads if outputs == "dict" else list(heads.values())
+    )
+    in_order = keras.Model(inputs, list(heads.values()))
+    losses = {"click": "binary_crossentropy", "price": "mse"}
+    kinds = {"price": "regression", "click": "classification"}
+    named = UncertaintyWeightedModel(inner, losses, kinds)
+    assert named.weighting.kinds == ["classification", "regression"]
+    listed = UncertaintyWeightedModel(
+        in_order, ["mse", "binary_crossentropy"], ["regression", kinds["click"]]
+    )
+    x, (y, _) = data(rng, 16)
+    y = {"price": y[:, None], "click": (y[:, None] > 0).astype("float32")}
+    weights = {name: rng.random(16).astype("float32") for name in y}
+    named.weighting.log_variances.assign([0.3, -0.5])
+    listed.weighting.log_variances.assign([-0.5, 0.3])
+    for model in (named, listed):
+        model.compile(keras.optimizers.SGD(0.1))
+    wanted = listed.evaluate(
+        x, [*y.values()], sample_weight=[*weights.values()], verbose=0
+    )
+    if outputs == "list":
+        y, weights = [*y.values()], [*weights.values()]
+    found = named.evaluate(x, y, sample_weight=weights, verbose=0)
+    assert found == pytest.approx(wanted, rel=1e-5)
+    named.fit(x, y, sample_weight=weights, verbose=0)
+    named.save(tmp_path / "model.keras")
+    again = keras.saving.load_model(tmp_path / "model.keras")
+    assert list(again.get_config()["losses"]) == ["click", "price"]
+    assert again.get_config()["kinds"] == kinds
+    assert again.evaluate(x, y, verbose=0) == pytest.approx(
+        named.evaluate(x, y, verbose=0), rel=1e-5
+    )
+
+
+def test_names_that_do_not_fit(rng):
+    model = UncertaintyWeightedModel(
+        keras.Sequential([keras.layers.Dense(1)]), {"a": "mse", "b": "mse"}
+    )
+    zeros = {"a": np.zeros(3), "b": np.zeros(3)}
+    with pytest.raises(ValueError, match=r"`y` must be a dict of \['a', 'b'\]"):
+        model.losses_of({"a": np.zeros(3)}, zeros)
+    with pytest.raises(ValueError, match="`kinds` must be a dict of"):
+        UncertaintyWeightedModel(model.model, {"a": "mse"}, {"b": "regression"})
+    with pytest.raises(ValueError, match="`y_pred` must be a list of 2"):
+        weighted().losses_of([np.zeros(3)] * 2, zeros)
+
+
 def test_arguments_out_of_range(rng):
     with pytest.raises(ValueError, match="`num_tasks` must be"):
         UncertaintyWeighting(0)

@@ -40,33 +40,39 @@ class UncertaintyWeightedModel(NamedArguments, keras.Model):
     ```
 
     Args:
-        model: a `keras.Model` with a list of N outputs. It is the same model
-            before and after: predict with it, save it, export it.
-        losses: N losses, as `compile` takes them.
-        kinds: of `UncertaintyWeighting`.
+        model: a `keras.Model` with a list or a dict of N outputs. It is the
+            same model before and after: predict with it, save it, export it.
+        losses: N losses, as `compile` takes them: a list, or a dict by the
+            names of the outputs.
+        kinds: of `UncertaintyWeighting`; or a dict like `losses`.
         **kwargs: of `keras.Model`.
 
     Attributes:
         model: the model.
         weighting: the `UncertaintyWeighting`, with `log_variances`.
 
-    Targets, and sample weights where there are any, are lists of N. Losses
-    that layers add stay as they are.
+    Targets, and sample weights if there are any, are lists of N, or dicts if
+    `losses` is one. `weighting` follows the order of `losses`. Losses that
+    layers add stay as they are.
 
     Raises:
-        ValueError: where `compile` gets a loss, or the number of losses,
-            kinds or targets is not that of the outputs.
+        ValueError: If `compile` gets a loss, or the number or the names of
+            the losses, kinds, or targets are not those of the outputs.
     """
 
     def __init__(
         self,
         model: keras.Model,
-        losses: Sequence,
-        kinds: str | Sequence[str] = "regression",
+        losses: Sequence | dict,
+        kinds: str | Sequence[str] | dict = "regression",
         **kwargs,
     ):
         super().__init__(**kwargs)
         self.model = checks.check_model("model", model)
+        self.task_names = list(losses) if isinstance(losses, dict) else None
+        given = losses
+        if isinstance(losses, dict):
+            losses = list(losses.values())
         self.task_losses = [
             checks.check_loss("losses", loss)
             for loss in checks.check_list("losses", losses, "losses")
@@ -74,8 +80,10 @@ class UncertaintyWeightedModel(NamedArguments, keras.Model):
         if not self.task_losses:
             raise ValueError(
                 "`losses` must hold one loss for each task. Received: "
-                f"losses={losses!r}. Pass, for instance, ['mse', 'mae']."
+                f"losses={given!r}. Pass, for instance, ['mse', 'mae']."
             )
+        if isinstance(kinds, dict):
+            kinds = self._ordered("kinds", kinds, len(losses))
         self.weighting = UncertaintyWeighting(
             len(self.task_losses), kinds, name="weighting"
         )
@@ -115,19 +123,30 @@ class UncertaintyWeightedModel(NamedArguments, keras.Model):
         number = len(self.task_losses)
         if sample_weight is None:
             sample_weight = [None] * number
-        for name, value in (
-            ("y", y),
-            ("y_pred", y_pred),
-            ("sample_weight", sample_weight),
-        ):
-            if not isinstance(value, (list, tuple)) or len(value) != number:
-                raise ValueError(
-                    f"`{name}` must be a list of {number}, one a task. "
-                    f"Received: {type(value).__name__}. Pass lists in the "
-                    "order of the model's outputs."
-                )
-        rows = zip(self.task_losses, y, y_pred, sample_weight, strict=True)
+        given = {"y": y, "y_pred": y_pred, "sample_weight": sample_weight}
+        ordered = [self._ordered(*item, number) for item in given.items()]
+        rows = zip(self.task_losses, *ordered, strict=True)
         return [self._loss_of(*row) for row in rows]
+
+    def _ordered(self, name, value, number) -> list:
+        """Return a list or a dict of N in the order of the losses."""
+        names = self.task_names
+        outputs = getattr(self.model, "output_names", None)
+        if isinstance(value, (list, tuple)) and len(value) == number:
+            if names is None or set(outputs or names) != set(names):
+                return list(value)
+            value = dict(zip(outputs or names, value, strict=True))
+        if names and isinstance(value, dict) and set(value) == set(names):
+            return [value[task] for task in names]
+        wanted = (
+            f"a list of {number}" if names is None else f"a dict of {names}"
+        )
+        keys = f" of {list(value)}" if isinstance(value, dict) else ""
+        raise ValueError(
+            f"`{name}` must be {wanted}, one entry per task. Received: "
+            f"{type(value).__name__}{keys}. Pass lists in the order of the "
+            "model's outputs, or dicts by name if `losses` is a dict."
+        )
 
     def _loss_of(self, loss, y, y_pred, sample_weight):
         if not isinstance(loss, keras.losses.Loss):
@@ -138,14 +157,19 @@ class UncertaintyWeightedModel(NamedArguments, keras.Model):
 
     def get_config(self) -> dict:
         """Returns the arguments that build this model again."""
+        losses = [keras.losses.serialize(loss) for loss in self.task_losses]
         return {
             **super().get_config(),
             "model": keras.saving.serialize_keras_object(self.model),
-            "losses": [
-                keras.losses.serialize(loss) for loss in self.task_losses
-            ],
-            "kinds": list(self.weighting.kinds),
+            "losses": self._named(losses),
+            "kinds": self._named(self.weighting.kinds),
         }
+
+    def _named(self, values):
+        """Return a list of N as it was given: by name, or as a list."""
+        if self.task_names is None:
+            return list(values)
+        return dict(zip(self.task_names, values, strict=True))
 
     @classmethod
     def from_config(cls, config: dict, custom_objects=None):
@@ -153,5 +177,4 @@ class UncertaintyWeightedModel(NamedArguments, keras.Model):
         model = keras.saving.deserialize_keras_object(
             config["model"], custom_objects=custom_objects
         )
-        losses = [keras.losses.get(loss) for loss in config["losses"]]
-        return cls(**{**config, "model": model, "losses": losses})
+        return cls(**{**config, "model": model})
