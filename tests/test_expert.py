@@ -88,7 +88,7 @@ def test_outputs_of_another_width(rng):
         alone = Expert(10, output_dim=4, remat=remat)
         assert alone(draw(rng, 2, 3, 6)).shape == (2, 3, 4)
         assert alone(keras.Input((3, 6))).shape == (None, 3, 4)
-    with pytest.raises(ValueError, match="must give outputs of the width"):
+    with pytest.raises(ValueError, match="must give outputs of the shape"):
         MoEBlock(3, experts=Expert(10, 3, output_dim=4)).build((None, 6))
     with pytest.raises(ValueError, match="`output_dim` must be an integer"):
         Expert(10, output_dim=0)

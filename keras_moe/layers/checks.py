@@ -239,6 +239,17 @@ def check_mask_shape(mask: Tensor, inputs: Tensor) -> None:
         )
 
 
+def is_same_shape(shape, expected: Shape) -> bool:
+    """Return whether two shapes agree wherever both are known numbers."""
+    if not isinstance(shape, (list, tuple)) or len(shape) != len(expected):
+        return False
+    pairs = zip(shape, expected, strict=True)
+    return all(
+        not (isinstance(a, int) and isinstance(b, int)) or a == b
+        for a, b in pairs
+    )
+
+
 def check_sequence_length(shape: Shape):
     """Returns the axis before the last of `(..., S, D)`, rank 3 or more."""
     if len(shape) >= 3:

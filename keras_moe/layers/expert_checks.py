@@ -3,6 +3,9 @@
 E experts.
 """
 
+import keras
+
+from keras_moe.layers import checks
 from keras_moe.types import Shape, Tensor
 
 
@@ -50,4 +53,30 @@ def check_whole(experts) -> None:
         "processes. Call `save` of the model that was passed to "
         "`shard_experts`, in every process, or "
         "keras_moe.distribution.gather_experts(model) before."
+    )
+
+
+def check_output_shape(block, rows_shape: Shape) -> None:
+    """Raise if the experts of a block change the shape of their rows.
+
+    Args:
+        block: A layer whose `experts` are built.
+        rows_shape: `(None, D)`, or `(None, ..., D)` for whole examples.
+    """
+    rows = keras.KerasTensor(rows_shape, block.compute_dtype)
+    sizes = keras.KerasTensor((block.num_experts,), "int32")
+    outputs = block.experts.compute_output_spec(rows, group_sizes=sizes)
+    shape = getattr(outputs, "shape", None)
+    if not checks.is_same_shape(shape, rows.shape):
+        raise changed_shape(rows.shape, outputs if shape is None else shape)
+
+
+def changed_shape(rows_shape: Shape, shape) -> ValueError:
+    """Return the error for experts that change the shape of their rows."""
+    return ValueError(
+        "`experts` of a block must give outputs of the shape of their inputs, "
+        f"(rows, ..., hidden_dim). Received: inputs of shape "
+        f"{tuple(rows_shape)}, outputs of shape {shape}. Pad convolutions with "
+        "padding='same', leave `output_dim` out, and put a layer that changes "
+        "the shape behind the block."
     )

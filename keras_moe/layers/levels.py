@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from keras import ops
 
-from keras_moe.layers import checks
+from keras_moe.layers import checks, expert_checks
 from keras_moe.layers.routers.tokens import flatten_tokens, zero_padding
 from keras_moe.types import Tensor
 
@@ -45,6 +45,10 @@ class Units(NamedTuple):
         """Returns experts' outputs as `(P, W)`."""
         if len(self.row_shape) == 1:
             return outputs
+        if not checks.is_same_shape(tuple(outputs.shape[1:]), self.row_shape):
+            raise expert_checks.changed_shape(
+                self.row_shape, tuple(outputs.shape[1:])
+            )
         return ops.reshape(outputs, (ops.shape(outputs)[0], -1))
 
     def as_tokens(self, rows: Tensor) -> Tensor:

@@ -7,7 +7,14 @@ import keras
 
 from keras_moe import kernels
 from keras_moe.kernels import light_ops as ops
-from keras_moe.layers import checks, parts, quantization, sharing, upcycling
+from keras_moe.layers import (
+    checks,
+    expert_checks,
+    parts,
+    quantization,
+    sharing,
+    upcycling,
+)
 from keras_moe.layers.exchange import mix_experts
 from keras_moe.layers.levels import check_level, units_of
 from keras_moe.layers.mixture import Mixture
@@ -202,12 +209,12 @@ class MoEBlock(Mixture):
     def build(self, input_shape: Shape) -> None:
         """Creates the weights for inputs `(..., D)`."""
         self.hidden_dim = checks.check_input_shape(input_shape)
-        parts.check_output_width(self.experts, self.hidden_dim)
         tokens_shape: Shape = (None, self.hidden_dim)
         by_token = self.level == "token"
         rows_shape = tokens_shape if by_token else (None, *input_shape[1:])
         if not self.experts.built:
             self.experts.build(rows_shape)
+        expert_checks.check_output_shape(self, rows_shape)
         for layer in (self.router, self.shared_expert, self.null_experts):
             if layer is not None and not layer.built:
                 layer.build(tokens_shape)

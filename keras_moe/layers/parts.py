@@ -142,18 +142,6 @@ def shared_experts_of(experts, other):
     return other.experts
 
 
-def check_output_width(experts, hidden_dim: int) -> None:
-    """Raises where a block's experts do not give what they get, D."""
-    output_dim = getattr(experts, "output_dim", None)
-    if output_dim not in (None, hidden_dim):
-        raise ValueError(
-            "`experts` of a block must give outputs of the width of its "
-            f"inputs. Received: output_dim={output_dim}, inputs of width "
-            f"{hidden_dim}. Leave `output_dim` out and put a Dense layer "
-            "behind the block."
-        )
-
-
 def config_of(block, given: tuple[bool, bool]) -> dict:
     """Returns what of a block's config its parts stand for.
 

@@ -74,6 +74,7 @@ class PreNormBlock(NamedArguments, keras.layers.Layer):
         )
         if not self.moe.built:
             self.moe.build(input_shape)
+        transformer_checks.check_moe_shape(self, input_shape)
         quantization.restore_configs(self)
 
     def build_attention(self, input_shape: Shape) -> None:

@@ -92,3 +92,19 @@ def check_cacheable(moe: object) -> None:
             "itself would find other places free. Received: a cache, "
             f"eval_capacity_factor={moe.eval_capacity_factor!r}. Pass None."  # type: ignore[attr-defined]
         )
+
+
+def check_moe_shape(block, input_shape: Shape) -> None:
+    """Raise if a block's feed-forward part changes the shape of its inputs."""
+    try:
+        shape = block.moe.compute_output_shape(input_shape)
+    except NotImplementedError:  # of a layer that leaves it to its spec
+        inputs = keras.KerasTensor(input_shape, block.compute_dtype)
+        shape = getattr(block.moe.compute_output_spec(inputs), "shape", None)
+    if not checks.is_same_shape(shape, tuple(input_shape)):
+        raise ValueError(
+            "`moe` must give outputs of the shape of its inputs, which are "
+            f"added to them. Received: inputs of shape {tuple(input_shape)}, "
+            f"outputs of shape {shape} from {block.moe.name!r}. Give it the "
+            "width of the inputs."
+        )
