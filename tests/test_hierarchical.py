@@ -64,18 +64,21 @@ def test_a_group_that_is_off_is_not_chosen():
     np.testing.assert_allclose(a.combine_weights, [1, 0], rtol=1e-5)
 
 
-def test_a_replay_without_a_pair_shares_among_the_others():
-    """Of groups' pairs (2, 1) and (3, 5), 1 and both of group 1 are lost."""
+def test_a_replay_without_a_pair_leaves_the_others_their_weights():
+    """Of groups' pairs (2, 1) and (3, 5), 1 and both of group 1 are lost; the
+    logits still tell which pairs these were, so that weights are as before."""
     recorded = routing.hierarchical_assignment(GROUPS, EXPERTS, 4, 2)
     index = np.array([2, 6, 6, 6], "int32")
     replay = recorded._replace(expert_index=index)
     a = assigned(4, 2, conditions=routing.Conditions(replay=replay))
     np.testing.assert_array_equal(a.expert_index, index)
-    np.testing.assert_allclose(a.combine_weights, [1, 0, 0, 0], rtol=1e-5)
+    np.testing.assert_allclose(
+        a.combine_weights, [3 / 4 * 5 / 7, 0, 0, 0], rtol=1e-5
+    )
     replay = recorded._replace(expert_index=np.array([2, 6, 3, 5], "int32"))
     a = assigned(4, 2, conditions=routing.Conditions(replay=replay))
     np.testing.assert_allclose(
-        a.combine_weights, [3 / 4, 0, 1 / 6, 1 / 12], rtol=1e-5
+        a.combine_weights, [3 / 4 * 5 / 7, 0, 1 / 6, 1 / 12], rtol=1e-5
     )
 
 

@@ -124,7 +124,7 @@ class MergedRouter(BaseRouter):
         than the largest logit - 80, so that there is no infinity."""
         columns = self.router.num_experts
         own = logits[:, :columns]
-        top = ops.max(own, axis=-1, keepdims=True)
+        top = ops.top_k(own, 1)[0]  # a maximum fails on no tokens
         sums = ops.matmul(ops.exp(own - top), member)
         merged = top + ops.log(ops.maximum(sums, math.exp(-80)))
         return ops.concatenate([merged, logits[:, columns:]], axis=-1)

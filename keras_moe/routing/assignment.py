@@ -42,23 +42,31 @@ class Choice(NamedTuple):
     columns: int `(T, K)`, 0 ... E + N - 1.
     computed: bool `(T, K)`, False for a choice that is not carried out; None
         where all are.
+    weighed: bool `(T, K)`, False for a choice that has no share in what is
+        normalized; `None` where those that are computed have one.
     """
 
     columns: Tensor
     computed: Tensor | None = None
+    weighed: Tensor | None = None
 
     def values(self, table: Tensor, missing: float = 0.0) -> Tensor:
-        """Gathers `(T, E + N)` at the choices; `missing` where not computed."""
+        """Gather `(T, E + N)` at the choices; `missing` where not weighed."""
         found = take_columns(table, self.columns)
-        if self.computed is None:
+        weighed = self.computed if self.weighed is None else self.weighed
+        if weighed is None:
             return found
-        return ops.where(self.computed, found, missing)
+        return ops.where(weighed, found, missing)
 
     def only(self, condition: Tensor) -> "Choice":
         """Leaves the choices where a bool `(T, K)` or `(T, 1)` is False out."""
-        if self.computed is not None:
-            condition = ops.logical_and(self.computed, condition)
-        return self._replace(computed=condition)
+        computed, weighed = (
+            condition if x is None else ops.logical_and(x, condition)
+            for x in (self.computed, self.weighed)
+        )
+        if self.weighed is None:
+            return self._replace(computed=computed)
+        return self._replace(computed=computed, weighed=weighed)
 
 
 def choose(scores: Tensor, top_k: int, conditions: Conditions) -> Choice:
@@ -70,14 +78,41 @@ def choose(scores: Tensor, top_k: int, conditions: Conditions) -> Choice:
         top_k: K; as many experts are always available.
         conditions: of the batch.
     """
+    best = top_k_index(scores, top_k)
     if conditions.replay is None:
-        return Choice(top_k_index(scores, top_k))
-    num_experts = conditions.replay.router_probs.shape[-1]
-    num_columns = scores.shape[-1]
-    recorded = ops.reshape(conditions.replay.expert_index, (-1, top_k))
+        return Choice(best)
+    return replayed(best, conditions, scores.shape[-1])
+
+
+def replayed(best: Tensor, conditions: Conditions, num_columns: int) -> Choice:
+    """Return the replayed choices.
+
+    A pair that was recorded as not computed (it was over capacity, or below a
+    threshold) does not name its expert. The token's best expert of today
+    takes its share of what is normalized: with the weights of the recorded
+    run, this is the expert that was left out.
+
+    Args:
+        best: int `(T, K)`, what a run that is no replay would choose.
+        conditions: of the batch, with a replay.
+        num_columns: E + N.
+    """
+    num_experts = conditions.replay.router_probs.shape[-1]  # type: ignore
+    recorded = ops.reshape(
+        conditions.replay.expert_index,  # type: ignore
+        (-1, best.shape[-1]),
+    )
     columns = ops.where(recorded > num_experts, recorded - 1, recorded)
     columns = ops.minimum(columns, num_columns - 1)
-    choice = Choice(columns, ops.not_equal(recorded, num_experts))
+    computed = ops.not_equal(recorded, num_experts)
+    again = ops.equal(ops.expand_dims(best, -1), ops.expand_dims(columns, 1))
+    again = ops.logical_and(again, ops.expand_dims(computed, 1))
+    left_out = ops.logical_not(ops.any(again, axis=-1))
+    choice = Choice(
+        ops.where(computed, columns, ops.cast(best, columns.dtype)),
+        computed,
+        ops.logical_or(computed, left_out),
+    )
     return only_available(choice, conditions, num_columns)
 
 
@@ -115,7 +150,7 @@ def token_choice(
     num_experts = rules.real_experts(router_logits.shape[-1], num_null_experts)
     if conditions.token_mask is not None:
         choice = choice.only(ops.expand_dims(conditions.token_mask, -1))
-    index, computed = choice
+    index, computed = choice.columns, choice.computed
     if num_null_experts:
         index = ops.where(index >= num_experts, index + 1, index)
         router_probs = as_probabilities(router_probs[:, :num_experts])

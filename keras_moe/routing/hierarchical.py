@@ -15,9 +15,9 @@ from keras_moe.routing.assignment import (
     Choice,
     Conditions,
     available_logits,
-    choose,
     normalized,
     only_available,
+    replayed,
     softmax,
     token_choice,
 )
@@ -68,11 +68,11 @@ def hierarchical_assignment(
     of_group = ops.exp(by_expert)
     in_group = softmax(ops.reshape(masked, (-1, num_groups, size)))
     in_group = ops.reshape(in_group, (-1, num_experts))
+    columns = _choose(group_logits, masked, top_k, top_k_groups)
     if conditions.replay is None:
-        columns = _choose(group_logits, masked, top_k, top_k_groups)
         choice = only_available(Choice(columns), conditions, num_experts)
     else:
-        choice = choose(masked, top_k, conditions)
+        choice = replayed(columns, conditions, num_experts)
     by_group = (-1, top_k_groups, top_k // top_k_groups)
     weights = _weights(
         ops.reshape(choice.values(of_group), by_group),

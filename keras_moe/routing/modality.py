@@ -55,7 +55,9 @@ def modality_assignment(
     probs = softmax(masked)
     choice = choose(masked, top_k, conditions)
     if allowed is not None:
-        choice = choice.only(choice.values(masked) > UNAVAILABLE / 2)
+        # Not `>`: NaN passes, to be seen.
+        off = choice.values(masked) <= UNAVAILABLE / 2
+        choice = choice.only(ops.logical_not(off))
     weights = choice.values(probs)
     if normalize_weights:
         weights = normalized(weights)

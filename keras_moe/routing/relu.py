@@ -58,7 +58,8 @@ def relu_assignment(
     choice = choose(gates, max_experts, conditions)
     weights = choice.values(gates)
     if conditions.replay is None:
-        choice = choice.only(weights > 0)
+        # Not `weights > 0`: NaN passes, to be seen.
+        choice = choice.only(ops.logical_not(weights <= 0))
     coefficient = ops.convert_to_tensor(l1_coefficient)
     loss = coefficient * _balanced_l1(gates, top_k, conditions.token_mask)
     return token_choice(

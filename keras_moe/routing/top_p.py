@@ -54,10 +54,15 @@ def top_p_assignment(
     probs = softmax(masked)
     choice = choose(masked, top_k, conditions)
     weights = choice.values(probs)
+    before = ops.cumsum(weights, axis=-1) - weights
+    needed = ops.logical_not(before >= top_p)  # NaN passes, to be seen
     if conditions.replay is None:
-        before = ops.cumsum(weights, axis=-1) - weights
-        choice = choice.only(before < top_p)
-        weights = choice.values(probs)
+        choice = choice.only(needed)
+    else:
+        needed = ops.logical_or(choice.computed, needed)
+        weighed = ops.logical_and(choice.weighed, needed)
+        choice = choice._replace(weighed=weighed)
+    weights = choice.values(probs)
     if normalize_weights:
         weights = normalized(weights)
     return token_choice(

@@ -15,6 +15,9 @@ from keras_moe.layers.routers.router import Router
 from keras_moe.routing.assignment import softmax
 from keras_moe.types import Tensor
 
+# Of a query, key, or value: products of two stay above the mask's -1e30.
+LARGEST = 1e12
+
 
 @keras.saving.register_keras_serializable(package="keras_moe")
 class AttentionRouter(Router):
@@ -68,28 +71,35 @@ class AttentionRouter(Router):
     def scores(self, tokens: Tensor, batch: TokenBatch) -> Tensor:
         """Returns the logits `(T, E + N)` of tokens and their context."""
         scale = 1 / math.sqrt(self.routing_dim)
-        query = ops.matmul(tokens, self.query_kernel)
-        key = ops.matmul(tokens, self.key_kernel)
-        value = ops.matmul(tokens, self.value_kernel)
+        query, key, value = (
+            ops.clip(ops.matmul(tokens, kernel), -LARGEST, LARGEST)
+            for kernel in (
+                self.query_kernel,
+                self.key_kernel,
+                self.value_kernel,
+            )
+        )
         shape = ops.shape(batch.inputs)
         if len(shape) == 2:
             context = value
         else:
-            sequences = (-1, shape[-2], self.routing_dim)
+            number = math.prod(shape[:-2])  # of sequences; -1 fails on none
+            sequences = (number, shape[-2], self.routing_dim)
             queries, key, value = (
                 ops.reshape(x, sequences) for x in (query, key, value)
             )
             attention = ops.matmul(queries, ops.transpose(key, (0, 2, 1)))
-            attention = self._masked(attention * scale, batch, shape[-2])
+            attention = self._masked(attention * scale, batch, sequences)
             context = ops.matmul(softmax(attention), value)
             context = ops.reshape(context, (-1, self.routing_dim))
         return ops.matmul(query + context, self.kernel) * scale
 
-    def _masked(self, attention, batch, length):
+    def _masked(self, attention, batch, sequences):
         """Puts what must not be read, `(B, S, S)`, far below the rest."""
+        number, length, _ = sequences
         token_mask = batch.conditions.token_mask
         if token_mask is not None:
-            readable = ops.reshape(token_mask, (-1, 1, length))
+            readable = ops.reshape(token_mask, (number, 1, length))
             attention = ops.where(readable, attention, -1e30)
         if self.causal:
             place = ops.arange(length, dtype="int32")

@@ -79,8 +79,10 @@ class BaseRouter(
         router_inputs: what the router needs beside the tokens, if anything.
         replay: an `Assignment` of an earlier call on as many tokens, whose
             choices are taken again; weights and losses are computed anew, so
-            that gradients flow. Pairs it did not compute are left out, and
-            what is normalised is so among the others.
+            that gradients flow. Pairs that it did not compute are left out
+            again, and the others keep their weights: with the same router,
+            a replay reproduces the call. Without one expert that is off by
+            now, the weights are normalized among the others.
         x_mask: the mask that Keras has for `x`, which it passes by this name
             where there are router inputs or a replay.
 

@@ -51,6 +51,8 @@ class GShardRouter(Router):
     def choose(self, logits: Tensor, batch: TokenBatch) -> Assignment:
         """Chooses two and drops the second where it is weak."""
         assignment = super().choose(logits, batch)
+        if batch.conditions.replay is not None:  # which dropped some already
+            return assignment
         if self.second_expert == "threshold":
             return routing.drop_weak_second(assignment, self.threshold)
         if self.second_expert == "all" or not batch.training:
