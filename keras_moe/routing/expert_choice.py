@@ -43,7 +43,7 @@ def expert_choice_assignment(
     """
     router_logits = ops.convert_to_tensor(router_logits)
     rules.check_conditions(conditions)
-    rules.check_positive("capacity", check_size("capacity", capacity))
+    check_size("capacity", capacity)  # 0 of an empty batch
     num_experts = router_logits.shape[1]
     probs = softmax(available_logits(router_logits, conditions))
     if conditions.replay is not None:
