@@ -141,3 +141,44 @@ def test_another_backend_cannot_be_forced():
 def test_operands_that_do_not_fit(x, kernel):
     with pytest.raises(ValueError, match="Received: x of shape"):
         kernels.grouped_matmul(x, kernel, np.zeros(E, "int32"))
+
+
+class Leaky:
+    """An activation that may be changed, and has no hash."""
+
+    def __init__(self, slope):
+        self.slope = slope
+
+    def __call__(self, x):
+        return ops.where(x > 0, x, self.slope * x)
+
+    def __eq__(self, other):
+        return True
+
+    __hash__ = None
+
+
+EAGER = [n for n in kernels.formulations() if "xla" not in n]
+
+
+@pytest.mark.parametrize("name", EAGER)
+def test_a_changed_activation_is_traced_again(rng, name):
+    """One row of -1 through 1 * x and 1 * x: the slope, negated."""
+    ones = ops.ones((9, 32, 32)) / 32
+    weights = kernels.FFNWeights(ones, ones)
+    sizes = ops.ones((9,), dtype="int32")
+    activation = Leaky(2.0)
+    for slope in (2.0, 3.0, 2.0):
+        activation.slope = slope
+        with kernels.use(name):
+            y = kernels.grouped_ffn(
+                -ops.ones((9, 32)), weights, sizes, activation
+            )
+        np.testing.assert_allclose(to_numpy(y), -slope, rtol=1e-5)
+        steep = kernels.grouped_ffn(
+            -ops.ones((9, 32)),
+            weights,
+            sizes,
+            lambda x: x * slope,  # noqa: B023
+        )
+        np.testing.assert_allclose(to_numpy(steep), -slope, rtol=1e-5)

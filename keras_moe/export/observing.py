@@ -42,10 +42,10 @@ def observer(model: keras.Model) -> Callable[..., Observation]:
         pairs = dict(zip(paths_of(blocks), counted, strict=True))
         return tree.flatten(outputs), {p: n for p, n in pairs.items() if n}
 
-    program = kernels.compiled(run, model.variables)
+    programs = kernels.Programs(model)
 
     def observe(arrays):
-        outputs, pairs = program(*map(ops.convert_to_tensor, arrays))
+        outputs, pairs = programs.of(run)(*map(ops.convert_to_tensor, arrays))
         return Observation(
             [ops.convert_to_numpy(y) for y in outputs],
             {

@@ -10,6 +10,7 @@ gradients of `reference.py`.
 from keras import ops
 
 from keras_moe.kernels import reference
+from keras_moe.kernels.captured import captured_by, keyed
 from keras_moe.kernels.choice import (
     formulations,
     implementation,
@@ -37,6 +38,7 @@ from keras_moe.kernels.primitives import (
     gathered_sum,
     group_sizes_of,
     inverse_permutation,
+    known_int,
     light_ops,
     linear_map,
     require,
@@ -49,6 +51,7 @@ from keras_moe.kernels.primitives import (
     top_k_index,
     value_and_gradient,
 )
+from keras_moe.kernels.programs import Programs
 from keras_moe.kernels.quantized import QuantizedKernel, Rounding
 from keras_moe.kernels.reference import FFNWeights, ffn
 from keras_moe.types import Activation, Tensor
@@ -59,10 +62,12 @@ __all__ = [
     "FFNWeights",
     "Pairs",
     "Part",
+    "Programs",
     "QuantizedKernel",
     "Rounding",
     "adam_step",
     "call_part",
+    "captured_by",
     "compiled",
     "ffn",
     "formulations",
@@ -73,6 +78,7 @@ __all__ = [
     "implementation",
     "inverse_permutation",
     "is_spread",
+    "known_int",
     "keep_losses_apart",
     "light_ops",
     "linear_map",
@@ -179,7 +185,7 @@ def grouped_ffn(
         return reference.composition(
             x, weights, group_sizes, activation, chosen.grouped_matmul, dropout
         )
-    return chosen.grouped_ffn(x, weights, group_sizes, activation, remat)
+    return chosen.grouped_ffn(x, weights, group_sizes, keyed(activation), remat)
 
 
 def _quantized_ffn(x, weights, group_sizes, activation, dropout):
@@ -193,7 +199,7 @@ def _quantized_ffn(x, weights, group_sizes, activation, dropout):
         return reference.composition(
             x, weights, group_sizes, activation, chosen.grouped_matmul, dropout
         )
-    return chosen.grouped_ffn(x, weights, group_sizes, activation)
+    return chosen.grouped_ffn(x, weights, group_sizes, keyed(activation))
 
 
 def _as_tensor(weight, x):

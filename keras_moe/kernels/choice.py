@@ -96,6 +96,13 @@ def use(name: str) -> Iterator[None]:
         _forced.pop()
 
 
+def context() -> tuple:
+    """Returns what a traced program depends on beside its function: the forced
+    formulation, `keras.distribution`, and the floatx."""
+    distribution = keras.distribution.distribution()
+    return tuple(_forced), distribution, keras.config.floatx()
+
+
 def _jax(x, num_groups, inner):
     """Accelerators have a grouped matmul of their own; on CPU it multiplies
     every row by every matrix. Without copies of the weights up to 8 rows a

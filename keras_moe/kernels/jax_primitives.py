@@ -67,6 +67,13 @@ def require(valid: Tensor, message: str) -> Tensor:
     return valid
 
 
+def known_int(value: Tensor) -> int | None:
+    """Not while `jax.jit`, `grad` or `vmap` trace."""
+    concrete = isinstance(value, jax.Array)
+    concrete = concrete and not isinstance(value, jax.core.Tracer)
+    return int(value) if concrete else None
+
+
 def shapes_known(x: Tensor) -> str:
     """All of them, always: other sizes are another program."""
     return "sizes"

@@ -12,8 +12,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
+from keras_moe.kernels.choice import context
 from keras_moe.types import Tensor
 
 TWINS = ("jax", "tensorflow", "torch")
@@ -326,7 +328,9 @@ def compiled(
 
     `jax.jit` with the variables as arguments, so that later values are seen;
     `tf.function`; on PyTorch, and elsewhere, the function itself. Gradients
-    do not flow through it.
+    do not flow through it. Each formulation that `kernels.use` forces has a
+    program of its own. What else the function captured must not change as
+    long as the program is used: `Programs` is for functions where it may.
 
     Args:
         function: of tensors, returns tensors.
@@ -334,7 +338,30 @@ def compiled(
         written: those among them that it assigns.
     """
     own = twin("compiled")
-    return own(function, variables, written) if own else function
+    if own is None:
+        return function
+    kept: dict = {}
+
+    def call(*args):
+        now = context()
+        if now not in kept:
+            kept[now] = own(function, variables, written)
+        return kept[now](*args)
+
+    return call
+
+
+def known_int(value: int | Tensor) -> int | None:
+    """Returns an integer scalar, or None if its value is not known yet.
+
+    Args:
+        value: int, or an integer scalar. A tensor's value is known if it is
+            not traced; on CUDA it is not read.
+    """
+    if isinstance(value, (int, np.integer)):
+        return int(value)
+    own = twin("known_int")
+    return own(value) if own else None
 
 
 def _own_module():

@@ -83,6 +83,12 @@ def require(valid: Tensor, message: str) -> Tensor:
         return tf.identity(valid)
 
 
+def known_int(value: Tensor) -> int | None:
+    """Not of a tensor of a graph."""
+    eager = isinstance(value, tf.Tensor) and hasattr(value, "numpy")
+    return int(value) if eager else None
+
+
 def shapes_known(x: Tensor) -> str:
     """Under XLA all, but a trace may not know the batch; else none."""
     return "whole" if inside_xla() else "at run time"

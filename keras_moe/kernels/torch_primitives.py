@@ -171,6 +171,11 @@ def needs_a_full_call(owner, layer) -> bool:
     )
 
 
+def known_int(value: Tensor) -> int | None:
+    """Not in torch.compile and torch.export, nor on CUDA."""
+    return int(value) if eager_on_cpu(value) else None
+
+
 def require(valid: Tensor, message: str) -> Tensor:
     """Not for shapes only, in torch.compile and torch.export, nor on CUDA."""
     if eager_on_cpu(valid) and not bool(valid.all()):

@@ -1,0 +1,250 @@
+"""What a function has captured, as a key.
+
+A compiled program holds as constants whatever its function did not take as an
+argument: numbers in closures, attributes of layers, dtype policies. Two
+functions may share a program only if all of that is equal.
+"""
+
+import dataclasses
+import functools
+import types
+from collections.abc import Callable, Hashable, Iterable
+from typing import Any
+
+import keras
+import numpy as np
+
+SCALARS = (bool, int, float, complex, str, bytes, type(None), type(Ellipsis))
+CONTAINERS = (list, tuple, set, frozenset, dict)
+# Modules of these packages keep no state that a program depends on, except
+# for what `choice.context` returns.
+LIBRARIES = {"jax", "keras", "keras_hub", "keras_moe", "numpy", "tensorflow"}
+# What `compile`, `fit`, and `predict` set. `generate` may run in a callback.
+OF_TRAINING = {
+    "history",
+    "optimizer",
+    "stop_evaluating",
+    "stop_predicting",
+    "stop_training",
+}
+
+
+class Same:
+    """Compares by identity, and keeps its value alive: no id is used twice."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: Any):
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Same) and self.value is other.value
+
+    def __hash__(self) -> int:
+        return id(self.value)
+
+
+def captured_by(function: Callable) -> tuple[Hashable, list[keras.Variable]]:
+    """Returns a key of what a function captured, and the variables in it.
+
+    Numbers, strings, arrays, and containers count by value; functions by
+    their code, closure, defaults, and the globals they name; layers by
+    identity, dtype policy, and attributes; other objects by identity, and
+    those that the function holds directly by their attributes, too.
+
+    Args:
+        function: any callable.
+
+    Returns:
+        A hashable key, which keeps alive what it compares by identity, and
+        every `keras.Variable` that was found.
+    """
+    walk = _Walk()
+    key = walk.key_of(function)
+    return key, list({id(v): v for v in walk.variables}.values())
+
+
+class Keyed:
+    """A function that equals others of equal captures."""
+
+    def __init__(self, function: Callable):
+        self.function = function
+        self.key, _ = captured_by(function)
+
+    def __call__(self, *args):
+        return self.function(*args)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Keyed) and self.key == other.key
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+
+def keyed(function: Callable) -> Callable:
+    """Returns a function by which a traced function may be kept.
+
+    Args:
+        function: any callable. One of a library comes back unchanged, and so
+            does each on PyTorch, which traces nothing.
+    """
+    plain = isinstance(function, types.FunctionType)
+    plain = plain and _is_of_library(function) and not function.__closure__
+    if plain or keras.backend.backend() == "torch":
+        return function
+    return Keyed(function)
+
+
+class _Walk:
+    """One pass over what a function reaches.
+
+    variables: those met so far. seen: the place of each object in the order
+    of visits, by its id; the objects are alive as long as the function.
+    """
+
+    def __init__(self) -> None:
+        self.variables: list[keras.Variable] = []
+        self.seen: dict[int, int] = {}
+
+    def key_of(self, value: Any, depth: int = 0) -> Hashable:
+        """Returns the key of any value; `depth` objects are around it."""
+        if isinstance(value, SCALARS):
+            return type(value), repr(value)
+        if isinstance(value, (np.ndarray, np.generic)):
+            return _key_of_array(value)
+        if isinstance(value, (type, types.ModuleType)):
+            return Same(value)
+        if id(value) in self.seen:
+            return "seen", self.seen[id(value)]
+        self.seen[id(value)] = len(self.seen)
+        if isinstance(value, keras.Variable):
+            self.variables.append(value)
+            return Same(value)
+        if isinstance(value, CONTAINERS):
+            return type(value), self._of_container(value, depth)
+        if isinstance(value, keras.layers.Layer):
+            return self._of_layer(value)
+        return self._of_object(value, depth)
+
+    def _of_container(self, value, depth):
+        if isinstance(value, dict):
+            return tuple(
+                (self.key_of(name, depth), self.key_of(part, depth))
+                for name, part in value.items()
+            )
+        parts = (self.key_of(part, depth) for part in value)
+        is_set = isinstance(value, (set, frozenset))
+        return frozenset(parts) if is_set else tuple(parts)
+
+    def _of_layer(self, layer):
+        self.variables.extend(layer.variables)
+        return Same(layer), self._of_part(layer)
+
+    def _of_part(self, layer):
+        """A layer's own attributes, those of its base class left out."""
+        skipped, is_model = _names_of_keras(), isinstance(layer, keras.Model)
+        parts = [Same(layer.dtype_policy)]
+        for name, value in vars(layer).items():
+            private = is_model and (name[0] == "_" or name in OF_TRAINING)
+            if name not in skipped and not private:
+                parts.append((name, self._of_attribute(value)))
+        if is_model:
+            parts.extend(self._of_attribute(part) for part in layer.layers)
+        return tuple(parts)
+
+    def _of_attribute(self, value):
+        """Most are what a layer was built with, and are never changed."""
+        if isinstance(value, keras.Variable):  # among the layer's variables
+            return Same(value)
+        if isinstance(value, keras.layers.Layer):
+            if id(value) in self.seen:
+                return Same(value)
+            self.seen[id(value)] = len(self.seen)
+            return Same(value), self._of_part(value)
+        if isinstance(value, dict):
+            items = value.items()
+            return tuple((n, self._of_attribute(v)) for n, v in items)
+        if isinstance(value, (list, tuple)):
+            return tuple(map(self._of_attribute, value))
+        if isinstance(value, SCALARS) or _is_of_user(value):
+            return self.key_of(value)
+        return Same(value)
+
+    def _of_object(self, value, depth):
+        if isinstance(value, types.FunctionType):
+            return self._of_function(value, depth)
+        if isinstance(value, types.MethodType):
+            parts = value.__func__, value.__self__
+            return tuple(self.key_of(part, depth) for part in parts)
+        if isinstance(value, functools.partial):
+            parts = value.func, value.args, value.keywords
+            return tuple(self.key_of(part, depth) for part in parts)
+        known = getattr(value, "__dict__", None)
+        if not known or not (callable(value) or depth == 0):
+            return Same(value)
+        own = Same(value)
+        if dataclasses.is_dataclass(value):
+            own = type(value) if value.__dataclass_params__.frozen else own
+        return own, tuple(
+            (name, self.key_of(part, depth + 1)) for name, part in known.items()
+        )
+
+    def _of_function(self, function, depth):
+        code = function.__code__
+        held = [_content(cell) for cell in function.__closure__ or ()]
+        held += [function.__defaults__, function.__kwdefaults__]
+        parts = [self.key_of(part, depth) for part in held]
+        if not _is_of_library(function):
+            space = function.__globals__
+            names = [name for name in _names_in(code) if name in space]
+            parts += [self._of_global(space[n], space, depth) for n in names]
+        return code, Same(function.__globals__), tuple(parts)
+
+    def _of_global(self, value, space, depth):
+        """Functions of other modules count by identity: each reaches others."""
+        if getattr(value, "__globals__", space) is not space:
+            return Same(value)
+        return self.key_of(value, depth)
+
+
+def _key_of_array(array):
+    if array.dtype.hasobject:
+        return Same(array)
+    return type(array), array.dtype.str, array.shape, array.tobytes()
+
+
+def _content(cell):
+    """What a closure's cell holds; nothing before its variable is set."""
+    try:
+        return cell.cell_contents
+    except ValueError:
+        return None
+
+
+def _names_in(code: types.CodeType) -> Iterable[str]:
+    """Names of globals and attributes, those of inner functions included."""
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _names_in(constant)
+
+
+def _is_of_library(value):
+    module = getattr(value, "__module__", None) or ""
+    return module.partition(".")[0] in LIBRARIES
+
+
+def _is_of_user(value):
+    """Whether an attribute may be a function that a user wrote."""
+    if isinstance(value, (types.FunctionType, types.MethodType)):
+        return not _is_of_library(value)
+    if isinstance(value, functools.partial):
+        return True
+    return callable(value) and not _is_of_library(type(value))
+
+
+@functools.cache
+def _names_of_keras() -> frozenset[str]:
+    """Attributes that every layer or model has from Keras."""
+    layer = keras.layers.Layer(name="layer")
+    return frozenset({*vars(layer), *vars(keras.Model(name="model"))})
