@@ -7,6 +7,7 @@ from backend import BACKEND, draw, to_numpy
 from keras import ops
 
 from keras_moe import Expert, MoEBlock, Router, kernels
+from keras_moe.layers.calling import calling, watching
 
 E, D = 4, 8
 
@@ -86,3 +87,29 @@ def test_a_plain_part_is_called_straight(monkeypatch, rng):
     block.experts.quantize("int8")
     block(x)
     assert called == [1]
+
+
+def test_calls_that_are_replaced_inside_one_another_come_back(rng):
+    """Each ends at its place; what was assigned to the layer stays."""
+    layer = keras.layers.Dense(1)
+    x = ops.ones((1, 2))
+    layer(x)
+    layer.call = own = lambda x: x * 3.0
+    found = []
+
+    def call():
+        found.append(float(to_numpy(layer(x))[0, 0]))
+
+    with calling(layer, lambda x: x * 5.0):
+        with watching([layer]) as seen:
+            call()
+        with calling(layer, lambda x: x * 7.0), watching([layer]) as other:
+            call()
+        call()
+    call()
+    assert found == [5, 7, 5, 3] and layer.call is own
+    outputs = [float(to_numpy(c.outputs)[0, 0]) for c in seen[id(layer)]]
+    outputs += [float(to_numpy(c.outputs)[0, 0]) for c in other[id(layer)]]
+    assert outputs == [5, 7]
+    del layer.call
+    assert "call" not in vars(layer)

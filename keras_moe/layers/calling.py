@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import keras
 
-_CALLS: dict[int, dict[int, Callable]] = {}  # by layer, by thread
+_lock = threading.Lock()
 
 
 class Call(NamedTuple):
@@ -24,35 +24,72 @@ def calling(layer: keras.layers.Layer, call: Callable):
     """Inside, the layer computes something else.
 
     In this thread alone: `tf.distribute` runs each replica in its own, on the
-    same layers.
+    same layers. One inside another takes its place until it ends.
 
     Args:
         layer: any layer.
         call: takes the place of its `call`.
     """
     here = threading.get_ident()
-    calls = _CALLS.setdefault(id(layer), {})
-    calls[here] = call
-
-    def call_of_thread(*args, **kwargs):
-        chosen = calls.get(threading.get_ident())
-        if chosen is None:
-            chosen = own_call(layer)
-        return chosen(*args, **kwargs)
-
-    layer.__dict__["call"] = call_of_thread
+    with _lock:
+        replaced = layer.__dict__.get("call")
+        if not isinstance(replaced, _ByThread):
+            replaced = _ByThread(layer, replaced)
+            layer.__dict__["call"] = replaced
+        before = replaced.calls.get(here)
+        replaced.calls[here] = call
     try:
         yield
     finally:
-        del calls[here]
-        if not calls:
+        with _lock:
+            replaced.put_back(layer, here, before)
+
+
+class _ByThread:
+    """In place of a layer's `call`: what each thread has put there.
+
+    Args:
+        layer: whose `call` it is.
+        own: the `call` that was assigned to the layer itself, or None.
+    """
+
+    def __init__(self, layer: keras.layers.Layer, own: Callable | None):
+        self.own = own
+        self.otherwise = own or own_call(layer)
+        self.calls: dict[int, Callable] = {}
+
+    def __call__(self, *args, **kwargs):
+        return self.of_thread()(*args, **kwargs)
+
+    def of_thread(self) -> Callable:
+        """Returns what a call in this thread runs."""
+        return self.calls.get(threading.get_ident(), self.otherwise)
+
+    def put_back(
+        self, layer: keras.layers.Layer, thread: int, before: Callable | None
+    ) -> None:
+        """Gives a thread the call it had before; the last one the layer's."""
+        if before is not None:
+            self.calls[thread] = before
+            return
+        del self.calls[thread]
+        if not self.calls:
             del layer.__dict__["call"]
-            del _CALLS[id(layer)]
+            if self.own is not None:
+                layer.__dict__["call"] = self.own
 
 
 def own_call(layer: keras.layers.Layer) -> Callable:
     """Returns the layer's `call` as its class has it."""
     return functools.partial(type(layer).call, layer)
+
+
+def _present_call(layer):
+    """What a call of the layer runs now, in this thread."""
+    call = layer.__dict__.get("call")
+    if isinstance(call, _ByThread):
+        return call.of_thread()
+    return call or own_call(layer)
 
 
 @contextlib.contextmanager
@@ -70,12 +107,13 @@ def watching(layers: Iterable[keras.layers.Layer]):
         for layer in layers:
             if id(layer) not in seen:
                 seen[id(layer)] = []
-                keep = functools.partial(_keep, layer, seen[id(layer)])
+                call = _present_call(layer)
+                keep = functools.partial(_keep, call, seen[id(layer)])
                 stack.enter_context(calling(layer, keep))
         yield seen
 
 
-def _keep(layer, calls, *args, **kwargs):
-    outputs = own_call(layer)(*args, **kwargs)
+def _keep(call, calls, *args, **kwargs):
+    outputs = call(*args, **kwargs)
     calls.append(Call(args, kwargs, outputs))
     return outputs
