@@ -45,12 +45,12 @@ def seq2seq():
     return lively(MODELS["MoESeq2Seq"](positions="learned", seed=1))
 
 
-def lively(model):
+def lively(model, scale=0.7):
     """Large weights make the best token differ from step to step."""
     rng = np.random.default_rng(3)
     for weight in model.trainable_weights:
         if len(weight.shape) > 1:
-            weight.assign(rng.normal(size=weight.shape) * 0.7)
+            weight.assign(rng.normal(size=weight.shape) * scale)
     return model
 
 

@@ -18,61 +18,80 @@ from keras_moe import kernels
 from keras_moe.layers import checks
 from keras_moe.models.base import MoEModel
 from keras_moe.models.parts import PADDING
-from keras_moe.models.samplers import sampler_of
+from keras_moe.models.prompts import ended
+from keras_moe.models.samplers import FORBIDDEN, sampler_of
 from keras_moe.types import Tensor
 
-FORBIDDEN = -1e30  # the logit of what is never drawn
 NEVER = -1  # the id that no token has
+LARGEST_DRAW = np.nextafter(np.float32(1), np.float32(0))
 
 
 class GeneratingModel(MoEModel):
-    """Base of the models that generate; compiled programs are kept."""
+    """Base of the models that generate; compiled programs are kept.
+
+    A program is kept under everything that it captured (`kernels.Programs`):
+    lengths, the sampler, and the model's layers, so that another call, or a
+    model that was changed, gets another one.
+    """
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        self._programs = {}
+        self._programs = kernels.Programs(self)
 
     def run_generation(
-        self, build, key: tuple, inputs: tuple, prompt, sampler, stop, seed
-    ):
+        self,
+        build: Callable,
+        inputs: tuple,
+        prompt: tuple[np.ndarray, np.ndarray],
+        sampler,
+        stops: tuple[int, ...],
+        seed: int | None,
+    ) -> np.ndarray:
         """Runs a program, compiled at its first use; returns ids `(B, L)`.
 
         Args:
             build: function of `inputs`, as tensors, and ids `(B, L)`, which
                 returns `next_logits` and the cache.
-            key: what tells this program of the model from others.
             inputs: tensors for `build`.
-            prompt: from `prompt_of`.
+            prompt: ids int32 `(B, L)` and lengths `(B,)`.
             sampler: a name, a function, or a keras_hub sampler.
-            stop: id of the token that ends a sequence, or None.
+            stops: ids that end a sequence.
             seed: int or None.
         """
         ids, lengths = prompt
         sampler = sampler_of(sampler)
         written = tuple(getattr(sampler, "variables", ()))
-        variables = (*self.variables, *written)
-        key = (*key, type(sampler), sampler, *map(id, variables))
-        if key not in self._programs:
-            program = program_of(build, sampler, self)
-            self._programs[key] = kernels.compiled(program, variables, written)
+        program = self._programs.of(program_of(build, sampler, self), written)
         given = np.arange(ids.shape[1]) < lengths[:, None]
-        uniform = np.random.default_rng(seed).random(ids.shape[::-1])
-        found = self._programs[key](
+        found = program(
             inputs,
             ids,
             given,
             np.int32(lengths.min()),
-            np.int32(NEVER if stop is None else stop),
-            uniform.astype("float32"),
+            np.array(stops or [NEVER], "int32"),
+            draws_of(seed, ids.shape[::-1]),
         )
-        return ended(ops.convert_to_numpy(found), given, stop)
+        found = ops.convert_to_numpy(found)
+        check_found(found, self.vocabulary_size)
+        return ended(found, given, stops)
+
+
+def draws_of(seed: int | None, shape: tuple) -> np.ndarray:
+    """Returns numbers in 0 <= u < 1, float32, the same for the same seed.
+
+    Of 30 million float64 draws one is rounded to 1.0 in float32.
+    """
+    if seed is not None:
+        seed = checks.check_count("seed", seed)
+    drawn = np.random.default_rng(seed).random(shape).astype("float32")
+    return np.minimum(drawn, LARGEST_DRAW)
 
 
 def program_of(build: Callable, sampler, model) -> Callable:
     """Returns the function of tensors that generates; see `GeneratingModel`."""
 
-    def program(inputs, ids, given, start, stop, uniform):
-        ids, given = (ops.convert_to_tensor(x) for x in (ids, given))
+    def program(inputs, ids, given, start, stops, uniform):
+        ids, given, stops = map(ops.convert_to_tensor, (ids, given, stops))
         next_logits, cache = build(inputs, ids)
         if hasattr(sampler, "get_next_token"):  # keras_hub's protocol
             return sampler(
@@ -81,11 +100,11 @@ def program_of(build: Callable, sampler, model) -> Callable:
                 cache=cache,
                 index=start,
                 mask=given,
-                stop_token_ids=(stop,),
+                stop_token_ids=tuple(stops[i] for i in range(len(stops))),
                 model=model,
             )
         choose = next_token(sampler, ops.convert_to_tensor(uniform))
-        return loop(next_logits, choose, ids, cache, given, start, stop)
+        return loop(next_logits, choose, ids, cache, given, start, stops)
 
     return program
 
@@ -94,7 +113,17 @@ def next_token(sampler, uniform: Tensor) -> Callable:
     """Returns the sampler as a function of logits and the position."""
 
     def choose(logits, index):
-        return sampler(ops.cast(logits, "float32"), ops.take(uniform, index, 0))
+        logits = ops.cast(logits, "float32")
+        token = ops.convert_to_tensor(
+            sampler(logits, ops.take(uniform, index, 0))
+        )
+        if tuple(token.shape) != tuple(logits.shape[:1]):
+            raise ValueError(
+                "`sampler` must return one token id per sequence. Received: "
+                f"ids of shape {tuple(token.shape)} for logits of shape "
+                f"{tuple(logits.shape)}. Return ids (batch,)."
+            )
+        return token
 
     return choose
 
@@ -106,7 +135,7 @@ def loop(
     cache,
     given: Tensor,
     start: Tensor,
-    stop: Tensor,
+    stops: Tensor,
 ) -> Tensor:
     """Writes a token at each position from `start` on; returns ids `(B, L)`.
 
@@ -117,7 +146,7 @@ def loop(
         cache: for `next_logits`.
         given: bool `(B, L)`, where a prompt stands: it is kept.
         start: int32 scalar, the first position to write.
-        stop: int32 scalar, the id that ends a sequence, or NEVER.
+        stops: int32 `(n,)`, the ids that end a sequence, or NEVER.
     """
     batch_size, max_length = ids.shape
 
@@ -131,7 +160,8 @@ def loop(
         prompt = column(given, index)
         token = ops.cast(choose(logits, index), ids.dtype)
         token = ops.where(prompt, column(ids, index), token)
-        ended = ops.logical_and(token == stop, ops.logical_not(prompt))
+        stopped = ops.any(ops.expand_dims(token, -1) == stops, axis=-1)
+        ended = ops.logical_and(stopped, ops.logical_not(prompt))
         ids = ops.slice_update(ids, (0, index), ops.expand_dims(token, -1))
         return ids, cache, index + 1, ops.logical_or(done, ended)
 
@@ -151,51 +181,12 @@ def without_padding(logits: Tensor) -> Tensor:
     return ops.where(tokens == PADDING, FORBIDDEN, logits)
 
 
-def prompt_of(token_ids, max_length: int, longest: int | None = None):
-    """Returns ids int32 `(B, L)`, filled with padding, and lengths `(B,)`.
-
-    Raises:
-        ValueError: for ids that are not `(B, P)` integers, an empty prompt,
-            padding that is not on the right, and a `max_length` that is not
-            in P ... the model's.
-    """
-    ids = np.asarray(ops.convert_to_numpy(token_ids))
-    if ids.ndim != 2 or ids.dtype.kind not in "iu":
+def check_found(ids: np.ndarray, vocabulary_size: int) -> None:
+    """Raises if a sampler has returned what is no id of the vocabulary."""
+    outside = ids[(ids < 0) | (ids >= vocabulary_size)]
+    if outside.size:
         raise ValueError(
-            "`token_ids` must be integers (batch, length). Received: shape "
-            f"{ids.shape}, dtype {ids.dtype}. Tokenise the text and add a "
-            "batch axis."
+            "`sampler` must return ids in 0 ... vocabulary_size - 1. Received: "
+            f"id {outside[0]}, vocabulary_size={vocabulary_size}. Return the "
+            "index of one of the logits."
         )
-    lengths = (ids != PADDING).sum(axis=1)
-    whole = (ids != PADDING) == (np.arange(ids.shape[1]) < lengths[:, None])
-    if not (whole.all() and lengths.all()):
-        raise ValueError(
-            "`token_ids` must have at least one token a row and padding (0) on "
-            f"the right alone. Received: {ids.tolist()}. Move the padding."
-        )
-    checks.check_positive_int("max_length", max_length)
-    longest = max_length if longest is None else longest
-    if not ids.shape[1] <= max_length <= longest:
-        raise ValueError(
-            "`max_length` must be at least the prompt's length and at most the "
-            f"model's. Received: max_length={max_length}, a prompt of "
-            f"{ids.shape[1]}, a model of {longest}. Change it."
-        )
-    width = [(0, 0), (0, max_length - ids.shape[1])]
-    return np.pad(ids, width).astype("int32"), lengths
-
-
-def prefill_length(longest: int, max_length: int) -> int:
-    """How many tokens are read at once: a power of two from the prompt's
-    length on, so that few programs are compiled. What is read too much is
-    padding, and is written over."""
-    return min(max_length, 1 << max(0, longest - 1).bit_length())
-
-
-def ended(ids: np.ndarray, given: np.ndarray, stop: int | None) -> np.ndarray:
-    """Puts padding behind the first `stop` that is not of the prompt."""
-    if stop is None:
-        return ids
-    stops = (ids == stop) & ~given
-    behind = np.cumsum(stops, axis=1) - stops > 0
-    return np.where(behind, PADDING, ids)

@@ -3,12 +3,14 @@
 B batch, S sequence length, P prompt length, L max_length, V vocabulary_size.
 """
 
+from collections.abc import Sequence
+
 import keras
 import numpy as np
 from keras import ops
 
 from keras_moe.layers import checks
-from keras_moe.models import generation, parts
+from keras_moe.models import generation, parts, prompts
 from keras_moe.models.blocks import blocks_of, router_inputs_of
 from keras_moe.types import Tensor
 
@@ -71,7 +73,7 @@ class MoELanguageModel(generation.GeneratingModel):
             **built.arguments,
         }
         super().__init__(token_ids, logits, arguments, name, dtype, trainable)
-        self.max_length = max_length
+        self.vocabulary_size, self.max_length = vocabulary_size, max_length
         self.embeddings = embeddings
         self.decoder, self.norm = decoder, norm
 
@@ -105,15 +107,16 @@ class MoELanguageModel(generation.GeneratingModel):
         token_ids,
         max_length: int | None = None,
         sampler="greedy",
-        stop_token_id: int | None = None,
+        stop_token_id: int | Sequence[int] | None = None,
         seed: int | None = None,
         use_cache: bool = True,
     ) -> np.ndarray:
         """Continues prompts.
 
         The program is compiled at the first call for a batch size, a
-        `max_length` and a sampler, and for prompts of up to 1, 2, 4, 8, ...
-        tokens.
+        `max_length`, and a sampler, and for prompts of up to 1, 2, 4, 8, ...
+        tokens. A change of the model compiles it again; new values of its
+        weights do not.
 
         Args:
             token_ids: int `(B, P)`, prompts; shorter ones have padding (0) on
@@ -121,9 +124,10 @@ class MoELanguageModel(generation.GeneratingModel):
             max_length: length of the result, prompt included; None is the
                 model's.
             sampler: `"greedy"`, `"top_k"`, `"top_p"`, `"random"`, one of
-                `keras_moe.models.samplers` with other settings, or a
-                `keras_hub.samplers.Sampler`.
-            stop_token_id: id that ends a sequence; padding is behind it.
+                `keras_moe.models.samplers` with other settings, a function of
+                its own (see there), or a `keras_hub.samplers.Sampler`.
+            stop_token_id: id, or ids, that end a sequence; padding is behind
+                them. None ends no sequence.
             seed: int, for what is drawn; None draws anew at every call. A
                 keras_hub sampler has a seed of its own.
             use_cache: whether keys and values are kept, so that a token costs
@@ -133,12 +137,38 @@ class MoELanguageModel(generation.GeneratingModel):
             int32 `(B, max_length)`, prompts included.
 
         Raises:
-            ValueError: for prompts that are empty, not integers, padded on
-                the left or longer than `max_length`.
+            ValueError: if the prompts are empty, not integers `(B, P)`,
+                outside of the vocabulary, padded on the left, or longer than
+                `max_length`; if a stop id is no token of the vocabulary; and
+                for another argument out of its range.
+
+        Example:
+
+        ```python
+        import numpy as np
+        from keras_moe.models import MoELanguageModel, TopP
+
+        model = MoELanguageModel(
+            vocabulary_size=50, max_length=16, num_layers=1, hidden_dim=16,
+            num_heads=2, intermediate_dim=16, num_experts=4,
+        )
+        prompts = np.array([[3, 4, 5], [6, 7, 0]])  # the second is shorter
+        ids = model.generate(
+            prompts, sampler=TopP(0.95), stop_token_id=[1, 2], seed=0
+        )
+        assert ids.shape == (2, 16)
+        ```
         """
-        length = self.max_length if max_length is None else max_length
-        prompt = generation.prompt_of(token_ids, length, self.max_length)
-        read = generation.prefill_length(int(prompt[1].min()), length)
+        length = self.max_length
+        if max_length is not None:
+            length = checks.check_positive_int("max_length", max_length)
+        use_cache = checks.check_bool("use_cache", use_cache)
+        stops = prompts.stop_ids_of(
+            "stop_token_id", stop_token_id, self.vocabulary_size
+        )
+        ids, lengths = prompts.ids_of(token_ids, self.vocabulary_size)
+        prompt = prompts.prompt_of(ids, length, self.max_length), lengths
+        read = prompts.prefill_length(int(lengths.min()), length)
 
         def cached(inputs, ids):
             cache = self.empty_cache(ids.shape[0], length)
@@ -147,16 +177,8 @@ class MoELanguageModel(generation.GeneratingModel):
         def uncached(inputs, ids):
             return self._next_uncached, ()
 
-        key = ("cached", read) if use_cache else ("uncached",)
-        return self.run_generation(
-            cached if use_cache else uncached,
-            key,
-            (),
-            prompt,
-            sampler,
-            stop_token_id,
-            seed,
-        )
+        build = cached if use_cache else uncached
+        return self.run_generation(build, (), prompt, sampler, stops, seed)
 
     def _next_cached(self, ids, cache, index):
         last = ops.expand_dims(generation.column(ids, index - 1), -1)

@@ -6,6 +6,7 @@ B batch, S sequence length, V vocabulary_size, D hidden_dim.
 import keras
 from keras import ops
 
+from keras_moe import kernels
 from keras_moe.layers import checks
 from keras_moe.layers.argument_names import NamedArguments
 from keras_moe.layers.quantization import KeptInFloats
@@ -81,7 +82,7 @@ class PositionEmbedding(NamedArguments, KeptInFloats, keras.layers.Layer):
     def call(self, inputs: Tensor, index: int | Tensor = 0) -> Tensor:
         """Adds the vectors of `index ... index + S - 1`."""
         length = ops.shape(inputs)[1]
-        check_length(inputs.shape[1], self.max_length)
+        check_length(inputs.shape[1], self.max_length, index)
         table = ops.convert_to_tensor(self.embeddings)
         if isinstance(index, int) and index == 0:
             return inputs + table[:length]
@@ -146,13 +147,18 @@ class MeanPooling(NamedArguments, KeptInFloats, keras.layers.Layer):
         return super().get_config()
 
 
-def check_length(length: int | None, max_length: int) -> None:
-    """Raises where a sequence is longer than there are positions."""
-    if isinstance(length, int) and length > max_length:
+def check_length(
+    length: int | None, max_length: int, index: int | Tensor = 0
+) -> None:
+    """Raises if a sequence goes on behind the last position, as far as its
+    length and the position of its first token are known."""
+    first = kernels.known_int(index) or 0
+    if isinstance(length, int) and not 0 <= first <= max_length - length:
         raise ValueError(
-            "`inputs` must have at most `max_length` tokens. Received: "
-            f"{length} tokens, max_length={max_length}. Cut the inputs or "
-            "build the model with a larger `max_length`."
+            "`inputs` must have at most `max_length` tokens, those before "
+            f"`index` included. Received: {length} tokens, index={first}, "
+            f"max_length={max_length}. Cut the inputs or build the model with "
+            "a larger `max_length`."
         )
 
 

@@ -4,12 +4,14 @@ B batch, M length of the encoder's sequence, S of the decoder's, L max_length,
 V vocabulary_size.
 """
 
+from collections.abc import Sequence
+
 import keras
 import numpy as np
 from keras import ops
 
 from keras_moe.layers import checks
-from keras_moe.models import generation, parts
+from keras_moe.models import generation, parts, prompts
 from keras_moe.models.blocks import blocks_of, router_inputs_of
 from keras_moe.types import Tensor
 
@@ -74,7 +76,7 @@ class MoESeq2Seq(generation.GeneratingModel):
         }
         logits = _logits(layers, **inputs)
         super().__init__(inputs, logits, arguments, name, dtype, trainable)
-        self.max_length = max_length
+        self.vocabulary_size, self.max_length = vocabulary_size, max_length
         self.parts = layers
 
     def encode(self, encoder_token_ids: Tensor):
@@ -120,37 +122,52 @@ class MoESeq2Seq(generation.GeneratingModel):
         encoder_token_ids,
         max_length: int | None = None,
         start_token_id: int = 1,
-        end_token_id: int | None = 2,
+        end_token_id: int | Sequence[int] | None = 2,
         sampler="greedy",
         seed: int | None = None,
         use_cache: bool = True,
     ) -> np.ndarray:
         """Writes a sequence for each one given.
 
-        The program is compiled at the first call for a shape, a `max_length`
-        and a sampler.
+        The program is compiled at the first call for a shape, a `max_length`,
+        and a sampler. A change of the model compiles it again; new values of
+        its weights do not.
 
         Args:
             encoder_token_ids: int `(B, M)`, padding (0) on the right.
             max_length: length of the result, start token included; None is
                 the model's.
             start_token_id: id that the decoder begins with.
-            end_token_id: id that ends a sequence; padding is behind it. None
-                writes `max_length` tokens.
+            end_token_id: id, or ids, that end a sequence; padding is behind
+                them. None writes `max_length` tokens.
             sampler, seed, use_cache: see `MoELanguageModel.generate`.
 
         Returns:
             int32 `(B, max_length)`, the start token first.
 
         Raises:
-            ValueError: for sequences that are empty, not integers or padded
-                on the left, and a `max_length` above the model's.
+            ValueError: if the sequences are empty, not integers `(B, M)`,
+                outside of the vocabulary, or padded on the left; if a start
+                or end id is no token of the vocabulary; if `max_length` is
+                above the model's; and for another argument out of its range.
         """
-        length = self.max_length if max_length is None else max_length
-        source = np.asarray(ops.convert_to_numpy(encoder_token_ids))
-        source, _ = generation.prompt_of(source, source.shape[-1])
-        start = np.full((source.shape[0], 1), start_token_id, "int32")
-        prompt = generation.prompt_of(start, length, self.max_length)
+        length = self.max_length
+        if max_length is not None:
+            length = checks.check_positive_int("max_length", max_length)
+        vocabulary_size = self.vocabulary_size
+        use_cache = checks.check_bool("use_cache", use_cache)
+        stops = prompts.stop_ids_of(
+            "end_token_id", end_token_id, vocabulary_size
+        )
+        first = prompts.token_id_of(
+            "start_token_id", start_token_id, vocabulary_size
+        )
+        source, _ = prompts.ids_of(
+            encoder_token_ids, vocabulary_size, "encoder_token_ids"
+        )
+        start = np.full((len(source), 1), first, "int32")
+        prompt = prompts.prompt_of(start, length, self.max_length)
+        lengths = np.ones(len(source), "int64")
 
         def cached(inputs, ids):
             return self._next_cached, self.empty_cache(inputs[0], length)
@@ -160,11 +177,10 @@ class MoESeq2Seq(generation.GeneratingModel):
 
         return self.run_generation(
             cached if use_cache else uncached,
-            ("cached" if use_cache else "uncached", length),
             (source,),
-            prompt,
+            (prompt, lengths),
             sampler,
-            end_token_id,
+            stops,
             seed,
         )
 

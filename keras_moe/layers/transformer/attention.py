@@ -115,6 +115,12 @@ class CachedAttention(NamedArguments, keras.layers.Layer):
 
     Returns:
         `(B, S, D)`; with a `cache`, `(outputs, cache)`.
+
+    Raises:
+        ValueError: if an argument is out of its range, or if the inputs do
+            not fit into the cache from `index` on. If `index` is traced, only
+            their number is compared: JAX and TensorFlow then write to the
+            last places.
     """
 
     def __init__(
@@ -206,6 +212,7 @@ class CachedAttention(NamedArguments, keras.layers.Layer):
         return rotate(heads, _places(heads, index))
 
     def _written(self, cache, inputs, index):
+        transformer_checks.check_room(inputs, cache[0], index)
         start = (0, index, 0, 0)
         new = self.keys_values(inputs, index)
         pairs = zip(cache, new, strict=True)

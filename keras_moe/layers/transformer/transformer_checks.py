@@ -3,8 +3,9 @@
 
 import keras
 
+from keras_moe import kernels
 from keras_moe.layers import checks
-from keras_moe.types import Shape
+from keras_moe.types import Shape, Tensor
 
 
 def check_num_key_value_heads(value: int | None, num_heads: int) -> int | None:
@@ -108,3 +109,31 @@ def check_moe_shape(block, input_shape: Shape) -> None:
             f"outputs of shape {shape} from {block.moe.name!r}. Give it the "
             "width of the inputs."
         )
+
+
+def check_room(inputs: Tensor, places: Tensor, index: int | Tensor) -> None:
+    """Raises if inputs `(B, S, D)` do not fit into the places `(B, L, ...)` of
+    a cache from `index` on, as far as the sizes are known.
+
+    JAX and TensorFlow would write to other places, without an error.
+    """
+    start = kernels.known_int(index) or 0
+    batch, length, *_ = inputs.shape
+    rows, room, *_ = places.shape
+    if _known(batch, rows) and batch != rows:
+        raise ValueError(
+            "`cache` must have as many sequences as `inputs`. Received: "
+            f"inputs of shape {tuple(inputs.shape)}, a cache of shape "
+            f"{tuple(places.shape)}. Make it by empty_cache({batch}, ...)."
+        )
+    if start < 0 or _known(length, room) and start + length > room:
+        raise ValueError(
+            "`cache` must have a place for each token from `index` on. "
+            f"Received: {length} tokens, index={start}, a cache of {room} "
+            "places. Make it by `empty_cache` with a larger max_length."
+        )
+
+
+def _known(*sizes):
+    """Whether sizes are numbers: neither unknown nor symbolic."""
+    return all(isinstance(size, int) for size in sizes)
