@@ -19,11 +19,11 @@ PATIENT = ("tensorflow", "torch", "jax")
 
 # What Keras imports with each of its backends.
 IMPORTED = {
-    "jax": "jax",
-    "tensorflow": "tensorflow",
-    "torch": "torch",
-    "numpy": "scipy",
-    "openvino": "openvino",
+    "jax": ("jax",),
+    "tensorflow": ("tensorflow",),
+    "torch": ("torch",),
+    "numpy": ("jax", "scipy"),
+    "openvino": ("openvino", "scipy"),
 }
 FAILED, MISUSED = 1, 2
 
@@ -96,10 +96,10 @@ def check_backend(backend: str) -> None:
             f"KERAS_BACKEND={backend!r}. Unset it, or correct it.",
             MISUSED,
         )
-    if not is_installed(IMPORTED[backend]):
-        extra = backend if backend in PATIENT else "cli"
+    if missing := [p for p in IMPORTED[backend] if not is_installed(p)]:
+        extra = backend if backend in PATIENT else "jax"
         fail(
-            f"Keras's backend {backend} needs {IMPORTED[backend]}. Run "
+            f"Keras's backend {backend} needs {' and '.join(missing)}. Run "
             f'pip install "keras-moe[{extra}]", or set KERAS_BACKEND to an '
             "installed backend."
         )
@@ -111,11 +111,14 @@ def is_installed(package: str) -> bool:
 
 
 def any_backend() -> str:
-    """Return the installed backend that is the quickest to import."""
-    present = (
-        b for b in ("numpy", *QUICKEST_TO_IMPORT) if is_installed(IMPORTED[b])
+    """Return the installed backend that starts the least."""
+    for backend in ("numpy", *QUICKEST_TO_IMPORT):
+        if all(map(is_installed, IMPORTED[backend])):
+            return backend
+    return fail(
+        "the command needs a backend of Keras, and none is installed. Run "
+        'pip install "keras-moe[jax]", or [tensorflow], or [torch].'
     )
-    return next(present, "numpy")
 
 
 def flushed(code: int) -> int:

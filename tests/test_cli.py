@@ -525,7 +525,7 @@ def test_threads_are_told_before_the_backend_starts(monkeypatch):
     assert keras_moe_cli.threads_for(["bench", "--threads", "many"]) == {}
 
 
-def test_an_absent_backend_is_not_chosen(monkeypatch):
+def test_an_absent_backend_is_not_chosen(monkeypatch, capsys):
     monkeypatch.delenv("KERAS_BACKEND", raising=False)
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name: name == "jax" or None
@@ -533,7 +533,7 @@ def test_an_absent_backend_is_not_chosen(monkeypatch):
     for arguments in (["export", "m.keras"], ["bench", "m.keras"]):
         settings = keras_moe_cli.backend_for(arguments)
         assert settings == {"KERAS_BACKEND": "jax"}
-    # Artifacts run without Keras; its NumPy backend needs SciPy.
+    # Artifacts run without Keras; its NumPy backend needs JAX and SciPy.
     settings = keras_moe_cli.backend_for(["inspect", "folder"])
     assert settings == {"KERAS_BACKEND": "jax"}
     assert keras_moe_cli.any_backend() == "jax"
@@ -543,6 +543,11 @@ def test_an_absent_backend_is_not_chosen(monkeypatch):
         lambda name: name in ("jax", "scipy") or None,
     )
     assert keras_moe_cli.any_backend() == "numpy"
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(SystemExit) as stopped:
+        keras_moe_cli.any_backend()
+    assert stopped.value.code == 1
+    assert "needs a backend of Keras" in capsys.readouterr().err
 
 
 WAYS = ("-m", "keras_moe_cli"), ("-m", "keras_moe.cli")
