@@ -160,9 +160,9 @@ def check_callable(name: str, value: Any, optional: bool = False) -> Any:
 
 
 def check_list(name: str, value: Any, of: str) -> list:
-    """Return `value` as a list if it can be listed and is no text."""
-    is_text = isinstance(value, (str, bytes))
-    if isinstance(value, Iterable) and not is_text and _has_axis(value):
+    """Return `value` as a list if it has an order, and is no text."""
+    unordered = isinstance(value, (str, bytes, dict, set, frozenset))
+    if isinstance(value, Iterable) and not unordered and _has_axis(value):
         return list(value)
     raise ValueError(
         f"`{name}` must be a list of {of}. Received: {name}={value!r}. Put "

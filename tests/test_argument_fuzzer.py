@@ -313,3 +313,29 @@ def test_tools_name_wrong_arguments(name):
 def test_no_load_balancing_names_its_weight(value):
     with pytest.raises(ValueError, match="load_balancing_weight=0.0"):
         keras_moe.MoEBlock(4, 8, load_balancing=value)
+
+
+def test_what_keras_takes_is_checked_too():
+    for argument, wrong in (
+        ("trainable", "False"),
+        ("autocast", "no"),
+        ("dtype", "float23"),
+        ("activity_regularizer", "l3"),
+    ):
+        with pytest.raises(ValueError, match=f"`{argument}` must.*Received"):
+            keras_moe.MoEBlock(4, 8, **{argument: wrong})
+    for argument, ours in (("lr", "learning_rate"), ("betta_1", "beta_1")):
+        with pytest.raises(ValueError, match=f"Did you mean `{ours}`"):
+            training.FusedAdam(**{argument: 0.1})
+
+
+def test_a_set_has_no_order():
+    """Experts may stand in any order; names, losses, and models may not."""
+    rows = [{1, 0}, frozenset({3, 2})]
+    router = keras_moe.ModalityRouter(4, 2, experts_of_modality=rows)
+    config = router.get_config()["experts_of_modality"]
+    assert json.loads(json.dumps(config)) == [[0, 1], [2, 3]]
+    with pytest.raises(ValueError, match="`modalities` must be a list"):
+        keras_moe.ModalityEmbedding({"text", "image"})
+    with pytest.raises(ValueError, match="`kinds` must be a list"):
+        keras_moe.UncertaintyWeighting(1, {"regression"})

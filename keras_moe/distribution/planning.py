@@ -61,7 +61,7 @@ class Plan(NamedTuple):
     estimates: list[Estimate]
 
 
-def plan(config: PlanConfig, devices: int, memory: int | None = None) -> Plan:
+def plan(config: PlanConfig, devices: int, memory: float | None = None) -> Plan:
     """Returns the layout whose devices send least and have room.
 
     For each `d * e * m = devices` with e a divisor of E, m of F and d * e of
@@ -94,7 +94,8 @@ def plan(config: PlanConfig, devices: int, memory: int | None = None) -> Plan:
     """
     check_config(config)
     devices = checks.check_positive_int("devices", devices)
-    memory = checks.check_optional_int("memory", memory)
+    if memory is not None:
+        memory = checks.check_above("memory", memory, 0, float("inf"))
     found = [
         estimate(config, data, expert, devices // (data * expert))
         for data in _divisors(devices)

@@ -3,6 +3,8 @@
 B batch, M members, C classes (or values).
 """
 
+import inspect
+
 import keras
 import numpy as np
 from keras import ops
@@ -10,7 +12,7 @@ from keras import ops
 from keras_moe.ensemble import arguments, diversity, members, training
 from keras_moe.ensemble.snapshots import fit_snapshots
 from keras_moe.layers import checks
-from keras_moe.layers.argument_names import check_names, names_of
+from keras_moe.layers.argument_names import check_names
 
 
 @keras.saving.register_keras_serializable(package="keras_moe")
@@ -85,9 +87,7 @@ class Ensemble(keras.Model):
         train_members: bool = False,
         **kwargs,
     ):
-        check_names(
-            type(self).__name__, kwargs, names_of(type(self)), _OF_MODEL
-        )
+        check_names(type(self).__name__, kwargs, _NAMES, _OF_MODEL)
         checks.check_bool("trainable", kwargs.get("trainable", True))
         models = members.check_models(models)
         arguments.check_arguments(
@@ -320,7 +320,8 @@ class Ensemble(keras.Model):
         return cls(**{**config, "models": models, "meta_model": meta_model})
 
 
-_OF_MODEL = ("name", "trainable", "dtype")
+_OF_MODEL = ("name", "trainable")
+_NAMES = (*inspect.signature(Ensemble.__init__).parameters, *_OF_MODEL)
 
 
 def _serialize(model):

@@ -6,7 +6,8 @@ from typing import Any
 
 import keras
 
-from keras_moe.argument_checks import check_bool, nearest_of
+from keras_moe.argument_checks import nearest_of
+from keras_moe.layers import checks
 
 # What other libraries call our arguments; the first one that a class has.
 FOREIGN = {
@@ -64,6 +65,7 @@ FOREIGN = {
     "topk": ("top_k",),
     "topk_group": ("top_k_groups",),
     "n_group": ("num_groups",),
+    "lr": ("learning_rate",),
     "n_experts": ("num_experts",),
     "n_routed_experts": ("num_experts",),
     "num_local_experts": ("num_experts",),
@@ -128,9 +130,12 @@ class NamedArguments:
             behind = cls.__mro__[cls.__mro__.index(NamedArguments) + 1 :]
             passed_on = (*OF_KERAS, *_names_in(behind))
             check_names(cls.__name__, kwargs, names_of(cls), passed_on)
-        if "trainable" in kwargs:
-            trainable = check_bool("trainable", kwargs["trainable"])
-            kwargs = {**kwargs, "trainable": trainable}
+        for name in ("trainable", "autocast"):
+            if name in kwargs:
+                kwargs[name] = checks.check_bool(name, kwargs[name])
+        if kwargs.get("activity_regularizer") is not None:
+            name = "activity_regularizer"
+            kwargs[name] = checks.check_regularizer(name, kwargs[name])
         check_dtype(kwargs.get("dtype"))
         super().__init__(*args, **kwargs)
 

@@ -140,7 +140,9 @@ class Expert(NamedArguments, keras.layers.Layer):
         )
         self.seed = checks.check_seed(seed)
         self.seed_generator = keras.random.SeedGenerator(self.seed)
-        self.quantization_config = quantization_config
+        self.quantization_config = expert_checks.check_quantization_config(
+            quantization_config
+        )
         self.shard: kernels.ExpertShard | None = None
 
     def build(self, input_shape: Shape) -> None:

@@ -3,10 +3,23 @@
 E experts.
 """
 
+from typing import Any
+
 import keras
 
 from keras_moe.layers import checks
 from keras_moe.types import Shape, Tensor
+
+
+def check_quantization_config(config: Any) -> Any:
+    """Return `config` if it is None or one of Keras's."""
+    return checks.check_is_a(
+        "quantization_config",
+        config,
+        (keras.quantizers.QuantizationConfig, type(None)),
+        "None or a Keras quantization config",
+        "Call `quantize` of the built layer, and leave it out here.",
+    )
 
 
 def check_width(hidden_dim: int | None, input_shape: Shape) -> None:

@@ -87,7 +87,7 @@ class MixtureOfModels(Mixture, keras.Model):
         self.experts = ExpertLayers(experts, name="experts")
         num_experts = self.experts.num_experts
         self.top_k = top_k
-        if router is None and top_k is not None:
+        if top_k is not None:
             self.top_k = checks.check_top_k(top_k, num_experts)
         self._router_given = router is not None
         model_checks.check_no_top_k(router, top_k)

@@ -48,7 +48,8 @@ def start_from(
         ValueError: for a source that is not built or of another kind, and
             where shapes, biases, gating or activations differ.
     """
-    checks.check_weight("noise_std", noise_std)
+    noise_std = checks.check_weight("noise_std", noise_std)
+    seed = checks.check_seed(seed)
     weights = _read(source)
     _check_activation(experts, source)
     if not experts.built:

@@ -1,10 +1,19 @@
 """Adam for models whose experts are most of their weights."""
 
+import inspect
+
 import keras
 from keras import ops
 
 from keras_moe import kernels
+from keras_moe.layers.argument_names import check_names
 from keras_moe.types import Tensor
+
+_NAMES = [
+    name
+    for name in inspect.signature(keras.optimizers.Adam.__init__).parameters
+    if name not in ("self", "kwargs")
+]
 
 
 @keras.saving.register_keras_serializable(package="keras_moe")
@@ -23,6 +32,10 @@ class FusedAdam(keras.optimizers.Adam):
     Args: those of `keras.optimizers.Adam`. With `weight_decay` it is AdamW
     (Loshchilov & Hutter 2019).
     """
+
+    def __init__(self, *args, **kwargs):
+        check_names("FusedAdam", kwargs, _NAMES)
+        super().__init__(*args, **kwargs)
 
     def apply(self, grads, trainable_variables=None) -> None:
         """Updates the variables by their gradients."""

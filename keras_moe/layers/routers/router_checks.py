@@ -117,6 +117,13 @@ def check_weights(name: str, value: Any, number: int):
     )
 
 
+def ordered(indices: Any) -> Any:
+    """Return a set of experts as a list, and anything else as it is."""
+    if isinstance(indices, (set, frozenset)):
+        return sorted(indices, key=str)
+    return indices
+
+
 def check_experts_of_modality(
     experts: Any, num_modalities: int, num_experts: int, top_k: int
 ):
@@ -124,7 +131,9 @@ def check_experts_of_modality(
     if experts is None:
         return None
     rows = [
-        check_list("experts_of_modality", row, "experts for each modality")
+        check_list(
+            "experts_of_modality", ordered(row), "experts for each modality"
+        )
         for row in check_list("experts_of_modality", experts, "lists")
     ]
     valid = len(rows) == num_modalities and all(
@@ -180,7 +189,7 @@ def check_expert_indices(
         least: experts that must stay.
         disabled: those that are off already.
     """
-    found = check_list("expert_indices", indices, "expert numbers")
+    found = check_list("expert_indices", ordered(indices), "expert numbers")
     if not all(as_number(i) in range(num_experts) for i in found):
         raise ValueError(
             f"`expert_indices` must be in 0 ... {num_experts - 1}. Received: "
