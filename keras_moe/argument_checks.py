@@ -38,6 +38,8 @@ def check_optional_int(name: str, value: object) -> int | None:
 
 def check_count(name: str, value: object) -> int:
     """Return `value` if it is an integer, 0 or above."""
+    if type(value) is int and value >= 0:  # in each call of a block
+        return value
     if _is_integer(value) and int(value) >= 0:  # type: ignore[call-overload]
         return int(value)  # type: ignore[call-overload]
     raise ValueError(
@@ -68,6 +70,8 @@ def check_top_k(top_k: object, num_experts: int) -> int:
 
 def check_bool(name: str, value: object) -> bool:
     """Return `value` if it is True or False."""
+    if type(value) is bool:
+        return value
     if isinstance(value, (bool, np.bool_)):
         return bool(value)
     raise ValueError(
@@ -183,10 +187,10 @@ def check_assignment(value: object) -> Assignment:
 
 def as_number(value: object) -> Any:
     """Return a real number as a plain int or float, and None otherwise."""
+    if type(value) in (int, float):
+        return value
     if isinstance(value, (bool, np.bool_)):
         return None
-    if isinstance(value, (int, float)) and type(value) in (int, float):
-        return value
     if isinstance(value, numbers.Integral):
         return int(value)
     if isinstance(value, numbers.Real):
@@ -199,6 +203,8 @@ def is_static(value: object) -> bool:
 
     Tensors, variables, and symbolic dimensions are computed.
     """
+    if type(value) in (int, float):
+        return True
     origin = type(value).__module__.partition(".")[0]
     if origin in _BACKENDS:
         return False

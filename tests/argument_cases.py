@@ -297,6 +297,10 @@ def whole_models():
         "find_blocks": (callbacks.find_blocks, {"model": classifier}),
         "freeze_routers": (training.freeze_routers, {"model": built_model}),
         "unfreeze_routers": (training.unfreeze_routers, {"model": built_model}),
+        "routing_of": (
+            keras_moe.routing_of,
+            {"model": classifier, "x": rows(D)},
+        ),
         "describe": (export.describe, {"model": classifier}),
     }
 
