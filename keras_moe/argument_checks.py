@@ -193,9 +193,14 @@ def as_number(value: object) -> Any:
         return None
     if isinstance(value, numbers.Integral):
         return int(value)
-    if isinstance(value, numbers.Real):
+    if isinstance(value, (float, np.floating)):
         return float(value)
     return None
+
+
+def is_index(value: object, number: int) -> bool:
+    """Return whether a value is an integer in 0 ... number - 1."""
+    return _is_integer(value) and 0 <= int(value) < number  # type: ignore[call-overload]
 
 
 def is_static(value: object) -> bool:

@@ -10,7 +10,7 @@ costs nothing either: what it gives is no matter of the experts.
 
 from typing import NamedTuple
 
-from keras_moe.argument_checks import check_assignment, check_positive_int
+from keras_moe.argument_checks import check_assignment
 from keras_moe.kernels import light_ops as ops
 from keras_moe.kernels import row_of_each, take_columns, top_k_index
 from keras_moe.routing import rules
@@ -226,7 +226,7 @@ def dense_weights(
         experts: int32 `(n,)`, the `expert_index` of each column.
     """
     check_assignment(assignment)
-    check_positive_int("pairs_per_token", pairs_per_token)
+    rules.check_pairs(pairs_per_token, assignment.expert_index.shape[0])
     index = ops.reshape(assignment.expert_index, (-1, pairs_per_token, 1))
     weights = ops.reshape(assignment.combine_weights, (-1, pairs_per_token, 1))
     hits = ops.equal(index, experts)

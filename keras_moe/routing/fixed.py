@@ -10,10 +10,10 @@ other token moves.
 from keras import ops
 
 from keras_moe.argument_checks import (
-    as_number,
     check_count,
     check_positive_int,
     check_top_k,
+    is_index,
 )
 from keras_moe.routing import rules
 from keras_moe.routing.assignment import (
@@ -96,9 +96,10 @@ def rule_scores(
 def check_default_expert(value: object, num_experts: int) -> int | None:
     """Return `value` if it is None or in 0 ... E - 1."""
     check_positive_int("num_experts", num_experts)
-    number = as_number(value)
-    if value is None or number in range(num_experts):
-        return number if number is None else int(number)
+    if value is None:
+        return None
+    if is_index(value, num_experts):
+        return int(value)  # type: ignore[call-overload]
     raise ValueError(
         f"`default_expert` must be None or in 0 ... {num_experts - 1}. "
         f"Received: default_expert={value!r}. Name an expert by its place."

@@ -59,6 +59,17 @@ def check_num_experts(num_experts: Any, number: int) -> None:
         )
 
 
+def check_pairs(pairs_per_token: Any, num_pairs: Any) -> None:
+    """Raise if tokens cannot have as many pairs each, where P is known."""
+    number = check_positive_int("pairs_per_token", pairs_per_token)
+    if isinstance(num_pairs, int) and num_pairs % number:
+        raise ValueError(
+            "`pairs_per_token` must divide the number of pairs. Received: "
+            f"pairs_per_token={number}, {num_pairs} pairs. Pass K of the "
+            "router."
+        )
+
+
 def check_groups(
     num_experts: int, top_k: int, num_groups: Any, top_k_groups: Any
 ) -> tuple[int, int]:

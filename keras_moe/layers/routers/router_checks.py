@@ -4,7 +4,7 @@ from typing import Any
 
 import keras
 
-from keras_moe.argument_checks import as_number
+from keras_moe.argument_checks import is_index
 from keras_moe.layers.checks import (
     check_list,
     check_positive_int,
@@ -137,8 +137,7 @@ def check_experts_of_modality(
         for row in check_list("experts_of_modality", experts, "lists")
     ]
     valid = len(rows) == num_modalities and all(
-        all(as_number(e) in range(num_experts) for e in row)
-        and len(set(row)) >= top_k
+        all(is_index(e, num_experts) for e in row) and len(set(row)) >= top_k
         for row in rows
     )
     if valid:
@@ -190,7 +189,7 @@ def check_expert_indices(
         disabled: those that are off already.
     """
     found = check_list("expert_indices", ordered(indices), "expert numbers")
-    if not all(as_number(i) in range(num_experts) for i in found):
+    if not all(is_index(i, num_experts) for i in found):
         raise ValueError(
             f"`expert_indices` must be in 0 ... {num_experts - 1}. Received: "
             f"{found}. Name experts by their place in the bank."
