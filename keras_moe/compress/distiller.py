@@ -83,8 +83,8 @@ class Distiller(Wrapper):
         from_logits: bool = False,
         **kwargs,
     ):
-        pairs.check_models(student, teacher)
         super().__init__(student, **kwargs)
+        pairs.check_models(student, teacher)
         self.teacher = teacher
         self.temperature = checks.check_above(
             "temperature", temperature, 0, float("inf")

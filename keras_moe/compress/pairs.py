@@ -97,7 +97,7 @@ def _layer(model, name):
     if len(found) == 1:
         return found[0]
     raise ValueError(
-        "`hidden`, or `router`, must name one layer of each model. Received: "
+        "In `hidden` and `router` a name must be that of one layer. Received: "
         f"{name!r}, the name of {len(found)} in {model.name!r}. Name the layer "
         "when building the model, or give the end of its path, such as "
         "'block_1/moe'."
