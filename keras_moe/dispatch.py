@@ -70,7 +70,7 @@ def dispatch(
     tokens = ops.convert_to_tensor(tokens)
     source = take_rows(ops.convert_to_tensor(token_index), pair_order.order)
     if pairs_per_token is None:
-        return ops.take(tokens, source, axis=0)
+        return take_rows(tokens, source)
 
     def transpose(rows):
         order, place = pair_order
@@ -105,8 +105,8 @@ def combine(
     weights = ops.cast(combine_weights, rows.dtype)
     order, place = pair_order
     if pairs_per_token is None:
-        weighted = rows * ops.expand_dims(ops.take(weights, order), -1)
-        token = ops.take(token_index, order)
+        weighted = rows * ops.expand_dims(take_rows(weights, order), -1)
+        token = take_rows(ops.convert_to_tensor(token_index), order)
         # One segment more than there are: on torch none would mean unknown.
         sums = ops.segment_sum(weighted, token, num_segments=num_tokens + 1)
         return sums[:num_tokens]

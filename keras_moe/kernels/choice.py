@@ -55,9 +55,9 @@ def quantized_implementation() -> ModuleType:
 
         name += "_xla" * inside_xla()
     elif name == "torch_quantized":
-        import torch
+        from keras_moe.kernels.torch_ops import is_exported
 
-        if torch.compiler.is_exporting():
+        if is_exported():
             name = "torch_unrolled"
     return _module(name)
 
@@ -168,7 +168,9 @@ def _torch(x, num_groups, inner):
     `torch_split`). An export takes neither."""
     import torch
 
-    if torch.compiler.is_exporting():
+    from keras_moe.kernels.torch_ops import is_exported
+
+    if is_exported():
         return "torch_unrolled"
     if not _has_grouped_mm():
         return "torch_split"

@@ -17,6 +17,7 @@ from keras_moe.kernels.primitives import (
     output_shapes,
     shapes_known,
     smaller_size,
+    take_rows,
 )
 from keras_moe.types import Tensor
 
@@ -155,7 +156,7 @@ def _empty_outputs(rows, spec):
 
 
 def _take(rows, index):
-    return tree.map_structure(lambda x: ops.take(x, index, axis=0), rows)
+    return tree.map_structure(lambda x: take_rows(x, index), rows)
 
 
 def _between(rows, start, stop):

@@ -12,6 +12,7 @@ it makes of the parts for any number of tokens takes a quarter of S forward.
 import torch
 from torch.autograd.function import once_differentiable
 
+from keras_moe.kernels.torch_ops import is_exported
 from keras_moe.types import Tensor
 
 CHUNK_BYTES = 1 << 19  # of rows that stay in cache while they are used twice
@@ -26,7 +27,7 @@ def gathered_sum(
     weights: Tensor | None = None,
 ) -> Tensor | None:
     """None where the parts are to be seen, and on accelerators."""
-    if rows.device.type != "cpu" or torch.compiler.is_exporting():
+    if rows.device.type != "cpu" or is_exported():
         return None
     return _on_cpu(rows, place, order, num_terms, weights)
 

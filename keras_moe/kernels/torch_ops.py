@@ -17,7 +17,17 @@ ACCELERATED = torch.accelerator.is_available()
 def eager_on_cpu(x) -> bool:
     """Whether the host may look at values and sizes of `x` and lose nothing:
     neither a compiler or an export traces it, nor is it queued elsewhere."""
-    return x.device.type == "cpu" and not torch.compiler.is_compiling()
+    return (
+        x.device.type == "cpu"
+        and not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()
+    )
+
+
+def is_exported() -> bool:
+    """Whether a program is traced that is kept: by `torch.export`, or by
+    TorchScript, from which Keras makes ONNX."""
+    return torch.compiler.is_exporting() or torch.jit.is_tracing()
 
 
 def __getattr__(name):
@@ -62,7 +72,11 @@ def zeros(shape, dtype="float32") -> Tensor:
 
 def argsort(x) -> Tensor:
     """Along the last axis; of equal ones the first stays the first. int32."""
-    return torch.argsort(convert_to_tensor(x), stable=True).to(torch.int32)
+    x = convert_to_tensor(x)
+    if torch.onnx.is_in_onnx_export():
+        # ONNX has no stable sort. Its TopK puts the first of equal ones first.
+        return torch.topk(-x, x.shape[-1], dim=-1).indices.to(torch.int32)
+    return torch.argsort(x, stable=True).to(torch.int32)
 
 
 def reshape(x, shape) -> Tensor:

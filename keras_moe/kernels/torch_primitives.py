@@ -10,7 +10,7 @@ import torch
 from torch.optim.adam import adam
 
 from keras_moe.kernels import torch_gathered_sum, torch_memory
-from keras_moe.kernels.torch_ops import eager_on_cpu
+from keras_moe.kernels.torch_ops import eager_on_cpu, is_exported
 from keras_moe.types import Tensor
 
 # In files of their own.
@@ -43,6 +43,8 @@ def top_k_index(scores: Tensor, top_k: int) -> Tensor:
     num_columns = scores.shape[-1]
     infinity = float("inf")
     scores = scores.float().nan_to_num(0.0, infinity, -infinity)
+    if torch.onnx.is_in_onnx_export():  # see `torch_ops.argsort`
+        return torch.topk(scores, top_k, dim=-1).indices.to(torch.int32)
     if torch.compiler.is_compiling() or scores.numel() <= FEW_SCORES:
         order = torch.sort(scores, dim=-1, descending=True, stable=True)
         return order.indices[:, :top_k].to(torch.int32)
@@ -89,8 +91,9 @@ def linear_map(
     transpose: Callable[[Tensor], Tensor],
     x: Tensor,
 ) -> Tensor:
-    """Keeps nothing of `x`, and is `forward` alone where nobody learns."""
-    if torch.is_grad_enabled() and x.requires_grad:
+    """Keeps nothing of `x`. It is `forward` alone if nothing learns, and in
+    an export, since ONNX has no such functions."""
+    if torch.is_grad_enabled() and x.requires_grad and not is_exported():
         return _LinearMap.apply(forward, transpose, x)
     return forward(x)
 
@@ -181,6 +184,11 @@ def require(valid: Tensor, message: str) -> Tensor:
     if eager_on_cpu(valid) and not bool(valid.all()):
         raise ValueError(message)
     return valid
+
+
+def shapes_known(x: Tensor) -> str:
+    """None; TorchScript, from which Keras makes ONNX, keeps one branch."""
+    return "whole" if torch.jit.is_tracing() else "at run time"
 
 
 def value_and_gradient(

@@ -7,6 +7,8 @@ knows no `grouped_mm` of float32. Slices whose lengths are unknown it follows,
 and an expert without rows costs its calls, not its weights.
 """
 
+import itertools
+
 import torch
 from torch.utils.checkpoint import checkpoint
 
@@ -75,10 +77,19 @@ def _each_group(expert, x, parts, group_sizes, width):
     """Calls `expert(rows, part)` for each group, in order."""
     if x.is_meta:  # keras infers shapes with tensors that hold no values
         return x.new_empty((x.shape[0], width))
+    *rows, behind = _split(x, group_sizes)
+    outputs = [expert(*pair) for pair in zip(rows, parts, strict=True)]
+    return torch.cat([*outputs, behind.new_zeros((behind.shape[0], width))])
+
+
+def _split(x, group_sizes):
+    """The rows of each group, and those behind the last."""
+    if torch.jit.is_tracing():  # which takes a number for a constant
+        ends = torch.cumsum(group_sizes.long(), 0)
+        bounds = [0, *ends.unbind(0), x.shape[0]]
+        return [x[a:b] for a, b in itertools.pairwise(bounds)]
     rest = x.shape[0] - group_sizes.sum()
     sizes = torch.cat([group_sizes, rest[None]]).tolist()
     for size in sizes:
         torch._check(size >= 0)
-    *rows, behind = torch.split(x, sizes)
-    outputs = [expert(*pair) for pair in zip(rows, parts, strict=True)]
-    return torch.cat([*outputs, behind.new_zeros((behind.shape[0], width))])
+    return torch.split(x, sizes)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import keras
 from keras import ops, tree
 
-from keras_moe import dispatch, routing
+from keras_moe import dispatch, kernels, routing
 from keras_moe.layers import checks, model_checks, sharing
 from keras_moe.layers.expert_layers import ExpertLayers, mask_for
 from keras_moe.layers.levels import units_of
@@ -193,10 +193,10 @@ class MixtureOfModels(Mixture, keras.Model):
         pair_order, pairs_per_expert = dispatch.sort_by_expert(
             assignment.expert_index, self.num_experts
         )
-        source = ops.take(assignment.token_index, pair_order.order)
+        source = kernels.take_rows(assignment.token_index, pair_order.order)
 
         def send(x):
-            return ops.take(x, source, axis=0)
+            return kernels.take_rows(x, source)
 
         outputs = self.experts(
             tree.map_structure(send, inputs),

@@ -12,7 +12,12 @@ from typing import NamedTuple
 
 from keras_moe.argument_checks import check_assignment
 from keras_moe.kernels import light_ops as ops
-from keras_moe.kernels import row_of_each, take_columns, top_k_index
+from keras_moe.kernels import (
+    row_of_each,
+    take_columns,
+    take_rows,
+    top_k_index,
+)
 from keras_moe.routing import rules
 from keras_moe.types import Assignment, Tensor
 
@@ -209,7 +214,10 @@ def no_loss() -> Tensor:
 def pair_scores(assignment: Assignment) -> Tensor:
     """Returns the router probability of each pair, float32 `(P,)`."""
     check_assignment(assignment)
-    probs = ops.take(assignment.router_probs, assignment.token_index, axis=0)
+    probs = take_rows(
+        ops.convert_to_tensor(assignment.router_probs),
+        ops.convert_to_tensor(assignment.token_index),
+    )
     last = assignment.router_probs.shape[-1] - 1
     expert = ops.expand_dims(ops.minimum(assignment.expert_index, last), -1)
     return ops.squeeze(take_columns(probs, expert), -1)

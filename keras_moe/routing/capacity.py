@@ -15,7 +15,12 @@ from keras_moe.argument_checks import (
     check_positive_int,
     check_size,
 )
-from keras_moe.kernels import group_sizes_of, inverse_permutation
+from keras_moe.kernels import (
+    group_sizes_of,
+    inverse_permutation,
+    light_ops,
+    take_rows,
+)
 from keras_moe.routing import rules
 from keras_moe.routing.assignment import Assignment, pair_scores
 from keras_moe.types import Tensor
@@ -119,15 +124,16 @@ def _rank_in_shards(assignment, score, num_shards):
 
 def _rank_within_expert(expert_index, num_experts, score=None):
     """How many pairs of the same expert stand before each, int32 `(P,)`."""
+    expert_index = ops.convert_to_tensor(expert_index)
     if score is None:
-        order = ops.argsort(expert_index)
+        order = light_ops.argsort(expert_index)
     else:
         finite = ops.where(ops.isnan(score), ops.zeros_like(score), score)
-        by_score = ops.argsort(ops.negative(ops.stop_gradient(finite)))
-        order = ops.argsort(ops.take(expert_index, by_score))
-        order = ops.take(by_score, order)
+        by_score = light_ops.argsort(-ops.stop_gradient(finite))
+        order = light_ops.argsort(take_rows(expert_index, by_score))
+        order = take_rows(by_score, order)
     sizes = group_sizes_of(expert_index, num_experts)
     ends = ops.cumsum(sizes)
     starts = ops.concatenate([ops.zeros_like(ends[:1]), ends])
     place = inverse_permutation(ops.cast(order, "int32"))
-    return place - ops.take(starts, ops.minimum(expert_index, num_experts))
+    return place - take_rows(starts, ops.minimum(expert_index, num_experts))

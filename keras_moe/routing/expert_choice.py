@@ -6,7 +6,7 @@ T tokens, E experts, C expert_capacity, P = E * C routed pairs.
 from keras import ops
 
 from keras_moe.argument_checks import check_size
-from keras_moe.kernels import smaller_size, top_k_index
+from keras_moe.kernels import smaller_size, take_rows, top_k_index
 from keras_moe.routing import rules
 from keras_moe.routing.assignment import (
     UNAVAILABLE,
@@ -55,12 +55,13 @@ def expert_choice_assignment(
     if conditions.available is not None:
         safe = ops.minimum(expert, num_experts - 1)
         computed = ops.logical_and(
-            computed, ops.take(conditions.available, safe)
+            computed,
+            take_rows(ops.convert_to_tensor(conditions.available), safe),
         )
     flat = token * num_experts + ops.minimum(expert, num_experts - 1)
-    weights = ops.take(ops.reshape(probs, (-1,)), flat)
+    weights = take_rows(ops.reshape(probs, (-1,)), flat)
     if conditions.token_mask is not None:
-        valid = ops.take(conditions.token_mask, token)
+        valid = take_rows(ops.convert_to_tensor(conditions.token_mask), token)
         computed = ops.logical_and(computed, valid)
     return Assignment(
         token_index=token,

@@ -1,0 +1,107 @@
+"""Check Keras's own `model.export`: the file in its runtime, at two sizes.
+
+A SavedModel on TensorFlow and JAX, ONNX on PyTorch.
+"""
+
+import keras
+import numpy as np
+import pytest
+from backend import BACKEND, draw, to_numpy
+from keras import layers, ops
+from own_layers import EVERY_LAYER, Subclassed
+from zoo import WIDTH
+
+import keras_moe
+
+SIZES = [(2, 5), (3, 9)]
+pytestmark = pytest.mark.skipif(
+    BACKEND == "jax", reason="waits for linear_map to capture no tracers"
+)
+
+
+def model_of(layer):
+    inputs = keras.Input((None, WIDTH))
+    return keras.Model(inputs, layer(layers.Dense(WIDTH)(inputs)))
+
+
+def loaded(model, folder, **options):
+    """Exports a model; returns the file as a function of an array."""
+    if BACKEND == "torch":
+        import onnxruntime
+
+        path = str(folder / "model.onnx")
+        model.export(path, format="onnx", verbose=False, **options)
+        session = onnxruntime.InferenceSession(path)
+        (name,) = (tensor.name for tensor in session.get_inputs())
+        return lambda x: session.run(None, {name: x})[0]
+    import tensorflow as tf
+
+    model.export(folder / "model", verbose=False, **options)
+    artifact = tf.saved_model.load(folder / "model")
+    return lambda x: artifact.serve(x).numpy()
+
+
+def assert_exports(model, folder, rng, **options):
+    run = loaded(model, folder, **options)
+    for size in SIZES:
+        x = draw(rng, *size, WIDTH)
+        want = to_numpy(model(ops.convert_to_tensor(x), training=False))
+        np.testing.assert_allclose(run(x), want, atol=1e-5)
+
+
+NAMES = [
+    "MoEBlock full",
+    "any experts",
+    "experts choose twice",
+    "capacity by score",
+    "MixtureOfModels",
+    "MoEBlock of unlike experts",
+]
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize(
+    "name",
+    [
+        name
+        if BACKEND == "torch" or name == "MoEBlock full"
+        else pytest.param(name, marks=pytest.mark.slow)
+        for name in NAMES
+    ],
+)
+def test_functional_model(name, tmp_path, rng):
+    model = model_of(EVERY_LAYER[name]())
+    model(np.zeros((1, 4, WIDTH), "float32"))
+    assert_exports(model, tmp_path, rng)
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_subclassed_model(tmp_path, rng):
+    model = Subclassed()
+    model(np.zeros((1, 4, WIDTH), "float32"))
+    spec = keras.InputSpec(shape=(None, None, WIDTH), dtype="float32")
+    assert_exports(model, tmp_path, rng, input_signature=[spec])
+
+
+@pytest.mark.skipif(BACKEND != "torch", reason="of ONNX on PyTorch")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_ties_in_onnx(tmp_path):
+    """Equal scores go to the first experts, equal pairs keep their order.
+
+    All logits are zero, so that experts 0 and 1 have the weight 1/2 each, and
+    one place per expert, `ceil(2 * 3 / 6)`: only the first token is computed.
+    """
+    block = keras_moe.MoEBlock(
+        6, 4, kernel_initializer="ones", eval_capacity_factor=1.0
+    )
+    model = keras.Model(inputs := keras.Input((None, WIDTH)), block(inputs))
+    block.router.kernel.assign(np.zeros((WIDTH, 6)))
+    model(np.zeros((1, 3, WIDTH), "float32"))
+    run = loaded(model, tmp_path)
+    outputs = run(np.ones((1, 3, WIDTH), "float32"))
+    # Four hidden units of 8 ones each, summed.
+    np.testing.assert_allclose(outputs[0, 0], 32.0)
+    np.testing.assert_array_equal(outputs[0, 1:], 0)
