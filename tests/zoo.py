@@ -117,7 +117,7 @@ LAYERS = {
     ),
     "SoftMoE": lambda **kw: keras_moe.SoftMoE(3, 12, slots_per_expert=2, **kw),
     "PLE": lambda **kw: Averaged(
-        keras_moe.PLE(2, 1, 2, 12, activation="silu", gated=True, **kw)
+        keras_moe.PLE(2, 1, 2, 12, activation="silu", gated=True, **kw), **kw
     ),
     "MoEBlock of unlike experts": lambda **kw: keras_moe.MoEBlock(
         2,

@@ -271,6 +271,8 @@ class MoEBlock(Mixture):
             self.report(chosen, kept, units.mask, length)
         if len(inputs.shape) > 2:
             outputs = ops.reshape(outputs, ops.shape(inputs))
+        if self._experts_given:  # whose dtype policy may be another
+            outputs = ops.cast(outputs, self.compute_dtype)
         return (outputs, kept) if return_assignment else outputs
 
     def initialize_from(
