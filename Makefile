@@ -15,7 +15,7 @@ BENCH_ARGS ?=
 BENCH_OUT ?= benchmarks/results
 export TF_CPP_MIN_LOG_LEVEL = 3
 
-.PHONY: setup demo test test-fast test-all lint format bench bench-quick clean
+.PHONY: setup demo test test-fast test-all test-lowest lint format bench bench-quick clean
 
 setup: $(VENV)/.dev
 
@@ -67,6 +67,23 @@ test-fast: $(VENV)/.dev
 			$(TEST_ARGS) || status=1; \
 	done; exit $$status
 
+# In an environment of its own, with the lowest versions that are claimed. To
+# run when a floor of pyproject.toml changes, and once before a release.
+LOWEST := .venv-lowest
+LOWEST_TESTS := tests/test_contract.py tests/test_kernels.py \
+	tests/test_moe_block.py tests/test_router.py tests/test_transformer.py
+test-lowest: export PIP_CONSTRAINT = constraints-lowest.txt
+test-lowest:
+	$(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --quiet $(PIP_ARGS) \
+		--editable ".[jax,tensorflow,torch,compress,cli]" \
+		hypothesis pytest pytest-xdist
+	@status=0; for backend in $(BACKENDS); do \
+		echo "== KERAS_BACKEND=$$backend"; \
+		KERAS_BACKEND=$$backend $(LOWEST)/bin/python -m pytest \
+			-m "fast" $(LOWEST_TESTS) $(TEST_ARGS) || status=1; \
+	done; exit $$status
+
 lint: $(VENV)/.dev
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
@@ -88,4 +105,4 @@ bench-quick: BENCH_ARGS += --quick
 bench-quick: bench
 
 clean:
-	rm -rf $(VENV) dist build
+	rm -rf $(VENV) $(LOWEST) dist build
