@@ -5,7 +5,13 @@ import pytest
 from backend import draw, layer_gradients, to_numpy
 from router_zoo import arrays
 
-from keras_moe import HierarchicalMoE, HierarchicalRouter, MoEBlock, routing
+from keras_moe import (
+    HierarchicalMoE,
+    HierarchicalRouter,
+    MoEBlock,
+    losses,
+    routing,
+)
 
 LOG = np.log
 # Two groups of three experts; one token.
@@ -24,8 +30,28 @@ def test_probabilities_and_logits_are_of_both_stages():
     wanted = np.array([[1 / 8, 2 / 8, 5 / 8]]) * 3 / 4
     wanted = np.concatenate([wanted, np.array([[6, 1, 3]]) / 40], axis=1)
     np.testing.assert_allclose(a.router_probs, wanted, rtol=1e-5)
-    of_group = LOG([[0.75, 0.75, 0.75, 0.25, 0.25, 0.25]])
-    np.testing.assert_allclose(a.router_logits, of_group + EXPERTS, rtol=1e-5)
+    # exp(group + expert): 3 (1 + 2 + 5) + 1 (6 + 1 + 3) = 34 in all.
+    np.testing.assert_allclose(a.router_logits, LOG(34 * wanted), rtol=1e-5)
+
+
+@pytest.mark.parametrize("groups, experts", [(3, 0), (0, 3)])
+def test_the_z_loss_sees_a_common_offset_of_either_stage(groups, experts):
+    """log 34, and 3 more; the probabilities are as they were."""
+    a = routing.hierarchical_assignment(GROUPS + groups, EXPERTS + experts, 2)
+    z_loss = to_numpy(losses.router_z_loss(a.router_logits))
+    assert z_loss == pytest.approx((LOG(34) + 3) ** 2, rel=1e-5)
+    np.testing.assert_allclose(
+        to_numpy(a.router_probs), assigned(2).router_probs, rtol=1e-5
+    )
+
+
+def test_the_softmax_of_the_logits_is_the_probabilities(rng):
+    a = arrays(
+        routing.hierarchical_assignment(draw(rng, 7, 3), draw(rng, 7, 6), 2)
+    )
+    sums = np.exp(a.router_logits.astype("float64"))
+    sums /= sums.sum(1, keepdims=True)
+    np.testing.assert_allclose(a.router_probs, sums, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -105,8 +131,8 @@ def test_one_group_is_a_moe_block(rng, top_k):
         y, gradients = layer_gradients(layer, x, training=True, mask=mask)
         layer.reset_statistics()
         layer(x, training=True, mask=mask)
-        losses = [to_numpy(loss) for loss in layer.losses[-2:]]
-        results.append((y, losses, gradients, to_numpy(layer.expert_load)))
+        added = [to_numpy(loss) for loss in layer.losses[-2:]]
+        results.append((y, added, gradients, to_numpy(layer.expert_load)))
     for mine, theirs in zip(results[0][:2], results[1][:2], strict=True):
         np.testing.assert_allclose(mine, theirs, rtol=1e-6)
     np.testing.assert_array_equal(results[0][3], results[1][3])

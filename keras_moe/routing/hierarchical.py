@@ -52,8 +52,11 @@ def hierarchical_assignment(
 
     Returns:
         An `Assignment` with K pairs a token, those of its best group first.
-        `router_logits` are the group's log-probability plus the expert's
-        logit: with one group, the expert's logits.
+        `router_logits` are the logarithms of `router_probs` plus
+        `log sum_e exp(group_logit + expert_logit)`: their softmax is
+        `router_probs`, and a common offset of either stage's logits is in
+        them, so that a z-loss keeps both stages small. With one group they
+        are the experts' logits, since the group's decides nothing.
     """
     num_groups, num_experts = group_logits.shape[-1], expert_logits.shape[-1]
     rules.check_token_choice(top_k, num_experts, normalize_weights, conditions)
@@ -63,9 +66,10 @@ def hierarchical_assignment(
     expert_logits = ops.convert_to_tensor(expert_logits)
     masked = available_logits(expert_logits, conditions)
     group_logits = _available_groups(group_logits, conditions, size)
-    group_log_probs = ops.log_softmax(group_logits, axis=-1)
-    by_expert = ops.repeat(group_log_probs, size, axis=-1)
-    of_group = ops.exp(by_expert)
+    if num_groups == 1:
+        group_logits = ops.zeros_like(group_logits)
+    of_group = ops.exp(ops.log_softmax(group_logits, axis=-1))
+    of_group = ops.repeat(of_group, size, axis=-1)
     in_group = softmax(ops.reshape(masked, (-1, num_groups, size)))
     in_group = ops.reshape(in_group, (-1, num_experts))
     columns = _choose(group_logits, masked, top_k, top_k_groups)
@@ -80,12 +84,25 @@ def hierarchical_assignment(
         normalize_weights,
     )
     return token_choice(
-        by_expert + expert_logits,
+        available_logits(_joint_logits(group_logits, masked), conditions),
         of_group * in_group,
         choice,
         ops.reshape(weights, (-1, top_k)),
         conditions,
     )
+
+
+def _joint_logits(group_logits, expert_logits):
+    """Both stages' log-probabilities, `(T, E)`, and the sum of all."""
+    num_groups, num_experts = group_logits.shape[-1], expert_logits.shape[-1]
+    size = num_experts // num_groups
+    by_group = ops.reshape(expert_logits, (-1, num_groups, size))
+    in_group = ops.log_softmax(by_group, axis=-1)
+    of_group = ops.log_softmax(group_logits, axis=-1)
+    log_probs = ops.expand_dims(of_group, -1) + in_group
+    joint = ops.expand_dims(group_logits, -1) + by_group
+    log_sum = ops.logsumexp(joint, axis=(1, 2), keepdims=True)
+    return ops.reshape(log_probs + log_sum, (-1, num_experts))
 
 
 def _available_groups(group_logits, conditions, size):
