@@ -18,15 +18,24 @@ Activation: TypeAlias = Callable[[Tensor], Tensor]
 """An elementwise function of a tensor, such as `keras.activations.relu`."""
 
 
+UNAVAILABLE = -1e30
+"""The logit of an expert that is off: below every score, and the difference of
+two is no NaN."""
+
+
 class Assignment(NamedTuple):
     """The routed pairs of a batch of tokens.
+
+    An expert that is off has no pair, the probability zero, and the logit
+    `UNAVAILABLE`, so that a sum over experts is one over those that are on.
 
     token_index: int32 `(P,)`, the token of each pair.
     expert_index: int32 `(P,)`, its expert; E where it is not computed, above
         E where it is a null expert's.
     combine_weights: float32 `(P,)`, its share in the token's output.
     router_probs: float32 `(T, E)`, non-negative, each row sums to one.
-    router_logits: float32 `(T, E + N)`, before any scoring.
+    router_logits: float32 `(T, E + N)`, before any scoring; `UNAVAILABLE`
+        in the columns of experts that are off.
     router_loss: float32 scalar, the algorithm's own auxiliary loss with its
         weight; zero where it has none.
     """

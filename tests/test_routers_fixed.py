@@ -33,6 +33,36 @@ def test_hash_is_the_one_it_says(rng):
             assert score == pytest.approx(bits / (1 << 24), abs=1e-7)
 
 
+@pytest.mark.parametrize("seed", [2**20 - 1, 2**20, 2**32, 2**63 - 1])
+def test_hash_of_any_seed(seed):
+    """`e + 1 + seed * E` in digits of 32 bits, mixed one after the other."""
+    ids = np.array([0, 3, 99], "int32")
+    got = to_numpy(routing.hash_scores(ids, 4096, seed))[:, [0, 5, 4095]]
+    for row, i in zip(got, ids, strict=True):
+        for e, score in zip((0, 5, 4095), row, strict=True):
+            number = e + 1 + seed * 4096
+            digits = -(-(4096 + seed * 4096).bit_length() // 32)
+            salt = 0
+            for place in range(digits):
+                salt = mixed(salt ^ (number >> 32 * place & 0xFFFFFFFF))
+            bits = mixed(mixed(int(i)) ^ salt) % (1 << 24)
+            assert score == pytest.approx(bits / (1 << 24), abs=1e-7)
+
+
+def test_each_seed_has_functions_of_its_own():
+    """Also seeds that are equal in their low bits, and seed * E that is."""
+    ids = np.arange(30, dtype="int32")
+    for num_experts, seeds in (
+        (8, (0, 1, 2**20, 2**32, 2**40, 2**63 - 1)),
+        (8192, (0, 2**19, 2**20)),
+    ):
+        found = [
+            to_numpy(routing.hash_scores(ids, num_experts, seed)).tobytes()
+            for seed in seeds
+        ]
+        assert len(set(found)) == len(seeds)
+
+
 def test_hash_spreads_ids_evenly():
     """20,000 ids over 8 experts: 2,500 each, five standard deviations."""
     scores = to_numpy(routing.hash_scores(np.arange(20_000), 8))

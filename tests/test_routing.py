@@ -3,9 +3,14 @@
 Logits are written as logarithms, so that their softmax is the numbers inside.
 """
 
+import math
+from fractions import Fraction
+
 import numpy as np
 import pytest
-from backend import BACKEND, to_numpy
+from backend import draw, to_numpy
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from keras_moe import routing
 
@@ -114,13 +119,46 @@ def test_no_tokens():
         (1, 64, 2, 1.0, 1),  # 2 / 64
         (6, 3, 1, 0.5, 1),  # 3 / 3
         (0, 4, 2, 1.0, 0),
+        (100_000, 2, 1, 1.0001, 50_005),  # 100,010 / 2
+        (100_000, 2, 1, 1.00049, 50_025),  # 100,049 / 2 = 50,024.5
+        (100_000, 2, 1, 0.0004, 20),  # 40 / 2
+        (7, 2, 1, 1e-9, 1),  # above 0
+        (3_000_000, 4, 2, 1 / 3, 500_000),  # 1,999,999.9999999998 / 4
+        (12, 4, 1.5, 1.1, 5),  # 19.8 / 4 = 4.95
     ],
 )
 def test_expert_capacity(num_tokens, num_experts, top_k, factor, capacity):
-    assert (
-        routing.expert_capacity(num_tokens, num_experts, top_k, factor)
-        == capacity
-    )
+    found = routing.expert_capacity(num_tokens, num_experts, top_k, factor)
+    assert found == capacity
+
+
+FACTORS = st.one_of(
+    st.sampled_from([1.0001, 1.00049, 0.0004, 1 / 3, 1.1, 1.25, 1e-9]),
+    st.floats(1e-6, 9),
+)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    num_tokens=st.integers(0, 2**24),
+    num_experts=st.integers(1, 300),
+    top_k=st.integers(1, 8),
+    factor=FACTORS,
+)
+def test_capacity_of_numbers_that_a_program_is_given(
+    num_tokens, num_experts, top_k, factor
+):
+    """The exact value for int32 scalars. If NumPy's wrap around, it warns,
+    which is an error here."""
+    pairs = math.ceil(Fraction(str(factor)) * top_k * num_tokens)
+    wanted = -(-pairs // num_experts)
+    for tokens, experts in (
+        (np.int32(num_tokens), num_experts),
+        (num_tokens, np.int32(num_experts)),
+    ):
+        found = routing.expert_capacity(tokens, experts, top_k, factor)
+        assert found == wanted
+        assert found.dtype == np.int32
 
 
 def probabilities(rows):
@@ -142,12 +180,6 @@ def test_capacity_by_position_keeps_the_earlier_tokens():
     )
 
 
-in_shards = pytest.mark.skipif(
-    BACKEND == "torch", reason="a program of torch has one shard of the tokens"
-)
-
-
-@in_shards
 def test_capacity_of_each_shard_of_the_tokens():
     """Tokens 0, 1, 2 and tokens 3, 4: expert 0 has a place in each."""
     a = routing.top_k_assignment(CROWD, 1, normalize_weights=False)
@@ -159,7 +191,21 @@ def test_capacity_of_each_shard_of_the_tokens():
         np.testing.assert_array_equal(kept.expert_index, wanted)
 
 
-@in_shards
+@pytest.mark.parametrize("num_shards", [2, 3, 4])
+def test_capacity_of_uneven_shards(rng, num_shards):
+    """Seven tokens, two pairs each: an expert has one place in a shard, for
+    the first pair that wants it."""
+    a = routing.top_k_assignment(draw(rng, 7, 3), 2)
+    kept = arrays(routing.apply_capacity(a, 1, "position", num_shards))
+    a, taken = arrays(a), set()
+    for token, expert, found in zip(
+        a.token_index, a.expert_index, kept.expert_index, strict=True
+    ):
+        place = token // -(-7 // num_shards), expert
+        assert found == (3 if place in taken else expert)
+        taken.add(place)
+
+
 def test_no_tokens_in_any_shard():
     a = routing.top_k_assignment(CROWD[:0], 1)
     for priority in routing.PRIORITIES:

@@ -16,7 +16,7 @@ import numpy as np
 from keras import ops
 
 from keras_moe.kernels.choice import context
-from keras_moe.types import Tensor
+from keras_moe.types import UNAVAILABLE, Tensor
 
 TWINS = ("jax", "tensorflow", "torch")
 
@@ -186,6 +186,54 @@ def group_sizes_of(expert_index: Tensor, num_experts: int) -> Tensor:
     experts = ops.arange(num_experts, dtype="int32")
     chosen = ops.equal(ops.reshape(expert_index, (-1, 1)), experts)
     return ops.sum(ops.cast(chosen, "int32"), axis=0)
+
+
+def num_available(router_logits: Tensor, num_experts: int) -> Tensor:
+    """Counts the experts that are on, by the logits of an `Assignment`.
+
+    Args:
+        router_logits: float32 `(T, E + N)`, `UNAVAILABLE` in the columns of
+            experts that are off.
+        num_experts: E, the first columns.
+
+    Returns:
+        int32 scalar; E if there are no tokens.
+    """
+    off = router_logits[:1, :num_experts] <= UNAVAILABLE / 2
+    # Of floats, which `light_ops` sums faster.
+    num_off = light_ops.sum(light_ops.cast(off, "float32"))
+    return num_experts - light_ops.cast(num_off, "int32")
+
+
+def shape_of_count(count: Tensor, otherwise: int) -> int | Tensor:
+    """Returns a count as a number that a shape may depend on.
+
+    Args:
+        count: int32 scalar.
+        otherwise: what stands in if shapes are fixed before values are known
+            (JAX, XLA, an export), or if reading a value would make the host
+            wait for the device.
+    """
+    own = twin("shape_of_count")
+    return own(count, otherwise) if own else count
+
+
+def map_entries(
+    function: Callable[[tuple[Tensor, ...]], Tensor], tensors: tuple
+) -> Tensor:
+    """Applies a function to each entry of the first axis of tensors.
+
+    Args:
+        function: from a tuple of entries to one tensor.
+        tensors: as many entries each.
+
+    Returns:
+        What the function returns, stacked.
+    """
+    own = twin("map_entries")
+    return (
+        own(function, tensors) if own else ops.vectorized_map(function, tensors)
+    )
 
 
 def sort_groups(

@@ -94,6 +94,11 @@ def shapes_known(x: Tensor) -> str:
     return "whole" if inside_xla() else "at run time"
 
 
+def shape_of_count(count: Tensor, otherwise: int) -> int | Tensor:
+    """A scalar of the graph, unless XLA compiles it."""
+    return otherwise if inside_xla() else count
+
+
 def inside_xla() -> bool:
     """Whether what is traced now is compiled by XLA."""
     graph = tf.compat.v1.get_default_graph()

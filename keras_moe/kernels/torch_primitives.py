@@ -117,6 +117,20 @@ def group_sizes_of(expert_index: Tensor, num_experts: int) -> Tensor:
     return sizes.scatter_add_(0, slots, ones)[:num_experts]
 
 
+def shape_of_count(count: Tensor, otherwise: int) -> int:
+    """Its value, if the host may look at it."""
+    return int(count) if eager_on_cpu(count) else otherwise
+
+
+def map_entries(
+    function: Callable[[tuple[Tensor, ...]], Tensor], tensors: tuple
+) -> Tensor:
+    """One after the other: `torch.vmap` has no rule for a count of groups."""
+    return torch.stack(
+        [function(entry) for entry in zip(*tensors, strict=True)]
+    )
+
+
 def sort_few_groups(
     group_index: Tensor, num_groups: int
 ) -> tuple[Tensor, ...] | None:

@@ -19,6 +19,7 @@ from keras_moe.kernels import (
     group_sizes_of,
     inverse_permutation,
     light_ops,
+    map_entries,
     take_rows,
 )
 from keras_moe.routing import rules
@@ -26,11 +27,12 @@ from keras_moe.routing.assignment import Assignment, pair_scores
 from keras_moe.types import Tensor
 
 PRIORITIES = ("position", "score")
+COUNT_BITS = 24  # of a number of tokens that is known only at run time
 
 
 def expert_capacity(
     num_tokens: int | Tensor,
-    num_experts: int,
+    num_experts: int | Tensor,
     top_k: float,
     capacity_factor: float,
 ) -> int | Tensor:
@@ -42,20 +44,68 @@ def expert_capacity(
 
     Args:
         num_tokens: T, padding included: C is a matter of shapes.
-        num_experts: E.
-        top_k: K, experts of a token; the mean where that varies.
+        num_experts: E. Blocks count the experts that are on, an int32 scalar.
+            They count all of them if C must be a number: if tokens lie on
+            several devices and, on JAX, for experts that are layers of any
+            kind and for experts that choose their tokens.
+        top_k: K, experts of a token; the mean if that varies and is known, as
+            with `ReLURouter`; the most with `TopPRouter`, whose mean is not
+            known beforehand.
         capacity_factor: above 0. 1.25 is common in training, 2 in evaluation.
     """
     check_size("num_tokens", num_tokens)
     rules.check_positive("num_experts", check_size("num_experts", num_experts))
     check_above("top_k", top_k, 0, INFINITY)
     check_above("capacity_factor", capacity_factor, 0, INFINITY)
-    factor = Fraction(str(capacity_factor)).limit_denominator(1000)
-    factor *= Fraction(str(top_k)).limit_denominator(1000)
-    pairs = num_tokens * factor.numerator
-    places = num_experts * factor.denominator
-    # Rounded up without a negative number: ONNX divides those towards zero.
-    return (pairs + places - 1) // places
+    factor = Fraction(str(capacity_factor)) * Fraction(str(top_k))
+    if isinstance(num_tokens, int):
+        pairs = -(-num_tokens * factor.numerator // factor.denominator)
+    else:
+        pairs = _rounded_up(num_tokens, _at_least(factor))
+    # Rounding up twice is rounding up once. No negative number is divided:
+    # ONNX divides those towards zero.
+    return (pairs + num_experts - 1) // num_experts
+
+
+def _at_least(factor):
+    """Returns the least fraction that is not below a factor, of those whose
+    denominator has `COUNT_BITS` bits at most: it gives the same product,
+    rounded up, for every integer up to that denominator."""
+    most = 1 << COUNT_BITS
+    near = factor.limit_denominator(most)
+    if near >= factor:
+        return near
+    # The next one in the Farey sequence: numerators and denominators of
+    # neighbors have the determinant 1.
+    a, b = near.numerator, near.denominator
+    d = most - (most + pow(a, -1, b)) % b
+    return Fraction((a * d + 1) // b, d)
+
+
+def _rounded_up(count, factor):
+    """Returns `ceil(count * factor)`; no product of a fraction is above
+    2**31 for a count of `COUNT_BITS` bits.
+
+    It is a division by hand: `count` is taken in parts of as many bits as the
+    denominator leaves, one part if the denominator is small.
+    """
+    whole, numerator = divmod(factor.numerator, factor.denominator)
+    if not numerator:
+        return count * whole
+    denominator = factor.denominator
+    bits = min(COUNT_BITS, 29 - denominator.bit_length())
+    unit = 1 << bits
+    parts = []
+    upper = count
+    for _ in range(-(-COUNT_BITS // bits) - 1):
+        parts.append(upper % unit)
+        upper = upper // unit
+    quotient, value = 0, upper * numerator
+    for part in reversed(parts):
+        quotient = (quotient + value // denominator) * unit
+        value = value % denominator * unit + part * numerator
+    quotient = quotient + (value + denominator - 1) // denominator
+    return count * whole + quotient if whole else quotient
 
 
 def apply_capacity(
@@ -115,7 +165,7 @@ def _rank_in_shards(assignment, score, num_shards):
     columns = [shards(assignment.expert_index, num_experts)]
     if score is not None:
         columns.append(shards(score, 0))
-    ranks = ops.vectorized_map(
+    ranks = map_entries(
         lambda shard: _rank_within_expert(shard[0], num_experts, *shard[1:]),
         tuple(columns),
     )
