@@ -59,17 +59,23 @@ def expert_load_by_group(
     return counts / ops.maximum(total, 1.0)
 
 
-def load_imbalance(load: Tensor) -> Tensor:
-    """Largest load over mean load, a scalar.
+def load_imbalance(load: Tensor, available: Tensor | None = None) -> Tensor:
+    """Return the largest load divided by the mean load, a scalar.
 
-    1 at perfect balance, E when one expert receives everything, 0 where
+    It is 1 at perfect balance, E if one expert receives everything, and 0 if
     nothing was routed.
 
     Args:
         load: `(E,)`, counts or shares.
+        available: bool `(E,)`, False for experts that are off, which are left
+            out of the mean. `None` if all are on.
     """
     load = ops.cast(load, "float32")
-    return ops.max(load) / ops.maximum(ops.mean(load), 1e-20)
+    if available is None:
+        return ops.max(load) / ops.maximum(ops.mean(load), 1e-20)
+    load = ops.where(available, load, ops.zeros_like(load))
+    num_on = ops.maximum(ops.sum(ops.cast(available, "float32")), 1.0)
+    return ops.max(load) / ops.maximum(ops.sum(load) / num_on, 1e-20)
 
 
 def fraction_dropped(

@@ -173,9 +173,9 @@ def test_relu_by_hand():
 
 def test_relu_loss_by_hand():
     """Eq. 10-11 with K = 1: f_e = E / (K T) * active = (2, 1, 1); the mean
-    over T * E of f_e * gate: (2 * 2 + .5 + 2 * 1 + 3) / 9."""
+    over T = 3 tokens of sum_e f_e * gate: (2 * 2 + .5 + 2 * 1 + 3) / 3."""
     a = routing.relu_assignment(RELU_LOGITS, 3, 1, ops.array([0.1]))
-    wanted = 0.1 * (2 * 2 + 0.5 + 2 * 1 + 3) / 9
+    wanted = 0.1 * (2 * 2 + 0.5 + 2 * 1 + 3) / 3
     assert to_numpy(a.router_loss) == pytest.approx(wanted, rel=1e-5)
 
 

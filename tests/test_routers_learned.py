@@ -11,6 +11,7 @@ from keras_moe import (
     AttentionRouter,
     CosineRouter,
     GShardRouter,
+    MoEBlock,
     NoisyTopKRouter,
     SinkhornRouter,
     SwitchRouter,
@@ -159,6 +160,48 @@ def test_gshard_keeps_a_second_expert_in_proportion_to_its_weight():
     assert kept[1] == 1
     evaluated = arrays(router(SECOND))
     np.testing.assert_array_equal(evaluated.expert_index, [0, 1, 0, 2])
+
+
+@pytest.mark.parametrize("second_expert", ["random", "threshold", "all"])
+def test_gshard_balances_first_choices(rng, second_expert):
+    """Lepikhin et al. 2020, algorithm 1: shares of the first choices, before
+    any second is dropped, times mean probabilities, summed; times E."""
+    router = GShardRouter(4, second_expert, threshold=0.5)
+    block = MoEBlock(4, 5, router=router, load_balancing_weight=1.0)
+    x = draw(rng, 40, D)
+    block(x)
+    probs = softmax(x.astype("float64") @ router.kernel.numpy())
+    share = np.bincount(probs.argmax(1), minlength=4) / 40
+    block(x, training=True)
+    (loss,) = block.losses
+    wanted = 4 * (share * probs.mean(0)).sum()
+    assert to_numpy(loss) == pytest.approx(wanted, rel=1e-5)
+
+
+def test_noisy_top_k_losses_are_of_the_real_experts(rng):
+    """Columns: three experts, two null experts. The K-th best of all five is
+    the threshold; importance and load are those of the first three."""
+    from math import erf
+
+    router = logit_router(
+        NoisyTopKRouter(3, 2, 0.3, 0.7, num_null_experts=2, seed=5), 5
+    )
+    router.noise_kernel.assign(draw(rng, 5, 5))
+    x = draw(rng, 8, 5)
+    a = arrays(router(x, training=True))
+    std = np.log1p(np.exp(x @ router.noise_kernel.numpy())) + 0.01
+    noisy = x + noise_of(router, (8, 5)) * std
+    order = np.argsort(-noisy, axis=-1)[:, :2]
+    importance = np.zeros((8, 5))
+    gates = softmax(np.take_along_axis(noisy, order, -1))
+    np.put_along_axis(importance, order, gates, -1)
+    threshold = np.sort(noisy, axis=-1)[:, 3:4]
+    load = 0.5 * (1 + np.vectorize(erf)((x - threshold) / std / 2**0.5))
+    wanted = 0.0
+    for weight, values in ((0.3, importance), (0.7, load)):
+        total = values[:, :3].sum(0)
+        wanted += weight * (total.std() / total.mean()) ** 2
+    assert a.router_loss == pytest.approx(wanted, rel=1e-4)
 
 
 def test_drop_weak_second_by_given_noise():

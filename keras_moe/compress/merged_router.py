@@ -10,7 +10,7 @@ import keras
 from keras import ops
 
 from keras_moe.layers.routers import BaseRouter
-from keras_moe.types import Assignment, Shape, Tensor
+from keras_moe.types import UNAVAILABLE, Assignment, Shape, Tensor
 
 
 @keras.saving.register_keras_serializable(package="keras_moe")
@@ -127,6 +127,9 @@ class MergedRouter(BaseRouter):
         top = ops.top_k(own, 1)[0]  # a maximum fails on no tokens
         sums = ops.matmul(ops.exp(own - top), member)
         merged = top + ops.log(ops.maximum(sums, math.exp(-80)))
+        on = ops.cast(own[:1] > UNAVAILABLE / 2, "float32")
+        none_on = ops.equal(ops.matmul(on, member), 0)
+        merged = ops.where(none_on, UNAVAILABLE, merged)
         return ops.concatenate([merged, logits[:, columns:]], axis=-1)
 
     def disable_experts(self, expert_indices) -> None:
@@ -166,6 +169,7 @@ _OF_ROUTER = (
     "top_k",
     "num_null_experts",
     "load_balancing_weight",
+    "balances_first_choice",
     "has_loss",
     "causal",
     "reads_tokens",

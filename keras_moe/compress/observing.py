@@ -14,7 +14,7 @@ from keras_moe.compress.rebuild import to_array
 from keras_moe.layers.calling import Call, watching
 from keras_moe.layers.mixture import Mixture
 from keras_moe.model_surgery.batches import batches_of
-from keras_moe.types import Tensor
+from keras_moe.types import UNAVAILABLE, Tensor
 
 TOKENS_OF_BATCH = 256
 TOKENS_OF_BLOCK = 2048
@@ -65,6 +65,7 @@ class Record:
         if size > 0:
             chosen = token[np.linspace(0, len(token) - 1, size).astype(int)]
             logits = seen["router_logits"][:, : self.num_experts]
+            logits = np.where(logits <= UNAVAILABLE / 2, 0, logits)
             self.tokens.append(seen["tokens"][chosen])
             self.logits.append(logits[chosen])
 

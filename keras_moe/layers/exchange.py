@@ -13,6 +13,7 @@ from keras import ops
 from keras_moe import dispatch, kernels
 from keras_moe.layers.dropout import seed_of_part
 from keras_moe.layers.expert import Expert
+from keras_moe.layers.expert_layers import ExpertLayers
 from keras_moe.layers.levels import Units
 from keras_moe.routing import Assignment
 from keras_moe.types import Tensor
@@ -86,6 +87,14 @@ def token_shards(experts, num_units: int | Tensor) -> int:
     has its capacity in each of them."""
     bank = spread_bank(experts, num_units)
     return 1 if bank is None else kernels.num_token_shards(bank)
+
+
+def rows_are_fixed(experts, expert_index: Tensor) -> bool:
+    """Returns whether experts are layers of any kind, in a program in which
+    each has a fixed number of rows, whatever the values are."""
+    if not isinstance(experts, ExpertLayers):
+        return False
+    return kernels.shapes_known(expert_index) == "sizes"
 
 
 def spread_bank(

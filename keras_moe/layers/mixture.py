@@ -8,7 +8,7 @@ import keras
 from keras_moe import kernels, losses, routing
 from keras_moe.layers import checks
 from keras_moe.layers.argument_names import NamedArguments
-from keras_moe.layers.exchange import token_shards
+from keras_moe.layers.exchange import rows_are_fixed, token_shards
 from keras_moe.layers.routers import BaseRouter
 from keras_moe.layers.scheduled import loss_weight_of
 from keras_moe.layers.statistics import RoutingStatistics
@@ -89,7 +89,12 @@ class Mixture(NamedArguments, keras.layers.Layer):
         """Returns the assignment as it is carried out, and C, the pairs an
         expert may take, of each device's tokens where they lie on several
         (the groups of GShard, Lepikhin et al. 2020, section 2.2); None for
-        all."""
+        all.
+
+        C is a share of the experts that are on. It is a share of all of them
+        if the shapes of a program must not depend on values: if tokens lie on
+        several devices, and on JAX if the experts are layers of any kind.
+        """
         factor = self.capacity_factor if training else self.eval_capacity_factor
         if factor is None:
             return chosen, None
@@ -98,8 +103,14 @@ class Mixture(NamedArguments, keras.layers.Layer):
             shards = token_shards(self.experts, num_units)
         if shards > 1:
             num_units = -(-num_units // shards)
+        num_experts: int | Tensor = self.num_experts
+        fixed = rows_are_fixed(self.experts, chosen.expert_index)
+        if shards == 1 and not fixed:
+            num_experts = kernels.num_available(
+                chosen.router_logits, num_experts
+            )
         capacity = routing.expert_capacity(
-            num_units, self.num_experts, self.router.top_k, factor
+            num_units, num_experts, self.router.top_k, factor
         )
         kept = routing.apply_capacity(chosen, capacity, self.priority, shards)
         return kept, capacity
@@ -124,8 +135,13 @@ class Mixture(NamedArguments, keras.layers.Layer):
         if weight is None:
             weight = self.router.load_balancing_weight
         if weight:
+            counted = chosen
+            if self.router.balances_first_choice:
+                counted = routing.first_choices(
+                    chosen, self.router.pairs_per_token or 1
+                )
             loss = losses.balancing_loss(
-                self.load_balancing, chosen, mask, length
+                self.load_balancing, counted, mask, length
             )
             if self.scheduled_weight is not None:
                 weight = self.scheduled_weight.advance()

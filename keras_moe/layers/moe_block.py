@@ -43,8 +43,9 @@ class MoEBlock(Mixture):
             probability (Fedus et al. 2021, eq. 2), so that the router learns.
         capacity_factor: None (dropless), or the factor above 0 by which an
             expert's places in training exceed its even share,
-            `C = ceil(K * T * capacity_factor / E)`. Pairs beyond C are
-            dropped: their token keeps its other experts, or comes out as
+            `C = ceil(K * T * capacity_factor / E)`, where E counts the
+            experts that are on (see `routing.expert_capacity`). Pairs beyond
+            C are dropped: their token keeps its other experts, or comes out as
             zero, which a residual connection turns into a pass-through.
         eval_capacity_factor: the same outside training. None, the default,
             drops nothing there, whatever `capacity_factor` is.

@@ -26,7 +26,11 @@ from keras_moe.routing.fixed import (
 from keras_moe.routing.hierarchical import hierarchical_assignment
 from keras_moe.routing.modality import modality_assignment
 from keras_moe.routing.relu import next_l1_coefficient, relu_assignment
-from keras_moe.routing.second_expert import SECOND_EXPERTS, drop_weak_second
+from keras_moe.routing.second_expert import (
+    SECOND_EXPERTS,
+    drop_weak_second,
+    first_choices,
+)
 from keras_moe.routing.sinkhorn import sinkhorn, sinkhorn_assignment
 from keras_moe.routing.soft import (
     mix_experts,
@@ -54,6 +58,7 @@ __all__ = [
     "drop_weak_second",
     "expert_capacity",
     "expert_choice_assignment",
+    "first_choices",
     "fixed_assignment",
     "hash_scores",
     "hierarchical_assignment",

@@ -19,9 +19,7 @@ from keras_moe.kernels import (
     top_k_index,
 )
 from keras_moe.routing import rules
-from keras_moe.types import Assignment, Tensor
-
-UNAVAILABLE = -1e30  # below every score, and no NaN in a difference of two
+from keras_moe.types import UNAVAILABLE, Assignment, Tensor
 
 
 class Conditions(NamedTuple):
@@ -143,7 +141,8 @@ def token_choice(
     """Lists the pairs that tokens chose: those of token t at `t * K ...`.
 
     Args:
-        router_logits: float32 `(T, E + N)`.
+        router_logits: float32 `(T, E + N)`, as `available_logits` returns
+            them.
         router_probs: float32 `(T, E + N)`; null experts' columns are left out
             and the others made to sum to one again.
         choice: columns of the logits.
@@ -158,7 +157,9 @@ def token_choice(
     index, computed = choice.columns, choice.computed
     if num_null_experts:
         index = ops.where(index >= num_experts, index + 1, index)
-        router_probs = as_probabilities(router_probs[:, :num_experts])
+        router_probs = as_probabilities(
+            router_probs[:, :num_experts], conditions
+        )
     if computed is not None:
         index = ops.where(computed, index, num_experts)
         weights = ops.where(computed, weights, ops.zeros_like(weights))
@@ -173,7 +174,8 @@ def token_choice(
 
 
 def available_logits(router_logits: Tensor, conditions: Conditions) -> Tensor:
-    """Returns the logits, far below all others where not available."""
+    """Returns the logits, `UNAVAILABLE` in the columns of experts that are
+    off."""
     available = available_columns(conditions.available, router_logits.shape[-1])
     if available is None:
         return router_logits
@@ -188,15 +190,27 @@ def available_columns(available: Tensor | None, num_columns: int):
     return ops.concatenate([available, null_experts])
 
 
+def unavailable(scores: Tensor) -> Tensor:
+    """Returns where scores are those of experts that are off, as bool; a NaN
+    is not."""
+    return scores <= UNAVAILABLE / 2
+
+
 def normalized(values: Tensor) -> Tensor:
     """Divides non-negative `(T, .)` by its rows' sums; zero rows stay so."""
     total = ops.sum(values, axis=-1, keepdims=True)
     return values / ops.maximum(total, 1e-20)
 
 
-def as_probabilities(scores: Tensor) -> Tensor:
-    """Makes rows of non-negative `(T, .)` sum to one; zero rows are even."""
-    return normalized(scores + 1e-20)
+def as_probabilities(
+    scores: Tensor, conditions: Conditions = UNCONDITIONAL
+) -> Tensor:
+    """Makes rows of non-negative scores `(T, .)` sum to one. Zero rows are
+    even over the experts that are on."""
+    available = available_columns(conditions.available, scores.shape[-1])
+    if available is None:
+        return normalized(scores + 1e-20)
+    return normalized(scores + 1e-20 * ops.cast(available, "float32"))
 
 
 def softmax(logits: Tensor) -> Tensor:

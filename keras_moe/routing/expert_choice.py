@@ -44,8 +44,9 @@ def expert_choice_assignment(
     router_logits = ops.convert_to_tensor(router_logits)
     rules.check_conditions(conditions)
     check_size("capacity", capacity)  # 0 of an empty batch
+    router_logits = available_logits(router_logits, conditions)
     num_experts = router_logits.shape[1]
-    probs = softmax(available_logits(router_logits, conditions))
+    probs = softmax(router_logits)
     if conditions.replay is not None:
         token = conditions.replay.token_index
         expert = conditions.replay.expert_index

@@ -7,6 +7,7 @@ an expert is switched off its tokens go to the next in their own order, and no
 other token moves.
 """
 
+import numpy as np
 from keras import ops
 
 from keras_moe.argument_checks import (
@@ -43,10 +44,8 @@ def hash_scores(ids: Tensor, num_experts: int, seed: int = 0) -> Tensor:
     Returns:
         float32 `(T, E)`.
     """
-    check_positive_int("num_experts", num_experts)
-    check_count("seed", seed)
-    experts = ops.arange(num_experts, dtype="int32")
-    salt = _mix(experts + 1 + (seed & 0xFFFFF) * num_experts)
+    num_experts = check_positive_int("num_experts", num_experts)
+    salt = _salt(num_experts, check_count("seed", seed))
     mixed = _mix(ops.expand_dims(ops.cast(ids, "int32"), -1))
     bits = _mix(ops.bitwise_xor(mixed, salt))
     bits = ops.bitwise_and(bits, 0xFFFFFF)  # as many as a float32 holds
@@ -127,9 +126,21 @@ def fixed_assignment(
     hits = ops.equal(ops.expand_dims(choice.columns, -1), experts)
     probs = ops.sum(ops.cast(hits, "float32"), axis=1) / top_k
     weights = ops.cast(ops.ones_like(choice.columns), "float32") / top_k
-    return token_choice(
-        ops.zeros_like(scores), probs, choice, weights, conditions
-    )
+    logits = available_logits(ops.zeros_like(scores), conditions)
+    return token_choice(logits, probs, choice, weights, conditions)
+
+
+def _salt(num_experts, seed):
+    """A number for each expert and seed, int32 `(E,)`: each has another hash
+    function for all seeds, however large."""
+    numbers = [e + 1 + seed * num_experts for e in range(num_experts)]
+    digits = max(1, -(-max(map(int.bit_length, numbers)) // 32))
+    salt = ops.zeros((num_experts,), dtype="int32")
+    for place in range(digits):
+        digit = [n >> 32 * place & 0xFFFFFFFF for n in numbers]
+        digit = np.array(digit, "uint32").view("int32")
+        salt = _mix(ops.bitwise_xor(salt, ops.convert_to_tensor(digit)))
+    return salt
 
 
 def _mix(x):

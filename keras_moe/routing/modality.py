@@ -47,7 +47,7 @@ def modality_assignment(
     rules.check_token_choice(
         top_k, router_logits.shape[-1], normalize_weights, conditions
     )
-    masked = available_logits(router_logits, conditions)
+    router_logits = masked = available_logits(router_logits, conditions)
     if allowed is not None:
         if conditions.replay is not None:
             allowed = ops.logical_or(allowed, _recorded(conditions, top_k))

@@ -54,17 +54,18 @@ def relu_assignment(
         0,
         num_experts,
     )
-    gates = ops.relu(available_logits(router_logits, conditions))
+    router_logits = available_logits(router_logits, conditions)
+    gates = ops.relu(router_logits)
     choice = choose(gates, max_experts, conditions)
     weights = choice.values(gates)
     if conditions.replay is None:
         # Not `weights > 0`: NaN passes, to be seen.
         choice = choice.only(ops.logical_not(weights <= 0))
     coefficient = ops.convert_to_tensor(l1_coefficient)
-    loss = coefficient * _balanced_l1(gates, top_k, conditions.token_mask)
+    loss = coefficient * _balanced_l1(gates, top_k, conditions)
     return token_choice(
         router_logits,
-        as_probabilities(gates),
+        as_probabilities(gates, conditions),
         choice,
         weights,
         conditions,
@@ -78,12 +79,14 @@ def next_l1_coefficient(
     top_k: float,
     growth: float,
     token_mask: Tensor | None = None,
+    available: Tensor | None = None,
 ) -> Tensor:
     """Returns the coefficient for the next step (ReMoE, eq. 8).
 
-    It grows by the factor where more than K of E experts are active in the
-    mean, up to 1e4 (the paper has no bound), and shrinks by it where fewer
-    are.
+    It grows by the factor if more than K of E experts are active in the mean,
+    up to 1e4 (the paper has no bound), and shrinks by it if fewer are. The
+    paper has one coefficient for all layers of a model; here each router has
+    its own.
 
     Args:
         l1_coefficient: float32 `(1,)`.
@@ -91,10 +94,14 @@ def next_l1_coefficient(
         top_k: K.
         growth: above 1; 1.2 in the paper.
         token_mask: bool `(T,)`.
+        available: bool `(E,)`, False for experts that are off, which are not
+            counted; or None.
     """
     router_logits = ops.convert_to_tensor(router_logits)
     check_above("top_k", top_k, 0, INFINITY)
     check_above("growth", growth, 1, INFINITY)
+    conditions = Conditions(token_mask, available)
+    router_logits = available_logits(router_logits, conditions)
     active = ops.cast(router_logits > 0, "float32")
     valid = _valid(router_logits, token_mask)
     count = sum_over_replicas(ops.sum(active * valid))
@@ -106,14 +113,16 @@ def next_l1_coefficient(
     return ops.minimum(moved, MOST_L1)
 
 
-def _balanced_l1(gates, top_k, token_mask):
-    """Mean over tokens and experts of each gate by its expert's load."""
-    num_experts = gates.shape[-1]
-    valid = _valid(gates, token_mask)
+def _balanced_l1(gates, top_k, conditions):
+    """Sum over the experts of their load times their mean gate."""
+    num_on: int | Tensor = gates.shape[-1]
+    if conditions.available is not None:
+        num_on = ops.sum(ops.cast(conditions.available, "float32"))
+    valid = _valid(gates, conditions.token_mask)
     tokens = ops.maximum(ops.sum(valid), 1.0)
     active = ops.sum(ops.cast(gates > 0, "float32") * valid, axis=0)
-    load = ops.stop_gradient(active) * (num_experts / top_k) / tokens
-    return ops.sum(gates * valid * load) / (tokens * num_experts)
+    load = ops.stop_gradient(active) * (num_on / top_k) / tokens
+    return ops.sum(gates * valid * load) / tokens
 
 
 def _valid(values, token_mask):

@@ -1,6 +1,6 @@
 """A second expert only where it is worth it.
 
-T tokens, K = 2.
+T tokens, K top_k.
 """
 
 from keras import ops
@@ -11,6 +11,25 @@ from keras_moe.routing.assignment import Assignment
 from keras_moe.types import Tensor
 
 SECOND_EXPERTS = ("random", "threshold", "all")
+
+
+def first_choices(assignment: Assignment, pairs_per_token: int) -> Assignment:
+    """Returns the pair of each token that stands first: its best expert.
+
+    Args:
+        assignment: of a token-choice algorithm.
+        pairs_per_token: K.
+    """
+    by_token = (-1, pairs_per_token)
+
+    def first(x):
+        return ops.reshape(x, by_token)[:, 0]
+
+    return assignment._replace(
+        token_index=first(assignment.token_index),
+        expert_index=first(assignment.expert_index),
+        combine_weights=first(assignment.combine_weights),
+    )
 
 
 def drop_weak_second(

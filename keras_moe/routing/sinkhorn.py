@@ -47,13 +47,13 @@ def sinkhorn_assignment(
     rules.check_conditions(conditions)
     check_top_k(top_k, router_logits.shape[-1])
     check_optional_int("num_iterations", num_iterations)
-    ranked = available_logits(router_logits, conditions)
-    probs = softmax(ranked)
+    ranked = masked = available_logits(router_logits, conditions)
+    probs = softmax(masked)
     if num_iterations is not None:
         ranked = sinkhorn(router_logits, conditions, num_iterations)
     choice = choose(ranked, top_k, conditions)
     weights = choice.values(probs)
-    return token_choice(router_logits, probs, choice, weights, conditions)
+    return token_choice(masked, probs, choice, weights, conditions)
 
 
 def sinkhorn(

@@ -16,9 +16,9 @@ from keras_moe.routing.assignment import (
     available_logits,
     choose,
     normalized,
-    only_available,
     softmax,
     token_choice,
+    unavailable,
 )
 from keras_moe.types import Tensor
 
@@ -60,6 +60,8 @@ def top_k_assignment(
         top_k_groups: from how many of its best groups a token chooses. A
             group is as good as its best expert (DeepSeek-V2, section 2.1.2),
             under `"sigmoid"` as its two best (DeepSeek-V3, section 2.1.2).
+            A token whose groups have fewer than K experts that are on has
+            fewer experts.
         routed_scaling_factor: the weights are multiplied by it at the end.
         num_null_experts: N.
 
@@ -78,7 +80,7 @@ def top_k_assignment(
     masked = available_logits(router_logits, conditions)
     if scoring == "sigmoid":
         scores = ops.sigmoid(masked)
-        router_probs = as_probabilities(scores)
+        router_probs = as_probabilities(scores, conditions)
     else:
         scores = router_probs = softmax(masked)
     ranked = masked  # in the order of the scores, and not yet rounded
@@ -89,8 +91,10 @@ def top_k_assignment(
         best = 2 if scoring == "sigmoid" else 1
         ranked = keep_best_groups(ranked, num_groups, top_k_groups, best)
     choice = choose(ranked, top_k, conditions)
-    if num_groups > 1:  # whose experts may all be off
-        choice = only_available(choice, conditions, num_columns)
+    if num_groups > 1 and conditions.replay is None:
+        # The groups of a token may have fewer than K experts that are on.
+        outside = unavailable(choice.values(ranked))
+        choice = choice.only(ops.logical_not(outside))
     if scoring == "topk_softmax":
         weights = softmax(choice.values(masked, UNAVAILABLE))
     else:
@@ -99,7 +103,7 @@ def top_k_assignment(
     if routed_scaling_factor != 1:
         weights = weights * routed_scaling_factor
     return token_choice(
-        router_logits,
+        masked,
         router_probs,
         choice,
         weights,
@@ -114,7 +118,8 @@ def keep_best_groups(
     """Puts the scores outside a token's best groups below all others.
 
     Args:
-        scores: float32 `(T, E)`.
+        scores: float32 `(T, E)`, `UNAVAILABLE` for experts that are off: they
+            have no part in the score of their group.
         num_groups: a divisor of E.
         top_k_groups: groups kept.
         best: how many of its experts' scores make a group's.
@@ -128,7 +133,11 @@ def keep_best_groups(
     size = num_experts // num_groups
     grouped = ops.reshape(scores, (-1, num_groups, size))
     strongest = ops.top_k(grouped, min(best, size))[0]
-    group_scores = ops.sum(strongest, axis=-1)
+    group_scores = strongest[..., 0]
+    if min(best, size) > 1:
+        others = strongest[..., 1:]
+        others = ops.where(unavailable(others), ops.zeros_like(others), others)
+        group_scores = group_scores + ops.sum(others, axis=-1)
     kept = top_k_index(group_scores, top_k_groups)
     groups = ops.arange(num_groups, dtype="int32")
     is_kept = ops.any(ops.equal(ops.expand_dims(kept, -1), groups), axis=1)
@@ -141,12 +150,14 @@ def balanced_bias(
     expert_index: Tensor,
     num_experts: int,
     step_size: float,
+    available: Tensor | None = None,
 ) -> Tensor:
     """Moves each expert's bias against its load (Wang et al. 2024,
     "Auxiliary-Loss-Free Load Balancing Strategy", algorithm 1).
 
     `b_e + step_size * sign(mean load - load_e)`, with the load of all
-    replicas of a step taken together.
+    replicas of a step taken together. An even load moves nothing: integers
+    are compared.
 
     Args:
         expert_bias: float32 `(E,)`.
@@ -154,10 +165,23 @@ def balanced_bias(
             counted.
         num_experts: E.
         step_size: above 0; 0.001 in the paper.
+        available: bool `(E,)`, False for experts that are off, which keep
+            their bias and have no part in the mean. `None` if all are on.
     """
     rules.check_num_experts(num_experts, expert_bias.shape[0])
     rules.check_positive("step_size", step_size)
-    counts = ops.cast(group_sizes_of(expert_index, num_experts), "float32")
-    counts = sum_over_replicas(counts)
     expert_bias = ops.convert_to_tensor(expert_bias)
-    return expert_bias + step_size * ops.sign(ops.mean(counts) - counts)
+    counts = ops.cast(group_sizes_of(expert_index, num_experts), "float32")
+    counts = ops.cast(sum_over_replicas(counts), "int32")
+    num_on = num_experts
+    if available is not None:
+        num_on = ops.sum(ops.cast(available, "int32"))
+    total = ops.sum(counts)
+    mean = total // num_on
+    # A mean that is no integer is above its integer part, and below the next.
+    above = ops.cast(total > mean * num_on, "int32")
+    direction = ops.sign(2 * (mean - counts) + above)
+    moved = expert_bias + step_size * ops.cast(direction, "float32")
+    if available is None:
+        return moved
+    return ops.where(available, moved, expert_bias)

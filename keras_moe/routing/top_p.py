@@ -66,7 +66,7 @@ def top_p_assignment(
     if normalize_weights:
         weights = normalized(weights)
     return token_choice(
-        router_logits,
+        masked,
         probs,
         choice,
         weights,

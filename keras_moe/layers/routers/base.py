@@ -102,8 +102,9 @@ class BaseRouter(
     router_inputs_use = "none"  # or "optional", or "required"
     router_inputs_kind = "ids"  # or "logits": what they are
     num_null_experts = 0
-    top_k: int = 1  # experts of a token, the mean where that varies
+    top_k: int = 1  # experts of a token; if that varies, the mean or the most
     load_balancing_weight = 0.0  # a block's, where it is told nothing else
+    balances_first_choice = False  # whether the block's loss counts no other
     has_loss = False  # whether `router_loss` is more than zero
     causal = False
     reads_tokens = True  # False where router inputs alone decide

@@ -8,7 +8,7 @@ import warnings
 import keras
 from keras import ops
 
-from keras_moe import routing
+from keras_moe import kernels, routing
 from keras_moe.layers import checks
 from keras_moe.layers.routers.base import TokenBatch
 from keras_moe.layers.routers.learned import LearnedRouter
@@ -19,6 +19,10 @@ from keras_moe.routing import Assignment
 class ExpertChoiceRouter(LearnedRouter):
     """Each expert takes its `C = ceil(c * T / E)` best tokens of the batch
     (Zhou et al. 2022, "Mixture-of-Experts with Expert Choice Routing").
+
+    E counts the experts that are on. It counts all of them on JAX, under XLA,
+    in an export, and on a GPU under PyTorch, where the number of pairs must
+    not depend on a value.
 
     The load is even by construction and needs no loss. A token gets as many
     experts as want it, none included; it should have a residual connection.
@@ -85,9 +89,10 @@ class ExpertChoiceRouter(LearnedRouter):
 
     def route(self, batch: TokenBatch) -> Assignment:
         """Lets the experts choose."""
+        num_on = ops.sum(ops.cast(batch.conditions.available, "int32"))
         capacity = routing.expert_capacity(
             ops.shape(batch.tokens)[0],
-            self.num_experts,
+            kernels.shape_of_count(num_on, self.num_experts),
             self.experts_per_token,
             1.0,
         )

@@ -18,6 +18,9 @@ from keras_moe.types import Tensor
 class GShardRouter(Router):
     """Sends each token to its best expert, and maybe to its second.
 
+    The block's load-balancing loss counts first choices alone (Lepikhin et
+    al. 2020, algorithm 1, lines 9 and 13), which no draw drops.
+
     Args:
         num_experts: E, 2 or more.
         second_expert: `"random"` keeps the second in training with
@@ -47,6 +50,8 @@ class GShardRouter(Router):
             "second_expert", second_expert, routing.SECOND_EXPERTS
         )
         self.threshold = checks.check_above("threshold", threshold, 0, 1)
+
+    balances_first_choice = True
 
     def choose(self, logits: Tensor, batch: TokenBatch) -> Assignment:
         """Chooses two and drops the second where it is weak."""

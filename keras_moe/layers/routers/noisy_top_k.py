@@ -23,7 +23,9 @@ class NoisyTopKRouter(Router):
     In training `H(x) = x W_g + N(0, 1) * softplus(x W_noise)` (eq. 4; plus
     0.01, which keeps some noise), and the weights are a softmax over its K
     largest (eq. 3, 5). The losses of
-    importance (eq. 6-7) and load (eq. 8-11) take the place of a block's.
+    importance (eq. 6-7) and load (eq. 8-11) take the place of a block's. Both
+    are over the experts that are on; null experts are not counted, but
+    experts compete with them.
 
     Args:
         num_experts: E.
@@ -81,12 +83,18 @@ class NoisyTopKRouter(Router):
         noise_std = noise_std + LEAST_NOISE
         noisy = logits + self.normal_like(logits) * noise_std
         assignment = super().choose(noisy, batch)
-        token_mask = batch.conditions.token_mask
+        token_mask, available, _ = batch.conditions
         experts = ops.arange(self.num_experts, dtype="int32")
         gates = routing.dense_weights(assignment, self.top_k, experts)
-        importance = losses.importance_loss(gates, token_mask)
+        importance = losses.importance_loss(gates, token_mask, available)
         load = losses.load_loss(
-            logits, noisy, noise_std, self.top_k, token_mask
+            logits,
+            noisy,
+            noise_std,
+            self.top_k,
+            token_mask,
+            available,
+            self.num_null_experts,
         )
         return assignment._replace(
             router_loss=self.importance_weight * importance

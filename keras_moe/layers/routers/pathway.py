@@ -10,6 +10,7 @@ from keras_moe.layers import checks
 from keras_moe.layers.routers.base import TokenBatch
 from keras_moe.layers.routers.router import Router
 from keras_moe.layers.routers.tokens import flatten_logits
+from keras_moe.routing.assignment import available_logits, unavailable
 from keras_moe.types import Tensor
 
 
@@ -20,7 +21,8 @@ class PathwayRouter(Router):
 
     `logits_j = W_j x_j + W_g logits_(j-1)`. The first block of a chain has a
     plain `Router`; the next ones take its `router_logits` as
-    `router_inputs`, and gradients flow back through them:
+    `router_inputs`, and gradients flow back through them. The logits of
+    experts that are off, there or here, are left out:
 
         x, a = first(x, return_assignment=True)
         x, a = second(x, router_inputs=a.router_logits, return_assignment=True)
@@ -74,5 +76,9 @@ class PathwayRouter(Router):
             self.num_columns,
             batch.conditions.token_mask,
         )
+        # An expert that is off has no way, neither here nor in that block.
+        previous = available_logits(previous, batch.conditions)
+        absent = unavailable(previous)
+        previous = ops.where(absent, ops.zeros_like(previous), previous)
         residual = ops.matmul(previous, self.pathway_kernel)
         return super().scores(tokens, batch) + residual

@@ -4,6 +4,7 @@ T tokens, E experts, K top_k, M max_experts.
 """
 
 import keras
+import numpy as np
 from keras import ops
 
 from keras_moe import routing
@@ -23,8 +24,10 @@ class ReLURouter(LearnedRouter):
     Differentiable everywhere: an expert comes in and goes out with weight
     zero. Tokens have different numbers of experts; an L1 loss, balanced over
     the experts (eq. 10-11), whose coefficient a controller moves each
-    training step (eq. 8), holds their mean at K. At first about half of all
-    experts are on, so that early steps cost more than later ones.
+    training step (eq. 8), holds their mean at K. The paper has one
+    coefficient for all layers of a model; here each router has its own, since
+    a block does not see the others. At first about half of all experts are
+    active, so that early steps cost more than later ones.
 
     Args:
         num_experts: E.
@@ -83,7 +86,7 @@ class ReLURouter(LearnedRouter):
         self.l1_coefficient = self.add_router_weight(
             "l1_coefficient",
             (1,),
-            keras.initializers.Constant(self.l1_start),
+            keras.initializers.Constant(_not_above(self.l1_start)),
             trainable=False,
         )
 
@@ -99,6 +102,7 @@ class ReLURouter(LearnedRouter):
                     self.top_k,
                     self.l1_growth,
                     batch.conditions.token_mask,
+                    batch.conditions.available,
                 )
             )
         return routing.relu_assignment(
@@ -108,3 +112,12 @@ class ReLURouter(LearnedRouter):
             coefficient,
             batch.conditions,
         )
+
+
+def _not_above(value):
+    """Returns the largest float32 that is not above a number: a coefficient
+    that never grew then compares as one."""
+    near = np.float32(value)
+    if float(near) > value:
+        near = np.nextafter(near, np.float32(0))
+    return float(near)

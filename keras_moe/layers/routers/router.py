@@ -139,6 +139,7 @@ class Router(LearnedRouter):
                     assignment.expert_index,
                     self.num_experts,
                     self.expert_bias_step,
+                    batch.conditions.available,
                 )
             )
         return assignment

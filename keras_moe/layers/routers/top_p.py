@@ -17,7 +17,9 @@ class TopPRouter(LearnedRouter):
     Args:
         num_experts: E.
         top_p: p, above 0, at most 1; 0.4 is the paper's.
-        top_k: the most experts of a token; None is 4, or E where it is less.
+        top_k: Int. The most experts per token. `None` (the default) is 4, or
+            E if that is less. A block's capacity is a share of
+            `top_k * T` pairs, since the mean is not known beforehand.
         normalize_weights: whether a token's weights are divided by their sum;
             the paper leaves the probabilities.
         entropy_weight: of the entropy loss (eq. 7), without which the router

@@ -1,0 +1,524 @@
+"""An expert that is off is absent: a block of six experts, two of them off,
+equals the block of the other four, in everything that it computes, adds, and
+keeps.
+
+T tokens, D hidden_dim, E experts, N null experts, K top_k, P routed pairs.
+"""
+
+import keras
+import numpy as np
+import pytest
+from backend import BACKEND, draw, layer_gradients, to_numpy
+from keras import ops
+from router_zoo import ROUTERS, D, E, arrays, router_inputs_of
+
+import keras_moe
+from keras_moe import MoEBlock, losses, metrics, routing
+
+B, S = 2, 9
+T = B * S
+BY_GROUP = {"Router of groups", "HierarchicalRouter of groups"}
+CASES = {
+    **ROUTERS,
+    "NoisyTopKRouter with null experts": lambda **kw: keras_moe.NoisyTopKRouter(
+        E, num_null_experts=3, **kw
+    ),
+    "Router sigmoid with a bias and null experts": lambda **kw: (
+        keras_moe.Router(
+            E,
+            2,
+            "sigmoid",
+            expert_bias=True,
+            expert_bias_step=0.1,
+            num_null_experts=2,
+            **kw,
+        )
+    ),
+    "HashRouter modulo": lambda **kw: keras_moe.HashRouter(
+        E, 2, "modulo", **kw
+    ),
+    "GShardRouter threshold": lambda **kw: keras_moe.GShardRouter(
+        E, "threshold", 0.4, **kw
+    ),
+}
+
+
+class Case:
+    """A router of six experts, two of them off, and the router of the others.
+
+    on: the experts that are on.
+    columns: of what has a column for each expert, null expert, or group.
+    """
+
+    def __init__(self, name, rate=0.0):
+        # Groups are switched off whole: a small router has even groups.
+        self.off = [2, 3] if name in BY_GROUP else [1, 4]
+        self.on = [e for e in range(E) if e not in self.off]
+        self.large = CASES[name](expert_dropout=rate)
+        config = self.large.get_config()
+        config |= {"num_experts": len(self.on), "expert_dropout": 0.0}
+        if "num_groups" in config and name in BY_GROUP:
+            config["num_groups"] = 2
+        if config.get("routing_dim", 1) is None:
+            config["routing_dim"] = max(2, E // 2)
+        if config.get("experts_of_modality"):
+            config["experts_of_modality"] = [
+                [self.on.index(e) for e in row if e in self.on]
+                for row in config["experts_of_modality"]
+            ]
+        self.factors = {"capacity_factor": 0.8, "eval_capacity_factor": 0.7}
+        if name == "ExpertChoiceRouter" and BACKEND == "jax":
+            # The places of an expert are a share of all experts, whose number
+            # fixes a shape: the small router has as many by a smaller mean,
+            # with which a capacity would be another one.
+            config["experts_per_token"] *= len(self.on) / E
+            self.factors = {}
+        self.small = type(self.large).from_config(config)
+        self.columns = self._columns()
+        if isinstance(self.large, (keras_moe.HashRouter, keras_moe.RuleRouter)):
+            self.small.route = self._route_by_the_same_scores
+
+    def _columns(self):
+        more = getattr(self.large, "num_columns", E) - E
+        groups = isinstance(self.large, keras_moe.HierarchicalRouter)
+        kept = [g for g in range(more) if not groups or 2 * g in self.on]
+        return [*self.on, *(E + g for g in kept)]
+
+    def _route_by_the_same_scores(self, batch):
+        """A hash of four experts is another one: the columns that are on."""
+        ids = ops.arange(T, dtype="int32")  # round robin
+        if self.ids is not None:
+            ids = ops.convert_to_tensor(self.ids.reshape(-1))
+        if isinstance(self.large, keras_moe.RuleRouter):
+            scores = routing.rule_scores(ids, E, None)
+        elif self.large.method == "hash":
+            scores = routing.hash_scores(ids, E)
+        else:
+            scores = routing.cyclic_scores(ids, E)
+        return routing.fixed_assignment(
+            ops.take(scores, np.array(self.on), axis=1),
+            self.large.top_k,
+            batch.conditions,
+        )
+
+    def part(self, array, of=None):
+        """What the small block has of an array of the large one."""
+        array = np.asarray(array)
+        shape = array.shape if of is None else of
+        for axis, size in enumerate(shape):
+            if array.shape[axis] == size:
+                continue
+            kept = self.on if array.shape[axis] == E else self.columns
+            array = np.take(array, kept, axis=axis)
+        return array
+
+    def inputs(self, rng):
+        """Tokens, a mask, and what both routers need beside them."""
+        mask = np.ones((B, S), bool)
+        mask[1, -2:] = False
+        given = {"mask": mask}, {"mask": mask}
+        self.ids = router_inputs_of(self.large, (B, S))
+        if self.ids is not None:
+            given[0]["router_inputs"] = given[1]["router_inputs"] = self.ids
+            if self.large.router_inputs_kind == "logits":
+                given[1]["router_inputs"] = self.ids[..., self.on]
+        return draw(rng, B, S, D), *given
+
+
+def blocks_of(case, rng, **options):
+    """Both blocks, with the same random weights where they have the same."""
+    large = MoEBlock(E, 6, router=case.large, **options)
+    small = MoEBlock(len(case.on), 6, router=case.small, **options)
+    for block in (large, small):
+        block.build((B, S, D))
+    for mine, theirs in zip(large.weights, small.weights, strict=True):
+        kept = mine.trainable or mine.name in ("expert_bias", "l1_coefficient")
+        value = mine.numpy()
+        if kept:
+            value = rng.normal(size=value.shape) * 0.7
+            value = np.abs(value) if mine.name == "l1_coefficient" else value
+            mine.assign(value)
+        theirs.assign(case.part(value, theirs.shape))
+    return large, small
+
+
+class Reported(keras.layers.Layer):
+    """Returns a block's outputs and losses, so that both are differentiated."""
+
+    def __init__(self, block, given):
+        super().__init__()
+        self.block, self.given, found = block, given, []
+        self.found = lambda: found
+        block.add_loss = found.append
+
+    def call(self, x, training=None):
+        self.found().clear()
+        y = self.block(x, training=training, **self.given)
+        parts = [y, *self.found()]
+        return ops.concatenate([ops.reshape(x, (-1,)) for x in parts])
+
+
+def fix_draws(monkeypatch, case, rng):
+    """Draws are the same in both blocks, a column for each expert that has
+    one; the experts of `case.off` are those that `expert_dropout` drops."""
+    normal = rng.normal(size=(T, len(case.columns) + 9)).astype("float32")
+    of_experts = np.where(np.isin(np.arange(E), case.off), 0.1, 0.9)
+    by_token = rng.uniform(size=(T,)).astype("float32")
+    rows = rng.uniform(0.99, 1.01, (T, D)).astype("float32")
+
+    def draw_normal(shape, dtype=None, seed=None):
+        num = len(case.columns)
+        columns = case.columns if shape[1] == num else range(shape[1])
+        return ops.convert_to_tensor(normal[:, list(columns)])
+
+    def draw_uniform(shape, low=0.0, high=1.0, dtype=None, seed=None):
+        values = {(E,): of_experts.astype("float32"), (T,): by_token}
+        return ops.convert_to_tensor(values.get(tuple(shape), rows))
+
+    monkeypatch.setattr(keras.random, "normal", draw_normal)
+    monkeypatch.setattr(keras.random, "uniform", draw_uniform)
+
+
+def assert_same_assignment(case, large, small):
+    """The pairs of the large block are those of the small one, renamed."""
+    large, small = arrays(large), arrays(small)
+    numbers = np.full(2 * E + 9, -1)
+    numbers[case.on] = np.arange(len(case.on))
+    numbers[E:] = len(case.on) + np.arange(E + 9)
+    pairs = {}
+    for name in ("token_index", "expert_index", "combine_weights"):
+        mine = getattr(large, name)
+        if case.large.pairs_per_token is None:
+            mine = mine.reshape(E, -1)[case.on].reshape(-1)
+        else:
+            mine = mine.reshape(T, -1)[:, : case.small.pairs_per_token]
+        pairs[name] = mine.reshape(-1)
+    np.testing.assert_array_equal(pairs["token_index"], small.token_index)
+    np.testing.assert_array_equal(
+        numbers[pairs["expert_index"]], small.expert_index
+    )
+    close(pairs["combine_weights"], small.combine_weights)
+    close(large.router_probs[:, case.on], small.router_probs)
+    assert (large.router_probs[:, case.off] == 0).all()
+    nulls = range(E, large.router_logits.shape[1])
+    close(large.router_logits[:, [*case.on, *nulls]], small.router_logits)
+
+
+def close(got, wanted):
+    np.testing.assert_allclose(got, wanted, rtol=2e-4, atol=2e-5)
+
+
+def assert_same_step(case, blocks, x, given):
+    """One training step: outputs, losses, gradients, and what is kept."""
+    found = [
+        layer_gradients(Reported(block, options), x, training=True)
+        for block, options in zip(blocks, given, strict=True)
+    ]
+    (y, mine), (y_small, theirs) = found
+    close(y, y_small)
+    for name, gradient in mine.items():
+        wanted = theirs[name]
+        close(case.part(gradient, wanted.shape), wanted)
+        for axis, size in enumerate(gradient.shape):
+            if size != wanted.shape[axis]:
+                lost = np.take(gradient, case.off, axis=axis)
+                np.testing.assert_array_equal(lost, 0)
+    large, small = blocks
+    for one, other in zip(
+        large.non_trainable_weights, small.non_trainable_weights, strict=True
+    ):
+        if one.name != "expert_enabled" and "seed" not in one.path:
+            close(case.part(one.numpy(), other.shape), other.numpy())
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_disabled_experts_are_absent(name, rng, monkeypatch):
+    """In training with a capacity and all losses, and in evaluation."""
+    case = Case(name)
+    x, *given = case.inputs(rng)
+    blocks = large, small = blocks_of(
+        case,
+        rng,
+        **case.factors,
+        load_balancing_weight=0.3,
+        router_z_weight=0.2,
+    )
+    large.disable_experts(case.off)
+    fix_draws(monkeypatch, case, rng)
+    bias = getattr(case.large, "expert_bias_weight", None)
+    before = None if bias is None else bias.numpy()[case.off]
+    assert_same_step(case, blocks, x, given)
+    if bias is not None:
+        np.testing.assert_array_equal(bias.numpy()[case.off], before)
+    found = [
+        block(x, return_assignment=True, **options)
+        for block, options in zip(blocks, given, strict=True)
+    ]
+    close(*(to_numpy(y) for y, _ in found))
+    assert_same_assignment(case, *(a for _, a in found))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_dropped_experts_are_absent_for_a_step(name, rng, monkeypatch):
+    """`expert_dropout`, with the loss of each sequence, and by score."""
+    case = Case(name, rate=0.5)
+    x, *given = case.inputs(rng)
+    blocks = blocks_of(
+        case,
+        rng,
+        **case.factors,
+        priority="score",
+        load_balancing="per_sequence",
+        load_balancing_weight=0.3,
+        router_z_weight=0.2,
+    )
+    fix_draws(monkeypatch, case, rng)
+    assert_same_step(case, blocks, x, given)
+
+
+AVAILABLE = np.array([True, False, True, True, False, True])
+ON = np.flatnonzero(AVAILABLE)
+
+
+@pytest.mark.parametrize("over_replicas", [False, True])
+def test_losses_of_the_experts_that_are_on(rng, over_replicas):
+    """Each loss with `available` equals that of the other columns alone."""
+    probs = np.where(AVAILABLE, rng.uniform(size=(T, E)), 0).astype("float32")
+    logits, noise = draw(rng, T, E), draw(rng, T, E)
+    mask = np.arange(T) < T - 3
+    index = rng.integers(0, len(ON), 2 * T).astype("int32")
+    names = ON[index].astype("int32")
+    token = np.repeat(np.arange(T, dtype="int32"), 2)
+    std = rng.uniform(0.5, 1, (T, E)).astype("float32")
+    on = {"available": AVAILABLE}
+    pairs = [
+        losses.load_balancing_loss(p, i, mask, over_replicas, **option)
+        for p, i, option in ((probs, names, on), (probs[:, ON], index, {}))
+    ]
+    pairs += [
+        losses.sequence_balancing_loss(p, token, i, 2, mask, **option)
+        for p, i, option in ((probs, names, on), (probs[:, ON], index, {}))
+    ]
+    for loss in (losses.router_z_loss, losses.importance_loss):
+        values = probs if loss is losses.importance_loss else logits
+        pairs += [loss(values, mask, **on), loss(values[:, ON], mask)]
+    noisy = logits + noise * std
+    pairs += [
+        losses.load_loss(logits, noisy, std, 2, mask, **on),
+        losses.load_loss(logits[:, ON], noisy[:, ON], std[:, ON], 2, mask),
+    ]
+    found = np.array([to_numpy(value) for value in pairs]).reshape(-1, 2)
+    np.testing.assert_allclose(found[:, 0], found[:, 1], rtol=1e-5)
+    assert (found > 0).all()
+
+
+def test_metrics_of_the_experts_that_are_on(rng):
+    """Loads 3, 1, 2, 2 of the four that are on: 3 divided by 2."""
+    load = np.array([3.0, 0, 1, 2, 0, 2]) / 8
+    found = metrics.load_imbalance(load, AVAILABLE)
+    assert to_numpy(found) == pytest.approx(1.5)
+    none_on = np.zeros(E, bool)
+    assert to_numpy(metrics.load_imbalance(load, none_on)) == 0
+    probs = np.where(AVAILABLE, rng.uniform(size=(T, E)), 0).astype("float32")
+    np.testing.assert_allclose(
+        to_numpy(metrics.router_entropy(probs)),
+        to_numpy(metrics.router_entropy(probs[:, ON])),
+        rtol=1e-5,
+    )
+    names = rng.integers(0, len(ON), 30)
+    np.testing.assert_allclose(
+        to_numpy(metrics.expert_load(ON[names].astype("int32"), E))[ON],
+        to_numpy(metrics.expert_load(names.astype("int32"), len(ON))),
+    )
+
+
+# --- groups of which a part is off ------------------------------------------
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x.astype("float64")))
+
+
+@pytest.mark.parametrize("scoring", ["softmax", "sigmoid"])
+def test_a_group_of_which_one_expert_is_off(rng, scoring):
+    """In float64: the score of a group is that of its best experts that are
+    on, and a token has the best experts of its groups."""
+    logits = draw(rng, 200, 6)
+    available = np.array([False, True, True, True, True, True])
+    bias = rng.normal(size=6).astype("float32") * 0.2
+    scores = sigmoid(logits)
+    if scoring == "softmax":
+        scores = np.where(available, np.exp(logits.astype("float64")), 0)
+        scores /= scores.sum(1, keepdims=True)
+    ranked = np.where(available, scores + bias, -np.inf)
+    best = np.sort(ranked.reshape(-1, 3, 2))[..., ::-1]
+    best = np.where(np.isfinite(best), best, 0)
+    of_group = best.sum(-1) if scoring == "sigmoid" else best[..., 0]
+    kept = np.argsort(-of_group, axis=1)[:, :2]
+    in_group = (np.arange(6) // 2 == kept[..., None]).any(1)
+    wanted = np.argsort(-np.where(in_group, ranked, -np.inf), axis=1)[:, :2]
+    a = arrays(
+        routing.top_k_assignment(
+            logits,
+            2,
+            scoring,
+            conditions=routing.Conditions(available=available),
+            expert_bias=ops.convert_to_tensor(bias),
+            num_groups=3,
+            top_k_groups=2,
+        )
+    )
+    np.testing.assert_array_equal(a.expert_index.reshape(-1, 2), wanted)
+    assert (in_group[:, 1]).any()  # the expert beside the one that is off
+
+
+def test_groups_with_too_few_experts_give_a_token_fewer():
+    """Group 1 is the best and has one expert on. Expert 0 is on, but in a
+    group that was not chosen."""
+    logits = np.array([[0.0, 0.1, 5, 5]], "float32")
+    available = np.array([True, True, True, False])
+    a = arrays(
+        routing.top_k_assignment(
+            logits,
+            2,
+            conditions=routing.Conditions(available=available),
+            num_groups=2,
+        )
+    )
+    np.testing.assert_array_equal(a.expert_index, [2, 4])
+    np.testing.assert_allclose(a.combine_weights, [1, 0])
+
+
+def test_probabilities_of_a_hierarchy_of_which_a_part_is_off(rng):
+    """In float64: a group's probability is shared among its experts that are
+    on; the softmax of the logits is the probabilities."""
+    groups, experts = draw(rng, 9, 3), draw(rng, 9, 6)
+    available = np.array([False, True, True, True, False, False])
+    a = arrays(
+        routing.hierarchical_assignment(
+            groups,
+            experts,
+            2,
+            2,
+            conditions=routing.Conditions(available=available),
+        )
+    )
+    of_group = np.exp(groups.astype("float64"))[:, :2]
+    of_group /= of_group.sum(1, keepdims=True)
+    in_group = np.where(available, np.exp(experts.astype("float64")), 0)
+    in_group = in_group.reshape(9, 3, 2)[:, :2]
+    in_group /= in_group.sum(-1, keepdims=True)
+    wanted = (of_group[..., None] * in_group).reshape(9, 4)
+    close(a.router_probs[:, :4], wanted)
+    np.testing.assert_array_equal(a.router_probs[:, 4:], 0)
+    close(
+        np.exp(a.router_logits) / np.exp(a.router_logits).sum(1)[:, None],
+        a.router_probs,
+    )
+
+
+def test_a_token_without_a_positive_gate_has_probabilities_of_the_others():
+    """ReLU gates and sigmoid scores that are all zero: even over those on."""
+    logits = np.full((1, 4), -200.0, "float32")
+    conditions = routing.Conditions(
+        available=np.array([True, False, True, False])
+    )
+    one = ops.ones((1,))
+    for a in (
+        routing.relu_assignment(logits, 4, 1, one, conditions),
+        routing.top_k_assignment(logits, 1, "sigmoid", conditions=conditions),
+    ):
+        np.testing.assert_allclose(
+            to_numpy(a.router_probs), [[0.5, 0, 0.5, 0]], rtol=1e-6
+        )
+
+
+# --- biases and controllers over many steps ---------------------------------
+
+
+def test_an_expert_that_was_off_comes_back_with_its_bias(rng):
+    """Experts that are on are balanced for 30 steps; the one that was off
+    keeps its bias, and takes no more than its share of a step's tokens."""
+    x = draw(rng, 400, D)
+    router = keras_moe.Router(4, 1, expert_bias=True, expert_bias_step=0.01)
+    router(x)
+    router.expert_bias_weight.assign([0.0, 0.02, 0.0, 0.0])
+    router.disable_experts([1])
+    for _ in range(30):
+        router(x, training=True)
+    assert to_numpy(router.expert_bias_weight)[1] == np.float32(0.02)
+    router.enable_experts()
+    load = np.bincount(arrays(router(x)).expert_index, minlength=4)
+    assert load[1] < 200
+
+
+@pytest.mark.parametrize("num_experts", [3, 6, 7, 49, 253])
+def test_an_even_load_moves_no_bias(num_experts):
+    """Integers are compared: a float mean of counts is not always one."""
+    bias = ops.zeros((num_experts,))
+    for each in (1, 37, 1013):
+        index = np.tile(np.arange(num_experts, dtype="int32"), each)
+        moved = routing.balanced_bias(bias, index, num_experts, 0.5)
+        np.testing.assert_array_equal(to_numpy(moved), 0)
+
+
+def test_a_mean_load_that_is_no_integer():
+    """Loads 2, 1, 0, 0 of three that are on and one that is off: the mean is
+    1; with a fourth pair 4/3: 2 is above it, 1 below."""
+    available = np.array([True, True, True, False])
+    zeros = ops.zeros((4,))
+    for index, wanted in (
+        ([0, 0, 1], [-1, 0, 1, 0]),
+        ([0, 0, 1, 2], [-1, 1, 1, 0]),
+    ):
+        moved = routing.balanced_bias(
+            zeros, np.array(index, "int32"), 4, 1.0, available
+        )
+        np.testing.assert_array_equal(to_numpy(moved), wanted)
+
+
+# --- programs ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_expert_choice_of_those_that_are_on_in_a_program(rng, jit_compile):
+    """Twelve tokens, c = 1: C = 4 of three experts that are on, and 3 of four
+    where a shape is fixed before the values are known. The outputs are those
+    of the same assignment in NumPy, with the weight as the only expert."""
+    router = keras_moe.ExpertChoiceRouter(4, 1.0, bidirectional=True)
+    inputs = keras.Input((D,))
+    experts = [keras.layers.Identity() for _ in range(4)]
+    block = MoEBlock(4, router=router, experts=experts)
+    model = keras.Model(inputs, block(inputs))
+    model.compile(jit_compile=jit_compile and BACKEND != "torch")
+    block.disable_experts([2])
+    x = draw(rng, 12, D)
+    fixed = BACKEND == "jax" or (BACKEND == "tensorflow" and jit_compile)
+    places = 3 if fixed else 4
+    logits = x.astype("float64") @ router.kernel.numpy()
+    probs = np.exp(logits) * [1, 1, 0, 1]
+    probs /= probs.sum(1, keepdims=True)
+    weights = np.zeros((12, 4))
+    for e in (0, 1, 3):
+        best = np.argsort(-probs[:, e])[:places]
+        weights[best, e] = probs[best, e]
+    wanted = weights.sum(1, keepdims=True) * x
+    close(model.predict(x, verbose=0, batch_size=12), wanted)
+
+
+def test_the_capacity_of_layers_of_any_kind():
+    """Eight tokens of one expert: C = ceil(8 / 3) of three that are on. On
+    JAX a layer runs on a fixed number of rows, and C is 8 / 4."""
+    experts = [keras.layers.Dense(D) for _ in range(4)]
+    block = MoEBlock(
+        4,
+        router=keras_moe.RuleRouter(4),
+        experts=experts,
+        eval_capacity_factor=1.0,
+    )
+    x, ids = np.ones((8, D), "float32"), np.zeros(8, "int32")
+    block(x, router_inputs=ids)
+    block.disable_experts([2])
+    _, a = block(x, router_inputs=ids, return_assignment=True)
+    kept = (to_numpy(a.expert_index) == 0).sum()
+    assert kept == (2 if BACKEND == "jax" else 3)
