@@ -241,6 +241,19 @@ def lazy_model():
     return model, block
 
 
+def test_the_imbalance_is_of_the_experts_that_are_on():
+    """Of three that are on, one takes every token: 1 over a mean of 1/3."""
+    model, block = lazy_model()
+    metrics = RoutingMetrics()
+    metrics.set_model(model)
+    metrics.on_train_begin()
+    metrics.on_epoch_begin(0)
+    block(np.eye(1, WIDTH, dtype="float32"), training=True)
+    logs = {}
+    metrics.on_epoch_end(0, logs)
+    assert logs["moe/imbalance"] == pytest.approx(3)
+
+
 def watch(guard, model, block, batches):
     """Lets a guard see epochs of one batch each; returns its warnings."""
     guard.set_model(model)

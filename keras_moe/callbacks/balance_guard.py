@@ -77,7 +77,7 @@ class BalanceGuard(BlockCallback):
         """Bool `(E,)`; all False where nothing was routed."""
         load = ops.convert_to_numpy(block.expert_load)
         enabled = ops.convert_to_numpy(block.router.expert_enabled) > 0
-        even = load.sum() / max(enabled.sum(), 1)
+        even = load[enabled].sum() / max(enabled.sum(), 1)
         return enabled & (load < self.min_share * even)
 
     def _report(self, path, block, experts):

@@ -16,7 +16,8 @@ class RoutingMetrics(BlockCallback):
     """Adds figures about the routing to the logs of each epoch.
 
     `moe/imbalance` is the largest expert load over the mean load: 1 at
-    perfect balance, E if one expert takes every token. `moe/fraction_dropped`
+    perfect balance, E if one expert takes every token; experts that are
+    switched off are left out. `moe/fraction_dropped`
     is the share of routed pairs that capacity dropped. Both are means over
     the epoch's training batches and over the model's `MoEBlock`s and
     `MixtureOfModels`.
@@ -75,7 +76,8 @@ class RoutingMetrics(BlockCallback):
 
 
 def _figures(block):
-    imbalance = metrics.load_imbalance(block.expert_load)
+    enabled = ops.convert_to_numpy(block.router.expert_enabled) > 0
+    imbalance = metrics.load_imbalance(block.expert_load, enabled)
     dropped = ops.convert_to_numpy(block.fraction_dropped)
     return {
         "imbalance": float(ops.convert_to_numpy(imbalance)),
