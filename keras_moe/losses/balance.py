@@ -268,9 +268,9 @@ def load_loss(
     noisy_logits = ops.convert_to_tensor(noisy_logits)
     check_top_k(top_k, router_logits.shape[-1])
     check_count("num_null_experts", num_null_experts)
-    if is_static(noise_std):
+    if is_static(noise_std) and not getattr(noise_std, "shape", ()):
         check_weight("noise_std", noise_std)
-        noise_std = ops.convert_to_tensor(noise_std, dtype="float32")
+    noise_std = ops.convert_to_tensor(noise_std, dtype="float32")
     num_experts = router_logits.shape[-1] - num_null_experts
     if available is not None:
         on = ops.pad(available, [[0, num_null_experts]], constant_values=True)
@@ -279,7 +279,7 @@ def load_loss(
     if num_null_experts:
         router_logits = router_logits[:, :num_experts]
         if len(ops.shape(noise_std)):
-            noise_std = noise_std[:, :num_experts]  # type: ignore[index]
+            noise_std = noise_std[:, :num_experts]
     z = (router_logits - threshold) / ops.maximum(noise_std, 1e-6)
     probs = 0.5 * (1.0 + ops.erf(z / math.sqrt(2.0)))
     return importance_loss(probs, token_mask, available)
