@@ -21,7 +21,7 @@ def functions(ran=None):
     """Group e gives `(e + 2) x^2` and the row's sum; its state counts runs."""
 
     def make(e):
-        def run(rows, state):
+        def run(rows, state, real):
             if ran is not None:
                 ran.append((e, rows["x"].shape[0]))
             y = (e + 2.0) * rows["x"] ** 2
@@ -117,7 +117,7 @@ def test_outputs_of_unknown_length_run_on_a_row_at_least(rng):
     """Where no shape tells what an empty group's outputs would be."""
     x = ops.convert_to_tensor(draw(rng, 4, 3))
 
-    def twice(rows, state):
+    def twice(rows, state, real):
         return ops.concatenate([rows, rows], axis=1), state
 
     outputs, _ = kernels.map_groups(

@@ -10,6 +10,7 @@ from keras import ops
 
 from keras_moe.compress import pairs, soft_labels
 from keras_moe.layers import checks
+from keras_moe.layers.added_losses import in_floatx
 from keras_moe.layers.calling import watching
 from keras_moe.layers.wrapper import Wrapper
 from keras_moe.types import Tensor
@@ -150,9 +151,8 @@ class Distiller(Wrapper):
             loss = loss + self.alpha * soft
         if not training:
             return loss
-        return loss + self._inner_losses(
-            self._passing.__dict__.pop("seen"), seen
-        )
+        inner = self._inner_losses(self._passing.__dict__.pop("seen"), seen)
+        return loss + in_floatx(inner)
 
     def _inner_losses(self, of_student: dict, of_teacher: dict) -> Tensor:
         """The differences of hidden states and of router probabilities."""

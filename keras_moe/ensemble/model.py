@@ -13,10 +13,11 @@ from keras_moe.ensemble import arguments, diversity, members, training
 from keras_moe.ensemble.snapshots import fit_snapshots
 from keras_moe.layers import checks
 from keras_moe.layers.argument_names import check_names
+from keras_moe.layers.trainable_parts import TrainableParts
 
 
 @keras.saving.register_keras_serializable(package="keras_moe")
-class Ensemble(keras.Model):
+class Ensemble(TrainableParts, keras.Model):
     """Combines the outputs of several models.
 
     The members need not be alike, and need not be mixtures of experts; their
@@ -297,6 +298,7 @@ class Ensemble(keras.Model):
         return {
             "name": self.name,
             "trainable": self.trainable,
+            **self.trainable_config(),
             "models": [_serialize(model) for model in self.models],
             "method": self.method,
             "from_logits": self.from_logits,
@@ -320,7 +322,7 @@ class Ensemble(keras.Model):
         return cls(**{**config, "models": models, "meta_model": meta_model})
 
 
-_OF_MODEL = ("name", "trainable")
+_OF_MODEL = ("name", "trainable", "trainable_parts")
 _NAMES = (*inspect.signature(Ensemble.__init__).parameters, *_OF_MODEL)
 
 

@@ -22,7 +22,7 @@ from keras_moe.kernels.primitives import (
 from keras_moe.types import Tensor
 
 Nest = Any  # a tensor, or lists, tuples and dicts of them
-GroupFunction = Callable[[Nest, Nest], tuple[Nest, Nest]]
+GroupFunction = Callable[[Nest, Nest, Tensor | None], tuple[Nest, Nest]]
 
 
 def map_groups(
@@ -37,9 +37,10 @@ def map_groups(
     """Returns each row's output under its group's function, and the states.
 
     Args:
-        functions: E functions `f(rows, state)` of `(n, ...)` rows, which
-            return `(outputs, state)`, outputs `(n, ...)`. They touch no
-            variable but through `state`.
+        functions: E functions `f(rows, state, real)` of `(n, ...)` rows,
+            which return `(outputs, state)`, outputs `(n, ...)`. They touch no
+            variable but through `state`. `real` is bool `(n,)`, False for
+            rows that are there for their number alone, or None.
         rows: nest of `(P, ...)`, sorted by group.
         group_sizes: int32 `(E,)`, rows of each group; the sum is at most P.
         states: E nests of tensors; that of a group without rows comes back
@@ -111,12 +112,12 @@ def _run_unless_empty(group, rows, spec):
     if empty is not None:
         return ops.cond(
             size > 0,
-            lambda: function(rows, state),
+            lambda: function(rows, state, None),
             lambda: (_leading_to(weights, empty), state),
         )
-    outputs, new_state = function(
-        tree.map_structure(_with_one_row, rows), state
-    )
+    longer = tree.map_structure(_with_one_row, rows)
+    real = ops.arange(ops.shape(tree.flatten(longer)[0])[0]) < size
+    outputs, new_state = function(longer, state, real)
     outputs = _between(outputs, 0, size)
     return outputs, _where(size > 0, new_state, state)
 
@@ -236,8 +237,9 @@ def _branch(function, rows, place, padded_size, remat):
     start, size = place
 
     def compute(rows, state):
-        own = ops.minimum(ops.arange(padded_size, dtype="int32"), size - 1)
-        return function(_take(rows, start + own), state)
+        row = ops.arange(padded_size, dtype="int32")
+        own = start + ops.minimum(row, size - 1)
+        return function(_take(rows, own), state, row < size)
 
     def run(buffers, state):
         outputs, state = (keras.remat(compute) if remat else compute)(
@@ -263,8 +265,8 @@ def _whole(groups, rows):
         stop = start + size
         own = ops.maximum(start, ops.minimum(row, stop - 1))
         own = ops.minimum(own, groups.num_rows - 1)
-        outputs, new = function(_take(rows, own), state)
         mine = ops.logical_and(row >= start, row < stop)
+        outputs, new = function(_take(rows, own), state, mine)
         parts.append(tree.map_structure(lambda x, m=mine: _only(m, x), outputs))
         new_states.append(_where(size > 0, new, state))
         start = stop

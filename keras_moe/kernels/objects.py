@@ -1,9 +1,10 @@
-"""What a backend does to layers and variables: losses, calls, Adam.
+"""What a backend does to layers and variables: losses, calls, state, Adam.
 
 Where a backend has a way of its own, a function stands in
 `jax_primitives.py`, `tensorflow_primitives.py` or `torch_primitives.py`.
 """
 
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -51,6 +52,58 @@ def call_part(
     if own and not own(owner, layer):
         return layer.call(*args, **kwargs)
     return layer(*args, **kwargs)
+
+
+def is_recomputing() -> bool:
+    """Returns whether a forward pass is repeated for its gradients.
+
+    On PyTorch, a checkpoint repeats it inside `backward`. What a layer writes
+    and adds was written and added the first time. JAX and TensorFlow repeat
+    operations, not calls.
+    """
+    own = twin("is_recomputing")
+    return own is not None and own()
+
+
+def first_value(read: Callable[[], Tensor]) -> Tensor:
+    """Returns state by which a forward pass decides.
+
+    When the pass is repeated for its gradients, the value that the first run
+    read is returned, though the state has moved since.
+
+    Args:
+        read: returns the tensor. It may also move the state on, as a seed
+            generator does: it is not called again.
+    """
+    own = twin("first_value")
+    return own(read) if own else read()
+
+
+def may_be_repeated() -> bool:
+    """Returns whether this runs inside a checkpoint that is not ours."""
+    own = twin("may_be_repeated")
+    return own is not None and own()
+
+
+def repeatable(pure: bool) -> contextlib.AbstractContextManager[None]:
+    """Declares that what runs inside can be repeated without any care.
+
+    Args:
+        pure: whether all state comes in and goes out as values there.
+    """
+    own = twin("repeatable")
+    return own(pure) if own else contextlib.nullcontext()
+
+
+def assign_once(variable: keras.Variable, value: Tensor) -> None:
+    """Assigns a value, unless the forward pass is repeated.
+
+    Args:
+        variable: state of a layer, read by `first_value`.
+        value: the new value.
+    """
+    if not is_recomputing():
+        variable.assign(value)
 
 
 def settle(variable: keras.Variable) -> None:

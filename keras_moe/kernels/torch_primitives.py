@@ -9,13 +9,21 @@ from collections.abc import Callable, Sequence
 import torch
 from torch.optim.adam import adam
 
-from keras_moe.kernels import torch_gathered_sum, torch_memory
+from keras_moe.kernels import (
+    torch_gathered_sum,
+    torch_memory,
+    torch_recomputation,
+)
 from keras_moe.kernels.torch_ops import eager_on_cpu, is_exported
 from keras_moe.types import Tensor
 
 # In files of their own.
 gathered_sum = torch_gathered_sum.gathered_sum
 settle = torch_memory.settle
+first_value = torch_recomputation.first_value
+is_recomputing = torch_recomputation.is_recomputing
+may_be_repeated = torch_recomputation.may_be_repeated
+repeatable = torch_recomputation.repeatable
 
 FEW_SCORES = 4096
 FEW_ELEMENTS = 64

@@ -11,10 +11,11 @@ from keras_moe.layers import checks, quantization
 from keras_moe.layers.argument_names import NamedArguments
 from keras_moe.layers.expert import Expert
 from keras_moe.layers.initializers import reseeded
+from keras_moe.layers.moe_layer import MoELayer
 from keras_moe.types import Shape
 
 
-class DenseMixture(NamedArguments, keras.layers.Layer):
+class DenseMixture(NamedArguments, MoELayer):
     """Base of mixtures that choose nobody; builds their banks of experts.
 
     A subclass names its own arguments in `arguments`: attributes of the same

@@ -21,11 +21,13 @@ from keras_moe.layers import (
 from keras_moe.layers.argument_names import NamedArguments
 from keras_moe.layers.constraints import per_expert
 from keras_moe.layers.initializers import PerExpert
+from keras_moe.layers.moe_layer import MoELayer
+from keras_moe.layers.seeds import SeedGenerator
 from keras_moe.types import Activation, Shape, Tensor
 
 
 @keras.saving.register_keras_serializable(package="keras_moe")
-class Expert(NamedArguments, keras.layers.Layer):
+class Expert(NamedArguments, MoELayer):
     """E feed-forward networks of two or three matrices each.
 
     Ungated: `down(activation(up(x)))` (Vaswani et al. 2017, eq. 2). Gated:
@@ -139,7 +141,7 @@ class Expert(NamedArguments, keras.layers.Layer):
             "bias_constraint", bias_constraint
         )
         self.seed = checks.check_seed(seed)
-        self.seed_generator = keras.random.SeedGenerator(self.seed)
+        self.seed_generator = SeedGenerator(self.seed)
         self.quantization_config = expert_checks.check_quantization_config(
             quantization_config
         )

@@ -11,13 +11,15 @@ from keras import ops, tree
 
 from keras_moe import kernels
 from keras_moe.layers import sharing
+from keras_moe.layers.added_losses import in_floatx
 from keras_moe.layers.argument_names import NamedArguments
-from keras_moe.routing.assignment import no_loss
+from keras_moe.layers.moe_layer import MoELayer
+from keras_moe.layers.real_rows import only_real_rows
 from keras_moe.types import Tensor
 
 
 @keras.saving.register_keras_serializable(package="keras_moe")
-class ExpertLayers(NamedArguments, keras.layers.Layer):
+class ExpertLayers(NamedArguments, MoELayer):
     """E layers, not necessarily alike, called as `Expert` is.
 
     Each runs on the rows that were sent to it, and one without rows does not
@@ -81,27 +83,32 @@ class ExpertLayers(NamedArguments, keras.layers.Layer):
             keep = [[] for _ in self.layers]
         outputs, states = kernels.map_groups(
             [
-                _function(layer, variables, spec)
+                _function(layer, variables, spec, training)
                 for layer, variables in zip(self.layers, keep, strict=True)
             ],
             (rows,) if mask is None else (rows, mask),
             group_sizes,
-            [([v.value for v in variables], no_loss()) for variables in keep],
+            [([v.value for v in variables], _no_loss()) for variables in keep],
             spec,
             [[v.value for v in x.trainable_variables] for x in self.layers],
             most_rows,
         )
         for variables, (values, loss) in zip(keep, states, strict=True):
             for variable, value in zip(variables, values, strict=True):
-                variable.assign(value)
+                # On PyTorch, a frozen kernel must not be written in place.
+                if value is not variable.value:
+                    kernels.assign_once(variable, value)
             if training:
                 self.add_loss(loss)
         return outputs
 
-    def run_all(self, inputs, mask: Tensor | None = None) -> list:
+    def run_all(
+        self, inputs, mask: Tensor | None = None, training=None
+    ) -> list:
         """Returns what each expert gives for all of the inputs."""
         outputs = [
-            layer(inputs, **mask_for(layer, mask)) for layer in self.layers
+            layer(inputs, training=training, **mask_for(layer, mask))
+            for layer in self.layers
         ]
         spec = self.compute_output_spec(inputs)
         return [_cast_like(spec, output) for output in outputs]
@@ -133,7 +140,7 @@ class ExpertLayers(NamedArguments, keras.layers.Layer):
         return cls(**sharing.deserialize_parts(config, "layers"))
 
 
-def _function(layer, kept_variables, spec):
+def _function(layer, kept_variables, spec, training):
     """The layer as a pure function of rows and of `(kept values, loss)`.
 
     A branch that may not be taken must leave no trace outside of it: what
@@ -142,17 +149,24 @@ def _function(layer, kept_variables, spec):
     kept_ids = {id(v) for v in kept_variables}
     fixed = [(v, v.value) for v in layer.variables if id(v) not in kept_ids]
 
-    def run(operands, state):
+    def run(operands, state, real):
         mask = operands[1] if len(operands) > 1 else None
         kept = list(zip(kept_variables, state[0], strict=True))
         with keras.StatelessScope(fixed + kept, collect_losses=True) as scope:
-            outputs = layer(operands[0], **mask_for(layer, mask))
-            losses = [ops.cast(x, "float32") for x in scope.losses]
+            with only_real_rows(layer, real):
+                outputs = layer(
+                    operands[0], training=training, **mask_for(layer, mask)
+                )
+            losses = [in_floatx(x) for x in scope.losses]
             layer._clear_losses()  # they come back as one
         values = [scope.get_current_value(v) for v in kept_variables]
-        return _cast_like(spec, outputs), (values, sum(losses, no_loss()))
+        return _cast_like(spec, outputs), (values, sum(losses, _no_loss()))
 
     return run
+
+
+def _no_loss():
+    return ops.zeros((), keras.config.floatx())
 
 
 def mask_for(layer, mask: Tensor | None) -> dict:

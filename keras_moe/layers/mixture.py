@@ -9,6 +9,7 @@ from keras_moe import kernels, losses, routing
 from keras_moe.layers import checks
 from keras_moe.layers.argument_names import NamedArguments
 from keras_moe.layers.exchange import rows_are_fixed, token_shards
+from keras_moe.layers.moe_layer import MoELayer
 from keras_moe.layers.routers import BaseRouter
 from keras_moe.layers.scheduled import loss_weight_of
 from keras_moe.layers.statistics import RoutingStatistics
@@ -16,7 +17,7 @@ from keras_moe.routing import Assignment
 from keras_moe.types import Tensor
 
 
-class Mixture(NamedArguments, keras.layers.Layer):
+class Mixture(NamedArguments, MoELayer):
     """Base of the layers that hold a router and experts.
 
     Attributes:
@@ -95,7 +96,9 @@ class Mixture(NamedArguments, keras.layers.Layer):
         if the shapes of a program must not depend on values: if tokens lie on
         several devices, and on JAX if the experts are layers of any kind.
         """
-        factor = self.capacity_factor if training else self.eval_capacity_factor
+        factor = self.eval_capacity_factor
+        if training and self.trainable:
+            factor = self.capacity_factor
         if factor is None:
             return chosen, None
         shards = 1
@@ -129,6 +132,11 @@ class Mixture(NamedArguments, keras.layers.Layer):
             mask: bool `(U,)`, False for padding; or None.
             length: S, where the loss is a sequence's.
         """
+        if self.router.trainable:
+            self._add_losses(chosen, mask, length)
+        self.statistics.update(chosen.expert_index, kept.expert_index)
+
+    def _add_losses(self, chosen, mask, length):
         if self.router.has_loss:
             self.add_loss(chosen.router_loss)
         weight = self.load_balancing_weight
@@ -149,7 +157,6 @@ class Mixture(NamedArguments, keras.layers.Layer):
         if self.router_z_weight:
             loss = losses.router_z_loss(chosen.router_logits, mask)
             self.add_loss(self.router_z_weight * loss)
-        self.statistics.update(chosen.expert_index, kept.expert_index)
 
     def disable_experts(self, expert_indices) -> None:
         """Switches experts off; see `BaseRouter.disable_experts`."""

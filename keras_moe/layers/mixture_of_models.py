@@ -138,7 +138,7 @@ class MixtureOfModels(Mixture, keras.Model):
     ):
         """Routes, runs and weighs; see the class."""
         mask = model_checks.only_mask(inputs_mask if mask is None else mask)
-        features, example_mask = self._features_of(inputs, mask)
+        features, example_mask = self._features_of(inputs, mask, training)
         chosen = self.router(
             features,
             mask=example_mask,
@@ -148,14 +148,14 @@ class MixtureOfModels(Mixture, keras.Model):
         num_examples = ops.shape(features)[0]
         kept, capacity = self.apply_capacity(chosen, num_examples, training)
         if self._runs_all:
-            outputs = self._run_all(inputs, mask, kept)
+            outputs = self._run_all(inputs, mask, kept, training)
         else:
             outputs = self._run_chosen(inputs, mask, kept, capacity, training)
         if training:
             self.report(chosen, kept, example_mask)
         return (outputs, kept) if return_assignment else outputs
 
-    def _features_of(self, inputs, mask):
+    def _features_of(self, inputs, mask, training):
         """What the router sees, `(B, D)`, and which examples are no padding."""
         example_mask = None
         if mask is not None:
@@ -163,7 +163,8 @@ class MixtureOfModels(Mixture, keras.Model):
             example_mask = ops.any(ops.cast(words, "bool"), axis=1)
         if self.features is not None:
             options = mask_for(self.features, mask)
-            return self.features(inputs, **options), example_mask
+            features = self.features(inputs, training=training, **options)
+            return features, example_mask
         if not self.router.reads_tokens:
             examples = ops.shape(tree.flatten(inputs)[0])[0]
             return ops.zeros((examples, 1)), example_mask
@@ -171,7 +172,7 @@ class MixtureOfModels(Mixture, keras.Model):
         units = units_of("example", inputs, mask, inputs.shape[-1])
         return units.features, units.mask
 
-    def _run_all(self, inputs, mask, assignment):
+    def _run_all(self, inputs, mask, assignment, training):
         """Every expert on every example."""
         num_experts = self.num_experts
         weights = routing.dense_weights(
@@ -186,7 +187,8 @@ class MixtureOfModels(Mixture, keras.Model):
                 total = total + ops.cast(weight, output.dtype) * output
             return total
 
-        return tree.map_structure(weigh, *self.experts.run_all(inputs, mask))
+        outputs = self.experts.run_all(inputs, mask, training)
+        return tree.map_structure(weigh, *outputs)
 
     def _run_chosen(self, inputs, mask, assignment, capacity, training):
         """Each expert on the examples that were sent to it."""
@@ -263,6 +265,7 @@ class MixtureOfModels(Mixture, keras.Model):
         return {
             "name": self.name,
             "trainable": self.trainable,
+            **self.trainable_config(),
             "dtype": serialize(self.dtype_policy),
             **config,
             "experts": [of_part(x, self.experts) for x in self.experts.layers],

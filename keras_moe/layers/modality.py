@@ -10,6 +10,7 @@ from keras import ops
 
 from keras_moe.layers import checks
 from keras_moe.layers.argument_names import NamedArguments
+from keras_moe.layers.moe_layer import MoELayer
 from keras_moe.layers.quantization import KeptInFloats
 from keras_moe.types import Shape, Tensor
 
@@ -29,7 +30,7 @@ class ModalityTokens(NamedTuple):
 
 
 @keras.saving.register_keras_serializable(package="keras_moe")
-class ModalityEmbedding(NamedArguments, KeptInFloats, keras.layers.Layer):
+class ModalityEmbedding(NamedArguments, KeptInFloats, MoELayer):
     """Marks tokens with a learned vector of their modality and joins them.
 
     What comes in is of width D already: word embeddings, projected patches,

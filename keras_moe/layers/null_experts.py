@@ -3,16 +3,16 @@
 T tokens, D hidden_dim, E experts, N null experts, K top_k, V = N - 2 vectors.
 """
 
-import keras
 from keras import ops
 
 from keras_moe import routing
+from keras_moe.layers.moe_layer import MoELayer
 from keras_moe.layers.quantization import KeptInFloats
 from keras_moe.routing import Assignment
 from keras_moe.types import Shape, Tensor
 
 
-class NullExperts(KeptInFloats, keras.layers.Layer):
+class NullExperts(KeptInFloats, MoELayer):
     """What a token gets from null experts (MoE++: Jin et al. 2024, "MoE++:
     Accelerating Mixture-of-Experts Methods with Zero-Computation Experts",
     eq. 4-6).

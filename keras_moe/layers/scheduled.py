@@ -5,12 +5,14 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_moe import kernels
 from keras_moe.layers import checks
+from keras_moe.layers.moe_layer import MoELayer
 from keras_moe.layers.quantization import KeptInFloats
 from keras_moe.types import Shape, Tensor
 
 
-class ScheduledWeight(KeptInFloats, keras.layers.Layer):
+class ScheduledWeight(KeptInFloats, MoELayer):
     """A number that follows a schedule of the training steps.
 
     A Python number becomes a constant of the compiled step. This one is
@@ -42,11 +44,15 @@ class ScheduledWeight(KeptInFloats, keras.layers.Layer):
         )
 
     def advance(self) -> Tensor:
-        """Returns the schedule's float32 scalar and counts one step."""
-        step = ops.reshape(ops.convert_to_tensor(self.steps), ())
-        value = ops.cast(self.schedule(step), "float32")
-        self.steps.assign(ops.add(self.steps, 1.0))
-        return value
+        """Returns the schedule's float32 scalar and counts one step.
+
+        The count of a frozen layer stands still.
+        """
+        steps = kernels.first_value(lambda: self.steps.value)
+        value = self.schedule(ops.reshape(steps, ()))
+        if self.trainable:
+            kernels.assign_once(self.steps, ops.add(self.steps, 1.0))
+        return ops.cast(value, "float32")
 
 
 def loss_weight_of(name: str, value) -> tuple[Any, ScheduledWeight | None]:

@@ -11,6 +11,7 @@ from keras import ops
 
 from keras_moe import routing
 from keras_moe.layers import checks
+from keras_moe.layers.added_losses import floatx_regularizer
 from keras_moe.layers.dense_mixture import DenseMixture
 from keras_moe.layers.initializers import reseeded
 from keras_moe.layers.routers.tokens import flatten_tokens
@@ -101,7 +102,7 @@ class SoftMoE(DenseMixture):
             name="slot_kernel",
             shape=(self.hidden_dim, self.num_experts * self.slots_per_expert),
             initializer=reseeded(self.kernel_initializer, "slot_kernel", 0),
-            regularizer=self.kernel_regularizer,
+            regularizer=floatx_regularizer(self.kernel_regularizer),
             **own,
         )
         self.scale = None

@@ -3,15 +3,14 @@
 E experts, P routed pairs.
 """
 
-import keras
-
 from keras_moe import kernels
 from keras_moe.kernels import light_ops as ops
+from keras_moe.layers.moe_layer import MoELayer
 from keras_moe.layers.quantization import KeptInFloats
 from keras_moe.types import Tensor
 
 
-class RoutingStatistics(KeptInFloats, keras.layers.Layer):
+class RoutingStatistics(KeptInFloats, MoELayer):
     """Holds a block's expert load and dropped share as weights.
 
     A `keras.metrics.Metric` updated inside `call` fails on JAX, and FSDP
@@ -49,12 +48,14 @@ class RoutingStatistics(KeptInFloats, keras.layers.Layer):
         )
 
     def update(self, chosen_index: Tensor, kept_index: Tensor) -> None:
-        """Counts one batch; a batch in which nothing was routed is none.
+        """Counts one batch, unless nothing was routed or the layer is frozen.
 
         Args:
             chosen_index: int32 `(P,)`, each pair's expert as the router chose.
             kept_index: int32 `(P,)`, the same after capacity.
         """
+        if not self.trainable or kernels.is_recomputing():
+            return
         load, dropped = self._shares(chosen_index, kept_index)
         counted = ops.cast(ops.sum(load, keepdims=True) > 0, "float32")
         num_batches = self.num_batches.value + counted

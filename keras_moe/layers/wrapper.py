@@ -6,10 +6,11 @@ import keras
 
 from keras_moe.layers import checks
 from keras_moe.layers.argument_names import NamedArguments
+from keras_moe.layers.trainable_parts import TrainableParts
 from keras_moe.types import Shape, Tensor
 
 
-class Wrapper(NamedArguments, keras.Model):
+class Wrapper(NamedArguments, TrainableParts, keras.Model):
     """Base of models that only change how another one is trained.
 
     Args:

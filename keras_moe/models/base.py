@@ -3,9 +3,10 @@
 import keras
 
 from keras_moe.layers import checks, quantization
+from keras_moe.layers.trainable_parts import TrainableParts
 
 
-class MoEModel(keras.Model):
+class MoEModel(TrainableParts, keras.Model):
     """Base of the models: a functional `keras.Model` that remembers how it
     was built, so that it saves, loads and is cloned by its arguments.
 
@@ -45,6 +46,7 @@ class MoEModel(keras.Model):
             "name": self.name,
             "dtype": quantization.saved_dtype(self),
             "trainable": self.trainable,
+            **self.trainable_config(),
         }
 
     @classmethod
@@ -56,7 +58,11 @@ class MoEModel(keras.Model):
                 router, custom_objects=custom_objects
             )
             config = {**config, "router": router}
-        return cls(**config)
+        config = dict(config)
+        flags = config.pop("trainable_parts", None)
+        model = cls(**config)
+        model.set_trainable_parts(flags)
+        return model
 
     @property
     def moe_blocks(self) -> list:

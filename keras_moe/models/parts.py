@@ -9,6 +9,7 @@ from keras import ops
 from keras_moe import kernels
 from keras_moe.layers import checks
 from keras_moe.layers.argument_names import NamedArguments
+from keras_moe.layers.moe_layer import MoELayer
 from keras_moe.layers.quantization import KeptInFloats
 from keras_moe.types import Shape, Tensor
 
@@ -53,7 +54,7 @@ class TokenEmbedding(NamedArguments, keras.layers.ReversibleEmbedding):
 
 
 @keras.saving.register_keras_serializable(package="keras_moe")
-class PositionEmbedding(NamedArguments, KeptInFloats, keras.layers.Layer):
+class PositionEmbedding(NamedArguments, KeptInFloats, MoELayer):
     """Adds a learned vector to each position (BERT, Devlin et al. 2018).
 
     Args:
@@ -104,7 +105,7 @@ class PositionEmbedding(NamedArguments, KeptInFloats, keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable(package="keras_moe")
-class MeanPooling(NamedArguments, KeptInFloats, keras.layers.Layer):
+class MeanPooling(NamedArguments, KeptInFloats, MoELayer):
     """The mean of the tokens that are no padding: `(B, S, D)` to `(B, D)`.
 
     Zero for a sequence of padding alone, where

@@ -8,6 +8,7 @@ from keras import ops
 
 from keras_moe.argument_checks import INFINITY, is_static
 from keras_moe.layers import checks
+from keras_moe.layers.added_losses import in_floatx
 from keras_moe.layers.wrapper import Wrapper
 from keras_moe.types import Tensor
 
@@ -104,4 +105,4 @@ class ContrastiveModel(Wrapper):
     ):
         """Returns the scalar loss of a batch, plus what layers add."""
         loss = contrastive_loss(*y_pred, self.temperature)
-        return loss + sum(self.losses)
+        return in_floatx(loss) + sum(self.losses)

@@ -7,6 +7,7 @@ import keras
 from keras import ops
 
 from keras_moe.layers import checks
+from keras_moe.layers.added_losses import in_floatx
 from keras_moe.layers.wrapper import Wrapper
 from keras_moe.types import Shape, Tensor
 
@@ -138,9 +139,10 @@ class MaskedTokenModel(Wrapper):
     ):
         """Returns the scalar loss of a batch; see the class."""
         logits, chosen = y_pred
-        chosen = ops.cast(chosen, "float32")
         loss = keras.losses.sparse_categorical_crossentropy(
             ops.cast(x, "int32"), logits, from_logits=True
         )
-        count = ops.maximum(ops.sum(chosen), 1.0)
-        return ops.sum(loss * chosen) / count + sum(self.losses)
+        chosen = ops.cast(chosen, loss.dtype)
+        count = ops.maximum(ops.sum(chosen), 1)
+        mean = ops.sum(loss * chosen) / count
+        return in_floatx(mean) + sum(self.losses)

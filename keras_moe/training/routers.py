@@ -11,9 +11,11 @@ from keras_moe.types import Tensor
 def freeze_routers(model: keras.Model) -> None:
     """Makes every router of a model not trainable.
 
-    As with any `trainable`, compile the model after it. What a router does
-    not learn by gradients goes on: `expert_bias` moves, statistics count. To
-    hold routers still without another compilation, see `RouterLearningRate`.
+    As with any `trainable`, compile the model after it. As with Keras's
+    `BatchNormalization`, a frozen router runs in inference mode: no jitter,
+    no noise, no losses, and `expert_bias` stands still. The statistics of its
+    block are still counted. To hold routers still without another
+    compilation, see `RouterLearningRate`.
 
     Args:
         model: a built model.

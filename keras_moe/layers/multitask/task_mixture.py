@@ -7,6 +7,7 @@ import keras
 from keras import ops
 
 from keras_moe.layers import checks
+from keras_moe.layers.added_losses import floatx_regularizer
 from keras_moe.layers.dense_mixture import DenseMixture
 from keras_moe.layers.initializers import reseeded
 from keras_moe.layers.routers.tokens import zero_padding
@@ -30,7 +31,7 @@ class TaskMixture(DenseMixture):
                 name=f"router_kernel_{k}",
                 shape=shape,
                 initializer=reseeded(self.kernel_initializer, "router", k),
-                regularizer=self.kernel_regularizer,
+                regularizer=floatx_regularizer(self.kernel_regularizer),
                 dtype="float32",
                 autocast=False,
             )

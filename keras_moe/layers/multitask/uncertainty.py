@@ -10,12 +10,13 @@ import keras
 from keras_moe import losses
 from keras_moe.layers import checks
 from keras_moe.layers.argument_names import NamedArguments
+from keras_moe.layers.moe_layer import MoELayer
 from keras_moe.layers.quantization import KeptInFloats
 from keras_moe.types import Tensor
 
 
 @keras.saving.register_keras_serializable(package="keras_moe")
-class UncertaintyWeighting(NamedArguments, KeptInFloats, keras.layers.Layer):
+class UncertaintyWeighting(NamedArguments, KeptInFloats, MoELayer):
     """Sums task losses, each weighed by a variance that is learned with the
     model (Kendall, Gal & Cipolla 2018, eq. 7 and 10).
 

@@ -9,8 +9,10 @@ import keras
 from keras import ops
 
 from keras_moe.layers import checks
+from keras_moe.layers.added_losses import in_floatx
 from keras_moe.layers.argument_names import NamedArguments
 from keras_moe.layers.multitask.uncertainty import UncertaintyWeighting
+from keras_moe.layers.trainable_parts import TrainableParts
 
 
 class FunctionLoss(keras.losses.Loss):
@@ -26,7 +28,7 @@ class FunctionLoss(keras.losses.Loss):
 
 
 @keras.saving.register_keras_serializable(package="keras_moe")
-class UncertaintyWeightedModel(NamedArguments, keras.Model):
+class UncertaintyWeightedModel(NamedArguments, TrainableParts, keras.Model):
     """Trains a model with N outputs on the weighted sum of N losses, and
     learns the weights (Kendall, Gal & Cipolla 2018).
 
@@ -113,7 +115,8 @@ class UncertaintyWeightedModel(NamedArguments, keras.Model):
         self, x=None, y=None, y_pred=None, sample_weight=None, training=True
     ):
         """Returns the weighted sum of the N losses, and what layers add."""
-        total = self.weighting(self.losses_of(y, y_pred, sample_weight))
+        weighed = self.weighting(self.losses_of(y, y_pred, sample_weight))
+        total = in_floatx(weighed)
         for loss in self.losses:
             total = total + loss
         return total

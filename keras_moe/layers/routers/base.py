@@ -13,10 +13,13 @@ import keras
 from keras_moe import kernels
 from keras_moe.kernels import light_ops as ops
 from keras_moe.layers import checks, quantization
+from keras_moe.layers.added_losses import floatx_regularizer
 from keras_moe.layers.argument_names import NamedArguments
+from keras_moe.layers.moe_layer import MoELayer
 from keras_moe.layers.routers import router_checks
 from keras_moe.layers.routers.switches import ExpertSwitches
 from keras_moe.layers.routers.tokens import flatten_tokens
+from keras_moe.layers.seeds import SeedGenerator
 from keras_moe.routing import Assignment, Conditions
 from keras_moe.types import Shape, Tensor
 
@@ -47,7 +50,7 @@ class BaseRouter(
     ExpertSwitches,
     NamedArguments,
     quantization.KeptInFloats,
-    keras.layers.Layer,
+    MoELayer,
 ):
     """Base of all routers; computes in float32 under every dtype policy.
 
@@ -124,7 +127,7 @@ class BaseRouter(
             "expert_dropout", expert_dropout
         )
         self.seed = checks.check_seed(seed)
-        self.seed_generator = keras.random.SeedGenerator(self.seed)
+        self.seed_generator = SeedGenerator(self.seed)
 
     def __setattr__(self, name, value):
         """Layers inside a router are not quantised."""
@@ -154,6 +157,7 @@ class BaseRouter(
         It says of itself that it is a router's: `of_router` is True, by which
         an optimizer tells it from the others.
         """
+        regularizer = options.pop("regularizer", None)
         if options.get("trainable") is False:
             options["aggregation"] = "mean"
         weight = self.add_weight(
@@ -162,6 +166,7 @@ class BaseRouter(
             initializer=initializer,
             dtype="float32",
             autocast=False,
+            regularizer=floatx_regularizer(regularizer),
             **options,
         )
         weight.of_router = True
@@ -178,6 +183,7 @@ class BaseRouter(
     ) -> Assignment:
         """Routes tokens `(..., D)`; see the class."""
         self.check_inputs_given(router_inputs)
+        training = bool(training) and self.trainable  # as BatchNormalization
         mask = x_mask if mask is None else mask
         tokens, token_mask = flatten_tokens(x, mask, self.hidden_dim)
         columns = self.num_experts + self.num_null_experts
@@ -191,7 +197,7 @@ class BaseRouter(
                 ops.cast(tokens, "float32"),
                 x,
                 router_inputs,
-                bool(training),
+                training,
                 conditions,
             )
         )

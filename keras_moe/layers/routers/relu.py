@@ -5,9 +5,8 @@ T tokens, E experts, K top_k, M max_experts.
 
 import keras
 import numpy as np
-from keras import ops
 
-from keras_moe import routing
+from keras_moe import kernels, routing
 from keras_moe.layers import checks
 from keras_moe.layers.routers import router_checks
 from keras_moe.layers.routers.base import TokenBatch
@@ -93,9 +92,18 @@ class ReLURouter(LearnedRouter):
     def route(self, batch: TokenBatch) -> Assignment:
         """Uses the positive logits; moves the coefficient in training."""
         logits = self.logits(batch)
-        coefficient = ops.convert_to_tensor(self.l1_coefficient)
+        # A copy, since the weight moves before the gradient is computed.
+        coefficient = kernels.first_value(lambda: self.l1_coefficient.value * 1)
+        assignment = routing.relu_assignment(
+            logits,
+            self.pairs_per_token,
+            self.top_k,
+            coefficient,
+            batch.conditions,
+        )
         if batch.training:
-            self.l1_coefficient.assign(
+            kernels.assign_once(
+                self.l1_coefficient,
                 routing.next_l1_coefficient(
                     coefficient,
                     logits,
@@ -103,15 +111,9 @@ class ReLURouter(LearnedRouter):
                     self.l1_growth,
                     batch.conditions.token_mask,
                     batch.conditions.available,
-                )
+                ),
             )
-        return routing.relu_assignment(
-            logits,
-            self.pairs_per_token,
-            self.top_k,
-            coefficient,
-            batch.conditions,
-        )
+        return assignment
 
 
 def _not_above(value):

@@ -6,7 +6,7 @@ T tokens, D hidden_dim, E experts, N null experts, K top_k, P = T * K pairs.
 import keras
 from keras import ops
 
-from keras_moe import routing
+from keras_moe import kernels, routing
 from keras_moe.layers import checks
 from keras_moe.layers.routers.base import TokenBatch
 from keras_moe.layers.routers.learned import LearnedRouter
@@ -133,14 +133,15 @@ class Router(LearnedRouter):
         """Chooses the K best; moves the bias in training."""
         assignment = self.choose(self.logits(batch), batch)
         if batch.training and self.expert_bias_weight is not None:
-            self.expert_bias_weight.assign(
+            kernels.assign_once(
+                self.expert_bias_weight,
                 routing.balanced_bias(
                     self.expert_bias_weight.value,
                     assignment.expert_index,
                     self.num_experts,
                     self.expert_bias_step,
                     batch.conditions.available,
-                )
+                ),
             )
         return assignment
 
@@ -163,5 +164,5 @@ class Router(LearnedRouter):
         """The bias `(E + N,)`, zero for null experts; None without one."""
         if self.expert_bias_weight is None:
             return None
-        bias = ops.convert_to_tensor(self.expert_bias_weight)
+        bias = kernels.first_value(lambda: self.expert_bias_weight.value)
         return ops.pad(bias, [[0, self.num_null_experts]])

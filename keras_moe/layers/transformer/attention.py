@@ -13,6 +13,7 @@ from keras import ops
 
 from keras_moe.layers import checks, quantization
 from keras_moe.layers.argument_names import NamedArguments
+from keras_moe.layers.moe_layer import MoELayer
 from keras_moe.layers.transformer import transformer_checks
 from keras_moe.routing.assignment import softmax
 from keras_moe.types import Shape, Tensor
@@ -87,7 +88,7 @@ def grouped_attention(
 
 
 @keras.saving.register_keras_serializable(package="keras_moe")
-class CachedAttention(NamedArguments, keras.layers.Layer):
+class CachedAttention(NamedArguments, MoELayer):
     """Attention to the inputs themselves, to a cache of them, or to others.
 
     Without rotary positions and with as many key heads as heads it is

@@ -10,11 +10,12 @@ import keras
 from keras_moe.layers import checks, quantization, sharing
 from keras_moe.layers.argument_names import NamedArguments
 from keras_moe.layers.mixture import Mixture
+from keras_moe.layers.moe_layer import MoELayer
 from keras_moe.layers.transformer import transformer_checks
 from keras_moe.types import Shape
 
 
-class PreNormBlock(NamedArguments, keras.layers.Layer):
+class PreNormBlock(NamedArguments, MoELayer):
     """Base of the transformer blocks; a subclass writes `build_attention`.
 
     Args:

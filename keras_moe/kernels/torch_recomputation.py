@@ -1,0 +1,69 @@
+"""PyTorch: what a checkpoint computes again in the backward pass.
+
+`torch.utils.checkpoint` runs a function once more during `backward`. What the
+function wrote the first time is there then, so a layer that decides by its
+state would decide differently. PyTorch does not tell which of the calls is
+repeated, but it restores the state of its global random numbers before. So
+each call inside a checkpoint draws a number, by which it finds again what it
+read the first time.
+"""
+
+import contextlib
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+
+import torch
+
+from keras_moe.types import Tensor
+
+MOST_KEPT = 2**14  # values of a few numbers each
+_KEPT: OrderedDict[int, Tensor] = OrderedDict()  # by the number drawn
+
+
+class _Thread(threading.local):
+    pure = False  # whether state comes in and goes out as arguments
+
+
+_THREAD = _Thread()
+
+
+def is_recomputing() -> bool:
+    """Whether this runs inside `backward`, by PyTorch's number of its task."""
+    if _THREAD.pure or torch.compiler.is_compiling():
+        return False
+    return torch._C._current_graph_task_id() != -1
+
+
+def first_value(read: Callable[[], Tensor]) -> Tensor:
+    """What the first run read; kept for calls inside a checkpoint alone."""
+    if not may_be_repeated():
+        return read()
+    number = int(torch.randint(2**62, (), device="cpu"))
+    if is_recomputing():
+        return _KEPT[number] if number in _KEPT else read()
+    value = _KEPT[number] = read().detach().clone()
+    if len(_KEPT) > MOST_KEPT:
+        _KEPT.popitem(last=False)
+    return value
+
+
+def may_be_repeated() -> bool:
+    """Inside a checkpoint, tensors that are saved go through its hooks, or
+    (the reentrant kind) no gradients are recorded."""
+    if _THREAD.pure or torch.compiler.is_compiling():
+        return False
+    if not torch.is_grad_enabled() or is_recomputing():
+        return True
+    hooks = torch._C._autograd._top_saved_tensors_default_hooks(False)
+    return hooks is not None
+
+
+@contextlib.contextmanager
+def repeatable(pure: bool) -> Iterator[None]:
+    """In this thread."""
+    before, _THREAD.pure = _THREAD.pure, pure
+    try:
+        yield
+    finally:
+        _THREAD.pure = before

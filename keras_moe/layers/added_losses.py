@@ -1,0 +1,71 @@
+"""The losses that layers of the package add.
+
+Keras sums the losses of a step in the floatx, and on TensorFlow a sum of two
+dtypes fails. In `stateless_call`, which trains on JAX, it also forgets a
+layer's losses when the layer is called a second time. Both are mended here.
+"""
+
+import weakref
+from typing import Any
+
+import keras
+
+from keras_moe import kernels
+from keras_moe.kernels import light_ops as ops
+from keras_moe.types import Tensor
+
+
+class AddedLosses:
+    """Mixin: adds losses in the floatx, those of every call of a step."""
+
+    _loss_ids: set[int]
+    _kept: tuple = ()  # weak references to losses of stateless calls
+
+    def add_loss(self, loss: Tensor) -> None:
+        """Adds a scalar loss, in the floatx, once per training step."""
+        losses = [in_floatx(x) for x in keras.tree.flatten(loss)]
+        if kernels.is_recomputing():
+            return
+        super().add_loss(losses)  # type: ignore[misc]
+        stateless = [x for x in losses if id(x) in self._loss_ids]
+        if stateless:
+            self._kept = (*self._kept, *map(weakref.ref, stateless))
+
+    def _clear_losses(self) -> None:
+        """Keras calls it before each outermost call of a layer.
+
+        In a `StatelessScope` that would drop the losses of the calls before,
+        whose tensors are alive. The id of one that is gone may be another's.
+        """
+        self._kept = tuple(kept for kept in self._kept if kept() is not None)
+        alive = {id(kept()) for kept in self._kept}
+        self._loss_ids.clear()
+        super()._clear_losses()  # type: ignore[misc]
+        self._loss_ids |= alive
+
+
+def in_floatx(loss: Tensor) -> Tensor:
+    """Returns a loss in the dtype in which Keras sums losses."""
+    if not keras.ops.is_tensor(loss):
+        return loss  # Keras refuses it
+    return ops.cast(loss, keras.config.floatx())
+
+
+class FloatxRegularizer:
+    """Returns the penalty of a float32 weight in the floatx.
+
+    Args:
+        regularizer: of `keras.regularizers`.
+    """
+
+    def __init__(self, regularizer: Any):
+        self.regularizer = regularizer
+
+    def __call__(self, weight: Tensor) -> Tensor:
+        """Returns the penalty, a scalar."""
+        return in_floatx(self.regularizer(weight))
+
+
+def floatx_regularizer(regularizer: Any) -> FloatxRegularizer | None:
+    """Returns a regularizer for `add_weight` of a float32 weight, or None."""
+    return None if regularizer is None else FloatxRegularizer(regularizer)

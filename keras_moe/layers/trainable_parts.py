@@ -1,0 +1,122 @@
+"""Frozen layers that stay frozen when they are saved, loaded, or cloned.
+
+Keras restores `trainable=False` before a layer has its parts: the layer is
+frozen, and the parts that it creates afterwards train. Here each part takes
+the flag of the layer that holds it, and a config also records the parts whose
+flag differs.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import keras
+
+HOLDERS = (keras.layers.Layer, list, tuple, dict)
+
+
+class TrainableParts:
+    """Mixin of all layers and models of the package that hold others.
+
+    A part that is attached to a frozen layer becomes frozen. A flag that
+    differs from that of the layer around it is saved in the config.
+
+    Args:
+        trainable_parts: dict from the path of a part below this layer, such
+            as `"experts/up"`, to its `trainable`; `get_config` makes it.
+        *args, **kwargs: of the class behind this one.
+    """
+
+    _flags: frozenset = frozenset()  # of parts that do not exist yet, by path
+    _settled: frozenset = frozenset()  # ids of parts whose flag is decided
+    _trainable: bool
+
+    def __init__(
+        self,
+        *args: Any,
+        trainable_parts: Mapping[str, bool] | None = None,
+        **kwargs: Any,
+    ):
+        super().__init__(*args, **kwargs)
+        self.set_trainable_parts(trainable_parts)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Freezes what is attached to a frozen layer."""
+        built = name == "built" and value and not self.__dict__.get("built")
+        super().__setattr__(name, value)
+        if built:
+            self._settle_parts()
+            self._flags = frozenset()  # what is left has no part
+        elif isinstance(value, HOLDERS) and not self.__dict__.get(
+            "_trainable", True
+        ):
+            self._settle_parts()
+
+    @property
+    def trainable(self) -> bool:
+        """Whether the layer trains; setting it sets all parts."""
+        return self._trainable
+
+    @trainable.setter
+    def trainable(self, value: bool) -> None:
+        keras.layers.Layer.trainable.fset(self, value)
+        self._flags = frozenset()
+        self._settled = frozenset(id(part) for _, part, _ in parts_of(self))
+
+    def set_trainable_parts(self, flags: Mapping[str, bool] | None) -> None:
+        """Sets the flags of parts, also of those that `build` creates.
+
+        Args:
+            flags: dict from path to `trainable`, or None.
+        """
+        if flags:
+            self._flags = frozenset(flags.items())
+            self._settled = frozenset()
+        if flags or not self.trainable:
+            self._settle_parts()
+
+    def trainable_config(self) -> dict:
+        """Returns `{"trainable_parts": ...}`, or nothing if no flag differs."""
+        flags = dict(sorted(self._flags)) | {
+            path: part.trainable
+            for path, part, holder in parts_of(self)
+            if part.trainable != holder.trainable
+        }
+        return {"trainable_parts": flags} if flags else {}
+
+    def get_config(self) -> dict:
+        """Returns the arguments that build this layer again."""
+        return {**super().get_config(), **self.trainable_config()}  # type: ignore[misc]
+
+    def _settle_parts(self) -> None:
+        """Decides the flag of each part that has appeared."""
+        flags, settled = dict(self._flags), set(self._settled)
+        for path, part, holder in parts_of(self):
+            if id(part) in settled:
+                continue
+            settled.add(id(part))
+            flag = flags.pop(path, part.trainable and holder.trainable)
+            if part.trainable != flag:
+                part.trainable = flag
+        self._flags = frozenset(flags.items())
+        self._settled = frozenset(settled)
+
+
+def parts_of(
+    layer: Any, prefix: str = "", known: set[int] | None = None
+) -> Iterator[tuple[str, keras.layers.Layer, keras.layers.Layer]]:
+    """Yields the path of each layer inside a layer, that layer, its holder.
+
+    A layer comes before what it holds, and once. Of two parts of one name in
+    one layer, the second has the path `name:1`.
+    """
+    known = {id(layer)} if known is None else known
+    names: dict[str, int] = {}
+    for part in layer._flatten_layers(include_self=False, recursive=False):
+        number = names.setdefault(part.name, 0)
+        names[part.name] += 1
+        if id(part) in known:
+            continue
+        known.add(id(part))
+        path = prefix + part.name + (f":{number}" if number else "")
+        yield path, part, layer
+        yield from parts_of(part, f"{path}/", known)
