@@ -9,6 +9,7 @@ transpose is its inverse, where a scatter-add would be slow on every backend.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 from keras_moe.kernels import (
@@ -72,11 +73,17 @@ def dispatch(
     if pairs_per_token is None:
         return take_rows(tokens, source)
 
-    def transpose(rows):
-        order, place = pair_order
-        return gathered_sum(rows, place, order, pairs_per_token)
+    gathered = partial(_gathered, num_terms=pairs_per_token)
+    return linear_map(_spread, gathered, tokens, source, *pair_order)
 
-    return linear_map(lambda x: take_rows(x, source), transpose, tokens)
+
+def _spread(tokens, source, order, place):
+    return take_rows(tokens, source)
+
+
+def _gathered(rows, source, order, place, num_terms):
+    """The transpose of `_spread`."""
+    return gathered_sum(rows, place, order, num_terms)
 
 
 def combine(

@@ -56,8 +56,9 @@ def quantized_implementation() -> ModuleType:
         name += "_xla" * inside_xla()
     elif name == "torch_quantized":
         from keras_moe.kernels.torch_ops import is_exported
+        from keras_moe.kernels.torch_transforms import is_transformed
 
-        if is_exported():
+        if is_exported() or is_transformed():
             name = "torch_unrolled"
     return _module(name)
 
@@ -69,6 +70,11 @@ def _module(name):
     return _modules[name]
 
 
+def is_reference() -> bool:
+    """Returns whether `use("reference")` is in effect."""
+    return bool(_forced) and _forced[-1] == "reference"
+
+
 @contextlib.contextmanager
 def use(name: str) -> Iterator[None]:
     """Forces a formulation for what is traced or run inside the `with`.
@@ -76,8 +82,28 @@ def use(name: str) -> Iterator[None]:
     `tensorflow_xla...` run inside `jit_compile=True` alone, TensorFlow's others
     outside of it.
 
+    `"reference"` is also the switch for derivatives of every kind: it consists
+    of operations that the backend itself differentiates, in both modes and to
+    any order. Its cost is that of all E experts. Without it:
+
+    - Second derivatives in reverse mode are right on every backend
+      (`torch.autograd.grad` with `create_graph=True`, `jax.grad` of
+      `jax.grad`, nested `tf.GradientTape`s), e.g. for a gradient penalty.
+    - Forward mode (`jax.jvp`, `jax.jacfwd`, `jax.hessian`) raises a
+      `NotImplementedError` on JAX that names this switch. On TensorFlow a
+      `tf.autodiff.ForwardAccumulator` needs it.
+    - `torch.func` and forward mode work on PyTorch. Under `torch.func.vmap`
+      the cost is that of the reference.
+
     Args:
         name: `"reference"`, or one of `formulations()`.
+
+    Example:
+
+    ```python
+    with keras_moe.kernels.use("reference"):
+        curvature = jax.hessian(loss)(x)
+    ```
 
     Raises:
         ValueError: where `name` is neither.
@@ -165,12 +191,13 @@ def _torch(x, num_groups, inner):
     forward and backward of L and M take 0.82 and 0.85 of the time of
     `torch_grouped_mm`, S as long. For one or two rows a group that one, which
     goes through one bank after the other (D8 0.91 to 0.97, D1 0.96 to 0.99 of
-    `torch_split`). An export takes neither."""
+    `torch_split`). An export and `torch.func` take neither."""
     import torch
 
     from keras_moe.kernels.torch_ops import is_exported
+    from keras_moe.kernels.torch_transforms import is_transformed
 
-    if is_exported():
+    if is_exported() or is_transformed():
         return "torch_unrolled"
     if not _has_grouped_mm():
         return "torch_split"

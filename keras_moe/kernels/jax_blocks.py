@@ -5,6 +5,10 @@ P rows, sorted by group; E groups; D input and F output width; B rows a block.
 The loop is `jax_loop.py`'s. XLA cannot differentiate a loop of unknown
 length, so the gradient is a loop of the same shape, written by hand. Each is
 jitted here, so that calls outside `jit` compile it once and not every time.
+
+The gradients have gradients, to any order in reverse mode: those of a product
+are two products again, and those of an expert are taken of the composition
+that defines it.
 """
 
 from functools import partial
@@ -14,9 +18,11 @@ import jax.numpy as jnp
 
 from keras_moe.kernels.blocks import block_sizes
 from keras_moe.kernels.jax_loop import map_blocks
+from keras_moe.kernels.jax_reverse_only import ReverseOnly
 from keras_moe.kernels.reference import (
     FFNWeights,
     before_activation,
+    composition,
     ffn,
     hidden_units,
     linear,
@@ -43,7 +49,7 @@ def grouped_ffn(
 # --- one grouped matmul -----------------------------------------------------
 
 
-@jax.custom_vjp
+@ReverseOnly
 @jax.jit
 def _grouped_matmul(x, kernel, group_sizes):
     def block(rows, matrix):
@@ -61,6 +67,16 @@ def _grouped_matmul_forward(x, kernel, group_sizes):
 @jax.jit
 def _grouped_matmul_backward(residuals, dy):
     x, kernel, group_sizes = residuals
+    return *_matmul_gradients(x, kernel, group_sizes, dy), None
+
+
+_grouped_matmul.defvjp(_grouped_matmul_forward, _grouped_matmul_backward)
+
+
+@ReverseOnly
+@jax.jit
+def _matmul_gradients(x, kernel, group_sizes, dy):
+    """`dy kernel^T` and, of each group, `x^T dy`."""
 
     def block(rows, matrix):
         x_rows, dy_rows = rows
@@ -69,16 +85,31 @@ def _grouped_matmul_backward(residuals, dy):
     (dx,), dkernel = _map(
         block, (x, dy), kernel, group_sizes, (x.shape[-1],), summed=True
     )
-    return dx[: x.shape[0]], dkernel, None
+    return dx[: x.shape[0]], dkernel
 
 
-_grouped_matmul.defvjp(_grouped_matmul_forward, _grouped_matmul_backward)
+def _matmul_gradients_forward(x, kernel, group_sizes, dy):
+    gradients = _matmul_gradients(x, kernel, group_sizes, dy)
+    return gradients, (x, kernel, group_sizes, dy)
+
+
+@jax.jit
+def _matmul_gradients_backward(residuals, cotangents):
+    x, kernel, group_sizes, dy = residuals
+    d_dx, d_dkernel = cotangents
+    dx, dkernel = _matmul_gradients(d_dx, d_dkernel, group_sizes, dy)
+    d_dy = _grouped_matmul(d_dx, kernel, group_sizes)
+    d_dy = d_dy + _grouped_matmul(x, d_dkernel, group_sizes)
+    return dx, dkernel, None, d_dy
+
+
+_matmul_gradients.defvjp(_matmul_gradients_forward, _matmul_gradients_backward)
 
 
 # --- the whole expert -------------------------------------------------------
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+@partial(ReverseOnly, static=2)
 @partial(jax.jit, static_argnums=(0, 1))
 def _grouped_ffn(activation, remat, x, weights, group_sizes):
     def block(rows, w):
@@ -94,6 +125,22 @@ def _grouped_ffn_forward(activation, remat, x, weights, group_sizes):
     if remat:
         y = _grouped_ffn(activation, remat, x, weights, group_sizes)
         return y, (x, weights, group_sizes, [])
+    y, before = _kept_ffn(activation, x, weights, group_sizes)
+    return y, (x, weights, group_sizes, before)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _grouped_ffn_backward(activation, remat, residuals, dy):
+    return *_ffn_gradients(activation, *residuals, dy), None
+
+
+_grouped_ffn.defvjp(_grouped_ffn_forward, _grouped_ffn_backward)
+
+
+@partial(ReverseOnly, static=1)
+@partial(jax.jit, static_argnums=0)
+def _kept_ffn(activation, x, weights, group_sizes):
+    """The outputs, and what stands before the activation."""
 
     def block(rows, w):
         before = before_activation(rows[0], w)
@@ -104,13 +151,26 @@ def _grouped_ffn_forward(activation, remat, x, weights, group_sizes):
     kept = 1 if weights.gate_kernel is None else 2
     widths = (weights.down_kernel.shape[-1], *[inner] * kept)
     (y, *before), _ = _map(block, (x,), weights, group_sizes, widths)
-    return y[: x.shape[0]], (x, weights, group_sizes, before)
+    return y[: x.shape[0]], before
 
 
-@partial(jax.jit, static_argnums=(0, 1))
-def _grouped_ffn_backward(activation, remat, residuals, dy):
-    x, weights, group_sizes, before = residuals
+def _kept_ffn_forward(activation, x, weights, group_sizes):
+    y, before = _kept_ffn(activation, x, weights, group_sizes)
+    return (y, before), (x, weights, group_sizes, before)
 
+
+def _kept_ffn_backward(activation, residuals, cotangents):
+    """Only `_ffn_gradients` reads `before`, and gives it no gradient."""
+    dy, _ = cotangents
+    return *_ffn_gradients(activation, *residuals, dy), None
+
+
+_kept_ffn.defvjp(_kept_ffn_forward, _kept_ffn_backward)
+
+
+@partial(ReverseOnly, static=1)
+@partial(jax.jit, static_argnums=0)
+def _ffn_gradients(activation, x, weights, group_sizes, before, dy):
     def block(rows, w):
         dy_rows, x_rows, *before_rows = rows
         before_rows = before_rows or before_activation(x_rows, w)
@@ -135,10 +195,30 @@ def _grouped_ffn_backward(activation, remat, residuals, dy):
     (dx,), dweights = _map(
         block, rows, weights, group_sizes, width, summed=True
     )
-    return dx[: x.shape[0]], dweights, None
+    return dx[: x.shape[0]], dweights
 
 
-_grouped_ffn.defvjp(_grouped_ffn_forward, _grouped_ffn_backward)
+def _ffn_gradients_forward(activation, x, weights, group_sizes, before, dy):
+    gradients = _ffn_gradients(activation, x, weights, group_sizes, before, dy)
+    return gradients, (x, weights, group_sizes, dy)
+
+
+def _ffn_gradients_backward(activation, residuals, cotangents):
+    """Those of the composition: `before` is a function of the others."""
+    x, weights, group_sizes, dy = residuals
+
+    def compose(x, weights):
+        return composition(x, weights, group_sizes, activation, grouped_matmul)
+
+    def gradients(x, weights, dy):
+        return jax.vjp(compose, x, weights)[1](dy)
+
+    _, vjp = jax.vjp(gradients, x, weights, dy)
+    dx, dweights, d_dy = vjp(cotangents)
+    return dx, dweights, None, None, d_dy
+
+
+_ffn_gradients.defvjp(_ffn_gradients_forward, _ffn_gradients_backward)
 
 
 def _map(block, rows, weights, group_sizes, widths, summed=False):

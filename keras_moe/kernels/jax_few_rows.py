@@ -19,6 +19,7 @@ from jax import lax
 from keras_moe.kernels import jax_blocks
 from keras_moe.kernels.blocks import few_rows_size
 from keras_moe.kernels.jax_loop import map_blocks
+from keras_moe.kernels.jax_reverse_only import ReverseOnly
 from keras_moe.kernels.reference import FFNWeights, ffn
 from keras_moe.types import Activation, Tensor
 
@@ -41,7 +42,7 @@ def grouped_ffn(
     return _grouped_ffn(activation, remat, x, weights, group_sizes)
 
 
-@jax.custom_vjp
+@ReverseOnly
 @jax.jit
 def _grouped_matmul(x, kernel, group_sizes):
     def block(rows, expert):
@@ -55,7 +56,7 @@ _grouped_matmul.defvjp(
 )
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+@partial(ReverseOnly, static=2)
 @partial(jax.jit, static_argnums=(0, 1))
 def _grouped_ffn(activation, remat, x, weights, group_sizes):
     def linear(expert, rows, bank, bias):

@@ -4,12 +4,14 @@ What each does is said in `primitives.py`.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import keras
 
+from keras_moe.kernels.jax_reverse_only import ReverseOnly
 from keras_moe.types import Tensor
 
 FEW = 16  # columns that are found one after another
@@ -63,6 +65,30 @@ def top_k_index(scores: Tensor, top_k: int) -> Tensor:
 def shape_of_count(count: Tensor, otherwise: int) -> int:
     """Never, so that a program and a call outside of one agree."""
     return otherwise
+
+
+def linear_map(
+    forward: Callable, transpose: Callable, x: Tensor, *index: Tensor
+) -> Tensor:
+    """The indices are arguments, not captured: inside `jax.checkpoint`, `scan`
+    and `cond` the gradient is traced after what it captured is gone."""
+    return _linear_map(forward, transpose, x, index)
+
+
+@partial(ReverseOnly, static=2)
+def _linear_map(forward, transpose, x, index):
+    return forward(x, *index)
+
+
+def _linear_map_forward(forward, transpose, x, index):
+    return _linear_map(forward, transpose, x, index), index
+
+
+def _linear_map_backward(forward, transpose, index, dy):
+    return _linear_map(transpose, forward, dy, index), (None,) * len(index)
+
+
+_linear_map.defvjp(_linear_map_forward, _linear_map_backward)
 
 
 def require(valid: Tensor, message: str) -> Tensor:

@@ -14,6 +14,7 @@ import jax
 from keras_moe.kernels import quantized, reference
 from keras_moe.kernels.blocks import block_sizes
 from keras_moe.kernels.jax_loop import map_blocks
+from keras_moe.kernels.jax_reverse_only import ReverseOnly
 from keras_moe.kernels.quantized import QuantizedKernel
 from keras_moe.kernels.reference import FFNWeights, ffn
 from keras_moe.types import Activation, Tensor
@@ -46,7 +47,7 @@ def _split(kernel):
     return kernel[2:], kernel[:2]
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+@partial(ReverseOnly, static=2)
 @partial(jax.jit, static_argnums=(0, 1))
 def _grouped_matmul(static, depth, x, arrays, group_sizes):
     def block(rows, own):
@@ -61,18 +62,35 @@ def _grouped_matmul_forward(static, depth, x, arrays, group_sizes):
     return y, (arrays, group_sizes)
 
 
-@partial(jax.jit, static_argnums=(0, 1))
 def _grouped_matmul_backward(static, depth, residuals, dy):
     arrays, group_sizes = residuals
+    dx = _input_gradient(static, depth, dy, arrays, group_sizes)
+    return dx, None, None
 
+
+@partial(ReverseOnly, static=2)
+@partial(jax.jit, static_argnums=(0, 1))
+def _input_gradient(static, depth, dy, arrays, group_sizes):
     def block(rows, own):
         kernel = QuantizedKernel(*own, *static)
         return (quantized.input_gradient(rows[0], kernel, depth),), None
 
-    return _map(block, dy, arrays, group_sizes, depth), None, None
+    return _map(block, dy, arrays, group_sizes, depth)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _input_gradient_forward(static, depth, dy, arrays, group_sizes):
+    dx = _input_gradient(static, depth, dy, arrays, group_sizes)
+    return dx, (arrays, group_sizes)
+
+
+def _input_gradient_backward(static, depth, residuals, d_dx):
+    """A product with rows that are not rounded: rounding is the identity."""
+    _, block_rows = static
+    d_dy = _grouped_matmul((None, block_rows), depth, d_dx, *residuals)
+    return d_dy, None, None
+
+
+@partial(ReverseOnly, static=2)
 @partial(jax.jit, static_argnums=(0, 1))
 def _grouped_ffn(activation, static, x, weights, group_sizes):
     def linear(rows, kernel, bias):
@@ -120,6 +138,7 @@ def _grouped_ffn_backward(activation, static, residuals, dy):
 
 
 _grouped_matmul.defvjp(_grouped_matmul_forward, _grouped_matmul_backward)
+_input_gradient.defvjp(_input_gradient_forward, _input_gradient_backward)
 _grouped_ffn.defvjp(_grouped_ffn_forward, _grouped_ffn_backward)
 
 

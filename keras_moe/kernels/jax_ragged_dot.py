@@ -3,8 +3,8 @@
 P rows, sorted by group; E groups; D input and F output width.
 
 `jax.lax.ragged_dot` needs no loop and no count on the host, and has its own
-gradients. On CPU it multiplies every row by every expert's matrix. Its values
-are tested there; its speed on an accelerator was not timed here.
+first gradients. On CPU it multiplies every row by every expert's matrix. Its
+values are tested there; its speed on an accelerator was not timed here.
 """
 
 import jax
@@ -12,14 +12,46 @@ import jax.numpy as jnp
 from jax import lax
 
 from keras_moe.kernels import reference
+from keras_moe.kernels.jax_reverse_only import ReverseOnly
 from keras_moe.kernels.reference import FFNWeights
 from keras_moe.types import Activation, Tensor
 
 
 def grouped_matmul(x: Tensor, kernel: Tensor, group_sizes: Tensor) -> Tensor:
     """Multiplies each row by its group's matrix: `(P, D) -> (P, F)`."""
+    return _grouped_matmul(x, kernel, group_sizes)
+
+
+def _product(x, kernel, group_sizes):
     y = lax.ragged_dot(_within(x, group_sizes), kernel, group_sizes)
     return _within(y, group_sizes)
+
+
+_grouped_matmul = ReverseOnly(_product)
+
+
+@ReverseOnly
+def _gradients(x, kernel, group_sizes, dy):
+    """JAX's own, which JAX itself does not differentiate."""
+    _, vjp = jax.vjp(lambda x, k: _product(x, k, group_sizes), x, kernel)
+    return vjp(dy)
+
+
+def _gradients_backward(residuals, cotangents):
+    """Two products again."""
+    x, kernel, group_sizes, dy = residuals
+    d_dx, d_dkernel = cotangents
+    dx, dkernel = _gradients(d_dx, d_dkernel, group_sizes, dy)
+    d_dy = _grouped_matmul(d_dx, kernel, group_sizes)
+    d_dy = d_dy + _grouped_matmul(x, d_dkernel, group_sizes)
+    return dx, dkernel, None, d_dy
+
+
+_grouped_matmul.defvjp(
+    lambda *args: (_grouped_matmul(*args), args),
+    lambda residuals, dy: (*_gradients(*residuals, dy), None),
+)
+_gradients.defvjp(lambda *args: (_gradients(*args), args), _gradients_backward)
 
 
 def grouped_ffn(

@@ -20,6 +20,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from keras_moe.kernels.choice import is_reference
+from keras_moe.kernels.jax_reverse_only import ReverseOnly
+from keras_moe.kernels.primitives import linear_map
 from keras_moe.types import Tensor
 
 
@@ -65,9 +68,12 @@ def in_rounds(
     outputs = _round(compute, way, 0, tensors, rows, counts)
     if agree is None or way.places >= rows.shape[0]:
         return outputs
+    later = partial(_round, compute, way)
+    if is_reference():
+        most = -(-rows.shape[0] // way.places)
+        return _all_rounds(later, most, outputs, tensors, rows, counts)
     fullest = lax.pmax(jnp.max(jnp.sum(counts, axis=1)), agree)
     rounds = -(-fullest // way.places)
-    later = partial(_round, compute, way)
     return _later_rounds(later, outputs, rounds, tensors, rows, counts)
 
 
@@ -143,21 +149,29 @@ def _carry(way, packed, sent, got):
     )
 
 
-@jax.custom_vjp
 def _permuted(x, source, place):
     """Row i of the result is row source[i] of `x`, zero where there is none;
     `place` is where each row of `x` went, by which its gradient is a gather,
     too."""
+    return linear_map(_by_source, _by_place, x, source, place)
+
+
+def _by_source(x, source, place):
     return jnp.take(x, source, axis=0, mode="fill", fill_value=0)
 
 
-_permuted.defvjp(
-    lambda x, source, place: (_permuted(x, source, place), (source, place)),
-    lambda kept, dy: (_permuted(dy, kept[1], kept[0]), None, None),
-)
+def _by_place(x, source, place):
+    return jnp.take(x, place, axis=0, mode="fill", fill_value=0)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _all_rounds(later, most, outputs, tensors, rows, counts):
+    """Adds rounds 1 ... most - 1, of which the last may be empty."""
+    for number in range(1, most):
+        outputs = outputs + later(number, tensors, rows, counts)
+    return outputs
+
+
+@partial(ReverseOnly, static=1)
 def _later_rounds(later, outputs, rounds, tensors, rows, counts):
     """Adds rounds 1, 2 ... to the outputs of round 0."""
 
@@ -172,7 +186,16 @@ def _later_rounds_forward(later, outputs, rounds, *inputs):
 
 
 def _later_rounds_backward(later, kept, dy):
-    rounds, tensors, rows, counts = kept
+    dtensors, drows = _rounds_gradients(later, *kept, dy)
+    return dy, None, dtensors, drows, None
+
+
+_later_rounds.defvjp(_later_rounds_forward, _later_rounds_backward)
+
+
+@partial(ReverseOnly, static=1)
+def _rounds_gradients(later, rounds, tensors, rows, counts, dy):
+    """Those of the tensors, None for integers, and of the rows."""
     floats = [jnp.issubdtype(x.dtype, jnp.floating) for x in tensors]
 
     def run(chosen, rows, number):
@@ -191,8 +214,18 @@ def _later_rounds_backward(later, kept, dy):
     start = jax.tree.map(jnp.zeros_like, (chosen, rows))
     dchosen, drows = lax.fori_loop(1, rounds, step, start)
     found = iter(dchosen)
-    dtensors = tuple(next(found) if f else None for f in floats)
-    return dy, None, dtensors, drows, None
+    return tuple(next(found) if f else None for f in floats), drows
 
 
-_later_rounds.defvjp(_later_rounds_forward, _later_rounds_backward)
+def _refuse(later, *args):
+    raise NotImplementedError(
+        "An exchange of rows in rounds, without `capacity_factor`, has no "
+        "second derivatives: the number of rounds is data. Received: a second "
+        'derivative. Call the mixture inside `with keras_moe.kernels.use("'
+        'reference"):`, where it is fixed, or set `capacity_factor`.'
+    )
+
+
+_rounds_gradients.defvjp(
+    lambda later, *args: (_rounds_gradients(later, *args), None), _refuse
+)

@@ -15,7 +15,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_moe.kernels.choice import context
+from keras_moe.kernels.choice import context, is_reference
 from keras_moe.types import UNAVAILABLE, Tensor
 
 TWINS = ("jax", "tensorflow", "torch")
@@ -92,26 +92,32 @@ def row_of_each(table: Tensor) -> Tensor:
 
 
 def linear_map(
-    forward: Callable[[Tensor], Tensor],
-    transpose: Callable[[Tensor], Tensor],
-    x: Tensor,
+    forward: Callable, transpose: Callable, x: Tensor, *index: Tensor
 ) -> Tensor:
-    """Returns `forward(x)`; its gradient is `transpose` of the output's.
+    """Returns `forward(x, *index)` with a gradient that is given.
+
+    The gradient is `transpose(dy, *index)`, whose own gradient is `forward`
+    again, and so on. Where `use("reference")` is in effect it is what the
+    backend derives from `forward`.
 
     Args:
-        forward: a linear map of one tensor.
+        forward: a linear map of `x`. It and `transpose` capture no tensors.
         transpose: the transposed map.
-        x: any shape.
+        x: float, any shape.
+        *index: tensors of integers that both maps need.
     """
+    if is_reference():
+        return forward(x, *index)
     if own := twin("linear_map"):
-        return own(forward, transpose, x)
+        return own(forward, transpose, x, *index)
 
     @ops.custom_gradient
     def apply(x):
         def backward(*args, upstream=None):
-            return transpose(args[0] if upstream is None else upstream)
+            dy = args[0] if upstream is None else upstream
+            return linear_map(transpose, forward, dy, *index)
 
-        return forward(x), backward
+        return forward(x, *index), backward
 
     return apply(x)
 
@@ -138,18 +144,24 @@ def gathered_sum(
     Returns:
         `(T, D)`, the dtype of `rows`.
     """
-    own = twin("gathered_sum")
+    own = None if is_reference() else twin("gathered_sum")
     if own and (y := own(rows, place, order, num_terms, weights)) is not None:
         return y
-    found = linear_map(
-        lambda x: take_rows(x, place), lambda y: take_rows(y, order), rows
-    )
+    found = linear_map(_taken_by_first, _taken_by_second, rows, place, order)
     if weights is not None:
         found = found * light_ops.expand_dims(weights, -1)
     if num_terms == 1:
         return found
     shape = (-1, num_terms, light_ops.shape(found)[-1])
     return light_ops.sum(light_ops.reshape(found, shape), axis=1)
+
+
+def _taken_by_first(rows, place, order):
+    return take_rows(rows, place)
+
+
+def _taken_by_second(rows, place, order):
+    return take_rows(rows, order)
 
 
 def inverse_permutation(order: Tensor) -> Tensor:

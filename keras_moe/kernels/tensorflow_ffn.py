@@ -21,6 +21,7 @@ import tensorflow as tf
 
 from keras_moe.kernels import reference
 from keras_moe.kernels.reference import FFNWeights
+from keras_moe.kernels.tensorflow_again import gradients_of, with_gradient
 from keras_moe.types import Activation, Tensor
 
 # Rows up to which the product is transposed, and not its operands: at F = 1024
@@ -61,6 +62,43 @@ def trained(
         return after_activation(activation, before, w), backward
 
     return expert
+
+
+def recomputed(
+    activation: Activation, names: tuple[str, ...]
+) -> Callable[..., Tensor]:
+    """Returns `trained`'s function, which keeps only its arguments."""
+
+    def named(slices):
+        return FFNWeights(**dict(zip(names, slices, strict=True)))
+
+    def forward(x, *slices):
+        w = named(slices)
+        before = before_activation(x, w)
+        return after_activation(activation, before, w), []
+
+    def first(args, _, dy):
+        x, *slices = args
+        return with_gradient(backward, second, x, *slices, dy)
+
+    def backward(*args):
+        # Else the optimizer of graphs takes what the forward pass computed.
+        with tf.control_dependencies(args[-1:]):
+            x, *slices = [tf.identity(tensor) for tensor in args[:-1]]
+        w, dy = named(slices), args[-1]
+        before = before_activation(x, w)
+        dx, dw = gradients(x, dy, before, w, activation, x.dtype)
+        return (dx, *dw), []
+
+    def second(args, _, *cotangents):
+        x, *slices, dy = args
+
+        def compose(x, slices):
+            return reference.ffn(x, named(slices), activation)
+
+        return gradients_of(compose, x, slices, dy, cotangents)
+
+    return partial(with_gradient, forward, first)
 
 
 def gradients(

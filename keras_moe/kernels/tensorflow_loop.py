@@ -16,26 +16,22 @@ turn every later read of that variable into a copy.
 """
 
 import functools
-import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from functools import partial
 
 import tensorflow as tf
 
+from keras_moe.kernels import reference
 from keras_moe.kernels import tensorflow_ffn as one
 from keras_moe.kernels.reference import FFNWeights
+from keras_moe.kernels.tensorflow_again import gradients_of, with_gradient
+from keras_moe.kernels.tensorflow_groups import (
+    Groups,
+    for_each,
+    groups_of,
+    rows_of,
+)
 from keras_moe.types import Activation, Tensor
-
-PARALLEL_STEPS = 2
-
-
-class Groups(NamedTuple):
-    """order: the groups with rows; empty: the others; starts, sizes: (E,)."""
-
-    order: Tensor
-    empty: Tensor
-    starts: Tensor
-    sizes: Tensor
 
 
 def grouped_matmul(x: Tensor, kernel: Tensor, group_sizes: Tensor) -> Tensor:
@@ -96,181 +92,137 @@ def _traced(function, static, width, shapes, dtype):
 
 def _matmul():
     def matmul(x, banks, group_sizes):
-        groups = _groups(group_sizes)
-        forward = tf.custom_gradient(
-            lambda x, kernel: _matmul_forward(x, kernel, groups)
-        )
-        return forward(x, *banks)
+        return _product(x, *banks, groups_of(group_sizes))
 
     return matmul
 
 
-def _matmul_forward(x, kernel, groups):
+def _product(x, kernel, groups):
+    return with_gradient(_multiply, _product_gradients, x, kernel, *groups)
+
+
+def _multiply(x, kernel, *groups):
+    groups = Groups(*groups)
+
     def visit(e):
         return [tf.matmul(rows_of(x, groups, e), kernel[e])], []
 
     (y,), _ = for_each(groups, visit, x, [kernel.shape[-1]])
+    return y, []
 
-    def backward(dy):
-        def visit(e):
-            rows, d = rows_of(x, groups, e), rows_of(dy, groups, e)
-            dx = tf.matmul(d, kernel[e], transpose_b=True)
-            return [dx], [tf.matmul(rows, d, transpose_a=True)]
 
-        (dx,), dkernels = for_each(
-            groups, visit, x, [x.shape[-1]], banks=[kernel]
-        )
-        return dx, *dkernels
+def _product_gradients(args, _, dy):
+    """`dy kernel^T` and, of each group, `x^T dy`. Their own gradients are
+    such products again."""
+    x, kernel, *groups = args
+    return with_gradient(
+        _multiply_transposed, _second_gradients, x, kernel, dy, *groups
+    )
 
-    return y, backward
+
+def _multiply_transposed(x, kernel, dy, *groups):
+    groups = Groups(*groups)
+
+    def visit(e):
+        rows, d = rows_of(x, groups, e), rows_of(dy, groups, e)
+        dx = tf.matmul(d, kernel[e], transpose_b=True)
+        return [dx], [tf.matmul(rows, d, transpose_a=True)]
+
+    (dx,), (dkernel,) = for_each(
+        groups, visit, x, [x.shape[-1]], banks=[kernel]
+    )
+    return (dx, dkernel), []
+
+
+def _second_gradients(args, _, d_dx, d_dkernel):
+    x, kernel, dy, *groups = args
+    own = _product_gradients((d_dx, d_dkernel, *groups), [], dy)
+    d_dy = _product(d_dx, kernel, groups) + _product(x, d_dkernel, groups)
+    return *own, d_dy
 
 
 def _ffn(names, activation, remat):
+    static = names, activation
+    forward = partial(_ffn_forward, static, remat)
+    gradients = partial(_ffn_gradients, static)
+
     def ffn(x, banks, group_sizes):
-        groups = _groups(group_sizes)
-
-        @tf.custom_gradient
-        def forward(x, *banks):
-            def weights(e):
-                slices = [bank[e] for bank in banks]
-                return FFNWeights(**dict(zip(names, slices, strict=True)))
-
-            return _ffn_forward(x, banks, weights, groups, activation, remat)
-
-        return forward(x, *banks)
+        groups = groups_of(group_sizes)
+        return with_gradient(forward, gradients, x, *banks, *groups)
 
     return ffn
 
 
-def _ffn_forward(x, banks, weights, groups, activation, remat):
+def _ffn_forward(static, remat, x, *args):
+    names, activation = static
+    banks, groups = _parted(names, args)
     _, inner, width = banks[1].shape
-    kept = 0 if remat else 1 + (weights(0).gate_kernel is not None)
+    kept = 0 if remat else 1 + ("gate_kernel" in names)
 
     def visit(e):
-        before = one.before_activation(rows_of(x, groups, e), weights(e))
-        y = one.after_activation(activation, before, weights(e))
+        w = _slices(names, banks, e)
+        before = one.before_activation(rows_of(x, groups, e), w)
+        y = one.after_activation(activation, before, w)
         # As many words as (P, F), joined as if they were that.
         return [y, *(tf.reshape(b, (-1, inner)) for b in before[:kept])], []
 
     (y, *before), _ = for_each(groups, visit, x, [width, *[inner] * kept])
-    # Else an eager tape looks for second-order gradients through them.
-    before = [tf.stop_gradient(b) for b in before]
-
-    def backward(dy):
-        def visit(e):
-            rows, w = rows_of(x, groups, e), weights(e)
-            units = [
-                tf.reshape(rows_of(b, groups, e), (inner, -1)) for b in before
-            ]
-            units = units or one.before_activation(rows, w)
-            dx, dw = one.gradients(
-                rows, rows_of(dy, groups, e), units, w, activation, x.dtype
-            )
-            return [dx], dw
-
-        (dx,), dbanks = for_each(groups, visit, x, [x.shape[-1]], banks=banks)
-        return dx, *dbanks
-
-    return y, backward
+    return y, before
 
 
-def _groups(sizes):
-    order = tf.cast(tf.where(sizes > 0)[:, 0], tf.int32)
-    empty = tf.cast(tf.where(sizes <= 0)[:, 0], tf.int32)
-    return Groups(order, empty, tf.cumsum(sizes, exclusive=True), sizes)
-
-
-def rows_of(tensor: Tensor, groups: Groups, e: Tensor) -> Tensor:
-    """The rows of group e: a view."""
-    start = tf.stack([groups.starts[e], 0])
-    return tf.slice(tensor, start, tf.stack([groups.sizes[e], -1]))
-
-
-def for_each(
-    groups: Groups,
-    visit: Callable[[Tensor], tuple[list, list]],
-    x: Tensor,
-    widths: Sequence[int],
-    banks: Sequence[Tensor] = (),
-) -> tuple[list[Tensor], list[Tensor]]:
-    """Runs `visit(e)` for each group with rows, in order.
-
-    Args:
-        groups: whose rows; of E, where there are `banks`.
-        visit: returns a list of (., width) rows, one for each of `widths`,
-            and a list of one expert's gradients, like `banks`.
-        x: `(P, .)`, what gives P and the dtype.
-        widths: of the outputs.
-        banks: list of (E, ...) tensors that have gradients.
-
-    Returns:
-        (P, width) outputs, zero behind the last group; (E, ...) gradients.
-    """
-    count = tf.shape(groups.order)[0]
-    arrays = [
-        tf.TensorArray(
-            x.dtype, count + 1, infer_shape=False, element_shape=(None, w)
-        )
-        for w in widths
-    ]
-    gradients = [_new_bank(bank, groups.empty) for bank in banks]
-
-    def step(i, arrays, gradients):
-        e = groups.order[i]
-        values, parts = visit(e)
-        arrays = [a.write(i, v) for a, v in zip(arrays, values, strict=True)]
-        gradients = [
-            _write(g, e[None], _as_words(p, bank))
-            for g, p, bank in zip(gradients, parts, banks, strict=True)
-        ]
-        return i + 1, arrays, gradients
-
-    _, arrays, gradients = tf.while_loop(
-        lambda i, *_: i < count,
-        step,
-        (tf.constant(0), arrays, gradients),
-        parallel_iterations=PARALLEL_STEPS,
+def _ffn_gradients(static, args, before, dy):
+    """Their own gradients are those of the composition."""
+    x, *others = args
+    second = partial(_second_ffn_gradients, static)
+    return with_gradient(
+        partial(_ffn_backward, static), second, x, dy, *others, *before
     )
-    rest = tf.shape(x)[0] - tf.reduce_sum(groups.sizes)
-    outputs = [
-        _joined(array, count, tf.zeros((rest, width), x.dtype))
-        for array, width in zip(arrays, widths, strict=True)
-    ]
-    gradients = [
-        tf.reshape(tf.bitcast(words, bank.dtype), bank.shape)
-        for words, bank in zip(gradients, banks, strict=True)
-    ]
-    return outputs, gradients
 
 
-def _joined(array, count, rest):
-    """All rows, the last ones being `rest`: (P, width)."""
-    rows = array.write(count, rest).concat()
-    return tf.ensure_shape(rows, (None, rest.shape[-1]))
+def _ffn_backward(static, x, dy, *args):
+    names, activation = static
+    banks, groups, *before = _parted(names, args)
+    inner = banks[0].shape[-1]
+
+    def visit(e):
+        rows, w = rows_of(x, groups, e), _slices(names, banks, e)
+        units = [tf.reshape(rows_of(b, groups, e), (inner, -1)) for b in before]
+        units = units or one.before_activation(rows, w)
+        dx, dw = one.gradients(
+            rows, rows_of(dy, groups, e), units, w, activation, x.dtype
+        )
+        return [dx], dw
+
+    (dx,), dbanks = for_each(groups, visit, x, [x.shape[-1]], banks=banks)
+    return (dx, *dbanks), []
 
 
-def _new_bank(bank, empty):
-    """Words for a gradient like `bank`: zero for the empty groups, or unset."""
-    zeros = tf.zeros((tf.shape(empty)[0], *bank.shape[1:]), bank.dtype)
-    words = _as_words(zeros, bank)
-    shape = (bank.shape[0], words.shape[1])
-    unset = tf.raw_ops.Empty(shape=shape, dtype=words.dtype)
-    return _write(unset, empty, words)
+def _second_ffn_gradients(static, args, _, *cotangents):
+    names, activation = static
+    x, dy, *others = args
+    banks, groups, *_ = _parted(names, others)
+
+    def product(x, kernel, group_sizes):
+        return _product(x, kernel, groups)
+
+    def compose(x, banks):
+        weights = FFNWeights(**dict(zip(names, banks, strict=True)))
+        return reference.composition(
+            x, weights, groups.sizes, activation, product
+        )
+
+    dx, *dbanks, d_dy = gradients_of(compose, x, banks, dy, cotangents)
+    return dx, d_dy, *dbanks
 
 
-def _as_words(slices, bank):
-    """Slices of a bank as `(., n)`, in words of 8 bytes where they divide it.
-
-    In those, copying a slice into its bank takes 0.8 of the time it takes in
-    float32 and 0.45 of that in bfloat16.
-    """
-    size = math.prod(bank.shape[1:])
-    each = tf.double.size // bank.dtype.size
-    if each == 1 or size % each:
-        return tf.reshape(slices, (-1, size))
-    return tf.bitcast(tf.reshape(slices, (-1, size // each, each)), tf.double)
+def _parted(names, args):
+    """The banks, the groups, and what comes behind them."""
+    banks, rest = args[: len(names)], args[len(names) :]
+    count = len(Groups._fields)
+    return banks, Groups(*rest[:count]), *rest[count:]
 
 
-def _write(tensor, index, value):
-    """Writes into the memory of `tensor`, which nothing else may read yet."""
-    return tf.raw_ops.InplaceUpdate(x=tensor, i=index, v=value)
+def _slices(names, banks, e):
+    return FFNWeights(
+        **{name: bank[e] for name, bank in zip(names, banks, strict=True)}
+    )

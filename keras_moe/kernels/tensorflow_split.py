@@ -40,10 +40,10 @@ def grouped_ffn(
         own = FFNWeights(**dict(zip(banks, slices, strict=True)))
         return ffn(rows, own, activation)
 
-    recorded = record.could_possibly_record()
-    expert = one.trained(activation, tuple(banks)) if recorded else predicted
-    if remat:
-        expert = tf.recompute_grad(expert)
+    expert = predicted
+    if record.could_possibly_record():
+        with_gradient = one.recomputed if remat else one.trained
+        expert = with_gradient(activation, tuple(banks))
     width = weights.down_kernel.shape[-1]
     return map_groups(expert, x, banks.values(), group_sizes, width)
 

@@ -21,12 +21,8 @@ from tensorflow.python.eager import record
 
 from keras_moe.kernels import tensorflow_split
 from keras_moe.kernels.reference import FFNWeights, ffn
-from keras_moe.kernels.tensorflow_loop import (
-    Groups,
-    for_each,
-    rows_of,
-    traced_once,
-)
+from keras_moe.kernels.tensorflow_groups import Groups, for_each, rows_of
+from keras_moe.kernels.tensorflow_loop import traced_once
 from keras_moe.types import Activation, Tensor
 
 TILE = 512

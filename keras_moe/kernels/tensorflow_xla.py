@@ -7,49 +7,61 @@ shape, written by hand. Forward, the products are not `tensorflow_ffn.py`'s
 transposed ones: under XLA L takes 1.10 times `limit` as it is, 1.45 so.
 """
 
+from functools import partial
+
 import tensorflow as tf
 
 from keras_moe.kernels import tensorflow_ffn as one
 from keras_moe.kernels.reference import (
     FFNWeights,
     before_activation,
+    composition,
     hidden_units,
     linear,
 )
+from keras_moe.kernels.tensorflow_again import gradients_of, with_gradient
 from keras_moe.kernels.tensorflow_xla_loop import map_blocks
 from keras_moe.types import Activation, Tensor
 
 
 def grouped_matmul(x: Tensor, kernel: Tensor, group_sizes: Tensor) -> Tensor:
     """Multiplies each row by its group's matrix: `(P, D) -> (P, F)`."""
+    return with_gradient(_multiply, _product_gradients, x, kernel, group_sizes)
 
-    @tf.custom_gradient
-    def forward(x, kernel):
-        def block(rows, slices):
-            return [tf.matmul(rows[0], slices[0])], []
 
-        (y,), _ = map_blocks(
-            block, [x], [kernel], group_sizes, [kernel.shape[-1]]
-        )
+def _multiply(x, kernel, group_sizes):
+    def block(rows, slices):
+        return [tf.matmul(rows[0], slices[0])], []
 
-        def backward(dy):
-            def block(rows, slices):
-                dx_rows = tf.matmul(rows[1], slices[0], transpose_b=True)
-                return [dx_rows], [_outer(rows[0], rows[1])]
+    (y,), _ = map_blocks(block, [x], [kernel], group_sizes, [kernel.shape[-1]])
+    return y, []
 
-            (dx,), (dkernel,) = map_blocks(
-                block,
-                [x, dy],
-                [kernel],
-                group_sizes,
-                [x.shape[-1]],
-                summed=True,
-            )
-            return dx, dkernel
 
-        return y, backward
+def _product_gradients(args, _, dy):
+    """`dy kernel^T` and, of each group, `x^T dy`. Their own gradients are
+    such products again."""
+    x, kernel, group_sizes = args
+    return with_gradient(
+        _multiply_transposed, _second_gradients, x, kernel, dy, group_sizes
+    )
 
-    return forward(x, kernel)
+
+def _multiply_transposed(x, kernel, dy, group_sizes):
+    def block(rows, slices):
+        dx_rows = tf.matmul(rows[1], slices[0], transpose_b=True)
+        return [dx_rows], [_outer(rows[0], rows[1])]
+
+    (dx,), (dkernel,) = map_blocks(
+        block, [x, dy], [kernel], group_sizes, [x.shape[-1]], summed=True
+    )
+    return (dx, dkernel), []
+
+
+def _second_gradients(args, _, d_dx, d_dkernel):
+    x, kernel, dy, group_sizes = args
+    own = _product_gradients((d_dx, d_dkernel, group_sizes), [], dy)
+    d_dy = grouped_matmul(d_dx, kernel, group_sizes)
+    return *own, d_dy + grouped_matmul(x, d_dkernel, group_sizes)
 
 
 def grouped_ffn(
@@ -62,23 +74,24 @@ def grouped_ffn(
     """Up, gate, activation and down of one block before the next one's."""
     names = [n for n, w in weights._asdict().items() if w is not None]
     banks = [getattr(weights, name) for name in names]
+    static = names, activation
+    return with_gradient(
+        partial(_ffn_forward, static, remat),
+        partial(_ffn_gradients, static),
+        x,
+        *banks,
+        group_sizes,
+    )
 
-    def named(slices):
-        return FFNWeights(**dict(zip(names, slices, strict=True)))
 
-    @tf.custom_gradient
-    def forward(x, *banks):
-        return _ffn_forward(x, banks, named, group_sizes, activation, remat)
-
-    return forward(x, *banks)
-
-
-def _ffn_forward(x, banks, named, group_sizes, activation, remat):
-    _, inner, width = named(banks).down_kernel.shape
-    kept = 0 if remat else 1 + (named(banks).gate_kernel is not None)
+def _ffn_forward(static, remat, x, *args):
+    names, activation = static
+    *banks, group_sizes = args
+    _, inner, width = _named(names, banks).down_kernel.shape
+    kept = 0 if remat else 1 + ("gate_kernel" in names)
 
     def block(rows, slices):
-        w = named(slices)
+        w = _named(names, slices)
         before = before_activation(rows[0], w)
         hidden = hidden_units(activation, *before)
         y = linear(hidden, w.down_kernel, w.down_bias)
@@ -87,27 +100,52 @@ def _ffn_forward(x, banks, named, group_sizes, activation, remat):
     (y, *before), _ = map_blocks(
         block, [x], banks, group_sizes, [width, *[inner] * kept]
     )
+    return y, before
 
-    def backward(dy):
-        def block(rows, slices):
-            (x, dy, *before), w = rows, named(slices)
-            before = before or before_activation(x, w)
-            before = [tf.transpose(b) for b in before]
-            wide = one.wide_dtype(x.dtype)
-            dx, dw = one.gradients(x, dy, before, w, activation, wide)
-            return [dx], dw
 
-        (dx,), dbanks = map_blocks(
-            block,
-            [x, dy, *before],
-            banks,
-            group_sizes,
-            [x.shape[-1]],
-            summed=True,
-        )
-        return dx, *dbanks
+def _ffn_gradients(static, args, before, dy):
+    """Their own gradients are those of the composition."""
+    x, *others = args
+    second = partial(_second_ffn_gradients, static)
+    return with_gradient(
+        partial(_ffn_backward, static), second, x, dy, *others, *before
+    )
 
-    return y, backward
+
+def _ffn_backward(static, x, dy, *args):
+    names, activation = static
+    banks, (group_sizes, *before) = args[: len(names)], args[len(names) :]
+
+    def block(rows, slices):
+        (x, dy, *before), w = rows, _named(names, slices)
+        before = before or before_activation(x, w)
+        before = [tf.transpose(b) for b in before]
+        wide = one.wide_dtype(x.dtype)
+        dx, dw = one.gradients(x, dy, before, w, activation, wide)
+        return [dx], dw
+
+    rows, widths = [x, dy, *before], [x.shape[-1]]
+    (dx,), dbanks = map_blocks(
+        block, rows, list(banks), group_sizes, widths, summed=True
+    )
+    return (dx, *dbanks), []
+
+
+def _second_ffn_gradients(static, args, _, *cotangents):
+    names, activation = static
+    x, dy, *others = args
+    banks, group_sizes = others[: len(names)], others[len(names)]
+
+    def compose(x, banks):
+        weights = _named(names, banks)
+        return composition(x, weights, group_sizes, activation, grouped_matmul)
+
+    dx, *dbanks, d_dy = gradients_of(compose, x, banks, dy, cotangents)
+    return dx, d_dy, *dbanks
+
+
+def _named(names, banks):
+    return FFNWeights(**dict(zip(names, banks, strict=True)))
 
 
 def _outer(a, b):

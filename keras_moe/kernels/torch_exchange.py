@@ -9,6 +9,7 @@ and once back, by `all_to_all_single` of uneven parts: nothing is padded.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -16,6 +17,7 @@ from keras import ops
 from torch import distributed
 
 from keras_moe.kernels.exchange import Bank, Pairs
+from keras_moe.kernels.torch_transforms import is_transformed
 from keras_moe.types import Tensor
 
 
@@ -74,8 +76,8 @@ def exchange_rows(
 
     A row's gradient is that of its own process's loss. The gradient of a
     weight that `run` reads is that of the mean of the processes' losses, as
-    data parallelism has it for replicated weights. Gradients of gradients
-    are not defined.
+    data parallelism has it for replicated weights. So are gradients of
+    gradients, which are collective, too.
 
     Args:
         run: function of `(P', D)` rows sorted by expert and of int32 `(L,)`
@@ -91,13 +93,20 @@ def exchange_rows(
 
     Raises:
         ValueError: where E does not divide by the number of processes.
+        NotImplementedError: Under `torch.func` or forward-mode
+            differentiation.
     """
     count = _check_divides(group_sizes, group)
     if rows.is_meta:  # shapes alone are asked for
         return run(rows, group_sizes[: group_sizes.shape[0] // count])
+    _check_followed()
     route, local_sizes = _plan(group_sizes, group)
-    outputs = run(_ToExperts.apply(rows, route), local_sizes)
-    return _FromExperts.apply(outputs, route, rows.shape[0])
+    travel = partial(_travelled, route, rows.shape[0])
+    # On the way back the gradients of all processes' losses come as a mean,
+    # which is undone where they leave the experts.
+    arrived = travel(rows, (_there, 1), (_back, count))
+    outputs = run(arrived, local_sizes)
+    return travel(outputs, (_back, 1), (_there, 1 / count))
 
 
 def gather_shards(shard: Tensor, group=None) -> Tensor:
@@ -130,6 +139,18 @@ def _check_divides(group_sizes, group):
     )
 
 
+def _check_followed():
+    if not is_transformed():
+        return
+    raise NotImplementedError(
+        "Experts that are spread over processes cannot be transformed by "
+        "`torch.func`, nor differentiated in forward mode: PyTorch does not "
+        "follow what processes exchange. Received: a transformed call. Use "
+        "`torch.autograd.grad`, whose gradients have gradients here, or a "
+        "model that one process holds."
+    )
+
+
 def _plan(group_sizes, group):
     """Exchanges the counts; returns the route and int32 `(L,)`."""
     count = distributed.get_world_size(group)
@@ -150,7 +171,11 @@ def _plan(group_sizes, group):
     return route, incoming.sum(0).to(torch.int32)
 
 
-def _there(rows, route):
+def _travelled(route, num_rows, rows, travel, opposite):
+    return _Travel.apply(rows, route, num_rows, travel, opposite)
+
+
+def _there(rows, route, num_rows):
     """`(P, D)` to `(P', D)`: to the experts, sorted by expert."""
     rows = rows[: sum(route.sent)].contiguous()
     arrived = rows.new_empty((sum(route.received), rows.shape[1]))
@@ -171,31 +196,21 @@ def _back(outputs, route, num_rows):
     return rows
 
 
-class _ToExperts(torch.autograd.Function):
-    """Undoes, on the way back, the mean that `_FromExperts` takes."""
+class _Travel(torch.autograd.Function):
+    """Moves rows and scales them; its gradient is another such travel, whose
+    gradient is this one.
+
+    travel, opposite: `(function, scale)`, with `_there` or `_back`.
+    """
 
     @staticmethod
-    def forward(ctx, rows, route):
-        ctx.route, ctx.num_rows = route, rows.shape[0]
-        return _there(rows, route)
+    def forward(ctx, rows, route, num_rows, travel, opposite):
+        ctx.arguments = route, num_rows, opposite, travel
+        move, scale = travel
+        moved = move(rows, route, num_rows)
+        return moved if scale == 1 else moved * scale
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx, gradient):
-        gradient = _back(gradient, ctx.route, ctx.num_rows)
-        return gradient * ctx.route.num_processes, None
-
-
-class _FromExperts(torch.autograd.Function):
-    """Brings the gradients of all processes' losses, as a mean."""
-
-    @staticmethod
-    def forward(ctx, outputs, route, num_rows):
-        ctx.route = route
-        return _back(outputs, route, num_rows)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, gradient):
-        gradient = _there(gradient, ctx.route)
-        return gradient / ctx.route.num_processes, None, None
+        gradient = _Travel.apply(gradient, *ctx.arguments)
+        return gradient, None, None, None, None

@@ -10,9 +10,12 @@ it makes of the parts for any number of tokens takes a quarter of S forward.
 """
 
 import torch
-from torch.autograd.function import once_differentiable
 
 from keras_moe.kernels.torch_ops import is_exported
+from keras_moe.kernels.torch_transforms import (
+    is_differentiated_again,
+    is_transformed,
+)
 from keras_moe.types import Tensor
 
 CHUNK_BYTES = 1 << 19  # of rows that stay in cache while they are used twice
@@ -27,7 +30,7 @@ def gathered_sum(
     weights: Tensor | None = None,
 ) -> Tensor | None:
     """None where the parts are to be seen, and on accelerators."""
-    if rows.device.type != "cpu" or is_exported():
+    if rows.device.type != "cpu" or is_exported() or is_transformed():
         return None
     return _on_cpu(rows, place, order, num_terms, weights)
 
@@ -59,12 +62,16 @@ class _GatheredSum(torch.autograd.Function):
         return _sum(rows, weights, place, num_terms)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, dy):
         rows, weights, place, order = ctx.saved_tensors
         source = order // ctx.num_terms
         if weights is None:
             return dy.index_select(0, source), None, None, None, None
+        if is_differentiated_again(dy):
+            found = dy.index_select(0, source)
+            d_rows = found * weights.index_select(0, order)[:, None]
+            d_weights = (rows * found).sum(1).index_select(0, place)
+            return d_rows, d_weights, None, None, None
         own_weights = weights.index_select(0, order)
         d_rows = torch.empty_like(rows)
         d_weights = torch.empty_like(own_weights)

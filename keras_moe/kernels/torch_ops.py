@@ -8,6 +8,7 @@ is not here is Keras's.
 import keras
 import torch
 
+from keras_moe.kernels.torch_transforms import is_transformed
 from keras_moe.types import Tensor
 
 # Where Keras would move tensors of the host to, if anywhere.
@@ -16,11 +17,13 @@ ACCELERATED = torch.accelerator.is_available()
 
 def eager_on_cpu(x) -> bool:
     """Whether the host may look at values and sizes of `x` and lose nothing:
-    neither a compiler or an export traces it, nor is it queued elsewhere."""
+    neither a compiler or an export traces it, nor is it queued elsewhere, nor
+    does `torch.func` transform what is made of it."""
     return (
         x.device.type == "cpu"
         and not torch.compiler.is_compiling()
         and not torch.jit.is_tracing()
+        and not is_transformed()
     )
 
 

@@ -15,6 +15,7 @@ from keras_moe.kernels import (
     torch_recomputation,
 )
 from keras_moe.kernels.torch_ops import eager_on_cpu, is_exported
+from keras_moe.kernels.torch_transforms import is_transformed, known_sizes
 from keras_moe.types import Tensor
 
 # In files of their own.
@@ -85,29 +86,34 @@ def row_of_each(table: Tensor) -> Tensor:
 
 class _LinearMap(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, forward, transpose, x):
-        ctx.transpose = transpose
-        return forward(x)
+    def forward(ctx, forward, transpose, x, *index):
+        ctx.maps = forward, transpose
+        ctx.save_for_backward(*index)
+        return forward(x, *index)
 
     @staticmethod
     def backward(ctx, dy):
-        return None, None, ctx.transpose(dy)
+        forward, transpose = ctx.maps
+        index = ctx.saved_tensors
+        dx = linear_map(transpose, forward, dy, *index)
+        return None, None, dx, *(None for _ in index)
 
 
 def linear_map(
-    forward: Callable[[Tensor], Tensor],
-    transpose: Callable[[Tensor], Tensor],
-    x: Tensor,
+    forward: Callable, transpose: Callable, x: Tensor, *index: Tensor
 ) -> Tensor:
-    """Keeps nothing of `x`. It is `forward` alone if nothing learns, and in
-    an export, since ONNX has no such functions."""
-    if torch.is_grad_enabled() and x.requires_grad and not is_exported():
-        return _LinearMap.apply(forward, transpose, x)
-    return forward(x)
+    """Keeps nothing of `x`. It is `forward` alone if nothing learns, under
+    `torch.func`, and in an export, since ONNX has no such functions."""
+    learns = torch.is_grad_enabled() and x.requires_grad
+    if learns and not is_exported() and not is_transformed():
+        return _LinearMap.apply(forward, transpose, x, *index)
+    return forward(x, *index)
 
 
 def inverse_permutation(order: Tensor) -> Tensor:
     """The place of each element, of the dtype of `order`, `(P,)`."""
+    if is_transformed():  # PyTorch has no rule for a batch of scatters
+        return torch.argsort(order).to(order.dtype)
     places = torch.arange(
         order.shape[0], dtype=order.dtype, device=order.device
     )
@@ -209,8 +215,10 @@ def require(valid: Tensor, message: str) -> Tensor:
 
 
 def shapes_known(x: Tensor) -> str:
-    """None; TorchScript, from which Keras makes ONNX, keeps one branch."""
-    return "whole" if torch.jit.is_tracing() else "at run time"
+    """None, but in TorchScript, from which Keras makes ONNX and which keeps
+    one branch, and under `vmap`, where each slice has another length."""
+    batched = is_transformed() and known_sizes(x) is None
+    return "whole" if batched or torch.jit.is_tracing() else "at run time"
 
 
 def value_and_gradient(

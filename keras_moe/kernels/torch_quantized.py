@@ -10,11 +10,11 @@ processor has instructions for it (VNNI, AMX).
 import math
 
 import torch
-from torch.autograd.function import once_differentiable
 
 from keras_moe.kernels import quantized
 from keras_moe.kernels.quantized import QuantizedKernel, Rounding
 from keras_moe.kernels.reference import FFNWeights, ffn
+from keras_moe.kernels.torch_transforms import is_differentiated_again
 from keras_moe.types import Activation, Tensor
 
 
@@ -145,8 +145,10 @@ class _Product(torch.autograd.Function):
         return _multiply(rows, kernel, scratch, out)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, dy):
+        if is_differentiated_again(dy):
+            dx = quantized.input_gradient(dy, ctx.kernel, ctx.depth)
+            return dx, None, None
         if ctx.kernel.block_rows is None:
             dy = dy * ctx.kernel.scale
         matrix = ctx.scratch.widened(ctx.kernel, ctx.depth, dy.dtype)

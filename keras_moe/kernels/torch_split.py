@@ -7,13 +7,15 @@ The gradient is written by hand for one reason: each expert's part goes
 straight to its place in the bank's gradient. Autograd would make E separate
 tensors and stack them, which for many experts costs more than the products.
 The row counts are read on the host: on CUDA this would stop the queue.
+A gradient that is differentiated again is that of `torch_unrolled.py`.
 """
 
+from functools import partial
 from itertools import repeat
 
 import torch
-from torch.autograd.function import once_differentiable
 
+from keras_moe.kernels import torch_transforms, torch_unrolled
 from keras_moe.kernels.reference import FFNWeights
 from keras_moe.kernels.torch_activation import (
     activated,
@@ -69,9 +71,13 @@ class _GroupedMatmul(torch.autograd.Function):
         return y
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, dy):
         x, kernel = ctx.saved_tensors
+        if torch_transforms.is_differentiated_again(dy):
+            sizes = _with_rest(x, ctx.sizes)
+            matmul = partial(torch_unrolled.matmul_of_sizes, sizes)
+            gradients = torch_transforms.gradients(matmul, (x, kernel), dy)
+            return None, *gradients
         dx = _empty_rows(x, x.shape[-1], ctx.sizes)
         dkernel = _empty_bank(kernel, ctx.sizes)
         groups = _groups(ctx.sizes, (x, dy, dx), (kernel.mT, dkernel))
@@ -106,10 +112,15 @@ class _GroupedFFN(torch.autograd.Function):
         return _ffn(sizes, activation, x, w, kept)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, dy):
         x, *weights = ctx.saved_tensors
         count = len(FFNWeights._fields)
+        if torch_transforms.is_differentiated_again(dy):
+            sizes = _with_rest(x, ctx.sizes)
+            ffn = partial(torch_unrolled.ffn_of_sizes, sizes, ctx.activation)
+            inputs = x, *weights[:count]
+            gradients = torch_transforms.gradients(ffn, inputs, dy)
+            return None, None, None, *gradients
         w, kept = FFNWeights(*weights[:count]), weights[count:]
         scratch = [] if kept else _before_buffers(w, max(ctx.sizes))
         dx = _empty_rows(x, x.shape[-1], ctx.sizes)
@@ -162,6 +173,10 @@ def _before_activation(rows, own, out):
     _linear(rows, own.up_kernel, own.up_bias, out[0])
     if own.gate_kernel is not None:
         _linear(rows, own.gate_kernel, own.gate_bias, out[1])
+
+
+def _with_rest(x, sizes):
+    return [*sizes, len(x) - sum(sizes)]
 
 
 def _empty_rows(x, width, sizes):

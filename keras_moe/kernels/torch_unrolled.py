@@ -1,10 +1,12 @@
-"""PyTorch, in a program that is exported: one matmul an expert, unrolled.
+"""PyTorch, for exports and transforms: one matmul an expert, unrolled.
 
 P rows, sorted by group; E groups; D input and F output width.
 
 `torch.export` follows no autograd function that reads counts on the host, and
 knows no `grouped_mm` of float32. Slices whose lengths are unknown it follows,
-and an expert without rows costs its calls, not its weights.
+and an expert without rows costs its calls, not its weights. All of it are
+PyTorch's own operations, so that `torch.func` and second derivatives follow
+it, too; under `vmap`, where the sizes of a batch differ, it is the reference.
 """
 
 import itertools
@@ -12,10 +14,11 @@ import itertools
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from keras_moe.kernels import quantized
+from keras_moe.kernels import quantized, reference
 from keras_moe.kernels.quantized import QuantizedKernel
 from keras_moe.kernels.reference import FFNWeights, ffn
 from keras_moe.kernels.torch_quantized import round_rows
+from keras_moe.kernels.torch_transforms import is_transformed, known_sizes
 from keras_moe.types import Activation, Tensor
 
 
@@ -23,12 +26,25 @@ def grouped_matmul(
     x: Tensor, kernel: Tensor | QuantizedKernel, group_sizes: Tensor
 ) -> Tensor:
     """Multiplies each row by its group's matrix: `(P, D) -> (P, F)`."""
-    width = _stored(kernel).shape[-1]
+    if x.is_meta:  # keras infers shapes with tensors that hold no values
+        return x.new_empty((x.shape[0], _stored(kernel).shape[-1]))
+    sizes = _sizes(x, group_sizes)
+    if sizes is None:
+        return reference.grouped_matmul(x, kernel, group_sizes)
+    return matmul_of_sizes(sizes, x, kernel)
+
+
+def matmul_of_sizes(
+    sizes: list[int], x: Tensor, kernel: Tensor | QuantizedKernel
+) -> Tensor:
+    """`grouped_matmul` of sizes that are numbers, the last of them that of
+    the rows behind the last group."""
 
     def expert(rows, own):
         return _linear(rows, own, None)
 
-    return _each_group(expert, x, _by_group(kernel), group_sizes, width)
+    width = _stored(kernel).shape[-1]
+    return _each_group(expert, x, _by_group(kernel), sizes, width)
 
 
 def grouped_ffn(
@@ -39,6 +55,23 @@ def grouped_ffn(
     remat: bool = False,
 ) -> Tensor:
     """Up, gate, activation and down of one expert before the next one's."""
+    if x.is_meta:
+        return x.new_empty((x.shape[0], _stored(weights.down_kernel).shape[-1]))
+    sizes = _sizes(x, group_sizes)
+    if sizes is None:
+        return reference.grouped_ffn(x, weights, group_sizes, activation)
+    remat = remat and not is_transformed()  # PyTorch has no hooks there
+    return ffn_of_sizes(sizes, activation, x, *weights, remat=remat)
+
+
+def ffn_of_sizes(
+    sizes: list[int],
+    activation: Activation,
+    x: Tensor,
+    *weights: Tensor | QuantizedKernel | None,
+    remat: bool = False,
+) -> Tensor:
+    """`grouped_ffn` of such sizes, and of the weights in order."""
 
     def expert(rows, own):
         arguments = rows, FFNWeights(*own), activation, _linear
@@ -46,10 +79,9 @@ def grouped_ffn(
             return checkpoint(ffn, *arguments, use_reentrant=False)
         return ffn(*arguments)
 
-    width = _stored(weights.down_kernel).shape[-1]
-    num_groups = len(_stored(weights.down_kernel))
-    parts = zip(*(_by_group(w, num_groups) for w in weights), strict=True)
-    return _each_group(expert, x, parts, group_sizes, width)
+    width = _stored(FFNWeights(*weights).down_kernel).shape[-1]
+    parts = zip(*(_by_group(w, len(sizes) - 1) for w in weights), strict=True)
+    return _each_group(expert, x, parts, sizes, width)
 
 
 def _linear(rows, kernel, bias):
@@ -73,23 +105,31 @@ def _by_group(bank, num_groups=None):
     return bank.unbind(0)
 
 
-def _each_group(expert, x, parts, group_sizes, width):
+def _with_rest(x, group_sizes):
+    rest = x.shape[0] - group_sizes.sum()
+    return torch.cat([group_sizes, rest[None]])
+
+
+def _sizes(x, group_sizes):
+    """Numbers; a tensor in TorchScript, which takes a number for a constant;
+    None under `vmap`."""
+    sizes = _with_rest(x, group_sizes)
+    return sizes if torch.jit.is_tracing() else known_sizes(sizes)
+
+
+def _each_group(expert, x, parts, sizes, width):
     """Calls `expert(rows, part)` for each group, in order."""
-    if x.is_meta:  # keras infers shapes with tensors that hold no values
-        return x.new_empty((x.shape[0], width))
-    *rows, behind = _split(x, group_sizes)
+    *rows, behind = _split(x, sizes)
     outputs = [expert(*pair) for pair in zip(rows, parts, strict=True)]
     return torch.cat([*outputs, behind.new_zeros((behind.shape[0], width))])
 
 
-def _split(x, group_sizes):
+def _split(x, sizes):
     """The rows of each group, and those behind the last."""
-    if torch.jit.is_tracing():  # which takes a number for a constant
-        ends = torch.cumsum(group_sizes.long(), 0)
+    if isinstance(sizes, torch.Tensor):
+        ends = torch.cumsum(sizes[:-1].long(), 0)
         bounds = [0, *ends.unbind(0), x.shape[0]]
         return [x[a:b] for a, b in itertools.pairwise(bounds)]
-    rest = x.shape[0] - group_sizes.sum()
-    sizes = torch.cat([group_sizes, rest[None]]).tolist()
     for size in sizes:
         torch._check(size >= 0)
     return torch.split(x, sizes)

@@ -32,6 +32,10 @@ class MoEBlock(Mixture):
     follows K, not E: only the chosen experts compute a token (Shazeer et al.
     2017, "Outrageously Large Neural Networks", eq. 1).
 
+    Gradients of gradients are right on every backend, e.g. for a gradient
+    penalty. For forward mode (`jax.jvp`, `jax.hessian`), see
+    `keras_moe.kernels.use`.
+
     Args:
         num_experts: E. 8 is a common start, 64 and more with small experts.
             `None` takes it from `experts`, or else from `router`.

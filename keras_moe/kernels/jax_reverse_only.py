@@ -1,0 +1,83 @@
+"""JAX: functions whose gradient is written by hand, for reverse mode alone.
+
+JAX has no forward-mode derivative of a `jax.custom_vjp`. Its error for that
+names no remedy, and inside `jax.jit` it is raised where no code of this
+package runs. Here the arguments pass through an identity, whose forward-mode
+derivative raises an error that names the remedy.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+
+MESSAGE = (
+    "The mixture has no forward-mode derivative on JAX (`jax.jvp`, "
+    "`jax.jacfwd`, `jax.hessian`, `jax.linearize`): the gradients of its "
+    "kernels are written by hand, for reverse mode. Received: a tangent. Call "
+    'it inside `with keras_moe.kernels.use("reference"):`, whose operations '
+    "JAX differentiates in both modes and to any order, or take derivatives "
+    "in reverse mode alone: `jax.jacrev(jax.grad(f))` for `jax.hessian(f)`."
+)
+
+
+class ReverseOnly:
+    """A `jax.custom_vjp` that raises a clear error in forward mode.
+
+    Args:
+        function: Function of arrays, or pytrees of arrays.
+        static: Number of leading arguments that are not arrays; they also
+            come first in both functions that `defvjp` takes.
+
+    Raises:
+        NotImplementedError: If a forward-mode derivative is computed; inside
+            `jax.jit`, when the program is compiled.
+    """
+
+    def __init__(self, function: Callable, static: int = 0):
+        self.static = static
+        numbers = tuple(range(static))
+        self.ruled = jax.custom_vjp(function, nondiff_argnums=numbers)
+
+    def defvjp(self, forward: Callable, backward: Callable) -> None:
+        """Set the functions of the gradient, as those of `jax.custom_vjp`."""
+        self.ruled.defvjp(forward, backward)
+
+    def __call__(self, *args: Any) -> Any:
+        """Return the function's value."""
+        static, arrays = args[: self.static], args[self.static :]
+        return self.ruled(*static, *jax.tree.map(_identity, arrays))
+
+
+def _identity(x):
+    return _identity_p.bind(x) if jnp.issubdtype(x.dtype, jnp.floating) else x
+
+
+def _refuse(*args, **kwargs):
+    raise NotImplementedError(MESSAGE)
+
+
+_identity_p = Primitive("keras_moe_reverse_only")
+_identity_p.def_impl(lambda x: x)
+_identity_p.def_abstract_eval(lambda x: x)
+batching.defvectorized(_identity_p)
+mlir.register_lowering(_identity_p, lambda context, x: [x])
+
+# What it does to tangents. Reverse mode transposes this and never runs it.
+_tangent_p = Primitive("keras_moe_reverse_only_tangent")
+_tangent_p.def_impl(_refuse)
+_tangent_p.def_abstract_eval(lambda x: x)
+ad.deflinear2(_tangent_p, lambda cotangent, x: [cotangent])
+batching.primitive_batchers[_tangent_p] = _refuse
+mlir.register_lowering(_tangent_p, _refuse)
+
+
+def _derivative(primals, tangents):
+    (x,), (tangent,) = primals, tangents
+    return _identity_p.bind(x), _tangent_p.bind(tangent)
+
+
+ad.primitive_jvps[_identity_p] = _derivative

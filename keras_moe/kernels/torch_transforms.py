@@ -1,0 +1,65 @@
+"""PyTorch: when only its own operations can be differentiated.
+
+The hand-written gradients of this package are for `backward` and
+`torch.autograd.grad`. `torch.func` and forward-mode differentiation follow
+PyTorch's own operations alone, and so does a gradient of a gradient.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch.autograd import forward_ad
+
+from keras_moe.types import Tensor
+
+
+def is_transformed() -> bool:
+    """Return whether `torch.func` (`grad`, `vmap`, `jvp` ...) or forward-mode
+    differentiation is in effect. PyTorch has no public function for either."""
+    return not torch.compiler.is_compiling() and (
+        torch._C._are_functorch_transforms_active()
+        or forward_ad._current_level >= 0
+    )
+
+
+def is_differentiated_again(dy: Tensor) -> bool:
+    """Return whether a backward pass must be made of PyTorch's operations:
+    under `create_graph=True`, and of a batch of gradients at once."""
+    return (
+        torch.is_grad_enabled()
+        or is_transformed()
+        or torch._C._functorch.is_legacy_batchedtensor(dy)
+    )
+
+
+def known_sizes(group_sizes: Tensor) -> list[int] | None:
+    """Return the sizes as numbers, or None under `vmap`, where each batch
+    element has its own."""
+    try:
+        return group_sizes.tolist()
+    except RuntimeError:
+        if not is_transformed():
+            raise
+        return None
+
+
+def gradients(
+    function: Callable[..., Tensor], inputs: Sequence, dy: Tensor
+) -> list:
+    """Return gradients that can be differentiated again.
+
+    Args:
+        function: of the inputs, made of PyTorch's operations.
+        inputs: tensors, as autograd saved them; or None.
+        dy: the gradient of the function's output.
+
+    Returns:
+        A gradient for each input that requires one, None for the others.
+    """
+    again = torch.is_grad_enabled()
+    with torch.enable_grad():
+        y = function(*inputs)
+    learns = [t is not None and t.requires_grad for t in inputs]
+    needed = [t for t, own in zip(inputs, learns, strict=True) if own]
+    found = iter(torch.autograd.grad(y, needed, dy, create_graph=again))
+    return [next(found) if own else None for own in learns]
