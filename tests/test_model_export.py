@@ -14,9 +14,6 @@ from zoo import WIDTH
 import keras_moe
 
 SIZES = [(2, 5), (3, 9)]
-pytestmark = pytest.mark.skipif(
-    BACKEND == "jax", reason="waits for linear_map to capture no tracers"
-)
 
 
 def model_of(layer):
