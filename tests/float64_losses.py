@@ -36,7 +36,6 @@ def blocks():
         ),
         "experts": MoEBlock(2, experts=experts, top_k=1),
         "soft": keras_moe.SoftMoE(2, 8, kernel_regularizer="l2"),
-        "encoder": keras_moe.TransformerEncoderBlock(2, MoEBlock(2, 8)),
         "models": keras_moe.MixtureOfModels(
             [keras.layers.Dense(D), keras.layers.Dense(D)], top_k=1
         ),

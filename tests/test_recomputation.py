@@ -13,11 +13,6 @@ only_torch = pytest.mark.skipif(
     BACKEND != "torch",
     reason="JAX and TensorFlow let no state out of a function they repeat",
 )
-needs_gradients = pytest.mark.xfail(
-    BACKEND == "jax",
-    reason="a gradient inside jax.checkpoint needs its own rule of linear_map",
-    strict=False,
-)
 SCHEDULE = keras.optimizers.schedules.PolynomialDecay(0.5, 10)
 
 
@@ -116,7 +111,6 @@ def assert_equal(one, other):
         np.testing.assert_allclose(a, b, atol=1e-6)
 
 
-@needs_gradients
 @pytest.mark.parametrize("name", LAYERS)
 def test_a_remat_scope_changes_no_number(name):
     def make():
@@ -136,7 +130,6 @@ def test_a_remat_scope_changes_no_number(name):
         assert np.abs(steps).max() < 2.1
 
 
-@needs_gradients
 @pytest.mark.parametrize("mode", ["activations", "larger_than"])
 def test_other_modes_change_no_number(mode):
     def make():
@@ -198,7 +191,6 @@ def test_a_reentrant_checkpoint_moves_the_bias_once():
             )
 
 
-@needs_gradients
 def test_mixed_precision():
     """PyTorch repeats a call outside of the casts that Keras puts around."""
     keras.config.set_dtype_policy("mixed_bfloat16")

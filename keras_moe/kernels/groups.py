@@ -247,7 +247,9 @@ def _branch(function, rows, place, padded_size, remat):
         )
 
         def write(buffer, x):
-            origin = [start] + [0] * (len(buffer.shape) - 1)
+            # Of one dtype, also where 64 bits are enabled on JAX.
+            rest = [ops.zeros_like(start)] * (len(buffer.shape) - 1)
+            origin = [start, *rest]
             return ops.slice_update(buffer, origin, ops.cast(x, buffer.dtype))
 
         return tree.map_structure(write, buffers, outputs), state

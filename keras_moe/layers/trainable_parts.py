@@ -67,7 +67,12 @@ class TrainableParts:
 
         Args:
             flags: dict from path to `trainable`, or None.
+
+        Raises:
+            ValueError: If it is anything else.
         """
+        if flags is not None:
+            _check_flags(flags)
         if flags:
             self._flags = frozenset(flags.items())
             self._settled = frozenset()
@@ -120,3 +125,16 @@ def parts_of(
         path = prefix + part.name + (f":{number}" if number else "")
         yield path, part, layer
         yield from parts_of(part, f"{path}/", known)
+
+
+def _check_flags(flags: Any) -> None:
+    """Raise unless this is a dict from paths to booleans."""
+    if isinstance(flags, Mapping) and all(
+        isinstance(path, str) and isinstance(flag, bool)
+        for path, flag in flags.items()
+    ):
+        return
+    raise ValueError(
+        "`trainable_parts` must be a dict from paths of layers inside this one "
+        f"to booleans. Received: {flags!r}. Take it from `get_config`."
+    )
