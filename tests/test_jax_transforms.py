@@ -57,7 +57,9 @@ def test_every_router_has_gradients_in_checkpoint_scan_and_cond(rng, name):
 
 
 @pytest.mark.parametrize(
-    "transform", [jax.checkpoint, keras.remat, nested], ids=str
+    "transform",
+    [jax.checkpoint, keras.remat, nested],
+    ids=["checkpoint", "remat", "nested"],
 )
 def test_gradients_inside_a_transform_are_those_outside(rng, transform):
     x = draw(rng, 8, D)

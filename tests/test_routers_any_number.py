@@ -189,7 +189,7 @@ def test_relu_controller_by_hand(top_k, factor):
 
 def test_relu_controller_holds_the_number_of_experts(rng):
     """Regression on noise: after training about K of 8 experts are on."""
-    router = ReLURouter(8, 2, l1_start=0.01, l1_growth=1.1)
+    router = ReLURouter(8, 2, l1_start=0.01 / 8, l1_growth=1.1)
     block = MoEBlock(8, 8, router=router)
     inputs = keras.Input((16,))
     model = keras.Model(inputs, block(inputs))

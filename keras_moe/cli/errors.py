@@ -29,7 +29,10 @@ def run(app: typer.Typer, arguments: list[str]) -> int:
             list(arguments), prog_name="keras-moe", standalone_mode=False
         )
         return code or DONE
-    except SystemExit:  # how typer and rich end at a broken pipe
+    except SystemExit as error:
+        if error.code != FAILED:  # a signal's
+            raise
+        # How typer and rich end at a broken pipe.
         print("keras-moe: stdout: Broken pipe.", file=sys.stderr)
         return FAILED
     except (KeyboardInterrupt, typer.Abort):

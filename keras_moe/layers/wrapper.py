@@ -34,7 +34,13 @@ class Wrapper(NamedArguments, TrainableParts, keras.Model):
                 f"{self.wraps}={model!r}. Pass its `inner`, and train with "
                 "one after the other."
             )
-        self.inner = checks.check_model(self.wraps, model)
+        self.inner = checks.check_is_a(
+            self.wraps,
+            model,
+            keras.layers.Layer,
+            "a Keras model or layer",
+            "Pass the object, not its name or its class.",
+        )
 
     def build(self, input_shape: Shape) -> None:
         """Builds the model inside, where it is not built yet."""
