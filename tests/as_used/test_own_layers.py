@@ -84,7 +84,9 @@ def test_time_distributed(rng):
 def test_a_recurrent_cell(rng):
     cell = MixtureCell()
     inputs = keras.Input((5, D))
-    model = keras.Model(inputs, keras.layers.RNN(cell)(inputs))
+    # Keras's own limit: what a layer adds or writes in a loop cannot leave it.
+    rnn = keras.layers.RNN(cell, unroll=BACKEND != "torch")
+    model = keras.Model(inputs, rnn(inputs))
     x, y = make_data(rng)
     state = np.zeros((len(x), D))
     for step in range(x.shape[1]):
