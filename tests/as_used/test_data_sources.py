@@ -37,7 +37,8 @@ def test_fit_on(arrays, source):
     model = make_model()
     model.set_weights(first)
     data = SOURCES[source](x, y, 8)
-    steps = 3 if source == "grain" else None  # one pass would end with a warning
+    # One pass over a grain data set would end with a warning.
+    steps = 3 if source == "grain" else None
     model.fit(data, epochs=2, steps_per_epoch=steps, shuffle=False, verbose=0)
     for found, right in zip(model.get_weights(), expected, strict=True):
         np.testing.assert_allclose(found, right, atol=1e-5)

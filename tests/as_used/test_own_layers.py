@@ -108,7 +108,6 @@ def test_nested_mixtures(rng):
         assert np.abs(old - weight.numpy()).max() > 0, weight.path
 
 
-
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("make", [Residual, Subclassed])
 def test_the_export_of_keras(rng, tmp_path, make):
