@@ -210,8 +210,8 @@ def test_two_processes_train_as_one(tmp_path):
         ({"devices": 9}, "`devices` must be at most .* devices=9"),
         ({"expert": 3}, "must be at most the number .* expert=3.* are 1"),
         ({"data": 1, "model": 2}, "must be at most .* data=1, model=2"),
-        ({"model": 0}, "`model` must be a positive int"),
-        ({"data": "all"}, "`data` must be a positive int"),
+        ({"model": 0}, "`model` must be an integer above 0"),
+        ({"data": "all"}, "`data` must be an integer above 0"),
     ],
 )
 def test_a_mesh_that_does_not_fit(arguments, message):

@@ -221,7 +221,7 @@ def _shaped(groups, rows, spec):
     """The spec, or what has symbolic dimensions where the spec has None."""
     if all(None not in s.shape[1:] for s in tree.flatten(spec)):
         return spec
-    return output_shapes(groups.functions[0], rows, groups.states[0])[0]
+    return output_shapes(groups.functions[0], rows, groups.states[0], None)[0]
 
 
 def _skip(buffers, state):

@@ -19,7 +19,7 @@ class AddedLosses:
     """Mixin: adds losses in the floatx, those of every call of a step."""
 
     _loss_ids: set[int]
-    _kept: tuple = ()  # weak references to losses of stateless calls
+    _losses_of_calls: tuple = ()  # weak references to losses of stateless calls
 
     def add_loss(self, loss: Tensor) -> None:
         """Adds a scalar loss, in the floatx, once per training step."""
@@ -29,7 +29,10 @@ class AddedLosses:
         super().add_loss(losses)  # type: ignore[misc]
         stateless = [x for x in losses if id(x) in self._loss_ids]
         if stateless:
-            self._kept = (*self._kept, *map(weakref.ref, stateless))
+            self._losses_of_calls = (
+                *self._losses_of_calls,
+                *map(weakref.ref, stateless),
+            )
 
     def _clear_losses(self) -> None:
         """Keras calls it before each outermost call of a layer.
@@ -37,8 +40,10 @@ class AddedLosses:
         In a `StatelessScope` that would drop the losses of the calls before,
         whose tensors are alive. The id of one that is gone may be another's.
         """
-        self._kept = tuple(kept for kept in self._kept if kept() is not None)
-        alive = {id(kept()) for kept in self._kept}
+        self._losses_of_calls = tuple(
+            kept for kept in self._losses_of_calls if kept() is not None
+        )
+        alive = {id(kept()) for kept in self._losses_of_calls}
         self._loss_ids.clear()
         super()._clear_losses()  # type: ignore[misc]
         self._loss_ids |= alive
