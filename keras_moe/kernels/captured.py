@@ -19,8 +19,6 @@ CONTAINERS = (list, tuple, set, frozenset, dict)
 # Modules of these packages keep no state that a program depends on, except
 # for what `choice.context` returns.
 LIBRARIES = {"jax", "keras", "keras_hub", "keras_moe", "numpy", "tensorflow"}
-# Attributes of the package's layers that change no output of a call.
-BOOKKEEPING = {"_losses_of_calls", "_settled"}
 # What `compile`, `fit`, and `predict` set. `generate` may run in a callback.
 OF_TRAINING = {
     "history",
@@ -144,8 +142,7 @@ class _Walk:
 
     def _of_part(self, layer):
         """A layer's own attributes, those of its base class left out."""
-        skipped = _names_of_keras() | BOOKKEEPING
-        is_model = isinstance(layer, keras.Model)
+        skipped, is_model = _names_of_keras(), isinstance(layer, keras.Model)
         parts = [Same(layer.dtype_policy)]
         for name, value in vars(layer).items():
             private = is_model and (name[0] == "_" or name in OF_TRAINING)

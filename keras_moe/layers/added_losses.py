@@ -14,12 +14,15 @@ from keras_moe import kernels
 from keras_moe.kernels import light_ops as ops
 from keras_moe.types import Tensor
 
+# Weak references to the losses of a layer's stateless calls. Beside the layers:
+# as an attribute they would count as a change of the layer.
+_kept: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+
 
 class AddedLosses:
     """Mixin: adds losses in the floatx, those of every call of a step."""
 
     _loss_ids: set[int]
-    _losses_of_calls: tuple = ()  # weak references to losses of stateless calls
 
     def add_loss(self, loss: Tensor) -> None:
         """Adds a scalar loss, in the floatx, once per training step."""
@@ -29,10 +32,8 @@ class AddedLosses:
         super().add_loss(losses)  # type: ignore[misc]
         stateless = [x for x in losses if id(x) in self._loss_ids]
         if stateless:
-            self._losses_of_calls = (
-                *self._losses_of_calls,
-                *map(weakref.ref, stateless),
-            )
+            kept = _kept.setdefault(self, [])
+            kept.extend(map(weakref.ref, stateless))
 
     def _clear_losses(self) -> None:
         """Keras calls it before each outermost call of a layer.
@@ -40,13 +41,12 @@ class AddedLosses:
         In a `StatelessScope` that would drop the losses of the calls before,
         whose tensors are alive. The id of one that is gone may be another's.
         """
-        self._losses_of_calls = tuple(
-            kept for kept in self._losses_of_calls if kept() is not None
-        )
-        alive = {id(kept()) for kept in self._losses_of_calls}
         self._loss_ids.clear()
         super()._clear_losses()  # type: ignore[misc]
-        self._loss_ids |= alive
+        if self in _kept:
+            alive = [kept for kept in _kept[self] if kept() is not None]
+            _kept[self] = alive
+            self._loss_ids |= {id(kept()) for kept in alive}
 
 
 def in_floatx(loss: Tensor) -> Tensor:
