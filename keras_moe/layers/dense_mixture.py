@@ -7,7 +7,7 @@ import zlib
 
 import keras
 
-from keras_moe.layers import checks, quantization
+from keras_moe.layers import checks, expert_checks, quantization
 from keras_moe.layers.argument_names import NamedArguments
 from keras_moe.layers.expert import Expert
 from keras_moe.layers.initializers import reseeded
@@ -66,31 +66,20 @@ class DenseMixture(NamedArguments, MoELayer):
     ):
         super().__init__(**kwargs)
         self.supports_masking = True
-        self.intermediate_dim = checks.check_positive_int(
-            "intermediate_dim", intermediate_dim
-        )
-        self.output_dim = checks.check_optional_int("output_dim", output_dim)
-        self.activation = checks.check_activation(activation)
-        self.gated = checks.check_bool("gated", gated)
-        self.use_bias = checks.check_bool("use_bias", use_bias)
-        self.dropout = checks.check_rate("dropout", dropout)
-        self.kernel_initializer = checks.check_initializer(
-            "kernel_initializer", kernel_initializer
-        )
-        self.bias_initializer = checks.check_initializer(
-            "bias_initializer", bias_initializer
-        )
-        self.kernel_regularizer = checks.check_regularizer(
-            "kernel_regularizer", kernel_regularizer
-        )
-        self.bias_regularizer = checks.check_regularizer(
-            "bias_regularizer", bias_regularizer
-        )
-        self.kernel_constraint = checks.check_constraint(
-            "kernel_constraint", kernel_constraint
-        )
-        self.bias_constraint = checks.check_constraint(
-            "bias_constraint", bias_constraint
+        expert_checks.set_style(
+            self,
+            intermediate_dim=intermediate_dim,
+            output_dim=output_dim,
+            activation=activation,
+            gated=gated,
+            use_bias=use_bias,
+            dropout=dropout,
+            kernel_initializer=kernel_initializer,
+            bias_initializer=bias_initializer,
+            kernel_regularizer=kernel_regularizer,
+            bias_regularizer=bias_regularizer,
+            kernel_constraint=kernel_constraint,
+            bias_constraint=bias_constraint,
         )
         self.seed = checks.check_seed(seed)
 

@@ -3,12 +3,45 @@
 E experts.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import keras
 
 from keras_moe.layers import checks
 from keras_moe.types import Shape, Tensor
+
+
+def set_style(layer: keras.layers.Layer, **style: Any) -> None:
+    """Checks the arguments that say what experts are like; sets attributes.
+
+    Args:
+        layer: Layer that is an expert, or that builds experts.
+        **style: `intermediate_dim`, `output_dim`, `activation`, `gated`,
+            `use_bias`, `dropout`, and the initializers, regularizers, and
+            constraints of kernels and biases.
+
+    Raises:
+        ValueError: if an argument is out of its range.
+    """
+    for name, value in style.items():
+        setattr(layer, name, _STYLE[name](name, value))
+
+
+_STYLE: dict[str, Callable[[str, Any], Any]] = {
+    "intermediate_dim": checks.check_positive_int,
+    "output_dim": checks.check_optional_int,
+    "activation": lambda _, value: checks.check_activation(value),
+    "gated": checks.check_bool,
+    "use_bias": checks.check_bool,
+    "dropout": checks.check_rate,
+    "kernel_initializer": checks.check_initializer,
+    "bias_initializer": checks.check_initializer,
+    "kernel_regularizer": checks.check_regularizer,
+    "bias_regularizer": checks.check_regularizer,
+    "kernel_constraint": checks.check_constraint,
+    "bias_constraint": checks.check_constraint,
+}
 
 
 def check_quantization_config(config: Any) -> Any:
