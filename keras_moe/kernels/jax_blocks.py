@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from keras_moe.kernels.blocks import block_sizes
 from keras_moe.kernels.jax_loop import map_blocks
-from keras_moe.kernels.jax_reverse_only import ReverseOnly
+from keras_moe.kernels.jax_reverse_only import ReverseOnly, second_gradients
 from keras_moe.kernels.reference import (
     FFNWeights,
     before_activation,
@@ -95,12 +95,9 @@ def _matmul_gradients_forward(x, kernel, group_sizes, dy):
 
 @jax.jit
 def _matmul_gradients_backward(residuals, cotangents):
-    x, kernel, group_sizes, dy = residuals
-    d_dx, d_dkernel = cotangents
-    dx, dkernel = _matmul_gradients(d_dx, d_dkernel, group_sizes, dy)
-    d_dy = _grouped_matmul(d_dx, kernel, group_sizes)
-    d_dy = d_dy + _grouped_matmul(x, d_dkernel, group_sizes)
-    return dx, dkernel, None, d_dy
+    return second_gradients(
+        _grouped_matmul, _matmul_gradients, residuals, cotangents
+    )
 
 
 _matmul_gradients.defvjp(_matmul_gradients_forward, _matmul_gradients_backward)

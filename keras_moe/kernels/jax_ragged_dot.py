@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from keras_moe.kernels import reference
-from keras_moe.kernels.jax_reverse_only import ReverseOnly
+from keras_moe.kernels.jax_reverse_only import ReverseOnly, second_gradients
 from keras_moe.kernels.reference import FFNWeights
 from keras_moe.types import Activation, Tensor
 
@@ -38,13 +38,7 @@ def _gradients(x, kernel, group_sizes, dy):
 
 
 def _gradients_backward(residuals, cotangents):
-    """Two products again."""
-    x, kernel, group_sizes, dy = residuals
-    d_dx, d_dkernel = cotangents
-    dx, dkernel = _gradients(d_dx, d_dkernel, group_sizes, dy)
-    d_dy = _grouped_matmul(d_dx, kernel, group_sizes)
-    d_dy = d_dy + _grouped_matmul(x, d_dkernel, group_sizes)
-    return dx, dkernel, None, d_dy
+    return second_gradients(_grouped_matmul, _gradients, residuals, cotangents)
 
 
 _grouped_matmul.defvjp(

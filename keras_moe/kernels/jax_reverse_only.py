@@ -52,6 +52,28 @@ class ReverseOnly:
         return self.ruled(*static, *jax.tree.map(_identity, arrays))
 
 
+def second_gradients(
+    matmul: Callable, gradients: Callable, residuals: tuple, cotangents: tuple
+) -> tuple:
+    """Return the gradients of the gradients of a grouped matmul.
+
+    A product's gradients are two products, so theirs are products again.
+
+    Args:
+        matmul: `matmul(x, kernel, group_sizes)`.
+        gradients: `gradients(x, kernel, group_sizes, dy)`, those of `x` and
+            of `kernel`.
+        residuals: The arguments of `gradients`.
+        cotangents: Of the two gradients.
+    """
+    x, kernel, group_sizes, dy = residuals
+    d_dx, d_dkernel = cotangents
+    dx, dkernel = gradients(d_dx, d_dkernel, group_sizes, dy)
+    d_dy = matmul(d_dx, kernel, group_sizes)
+    d_dy = d_dy + matmul(x, d_dkernel, group_sizes)
+    return dx, dkernel, None, d_dy
+
+
 def _identity(x):
     return _identity_p.bind(x) if jnp.issubdtype(x.dtype, jnp.floating) else x
 
