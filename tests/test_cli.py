@@ -579,7 +579,7 @@ def test_a_misspelled_backend_is_told_in_one_line(way):
 
 @pytest.mark.one_backend
 def test_stdout_that_cannot_be_written_is_told_in_one_line():
-    """Full, a pipe that nobody reads, or closed."""
+    """A full device, a pipe without a reader, or a closed stdout."""
     with open("/dev/full", "w") as full:
         assert run_help(WAYS[0], None, full) == (
             1,

@@ -163,8 +163,8 @@ def balancing_loss(
 
     Args:
         kind: `"switch"`, `"per_sequence"` or `"global_batch"`.
-        assignment: whose padding pairs have the index E. Experts that are off
-            are told by its `router_logits`.
+        assignment: Its padding pairs have the index E. Its `router_logits`
+            are -1e30 for experts that are off.
         token_mask: bool `(T,)`.
         sequence_length: S, for `"per_sequence"`.
     """
