@@ -19,9 +19,15 @@ import keras_moe
 from keras_moe import kernels
 
 
-def is_cheap(name):
-    """Whether `make test` also compares values on JAX, which compiles them."""
-    return name in ("MoEBlock full", "ExpertChoiceRouter")
+def with_values(names):
+    """Parametrizes `name`; on JAX, which compiles each, most are slow."""
+    in_make_test = ("MoEBlock full", "ExpertChoiceRouter")
+
+    def case(name):
+        quick = BACKEND != "jax" or name in in_make_test
+        return pytest.param(name, marks=() if quick else pytest.mark.slow)
+
+    return pytest.mark.parametrize("name", list(map(case, names)))
 
 
 def arrays(function, layer, *inputs):
@@ -54,15 +60,7 @@ def test_shape_of_an_own_layer_by_router(name):
         assert outputs.shape == (None, None, D)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        name
-        if BACKEND != "jax" or is_cheap(name)
-        else pytest.param(name, marks=pytest.mark.slow)
-        for name in EVERY_LAYER
-    ],
-)
+@with_values(EVERY_LAYER)
 def test_values_of_an_own_layer(name, rng):
     layer = EVERY_LAYER[name]()
     own = Residual(layer)
@@ -72,15 +70,7 @@ def test_values_of_an_own_layer(name, rng):
     np.testing.assert_allclose(got, x + direct, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        name
-        if BACKEND != "jax" or is_cheap(name)
-        else pytest.param(name, marks=pytest.mark.slow)
-        for name in ROUTERS
-    ],
-)
+@with_values(ROUTERS)
 def test_values_of_an_own_layer_by_router(name, rng):
     block = keras_moe.MoEBlock(E, 12, router=ROUTERS[name]())
     own = Residual(block)
