@@ -4,6 +4,7 @@ D = 8 wide, E = 4 experts, K = 2, F = 6: an expert holds D*F + F + F*D + D
 = 110 parameters, two of four are idle for a token.
 """
 
+import hashlib
 import importlib.util
 import json
 import os
@@ -22,6 +23,7 @@ from keras_moe.cli.errors import one_line
 from keras_moe.cli.inputs import shapes_for_tokens
 from keras_moe.cli.runnable import open_runnable
 from keras_moe.export import FORMATS
+from keras_moe.export import manifest as manifests
 
 BACKEND = keras.backend.backend()
 # What this backend writes itself, in seconds.
@@ -66,9 +68,11 @@ def artifact(path, tmp_path_factory):
 
 @pytest.fixture
 def manifest(tmp_path):
-    """A folder with a manifest and nothing to run."""
+    """A folder with a manifest and a file that no runtime can load."""
     folder = tmp_path / "written_elsewhere"
     folder.mkdir()
+    (folder / "model.onnx").write_bytes(b"no model")
+    listed = {"bytes": 8, "sha256": hashlib.sha256(b"no model").hexdigest()}
     mixture = {
         "path": "moe",
         "class": "MoEBlock",
@@ -81,7 +85,7 @@ def manifest(tmp_path):
         "expert_bytes": 12800,
     }
     content = {
-        "schema": 1,
+        "schema": 2,
         "format": "onnx",
         "file": "model.onnx",
         "inputs": [{"name": "x", "shape": [None, 8], "dtype": "float32"}],
@@ -101,8 +105,9 @@ def manifest(tmp_path):
             "shapes": [[[2, 8]], [[3, 8]]],
             "unreached": {},
         },
+        "files": {"model.onnx": listed},
     }
-    (folder / "moe.json").write_text(json.dumps(content))
+    manifests.save(content, folder)
     return folder
 
 

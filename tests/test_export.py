@@ -8,8 +8,7 @@ import pytest
 from backend import BACKEND, to_numpy
 
 import keras_moe
-from keras_moe.export import FORMATS, export, load, verify
-from keras_moe.export.manifest import describe
+from keras_moe.export import FORMATS, describe, export, load, verify
 from keras_moe.export.observing import observer
 
 D, E = 8, 4

@@ -9,7 +9,7 @@ import keras
 
 from keras_moe.cli.files import is_model, load_model, size_of
 from keras_moe.export import FORMATS, describe
-from keras_moe.export.manifest import read
+from keras_moe.export.manifest import read_checked
 
 
 def inspect(path: pathlib.Path) -> dict:
@@ -49,7 +49,7 @@ def _model(path):
 
 
 def _artifact(path):
-    manifest = read(path)
+    manifest = read_checked(path)
     name = manifest["format"]
     runtime = FORMATS[name].packages[-1:]
     return {

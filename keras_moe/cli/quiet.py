@@ -60,7 +60,8 @@ def _heard(stderr, debug) -> Iterator[None]:
 
 def _tell_warnings(stderr, debug):
     """The package's warnings by their text: their place is the caller's."""
-    warnings.filterwarnings("always", message="No input reached the experts")
+    for start in ("No input reached the experts", "The artifact in"):
+        warnings.filterwarnings("always", message=start)
     if debug:
         return
 

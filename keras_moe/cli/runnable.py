@@ -9,11 +9,10 @@ import numpy as np
 from keras import ops
 
 from keras_moe import kernels
-from keras_moe.cli.errors import CliError
-from keras_moe.cli.files import is_model, load_functional, one_reason
+from keras_moe.cli.files import is_model, load_functional
 from keras_moe.export import FORMATS, load
 from keras_moe.export.formats import LOW_PRECISION_TOLERANCE, is_exact
-from keras_moe.export.manifest import input_specs, read
+from keras_moe.export.manifest import input_specs
 
 Batch = list[np.ndarray]
 # Of two Keras backends, as of the formats: in units of the largest output.
@@ -48,18 +47,8 @@ def open_runnable(path: pathlib.Path, threads: int | None = None) -> Runnable:
 
 
 def _artifact(path, threads):
-    manifest = read(path)
-    try:
-        artifact = load(path, threads)
-    except ImportError:
-        raise
-    except Exception as error:
-        raise CliError(
-            f"{path} could not be loaded by its runtime. Received: "
-            f"{type(error).__name__}: {one_reason(error)}. The artifact is "
-            "damaged, or the runtime of another version: export the model "
-            "again."
-        ) from error
+    artifact = load(path, threads)
+    manifest = artifact.manifest
     verified = manifest["verified"] or {}
     usual = FORMATS[manifest["format"]].tolerance
     if manifest["quantize"]:

@@ -8,9 +8,9 @@ run in its own runtime (`runtimes.py`) on inputs that reach every expert
 """
 
 from keras_moe.export.artifact import Artifact, load
+from keras_moe.export.describing import describe
 from keras_moe.export.exporting import export, verify
 from keras_moe.export.formats import FORMATS, Format
-from keras_moe.export.manifest import describe
 
 __all__ = [
     "Artifact",

@@ -15,33 +15,49 @@ from keras_moe.layers import checks
 class Artifact:
     """An exported model in its runtime.
 
+    All files are checked against the checksums in `moe.json` first. An
+    artifact that was written before keras_moe stored checksums loads with one
+    warning.
+
     Args:
-        path: the folder that `export` wrote.
-        threads: that the runtime may use; None is its own choice.
+        path: Folder that `export` wrote.
+        threads: Number of threads that the runtime may use. `None` (the
+            default) leaves the choice to the runtime.
 
     Attributes:
-        manifest: dict, what `moe.json` says.
+        manifest: Dict, the content of `moe.json`.
 
     Call arguments:
-        inputs: an array, a list of arrays, or a dict by name.
+        inputs: An array, a list of arrays, or a dict by name.
 
     Returns:
         The list of output arrays.
 
     Raises:
-        FileNotFoundError, ValueError: where the folder is no artifact of ours.
-        ImportError: where its runtime is missing.
+        FileNotFoundError: If the folder holds no `moe.json`.
+        ValueError: If `moe.json` or a file that it lists is damaged.
+        ImportError: If the package of the runtime is missing.
+        RuntimeError: If the runtime cannot load the artifact.
+        OSError: If a file cannot be read.
     """
 
     def __init__(self, path: str | os.PathLike, threads: int | None = None):
         threads = checks.check_optional_int("threads", threads)
-        self.manifest = manifests.read(path)
+        self.manifest = manifests.read_checked(path)
         format = self.manifest["format"]
         # Only what runs it: the last of the packages, or the only one.
         require_packages(format, FORMATS[format].packages[-1:])
-        self._run = runtimes.load(
-            format, str(pathlib.Path(path, FORMATS[format].file)), threads
-        )
+        file = pathlib.Path(path, FORMATS[format].file)
+        try:
+            self._run = runtimes.load(format, str(file), threads)
+        except ImportError:
+            raise
+        except Exception as error:
+            raise RuntimeError(
+                f"{path} could not be loaded by its runtime. Received: "
+                f"{type(error).__name__}: {error}. The artifact is damaged, "
+                "or the runtime is of another version: export the model again."
+            ) from error
 
     def __call__(self, inputs) -> list[np.ndarray]:
         """Runs the model; see the class."""

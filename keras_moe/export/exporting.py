@@ -135,7 +135,7 @@ def verify(
         FileNotFoundError: where `path` is no artifact.
         RuntimeError: where the artifact does not run.
     """
-    manifest = manifests.read(path)
+    manifest = manifests.read_checked(path)
     format_of(manifest["format"])
     wrapped = as_functional(model, input_signature)
     return verify_folder(wrapped, manifest, pathlib.Path(path), data)

@@ -11,6 +11,7 @@ class Format(NamedTuple):
 
     writer: the Keras backend that writes it.
     file: the artifact's name inside its folder; `""` is the folder itself.
+    parts: the files that every artifact of the format consists of.
     tolerance: the largest difference from the Keras model, in units of the
         largest output, or of one where all outputs are smaller.
     packages: what must be importable to write and to run it.
@@ -18,25 +19,46 @@ class Format(NamedTuple):
 
     writer: str
     file: str
+    parts: tuple[str, ...]
     tolerance: float
     packages: tuple[str, ...]
 
 
 FORMATS = {
-    "tf_saved_model": Format("tensorflow", "", 1e-5, ("tensorflow",)),
+    "tf_saved_model": Format(
+        "tensorflow",
+        "",
+        (
+            "saved_model.pb",
+            "fingerprint.pb",
+            "variables/variables.index",
+            "variables/variables.data-00000-of-00001",
+        ),
+        1e-5,
+        ("tensorflow",),
+    ),
     "litert": Format(
-        "tensorflow", "model.tflite", 1e-4, ("tensorflow", "ai_edge_litert")
+        "tensorflow",
+        "model.tflite",
+        ("model.tflite",),
+        1e-4,
+        ("tensorflow", "ai_edge_litert"),
     ),
     "onnx": Format(
         "tensorflow",
         "model.onnx",
+        ("model.onnx",),
         1e-5,
         ("tensorflow", "tf2onnx", "onnx", "onnxruntime"),
     ),
     "openvino": Format(
-        "tensorflow", "model.xml", 1e-5, ("tensorflow", "openvino")
+        "tensorflow",
+        "model.xml",
+        ("model.xml", "model.bin"),
+        1e-5,
+        ("tensorflow", "openvino"),
     ),
-    "torch": Format("torch", "model.pt2", 1e-5, ("torch",)),
+    "torch": Format("torch", "model.pt2", ("model.pt2",), 1e-5, ("torch",)),
 }
 
 # Half floats and quantised products round by as much at every layer.

@@ -1,89 +1,30 @@
-"""`moe.json`: what an artifact is, lying inside its folder.
-
-E experts, K top_k.
-"""
+"""`moe.json`: what an artifact is, and the checksums of its files."""
 
 import importlib.metadata
 import json
-import math
 import os
 import pathlib
 import platform
-import re
+import warnings
+from reprlib import repr as repr_of
 
 import keras
 
+from keras_moe.export import checksums, schema
+from keras_moe.export.describing import describe
 from keras_moe.export.formats import FORMATS
 from keras_moe.layers import checks
-from keras_moe.layers.find import blocks_of, paths_of
 
 NAME = "moe.json"
-# Raised when a reader of the old form would misread the new one.
-SCHEMA = 1
-_NEEDED = ("inputs", "outputs", "versions", "quantize", "verified")
-
-
-def describe(model: keras.Model) -> dict:
-    """Says what a model's mixtures are and what of it one token meets.
-
-    Args:
-        model: built.
-
-    Returns:
-        `parameters`, `active_parameters` (a token's: K of each block's E
-        experts and all that is not an expert), `parameter_bytes`, and
-        `mixtures`, one dict for each block: `path`, `class`, `router`,
-        `num_experts`, `top_k`, `capacity_factor`, `eval_capacity_factor`,
-        `expert_parameters` (of all E) and `expert_bytes`.
-    """
-    blocks = blocks_of(model)
-    mixtures = list(map(_describe_block, paths_of(blocks), blocks))
-    parameters = _parameters(model)
-    idle = sum(
-        m["expert_parameters"]
-        * (m["num_experts"] - m["top_k"])
-        // m["num_experts"]
-        for m in mixtures
-    )
-    return {
-        "parameters": parameters,
-        "active_parameters": parameters - idle,
-        "parameter_bytes": _bytes(model),
-        "mixtures": mixtures,
-    }
-
-
-def _describe_block(path, block):
-    return {
-        "path": path,
-        "class": type(block).__name__,
-        "router": type(block.router).__name__,
-        "num_experts": block.num_experts,
-        "top_k": min(block.router.top_k, block.num_experts),
-        "capacity_factor": block.capacity_factor,
-        "eval_capacity_factor": block.eval_capacity_factor,
-        "expert_parameters": _parameters(block.experts),
-        "expert_bytes": _bytes(block.experts),
-    }
-
-
-def _parameters(layer):
-    """Counted as `model.summary()` does."""
-    return sum(math.prod(w.shape) for w in layer.weights)
-
-
-def _bytes(layer):
-    return sum(math.prod(w.shape) * _size_of(w.dtype) for w in layer.weights)
-
-
-def _size_of(dtype):
-    """Bytes of one number: a dtype's name ends with its bits."""
-    bits = re.search(r"\d+$", keras.backend.standardize_dtype(dtype))
-    return int(bits[0]) // 8 if bits else 1
+# Increased when a reader of the old form would misread the new one.
+SCHEMA = 2
+WITHOUT_CHECKSUMS = 1
+LARGEST = 2**24  # bytes of `moe.json`
 
 
 def make(model, format: str, folder: pathlib.Path, quantize) -> dict:
-    """Returns the manifest of an artifact that has just been written."""
+    """Return the manifest of an artifact that has just been written."""
+    files = checksums.of_folder(folder)
     return {
         "schema": SCHEMA,
         "format": format,
@@ -96,11 +37,10 @@ def make(model, format: str, folder: pathlib.Path, quantize) -> dict:
         "exported_on": keras.backend.backend(),
         "written_by": FORMATS[format].writer,
         "versions": _versions(format),
-        "bytes": sum(
-            f.stat().st_size for f in folder.rglob("*") if f.is_file()
-        ),
+        "bytes": sum(file["bytes"] for file in files.values()),
         **describe(model),
         "verified": None,
+        "files": files,
     }
 
 
@@ -142,17 +82,26 @@ def _versions(format):
 
 
 def save(manifest: dict, folder: pathlib.Path) -> None:
-    """Writes `moe.json`."""
-    text = json.dumps(manifest, indent=2)
-    (folder / NAME).write_text(text + "\n")
+    """Write `moe.json`, and add the checksum of its content to `manifest`.
+
+    Raises:
+        ValueError: If the manifest is not what `read` accepts.
+    """
+    manifest[checksums.CHECKSUM] = checksums.of_content(manifest)
+    _check(manifest)
+    text = json.dumps(manifest, indent=2, allow_nan=False)
+    (folder / NAME).write_text(text + "\n", encoding="utf-8")
 
 
 def read(folder: str | os.PathLike) -> dict:
-    """Reads the `moe.json` of an artifact's folder.
+    """Read the `moe.json` of an artifact's folder and check its content.
+
+    The files that it lists are not read; `read_checked` checks them, too.
 
     Raises:
-        FileNotFoundError: where there is none.
-        ValueError: where it is not one, or from a version that is not ours.
+        FileNotFoundError: If there is none.
+        ValueError: If it is damaged, or of a schema that this version of
+            keras_moe does not know.
     """
     path = checks.check_path("path", folder) / NAME
     if not path.is_file():
@@ -161,21 +110,97 @@ def read(folder: str | os.PathLike) -> dict:
             f"Received: {folder}. Write one with keras_moe.export.export."
         )
     try:
-        manifest = json.loads(path.read_text())
-        schema, format = manifest["schema"], manifest["format"]
-        if schema == SCHEMA and format in FORMATS:
-            missing = [name for name in _NEEDED if name not in manifest]
-            if missing:
-                raise KeyError(*missing)
-            return manifest
-    except (ValueError, KeyError, TypeError) as error:
+        manifest = _decoded(path)
+        _check(manifest)
+    except ValueError as error:
         raise ValueError(
-            f"{path} must be what keras_moe wrote. Received: {error!r}. Export "
-            "the model again."
+            f"{path} must be what keras_moe wrote. {error}. Export the model "
+            "again."
         ) from None
-    by = manifest.get("versions", {}).get("keras-moe")
+    return manifest
+
+
+def read_checked(folder: str | os.PathLike) -> dict:
+    """Read the manifest of an artifact and check all files that it lists.
+
+    A manifest from before keras_moe wrote checksums gives one warning.
+
+    Raises:
+        FileNotFoundError: If there is no manifest.
+        ValueError: If the manifest or a file is damaged.
+        OSError: If a file cannot be read.
+    """
+    manifest = read(folder)
+    if manifest["schema"] == WITHOUT_CHECKSUMS:
+        warnings.warn(
+            f"The artifact in {folder} was written before keras_moe stored "
+            "checksums, so damaged files are not noticed. Export the model "
+            "again.",
+            stacklevel=3,
+        )
+        return manifest
+    damage = checksums.damage_of(manifest, pathlib.Path(folder))
+    if damage:
+        raise ValueError(
+            f"The files in {folder} must be those that keras_moe wrote. "
+            f"Received: {damage}. The artifact is damaged: export the model "
+            "again, or copy the folder again."
+        )
+    return manifest
+
+
+def listed_files(manifest: dict) -> set[str]:
+    """Return the relative paths of the files that an artifact consists of.
+
+    A manifest that `read` accepts names no path outside of its folder.
+    `moe.json` is not among the paths. Old manifests have no list: the files
+    that their format always consists of are returned.
+    """
+    if manifest["schema"] == WITHOUT_CHECKSUMS:
+        return set(FORMATS[manifest["format"]].parts)
+    return set(manifest["files"])
+
+
+def _decoded(path):
+    """Return the JSON of a file of bounded size and depth."""
+    with open(path, "rb") as file:
+        text = file.read(LARGEST + 1)
+    if len(text) > LARGEST:
+        raise ValueError(f"Received: a file of more than {LARGEST} bytes")
+    try:
+        return json.loads(text.decode())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"Received: {error!r}") from None
+
+
+def _check(manifest):
+    """Raise a ValueError if a manifest is of no known schema, or damaged."""
+    if not isinstance(manifest, dict):
+        schema.fail("It", "an object", manifest)
+    _check_schema(manifest)
+    format = FORMATS[manifest["format"]]
+    old = manifest["schema"] == WITHOUT_CHECKSUMS
+    schema.check(manifest, old)
+    if manifest["file"] != format.file:
+        schema.fail("`file`", repr(format.file), manifest["file"])
+    if old:
+        return
+    if manifest[checksums.CHECKSUM] != checksums.of_content(manifest):
+        raise ValueError("Received: content that differs from its `checksum`")
+    if not set(format.parts) <= set(manifest["files"]):
+        listed = sorted(manifest["files"])
+        schema.fail("`files`", f"a list with {format.parts}", listed)
+
+
+def _check_schema(manifest):
+    number, format = manifest.get("schema"), manifest.get("format")
+    known = type(number) is int and number in (WITHOUT_CHECKSUMS, SCHEMA)
+    if known and isinstance(format, str) and format in FORMATS:
+        return
+    versions = manifest.get("versions")
+    by = versions.get("keras-moe") if isinstance(versions, dict) else None
     raise ValueError(
-        f"{path} must be of schema {SCHEMA} and of a known format. Received: "
-        f"schema {schema!r}, format {format!r}, written by keras-moe {by}. "
-        "Export the model again with this version."
+        f"It must be of schema {SCHEMA} and of a known format. Received: "
+        f"schema {repr_of(number)}, format {repr_of(format)}, written by "
+        f"keras-moe {repr_of(by)}"
     )
