@@ -33,10 +33,14 @@ from keras_moe.kernels.objects import (
     call_part,
     first_value,
     is_recomputing,
+    is_traced_here,
     keep_losses_apart,
     may_be_repeated,
     repeatable,
     settle,
+    trace_here,
+    untraced_zero,
+    writes_leave_traces,
 )
 from keras_moe.kernels.primitives import (
     compiled,
@@ -90,6 +94,7 @@ __all__ = [
     "inverse_permutation",
     "is_recomputing",
     "is_spread",
+    "is_traced_here",
     "known_int",
     "keep_losses_apart",
     "light_ops",
@@ -113,8 +118,11 @@ __all__ = [
     "take_columns",
     "take_rows",
     "top_k_index",
+    "trace_here",
+    "untraced_zero",
     "use",
     "value_and_gradient",
+    "writes_leave_traces",
 ]
 
 

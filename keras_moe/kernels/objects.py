@@ -106,6 +106,44 @@ def assign_once(variable: keras.Variable, value: Tensor) -> None:
         variable.assign(value)
 
 
+def trace_here() -> object:
+    """Returns what names the function or graph that is traced now.
+
+    Returns:
+        Something that equals another call's while the same is traced; always
+        None on PyTorch, which traces nothing that a value could not leave.
+    """
+    own = twin("trace_here")
+    return own() if own else None
+
+
+def is_traced_here(value: Tensor) -> bool:
+    """Returns whether a value belongs to what is traced now, as an argument
+    of a traced function does.
+
+    Args:
+        value: a variable's, for example.
+    """
+    own = twin("is_traced_here")
+    return own is not None and own(value)
+
+
+def writes_leave_traces() -> bool:
+    """Returns whether variables may be written inside any trace.
+
+    On TensorFlow a graph writes; on JAX the value itself has to come out.
+    """
+    own = twin("writes_leave_traces")
+    return own is None or own()
+
+
+def untraced_zero() -> Tensor:
+    """Returns a scalar zero in the floatx that may be used in any trace."""
+    own = twin("outside_of_traces")
+    with own() if own else contextlib.nullcontext():
+        return keras.ops.zeros((), keras.config.floatx())
+
+
 def settle(variable: keras.Variable) -> None:
     """Puts a bank of weights where it is read fastest, on PyTorch on CPU.
 

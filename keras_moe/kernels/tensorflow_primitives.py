@@ -6,10 +6,12 @@ What each does is said in `primitives.py` and `objects.py`.
 import functools
 import os
 import threading
+import weakref
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import tensorflow as tf
+from tensorflow.python.eager import record
 from tensorflow.python.ops import control_flow_util
 
 from keras_moe.types import Tensor
@@ -144,3 +146,24 @@ def value_and_gradient(
         value, x, unconnected_gradients=tf.UnconnectedGradients.ZERO
     )
     return value, gradient
+
+
+def trace_here() -> object:
+    """The graph that operations are added to, weakly, and whether a tape
+    records them: `tf.recompute_grad` records nothing of its first run."""
+    recording = record.could_possibly_record()
+    if tf.executing_eagerly():
+        return None, recording
+    return weakref.ref(tf.compat.v1.get_default_graph()), recording
+
+
+def is_traced_here(value: Tensor) -> bool:
+    """An eager tensor and a variable belong to no graph."""
+    if tf.executing_eagerly() or not tf.is_symbolic_tensor(value):
+        return False
+    return value.graph is tf.compat.v1.get_default_graph()
+
+
+def outside_of_traces():
+    """A constant that every graph takes in."""
+    return tf.init_scope()

@@ -25,11 +25,9 @@ def is_transformed() -> bool:
 def is_differentiated_again(dy: Tensor) -> bool:
     """Return whether a backward pass must be made of PyTorch's operations:
     under `create_graph=True`, and of a batch of gradients at once."""
-    return (
-        torch.is_grad_enabled()
-        or is_transformed()
-        or torch._C._functorch.is_legacy_batchedtensor(dy)
-    )
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return torch.is_grad_enabled()
+    return is_transformed() or torch._C._functorch.is_legacy_batchedtensor(dy)
 
 
 def known_sizes(group_sizes: Tensor) -> list[int] | None:

@@ -29,6 +29,9 @@ class AddedLosses:
         losses = [in_floatx(x) for x in keras.tree.flatten(loss)]
         if kernels.is_recomputing():
             return
+        if losses and not self.can_leave():  # type: ignore[attr-defined]
+            self.leave_out()  # type: ignore[attr-defined]
+            return
         super().add_loss(losses)  # type: ignore[misc]
         stateless = [x for x in losses if id(x) in self._loss_ids]
         if stateless:

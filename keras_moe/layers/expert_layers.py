@@ -15,6 +15,7 @@ from keras_moe.layers.added_losses import in_floatx
 from keras_moe.layers.argument_names import NamedArguments
 from keras_moe.layers.moe_layer import MoELayer
 from keras_moe.layers.real_rows import only_real_rows
+from keras_moe.layers.traces import own_trace
 from keras_moe.types import Tensor
 
 
@@ -152,7 +153,8 @@ def _function(layer, kept_variables, spec, training):
     def run(operands, state, real):
         mask = operands[1] if len(operands) > 1 else None
         kept = list(zip(kept_variables, state[0], strict=True))
-        with keras.StatelessScope(fixed + kept, collect_losses=True) as scope:
+        scope = keras.StatelessScope(fixed + kept, collect_losses=True)
+        with own_trace(), scope:
             with only_real_rows(layer, real):
                 outputs = layer(
                     operands[0], training=training, **mask_for(layer, mask)

@@ -132,6 +132,7 @@ class Mixture(NamedArguments, MoELayer):
             mask: bool `(U,)`, False for padding; or None.
             length: S, where the loss is a sequence's.
         """
+        self.warn_of_state()
         if self.router.trainable:
             self._add_losses(chosen, mask, length)
         self.statistics.update(chosen.expert_index, kept.expert_index)

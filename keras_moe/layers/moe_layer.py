@@ -4,10 +4,13 @@ import keras
 
 from keras_moe.layers.added_losses import AddedLosses
 from keras_moe.layers.rematerialized import Rematerialized
+from keras_moe.layers.traces import Traced
 from keras_moe.layers.trainable_parts import TrainableParts
 
 
-class MoELayer(TrainableParts, AddedLosses, Rematerialized, keras.layers.Layer):
+class MoELayer(
+    TrainableParts, AddedLosses, Rematerialized, Traced, keras.layers.Layer
+):
     """Base of the layers: frozen parts, added losses, recomputation.
 
     Args:

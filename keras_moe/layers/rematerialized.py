@@ -15,6 +15,7 @@ import keras
 from keras import ops, tree
 
 from keras_moe import kernels
+from keras_moe.layers.traces import own_trace
 
 
 class Rematerialized:
@@ -55,7 +56,7 @@ def call_recomputed(layer: Any, layer_call: Callable, *args, **kwargs):
         args, kwargs = tree.pack_sequence_as((full_args, full_kwargs), filled)
         pairs = list(zip(variables, values, strict=True))
         scope = keras.StatelessScope(pairs, collect_losses=True)
-        with kernels.repeatable(pure), scope:
+        with kernels.repeatable(pure), own_trace(), scope:
             before = [scope.get_current_value(v) for v in variables]
             outputs = layer_call(*args, **kwargs)
             after = [scope.get_current_value(v) for v in variables]

@@ -51,7 +51,7 @@ class ScheduledWeight(KeptInFloats, MoELayer):
         steps = kernels.first_value(lambda: self.steps.value)
         value = self.schedule(ops.reshape(steps, ()))
         if self.trainable:
-            kernels.assign_once(self.steps, ops.add(self.steps, 1.0))
+            self.write(self.steps, ops.add(self.steps, 1.0))
         return ops.cast(value, "float32")
 
 

@@ -54,7 +54,7 @@ class RoutingStatistics(KeptInFloats, MoELayer):
             chosen_index: int32 `(P,)`, each pair's expert as the router chose.
             kept_index: int32 `(P,)`, the same after capacity.
         """
-        if not self.trainable or kernels.is_recomputing():
+        if not self.trainable:
             return
         load, dropped = self._shares(chosen_index, kept_index)
         counted = ops.cast(ops.sum(load, keepdims=True) > 0, "float32")
@@ -62,7 +62,7 @@ class RoutingStatistics(KeptInFloats, MoELayer):
         step = counted / (num_batches + (1.0 - counted))
         self._move(self.expert_load, load, step)
         self._move(self.fraction_dropped, dropped, step)
-        self.num_batches.assign(num_batches)
+        self.write(self.num_batches, num_batches)
 
     def _shares(self, chosen_index, kept_index):
         """Load `(E,)` and dropped share `(1,)` of all replicas' pairs."""
@@ -77,7 +77,7 @@ class RoutingStatistics(KeptInFloats, MoELayer):
         return counts[0] / routed, (chosen - kept) / routed
 
     def _move(self, mean, value, step):
-        mean.assign(mean.value + step * (value - mean.value))
+        self.write(mean, mean.value + step * (value - mean.value))
 
     def reset(self) -> None:
         """Starts the means afresh."""

@@ -88,10 +88,24 @@ def test_in_half_precision(policy):
     assert layer.block.experts.up_kernel.dtype == expected
 
 
+def all_callbacks(folder):
+    """Return the callbacks of the package and those that users add."""
+    keras_own = keras.callbacks
+    return [
+        RoutingMetrics(),
+        BalanceGuard(),
+        keras_own.CSVLogger(str(folder / "log.csv")),
+        keras_own.EarlyStopping("loss", patience=9, restore_best_weights=True),
+        keras_own.LearningRateScheduler(lambda epoch, rate: rate),
+        keras_own.ModelCheckpoint(str(folder / "best.keras"), "loss"),
+        keras_own.ReduceLROnPlateau("loss", patience=9),
+        keras_own.TerminateOnNaN(),
+    ]
+
+
 def test_a_model_that_fit_builds_with_all_callbacks(tmp_path):
     model = Subclassed()
-    metrics = RoutingMetrics()
-    losses = fitted(model, callbacks=[metrics, BalanceGuard()])
+    losses = fitted(model, callbacks=all_callbacks(tmp_path))
     assert_learned(losses)
     load = model.block.expert_load.numpy()
     np.testing.assert_allclose(load.sum(), 1.0, atol=1e-6)
@@ -99,6 +113,11 @@ def test_a_model_that_fit_builds_with_all_callbacks(tmp_path):
     routed = [name for name in history if "imbalance" in name]
     assert routed, sorted(history)
     assert all(len(history[name]) == 6 for name in routed)
+    header = (tmp_path / "log.csv").read_text().splitlines()[0].split(",")
+    assert set(routed) <= set(header)
+    best = keras.saving.load_model(tmp_path / "best.keras")
+    x, _ = make_data(3)
+    assert best.predict(x, verbose=0).shape == (3, 1)
 
 
 def frozen_trunk():

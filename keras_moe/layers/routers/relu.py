@@ -102,7 +102,7 @@ class ReLURouter(LearnedRouter):
             batch.conditions,
         )
         if batch.training:
-            kernels.assign_once(
+            self.write(
                 self.l1_coefficient,
                 routing.next_l1_coefficient(
                     coefficient,

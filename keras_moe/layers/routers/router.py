@@ -133,7 +133,7 @@ class Router(LearnedRouter):
         """Chooses the K best; moves the bias in training."""
         assignment = self.choose(self.logits(batch), batch)
         if batch.training and self.expert_bias_weight is not None:
-            kernels.assign_once(
+            self.write(
                 self.expert_bias_weight,
                 routing.balanced_bias(
                     self.expert_bias_weight.value,
