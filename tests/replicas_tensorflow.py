@@ -19,21 +19,29 @@ def main(folder):
     with strategy.scope():
         found = replica_step.routers()
 
-    def batch(even):
+    def of_each(values):
         return strategy.experimental_distribute_values_from_function(
             lambda context: tf.constant(
-                replica_step.inputs(context.replica_id_in_sync_group, even)
+                values(context.replica_id_in_sync_group)
             )
         )
 
+    def batch(even):
+        return of_each(lambda replica: replica_step.inputs(replica, even))
+
     @tf.function
-    def run(x_even, x_uneven):
-        def step(x_even, x_uneven):
-            return replica_step.step(found, x_even, x_uneven)
+    def run(*arguments):
+        def step(x_even, x_uneven, tokens, mask):
+            losses = replica_step.step(found, x_even, x_uneven)
+            return losses | replica_step.padded_losses(tokens, mask)
 
-        return strategy.run(step, (x_even, x_uneven))
+        return strategy.run(step, arguments)
 
-    losses = run(batch(True), batch(False))
+    tokens, mask = (
+        of_each(lambda replica, part=part: replica_step.padded(replica)[part])
+        for part in range(2)
+    )
+    losses = run(batch(True), batch(False), tokens, mask)
     local = strategy.experimental_local_results
     for replica in range(2):
         arrays = {n: np.asarray(local(v)[replica]) for n, v in losses.items()}

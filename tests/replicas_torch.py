@@ -22,6 +22,8 @@ def main(rank, folder):
         torch.tensor(replica_step.inputs(rank, even)) for even in (True, False)
     ]
     losses = replica_step.step(found, *map(torch.tensor, x))
+    padded = map(torch.tensor, replica_step.padded(rank))
+    losses |= replica_step.padded_losses(*padded)
     arrays = {name: loss.detach().numpy() for name, loss in losses.items()}
     for name in ("even", "uneven"):
         arrays[name] = found[name].expert_bias_weight.numpy()

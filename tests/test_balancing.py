@@ -5,12 +5,21 @@ import pathlib
 import subprocess
 import sys
 
+import keras
 import numpy as np
 import pytest
+import replica_step
 from backend import BACKEND, draw, to_numpy
 from keras import ops
 
-from keras_moe import ExpertChoiceRouter, MoEBlock, Router, losses, routing
+from keras_moe import (
+    ExpertChoiceRouter,
+    MixtureOfModels,
+    MoEBlock,
+    Router,
+    losses,
+    routing,
+)
 
 E = 4
 
@@ -103,24 +112,116 @@ def test_a_router_says_whether_it_wants_the_loss(rng, router, adds):
     assert len(told.losses) == 1
 
 
-@pytest.mark.skipif(
-    BACKEND == "jax", reason="a JAX program sees the batches of all replicas"
-)
-def test_replicas_are_balanced_together(tmp_path):
-    """Two replicas, all tokens of one to expert 0, of the other to expert 1:
-    together even. The bias stays, the global loss is that of even shares."""
+@pytest.fixture(scope="module")
+def replicas(tmp_path_factory):
+    """What each of two replicas found; on JAX there is one program."""
+    if BACKEND == "jax":
+        pytest.skip("a JAX program sees the batches of all replicas")
+    folder = tmp_path_factory.mktemp("replicas")
     script = pathlib.Path(__file__).with_name(f"replicas_{BACKEND}.py")
     subprocess.run(
-        [sys.executable, "-W", "ignore", script, tmp_path],
+        [sys.executable, "-W", "ignore", script, folder],
         check=True,
         env={**os.environ, "KERAS_BACKEND": BACKEND},
         timeout=300,
     )
-    for replica in range(2):
-        found = np.load(tmp_path / f"{replica}.npz")
+    return [dict(np.load(folder / f"{replica}.npz")) for replica in range(2)]
+
+
+def test_replicas_are_balanced_together(replicas):
+    """Two replicas, all tokens of one to expert 0, of the other to expert 1:
+    together even. The bias stays, the global loss is that of even shares."""
+    for found in replicas:
         # P is (1, 0) or (0, 1): E * f . P is 1 with f of both, 2 with its own.
         assert found["global_batch"] == pytest.approx(1, rel=1e-5)
         assert found["switch"] == pytest.approx(2, rel=1e-5)
+        # The weight of a mixture's balance loss is 0.01.
+        assert found["mixture"] == pytest.approx(0.01, rel=1e-5)
         np.testing.assert_allclose(found["even"], [0, 0])
         # Twelve tokens of expert 0, four of expert 1, whoever holds them.
         np.testing.assert_allclose(found["uneven"], [-0.5, 0.5])
+
+
+def logits_of_both(kernel):
+    """The real tokens' logits on the two replicas, in float64."""
+    found = []
+    for replica in range(2):
+        tokens, mask = replica_step.padded(replica)
+        found.append(tokens[mask].astype("float64") @ kernel)
+    return found
+
+
+def softmax(logits):
+    p = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return p / p.sum(axis=1, keepdims=True)
+
+
+def balance(logits, share):
+    return logits.shape[1] * (share * softmax(logits).mean(axis=0)).sum()
+
+
+def share_of_pairs(logits):
+    """The share of each token's two best, which stays as the kernel moves."""
+    chosen = np.argsort(-logits, axis=1)[:, :2]
+    return np.bincount(chosen.ravel(), minlength=logits.shape[1]) / chosen.size
+
+
+def z_loss(kernel, at):
+    logits = np.concatenate(logits_of_both(kernel))
+    return np.mean(np.log(np.exp(logits).sum(axis=1)) ** 2)
+
+
+def global_batch(kernel, at):
+    share = share_of_pairs(np.concatenate(logits_of_both(at)))
+    return balance(np.concatenate(logits_of_both(kernel)), share)
+
+
+def per_sequence(kernel, at):
+    """Three sequences: two on the first replica, one token on the second."""
+    length = replica_step.PADDED_LENGTH
+
+    def sequences(kernel):
+        first, second = logits_of_both(kernel)
+        return [first[:length], first[length:], second]
+
+    shares = [share_of_pairs(logits) for logits in sequences(at)]
+    pairs = zip(sequences(kernel), shares, strict=True)
+    return np.mean([balance(logits, share) for logits, share in pairs])
+
+
+@pytest.mark.parametrize("loss", [z_loss, global_batch, per_sequence])
+def test_replicas_weigh_real_tokens_alike(replicas, loss):
+    """The mean of the replicas' gradients is that of their tokens together,
+    twelve on one and one on the other, by NumPy in float64."""
+    kernel = replica_step.padded_kernel().astype("float64")
+    for found in replicas:
+        value = found[f"{loss.__name__} value"]
+        assert value == pytest.approx(loss(kernel, kernel), rel=1e-5)
+    expected = np.zeros_like(kernel)
+    for place in np.ndindex(kernel.shape):
+        step = np.zeros_like(kernel)
+        step[place] = 1e-6
+        rise = loss(kernel + step, kernel) - loss(kernel - step, kernel)
+        expected[place] = rise / 2e-6
+    gradients = [found[f"{loss.__name__} gradient"] for found in replicas]
+    np.testing.assert_allclose(
+        np.mean(gradients, axis=0), expected, rtol=1e-4, atol=1e-6
+    )
+
+
+def test_a_mixture_of_models_balances_the_global_batch(rng):
+    """Without replicas it is the balance of the batch; a config keeps it."""
+    x = draw(rng, 6, 5)
+    found = []
+    for kind in ("switch", "global_batch"):
+        experts = [keras.layers.Dense(3) for _ in range(E)]
+        model = MixtureOfModels(experts, top_k=2, load_balancing=kind, seed=0)
+        model.build(x.shape)
+        model.router.kernel.assign(np.random.default_rng(0).normal(size=(5, E)))
+        model(x, training=True)
+        found.append(sum(to_numpy(loss) for loss in model.losses))
+        again = MixtureOfModels.from_config(model.get_config())
+        assert again.load_balancing == kind
+    assert found[0] == pytest.approx(found[1], rel=1e-6)
+    with pytest.raises(ValueError, match="must be 'switch' or 'global_batch'"):
+        MixtureOfModels(experts, top_k=2, load_balancing="per_sequence")

@@ -58,7 +58,6 @@ from keras_moe.kernels.primitives import (
     shapes_known,
     smaller_size,
     sort_groups,
-    sum_over_replicas,
     take_columns,
     take_rows,
     top_k_index,
@@ -67,6 +66,7 @@ from keras_moe.kernels.primitives import (
 from keras_moe.kernels.programs import Programs
 from keras_moe.kernels.quantized import QuantizedKernel, Rounding
 from keras_moe.kernels.reference import FFNWeights, ffn
+from keras_moe.kernels.replicas import mean_over_replicas, sum_over_replicas
 from keras_moe.types import Activation, Tensor
 
 __all__ = [
@@ -102,6 +102,7 @@ __all__ = [
     "map_entries",
     "map_groups",
     "may_be_repeated",
+    "mean_over_replicas",
     "mix_across",
     "num_available",
     "num_token_shards",

@@ -1,5 +1,5 @@
-"""Counting, ranking, gathering, turning round; replicas; broken rules;
-gradients; whole programs.
+"""Counting, ranking, gathering, turning round; broken rules; gradients;
+whole programs.
 
 T tokens, D width, E experts, K top_k, P routed pairs. Only `take_columns` and
 `linear_map` have a gradient.
@@ -269,18 +269,6 @@ def sort_groups(
     order = light_ops.argsort(group_index)
     sizes = group_sizes_of(group_index, num_groups)
     return order, inverse_permutation(order), sizes
-
-
-def sum_over_replicas(x: Tensor) -> Tensor:
-    """Returns the sum of a tensor over the replicas of a data-parallel step.
-
-    JAX needs none: its programs see the whole batch, however it is sharded.
-
-    Args:
-        x: any shape, the same on each replica.
-    """
-    own = twin("sum_over_replicas")
-    return own(x) if own else x
 
 
 def require(valid: Tensor, message: str) -> Tensor:

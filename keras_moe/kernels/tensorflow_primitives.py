@@ -38,10 +38,16 @@ def compiled(
 
 def sum_over_replicas(x: Tensor) -> Tensor:
     """Over the replicas of a `tf.distribute` strategy."""
-    context = tf.distribute.get_replica_context()
-    if context is None or context.num_replicas_in_sync == 1:
+    if num_replicas() == 1:
         return x
+    context = tf.distribute.get_replica_context()
     return context.all_reduce(tf.distribute.ReduceOp.SUM, x)
+
+
+def num_replicas() -> int:
+    """Outside of a replica's computation there is one."""
+    context = tf.distribute.get_replica_context()
+    return 1 if context is None else context.num_replicas_in_sync
 
 
 class LossesOfThreads(threading.local):

@@ -168,12 +168,19 @@ def sort_few_groups(
 
 def sum_over_replicas(x: Tensor) -> Tensor:
     """Over the processes of `torch.distributed`, where it is initialised."""
-    distributed = torch.distributed
-    if not (distributed.is_available() and distributed.is_initialized()):
+    if num_replicas() == 1:
         return x
     x = x.detach().clone()
-    distributed.all_reduce(x)
+    torch.distributed.all_reduce(x)
     return x
+
+
+def num_replicas() -> int:
+    """The processes of `torch.distributed`."""
+    distributed = torch.distributed
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return 1
+    return distributed.get_world_size()
 
 
 def needs_a_full_call(owner, layer) -> bool:

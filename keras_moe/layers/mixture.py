@@ -150,13 +150,15 @@ class Mixture(NamedArguments, MoELayer):
                     chosen, self.router.pairs_per_token or 1
                 )
             loss = losses.balancing_loss(
-                self.load_balancing, counted, mask, length
+                self.load_balancing, counted, mask, length, over_replicas=True
             )
             if self.scheduled_weight is not None:
                 weight = self.scheduled_weight.advance()
             self.add_loss(weight * loss)
         if self.router_z_weight:
-            loss = losses.router_z_loss(chosen.router_logits, mask)
+            loss = losses.router_z_loss(
+                chosen.router_logits, mask, over_replicas=True
+            )
             self.add_loss(self.router_z_weight * loss)
 
     def disable_experts(self, expert_indices) -> None:

@@ -48,6 +48,10 @@ class MixtureOfModels(Mixture, keras.Model):
         router_z_weight: as in `MoEBlock`, with examples for tokens; for
             sparse mixtures.
         seed: int, of the router.
+        load_balancing: `"switch"` balances the experts over the examples of a
+            batch; `"global_batch"` over those of all replicas' batches
+            together, as in `MoEBlock`. An example has no place in a sequence,
+            so there is no `"per_sequence"`.
         **kwargs: of `keras.Model`.
 
     Call arguments:
@@ -80,6 +84,7 @@ class MixtureOfModels(Mixture, keras.Model):
         load_balancing_weight=None,
         router_z_weight: float = 0.0,
         seed: int | None = None,
+        load_balancing: str = "switch",
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -104,7 +109,7 @@ class MixtureOfModels(Mixture, keras.Model):
             capacity_factor,
             eval_capacity_factor,
             priority,
-            "switch",
+            model_checks.check_load_balancing(load_balancing),
             load_balancing_weight,
             router_z_weight,
         )
@@ -255,8 +260,7 @@ class MixtureOfModels(Mixture, keras.Model):
     def get_config(self) -> dict:
         """Returns the arguments that build this model again."""
         config = self.mixture_config()
-        for name in ("num_experts", "load_balancing"):
-            del config[name]
+        del config["num_experts"]
         serialize = keras.saving.serialize_keras_object
 
         def of_part(part, owner=self):

@@ -18,6 +18,18 @@ def check_no_top_k(router, top_k: int | None) -> None:
     )
 
 
+def check_load_balancing(kind) -> str:
+    """Return `kind` if it is a balance of examples."""
+    if kind == "per_sequence":
+        raise ValueError(
+            "`load_balancing` must be 'switch' or 'global_batch' in a mixture "
+            "of models, which routes whole examples. Received: load_balancing="
+            "'per_sequence'. Pass 'global_batch' to balance the batches of all "
+            "replicas together."
+        )
+    return kind
+
+
 def only_mask(mask) -> Tensor | None:
     """Returns the mask of a single tensor; those of a nest are an error."""
     leaves = tree.flatten(mask)

@@ -3,12 +3,11 @@
 from keras_moe.losses.balance import (
     LOAD_BALANCING,
     balancing_loss,
-    importance_loss,
     load_balancing_loss,
-    load_loss,
     router_z_loss,
     sequence_balancing_loss,
 )
+from keras_moe.losses.importance import importance_loss, load_loss
 from keras_moe.losses.modality import global_entropy_loss, local_entropy_loss
 from keras_moe.losses.tasks import TASK_KINDS, uncertainty_weighted_loss
 

@@ -7,24 +7,24 @@ padding alone has the loss zero. `available` is bool `(E,)`, False for experts
 that are off; None if all are on. The loss is that of the other experts alone.
 """
 
-import math
-
 from keras_moe.argument_checks import (
     check_assignment,
     check_bool,
     check_choice,
-    check_count,
     check_positive_int,
-    check_top_k,
-    check_weight,
     is_static,
 )
 from keras_moe.kernels import (
     group_sizes_of,
+    mean_over_replicas,
     num_available,
-    sum_over_replicas,
 )
 from keras_moe.kernels import light_ops as ops
+from keras_moe.losses.sums import (
+    count_available,
+    mean_over_tokens,
+    sum_over_tokens,
+)
 from keras_moe.types import UNAVAILABLE, Assignment, Tensor
 
 LOAD_BALANCING = ("switch", "per_sequence", "global_batch")
@@ -50,9 +50,12 @@ def load_balancing_loss(
         expert_index: int `(T, K)` or flat `(P,)`, the chosen experts before
             any is dropped for capacity; E and above are not counted.
         token_mask: bool `(T,)`; with it, pairs are K a token in order.
-        over_replicas: whether `f_e` is that of the batches of all replicas
-            (Qiu et al. 2025, "Demons in the Detail", section 3): experts may
-            then specialise on what one replica's batch is full of.
+        over_replicas: Whether `f_e` and `P_e` are those of the batches of all
+            replicas together (Qiu et al. 2025, "Demons in the Detail",
+            section 3): experts may then specialize in what one replica's
+            batch is full of. Every replica must make the call. The gradient
+            averaged over the replicas is that of the one batch, also if they
+            have different numbers of real tokens.
         available: bool `(E,)`; with it, E counts the experts that are on.
     """
     check_bool("over_replicas", over_replicas)
@@ -62,7 +65,7 @@ def load_balancing_loss(
     return _balance_of_pairs(
         router_probs,
         expert_index,
-        _count(available, num_experts),
+        count_available(available, num_experts),
         token_mask,
         over_replicas,
     )
@@ -80,10 +83,15 @@ def _balance_of_pairs(
     num_experts = router_probs.shape[-1]
     flat = ops.reshape(expert_index, (-1,))
     counts = ops.cast(group_sizes_of(flat, num_experts), "float32")
+    total, num_tokens = sum_over_tokens(router_probs, token_mask)
     if over_replicas:
-        counts = sum_over_replicas(counts)
-    share = counts / ops.maximum(ops.sum(counts), 1.0)
-    mean_prob = _mean_over_tokens(router_probs, token_mask)
+        both = ops.stack([total, counts])
+        mean_prob, counts = ops.unstack(
+            mean_over_replicas(both, num_tokens), 2
+        )  # pairs per token, of which the shares below are the same
+    else:
+        mean_prob = total / ops.maximum(num_tokens, 1.0)
+    share = counts / ops.maximum(ops.sum(counts), 1e-20)
     return num_on * ops.sum(ops.stop_gradient(share) * mean_prob)
 
 
@@ -94,6 +102,7 @@ def sequence_balancing_loss(
     num_sequences: int | Tensor,
     token_mask: Tensor | None = None,
     available: Tensor | None = None,
+    over_replicas: bool = False,
 ) -> Tensor:
     """Load-balancing loss of each sequence by itself (DeepSeek-V3, eq. 17-20).
 
@@ -111,10 +120,13 @@ def sequence_balancing_loss(
         num_sequences: B, a divisor of T.
         token_mask: bool `(T,)`.
         available: bool `(E,)`; with it, E counts the experts that are on.
+        over_replicas: Whether the mean is over the sequences of all replicas;
+            every replica must make the call.
     """
+    check_bool("over_replicas", over_replicas)
     num_tokens, num_experts = ops.shape(router_probs)
     _check_divisor("num_sequences", num_sequences, num_tokens)
-    num_on = _count(available, num_experts)
+    num_on = count_available(available, num_experts)
     return _balance_of_sequences(
         router_probs,
         token_index,
@@ -122,11 +134,18 @@ def sequence_balancing_loss(
         num_on,
         num_sequences,
         token_mask,
+        over_replicas,
     )
 
 
 def _balance_of_sequences(
-    router_probs, token_index, expert_index, num_on, num_sequences, token_mask
+    router_probs,
+    token_index,
+    expert_index,
+    num_on,
+    num_sequences,
+    token_mask,
+    over_replicas,
 ):
     """`sequence_balancing_loss` where `num_on` experts are on, a float."""
     router_probs = ops.convert_to_tensor(router_probs)
@@ -150,6 +169,8 @@ def _balance_of_sequences(
     mean_prob = probs / ops.maximum(tokens, 1.0)
     losses = num_on * ops.sum(ops.stop_gradient(share) * mean_prob, axis=-1)
     alive = ops.sum(ops.cast(tokens > 0, "float32"))
+    if over_replicas:
+        return mean_over_replicas(ops.sum(losses), alive)
     return ops.sum(losses) / ops.maximum(alive, 1.0)
 
 
@@ -158,6 +179,7 @@ def balancing_loss(
     assignment: Assignment,
     token_mask: Tensor | None = None,
     sequence_length: int | Tensor | None = None,
+    over_replicas: bool = False,
 ) -> Tensor:
     """Returns the load-balancing loss of an `Assignment`.
 
@@ -167,7 +189,11 @@ def balancing_loss(
             are -1e30 for experts that are off.
         token_mask: bool `(T,)`.
         sequence_length: S, for `"per_sequence"`.
+        over_replicas: Whether `"per_sequence"` takes its mean over the
+            sequences of all replicas; see `sequence_balancing_loss`.
+            `"global_batch"` always covers all replicas, `"switch"` never.
     """
+    check_bool("over_replicas", over_replicas)
     check_choice("kind", kind, LOAD_BALANCING)
     check_assignment(assignment)
     num_tokens, num_experts = ops.shape(assignment.router_probs)
@@ -182,6 +208,7 @@ def balancing_loss(
             num_on,
             num_tokens // sequence_length,
             token_mask,
+            over_replicas,
         )
     return _balance_of_pairs(
         assignment.router_probs,
@@ -196,6 +223,7 @@ def router_z_loss(
     router_logits: Tensor,
     token_mask: Tensor | None = None,
     available: Tensor | None = None,
+    over_replicas: bool = False,
 ) -> Tensor:
     """Router z-loss of ST-MoE (Zoph et al. 2022, eq. 5).
 
@@ -207,97 +235,20 @@ def router_z_loss(
             that are off are so low that they add nothing to the sum.
         token_mask: bool `(T,)`.
         available: bool `(E,)`, for other logits.
+        over_replicas: Whether the mean is over the tokens of all replicas;
+            every replica must make the call. The gradient averaged over the
+            replicas is that of the one batch.
     """
+    check_bool("over_replicas", over_replicas)
     if available is not None:
         router_logits = ops.convert_to_tensor(router_logits)
         router_logits = ops.where(available, router_logits, UNAVAILABLE)
     log_z = ops.logsumexp(router_logits, axis=-1, keepdims=True)
-    return ops.sum(_mean_over_tokens(ops.square(log_z), token_mask))
-
-
-def importance_loss(
-    router_probs: Tensor,
-    token_mask: Tensor | None = None,
-    available: Tensor | None = None,
-) -> Tensor:
-    """Importance loss of Shazeer et al. 2017 (eq. 6-7), unweighted.
-
-    The squared coefficient of variation over experts (variance by mean
-    squared, population variance) of each expert's probability summed over
-    the tokens. Zero when all experts weigh the same.
-
-    Args:
-        router_probs: float32 `(T, E)`; the paper sums the gates after top-k.
-        token_mask: bool `(T,)`.
-        available: bool `(E,)`.
-    """
-    importance = _mean_over_tokens(router_probs, token_mask)
-    mean = _mean_over_experts(importance, available)
-    variance = _mean_over_experts(ops.square(importance - mean), available)
-    return variance / ops.maximum(ops.square(mean), 1e-20)
-
-
-def load_loss(
-    router_logits: Tensor,
-    noisy_logits: Tensor,
-    noise_std: float | Tensor,
-    top_k: int,
-    token_mask: Tensor | None = None,
-    available: Tensor | None = None,
-    num_null_experts: int = 0,
-) -> Tensor:
-    """Load loss of Shazeer et al. 2017 (eq. 8-11), unweighted.
-
-    The squared coefficient of variation over experts of `P(x, e)` in the mean
-    over tokens: the probability that expert e would be among token x's K best
-    if its noise were drawn again, `Phi((logit - threshold) / noise_std)`. As
-    in V-MoE (Riquelme et al. 2021, appendix A.2) the threshold is the K-th
-    largest noisy logit, where the paper leaves the expert itself out.
-
-    Args:
-        router_logits: float32 `(T, E + N)`, without noise.
-        noisy_logits: float32 `(T, E + N)`, by which experts were chosen.
-        noise_std: standard deviation of the noise, a number or `(T, E + N)`.
-        top_k: K.
-        token_mask: bool `(T,)`.
-        available: bool `(E,)`.
-        num_null_experts: N, null experts, the last columns: experts compete
-            with them, and the variation is that of the others alone.
-    """
-    router_logits = ops.convert_to_tensor(router_logits)
-    noisy_logits = ops.convert_to_tensor(noisy_logits)
-    check_top_k(top_k, router_logits.shape[-1])
-    check_count("num_null_experts", num_null_experts)
-    if is_static(noise_std) and not getattr(noise_std, "shape", ()):
-        check_weight("noise_std", noise_std)
-    noise_std = ops.convert_to_tensor(noise_std, dtype="float32")
-    num_experts = router_logits.shape[-1] - num_null_experts
-    if available is not None:
-        on = ops.pad(available, [[0, num_null_experts]], constant_values=True)
-        noisy_logits = ops.where(on, noisy_logits, UNAVAILABLE)
-    threshold = ops.top_k(noisy_logits, top_k)[0][:, -1:]
-    if num_null_experts:
-        router_logits = router_logits[:, :num_experts]
-        if len(ops.shape(noise_std)):
-            noise_std = noise_std[:, :num_experts]
-    z = (router_logits - threshold) / ops.maximum(noise_std, 1e-6)
-    probs = 0.5 * (1.0 + ops.erf(z / math.sqrt(2.0)))
-    return importance_loss(probs, token_mask, available)
-
-
-def _count(available, num_experts):
-    """How many experts are on, a number or a float scalar."""
-    if available is None:
-        return num_experts
-    return ops.sum(ops.cast(available, "float32"))
-
-
-def _mean_over_experts(values, available):
-    """Mean of `(E,)` over the experts that are on."""
-    if available is None:
-        return ops.mean(values)
-    only = ops.where(available, values, ops.zeros_like(values))
-    return ops.sum(only) / _count(available, values.shape[0])
+    squares = ops.square(log_z)
+    if over_replicas:
+        mean = mean_over_replicas(*sum_over_tokens(squares, token_mask))
+        return ops.sum(mean)
+    return ops.sum(mean_over_tokens(squares, token_mask))
 
 
 def _check_divisor(name, value, num_tokens):
@@ -323,14 +274,3 @@ def _mask_pairs(expert_index, token_mask, num_experts):
     pairs_per_token = ops.shape(flat)[0] // divisor
     pairs = ops.reshape(flat, (num_tokens, pairs_per_token))
     return ops.where(ops.expand_dims(token_mask, -1), pairs, num_experts)
-
-
-def _mean_over_tokens(values, token_mask):
-    """Mean of `(T, .)` over the tokens that are not padding: `(.,)`."""
-    values = ops.cast(values, "float32")
-    if token_mask is None:
-        token_mask = ops.ones_like(values[:, 0], dtype="bool")
-    valid = ops.expand_dims(token_mask, -1)
-    total = ops.sum(ops.where(valid, values, ops.zeros_like(values)), axis=0)
-    count = ops.sum(ops.cast(token_mask, "float32"))
-    return total / ops.maximum(count, 1.0)

@@ -1,0 +1,56 @@
+"""Sums and means over the replicas of a data-parallel step.
+
+JAX has one program for the whole batch, however it is sharded: it has one
+replica here. PyTorch has as many as processes, TensorFlow as its strategy.
+Every replica of a step must make these calls, in the same order.
+"""
+
+import math
+
+from keras_moe.kernels.primitives import light_ops, twin
+from keras_moe.types import Tensor
+
+
+def num_replicas() -> int:
+    """Return the number of replicas that take the current step together."""
+    own = twin("num_replicas")
+    return own() if own else 1
+
+
+def sum_over_replicas(x: Tensor) -> Tensor:
+    """Return the sum of a tensor over the replicas of a data-parallel step.
+
+    Args:
+        x: Any shape, the same on each replica. The sum has no gradient on
+            PyTorch.
+    """
+    own = twin("sum_over_replicas")
+    return own(x) if own else x
+
+
+def mean_over_replicas(total: Tensor, count: Tensor) -> Tensor:
+    """Return the mean over all replicas' units, from sums over each one's.
+
+    With `R` replicas the value is `sum_r total_r / max(sum_r count_r, 1)`,
+    the same on each. The gradient is that of `R * total_r / max(sum_r count_r,
+    1)`: a data-parallel step averages the replicas' gradients, and the average
+    is the gradient of the batches of all replicas together. A mean of the
+    replicas' own means would weigh a token more where there is more padding.
+
+    Args:
+        total: float32, any static shape. The sum over this replica's units
+            (tokens, or sequences).
+        count: float32, broadcastable to `total`. The number of these units,
+            without gradient.
+    """
+    replicas = num_replicas()
+    if replicas == 1:
+        return total / light_ops.maximum(count, 1.0)
+    size = math.prod(total.shape)
+    parts = [light_ops.reshape(x, (-1,)) for x in (total, count)]
+    own_sums = light_ops.stop_gradient(light_ops.concatenate(parts))
+    sums = sum_over_replicas(own_sums)
+    count = light_ops.maximum(light_ops.reshape(sums[size:], count.shape), 1.0)
+    mean = light_ops.reshape(sums[:size], total.shape) / count
+    own = replicas * total / count
+    return own + light_ops.stop_gradient(mean - own)

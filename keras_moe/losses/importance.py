@@ -1,0 +1,95 @@
+"""Losses of how much each expert is used: Shazeer et al. 2017.
+
+T tokens, E experts, N null experts. Padding tokens and experts that are off
+are excluded, as in `balance.py`.
+"""
+
+import math
+
+from keras_moe.argument_checks import (
+    check_count,
+    check_top_k,
+    check_weight,
+    is_static,
+)
+from keras_moe.kernels import light_ops as ops
+from keras_moe.losses.sums import count_available, mean_over_tokens
+from keras_moe.types import UNAVAILABLE, Tensor
+
+
+def importance_loss(
+    router_probs: Tensor,
+    token_mask: Tensor | None = None,
+    available: Tensor | None = None,
+) -> Tensor:
+    """Importance loss of Shazeer et al. 2017 (eq. 6-7), unweighted.
+
+    The squared coefficient of variation over experts (variance by mean
+    squared, population variance) of each expert's probability summed over
+    the tokens. Zero when all experts weigh the same.
+
+    Args:
+        router_probs: float32 `(T, E)`; the paper sums the gates after top-k.
+        token_mask: bool `(T,)`.
+        available: bool `(E,)`.
+    """
+    importance = mean_over_tokens(router_probs, token_mask)
+    mean = _mean_over_experts(importance, available)
+    variance = _mean_over_experts(ops.square(importance - mean), available)
+    return variance / ops.maximum(ops.square(mean), 1e-20)
+
+
+def load_loss(
+    router_logits: Tensor,
+    noisy_logits: Tensor,
+    noise_std: float | Tensor,
+    top_k: int,
+    token_mask: Tensor | None = None,
+    available: Tensor | None = None,
+    num_null_experts: int = 0,
+) -> Tensor:
+    """Load loss of Shazeer et al. 2017 (eq. 8-11), unweighted.
+
+    The squared coefficient of variation over experts of `P(x, e)` in the mean
+    over tokens: the probability that expert e would be among token x's K best
+    if its noise were drawn again, `Phi((logit - threshold) / noise_std)`. As
+    in V-MoE (Riquelme et al. 2021, appendix A.2) the threshold is the K-th
+    largest noisy logit, where the paper leaves the expert itself out.
+
+    Args:
+        router_logits: float32 `(T, E + N)`, without noise.
+        noisy_logits: float32 `(T, E + N)`, by which experts were chosen.
+        noise_std: standard deviation of the noise, a number or `(T, E + N)`.
+        top_k: K.
+        token_mask: bool `(T,)`.
+        available: bool `(E,)`.
+        num_null_experts: N, null experts, the last columns: experts compete
+            with them, and the variation is that of the others alone.
+    """
+    router_logits = ops.convert_to_tensor(router_logits)
+    noisy_logits = ops.convert_to_tensor(noisy_logits)
+    check_top_k(top_k, router_logits.shape[-1])
+    check_count("num_null_experts", num_null_experts)
+    if is_static(noise_std) and not getattr(noise_std, "shape", ()):
+        check_weight("noise_std", noise_std)
+    noise_std = ops.convert_to_tensor(noise_std, dtype="float32")
+    num_experts = router_logits.shape[-1] - num_null_experts
+    if available is not None:
+        on = ops.pad(available, [[0, num_null_experts]], constant_values=True)
+        noisy_logits = ops.where(on, noisy_logits, UNAVAILABLE)
+    threshold = ops.top_k(noisy_logits, top_k)[0][:, -1:]
+    if num_null_experts:
+        router_logits = router_logits[:, :num_experts]
+        if len(ops.shape(noise_std)):
+            noise_std = noise_std[:, :num_experts]
+    z = (router_logits - threshold) / ops.maximum(noise_std, 1e-6)
+    probs = 0.5 * (1.0 + ops.erf(z / math.sqrt(2.0)))
+    return importance_loss(probs, token_mask, available)
+
+
+def _mean_over_experts(values, available):
+    """Mean of `(E,)` over the experts that are on."""
+    if available is None:
+        return ops.mean(values)
+    only = ops.where(available, values, ops.zeros_like(values))
+    return ops.sum(only) / count_available(available, values.shape[0])

@@ -1,0 +1,33 @@
+"""Sums over tokens that leave padding out.
+
+T tokens, E experts.
+"""
+
+from keras_moe.kernels import light_ops as ops
+from keras_moe.types import Tensor
+
+
+def mean_over_tokens(values: Tensor, token_mask: Tensor | None) -> Tensor:
+    """Return the mean of `(T, .)` over the tokens that are not padding."""
+    total, count = sum_over_tokens(values, token_mask)
+    return total / ops.maximum(count, 1.0)
+
+
+def sum_over_tokens(
+    values: Tensor, token_mask: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Return the sum of `(T, .)` over the tokens that are not padding, and
+    the number of these tokens, a float32 scalar."""
+    values = ops.cast(values, "float32")
+    if token_mask is None:
+        token_mask = ops.ones_like(values[:, 0], dtype="bool")
+    valid = ops.expand_dims(token_mask, -1)
+    total = ops.sum(ops.where(valid, values, ops.zeros_like(values)), axis=0)
+    return total, ops.sum(ops.cast(token_mask, "float32"))
+
+
+def count_available(available: Tensor | None, num_experts: int) -> int | Tensor:
+    """Return how many experts are on: a number or a float32 scalar."""
+    if available is None:
+        return num_experts
+    return ops.sum(ops.cast(available, "float32"))
