@@ -38,6 +38,7 @@ BACKENDS_OWN_JOBS = {
     "distribution/environment.py",
     "distribution/saving.py",
     "export/runtimes.py",
+    "export/torch_archive.py",
     "export/writers.py",
 }
 # Where a file that imports a backend is named after it.

@@ -35,7 +35,8 @@ class Artifact:
 
     Raises:
         FileNotFoundError: If the folder holds no `moe.json`.
-        ValueError: If `moe.json` or a file that it lists is damaged.
+        ValueError: If `moe.json` or a file that it lists is damaged, or if a
+            PyTorch program holds what keras_moe does not write.
         ImportError: If the package of the runtime is missing.
         RuntimeError: If the runtime cannot load the artifact.
         OSError: If a file cannot be read.
@@ -50,7 +51,7 @@ class Artifact:
         file = pathlib.Path(path, FORMATS[format].file)
         try:
             self._run = runtimes.load(format, str(file), threads)
-        except ImportError:
+        except (ImportError, runtimes.RefusedError):
             raise
         except Exception as error:
             raise RuntimeError(
@@ -65,7 +66,38 @@ class Artifact:
 
 
 def load(path: str | os.PathLike, threads: int | None = None) -> Artifact:
-    """Loads an artifact into its runtime; see `Artifact`."""
+    """Load an artifact into its runtime.
+
+    All files are checked against the checksums in `moe.json` first. Checksums
+    find damage, not malice: whoever changes a file can write a new checksum. A
+    SavedModel is a program that runs with your rights, so load artifacts only
+    from people whom you trust. A PyTorch program that would be unpickled, or
+    would run other code of its author, is refused; see `SECURITY.md`.
+
+    Args:
+        path: Folder that `export` wrote.
+        threads: Number of threads that the runtime may use. `None` (the
+            default) leaves the choice to the runtime.
+
+    Returns:
+        An `Artifact`: a function of an array, a list of arrays, or a dict by
+        name, which returns the list of output arrays.
+
+    Raises:
+        FileNotFoundError: If the folder holds no `moe.json`.
+        ValueError: If `moe.json` or a file that it lists is damaged, or if a
+            PyTorch program holds what keras_moe does not write.
+        ImportError: If the package of the runtime is missing.
+        RuntimeError: If the runtime cannot load the artifact.
+        OSError: If a file cannot be read.
+
+    Example:
+
+    ```python
+    served = keras_moe.export.load("saved_models/digits")
+    (answer,) = served(x)
+    ```
+    """
     return Artifact(path, threads)
 
 

@@ -131,9 +131,12 @@ def verify(
         What `export` writes under `verified`.
 
     Raises:
-        ValueError: where they differ by more than the format's tolerance.
-        FileNotFoundError: where `path` is no artifact.
-        RuntimeError: where the artifact does not run.
+        ValueError: If they differ by more than the format's tolerance, or if
+            `moe.json` or a file that it lists is damaged.
+        FileNotFoundError: If `path` is no artifact.
+        RuntimeError: If the artifact does not run, or is a PyTorch program
+            that `load` refuses.
+        OSError: If a file cannot be read.
     """
     manifest = manifests.read_checked(path)
     format_of(manifest["format"])

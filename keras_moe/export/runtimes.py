@@ -8,6 +8,8 @@ shows that an artifact needs nothing of what made it; it must import nothing
 from the package.
 """
 
+import importlib.util
+import pathlib
 import re
 import sys
 import warnings
@@ -18,13 +20,21 @@ import numpy as np
 Run = Callable[[dict[str, np.ndarray]], list[np.ndarray]]
 
 
+class RefusedError(ValueError):
+    """An artifact may run code of its author when it is loaded."""
+
+
 def load(format: str, path: str, threads: int | None = None) -> Run:
-    """Returns a function from named inputs to the list of outputs.
+    """Return a function from named inputs to the list of outputs.
 
     Args:
-        format: one of the formats.
-        path: of the artifact's file, or folder.
-        threads: that the runtime may use; None is its own choice.
+        format: One of the formats.
+        path: Path of the artifact's file, or folder.
+        threads: Number of threads that the runtime may use. `None` (the
+            default) leaves the choice to the runtime.
+
+    Raises:
+        RefusedError: If a PyTorch program could run code of its author.
     """
     return _LOADERS[format](path, threads)
 
@@ -89,6 +99,7 @@ def _torch(path, threads):
 
     if threads:
         torch.set_num_threads(threads)
+    _refuse_pickles(path)
     module = torch.export.load(path).module()
 
     def run(inputs):
@@ -97,6 +108,25 @@ def _torch(path, threads):
         return [y.numpy() for y in outputs]
 
     return run
+
+
+def _refuse_pickles(path):
+    refusal = _beside("torch_archive").refusal(path)
+    if refusal:
+        raise RefusedError(
+            f"{path} must hold nothing that could run code when it is loaded, "
+            f"only what keras_moe writes. Received: {refusal}. Load it with "
+            "torch.export.load only if you trust its author."
+        )
+
+
+def _beside(name):
+    """Import a module that lies beside this file, without the package."""
+    path = pathlib.Path(__file__).with_name(f"{name}.py")
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def _in_order(outputs):
