@@ -73,6 +73,35 @@ def test_functional_model(name, tmp_path, rng):
     assert_exports(model, tmp_path, rng)
 
 
+def null_experts():
+    return keras_moe.Router(8, top_k=2, num_null_experts=4)
+
+
+def groups():
+    return keras_moe.Router(8, top_k=2, num_groups=4, top_k_groups=2)
+
+
+def two_stages():
+    return keras_moe.HierarchicalRouter(8, num_groups=2)
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize(
+    "make",
+    [
+        make
+        if BACKEND == "torch" or (BACKEND == "jax" and make is groups)
+        else pytest.param(make, marks=pytest.mark.slow)
+        for make in (null_experts, groups, two_stages)
+    ],
+)
+def test_routers_that_choose_otherwise(make, tmp_path, rng):
+    model = model_of(keras_moe.MoEBlock(8, 12, router=make()))
+    model(np.zeros((1, 4, WIDTH), "float32"))
+    assert_exports(model, tmp_path, rng)
+
+
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_subclassed_model(tmp_path, rng):

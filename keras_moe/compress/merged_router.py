@@ -9,6 +9,7 @@ import math
 import keras
 from keras import ops
 
+from keras_moe import kernels
 from keras_moe.layers.routers import BaseRouter
 from keras_moe.types import UNAVAILABLE, Assignment, Shape, Tensor
 
@@ -124,7 +125,8 @@ class MergedRouter(BaseRouter):
         than the largest logit - 80, so that there is no infinity."""
         columns = self.router.num_experts
         own = logits[:, :columns]
-        top = ops.top_k(own, 1)[0]  # a maximum fails on no tokens
+        best = kernels.top_k_index(own, 1)  # a maximum fails on no tokens
+        top = kernels.take_columns(own, best)
         sums = ops.matmul(ops.exp(own - top), member)
         merged = top + ops.log(ops.maximum(sums, math.exp(-80)))
         on = ops.cast(own[:1] > UNAVAILABLE / 2, "float32")

@@ -84,7 +84,7 @@ def choose(scores: Tensor, top_k: int, conditions: Conditions) -> Choice:
     best = top_k_index(scores, top_k)
     if conditions.replay is None:
         return Choice(best)
-    return replayed(best, conditions, scores.shape[-1])
+    return replayed(best, conditions, rules.num_columns(scores))
 
 
 def replayed(best: Tensor, conditions: Conditions, num_columns: int) -> Choice:
@@ -100,7 +100,7 @@ def replayed(best: Tensor, conditions: Conditions, num_columns: int) -> Choice:
         conditions: of the batch, with a replay.
         num_columns: E + N.
     """
-    num_experts = conditions.replay.router_probs.shape[-1]  # type: ignore
+    num_experts = rules.num_columns(conditions.replay.router_probs)  # type: ignore
     recorded = ops.reshape(
         conditions.replay.expert_index,  # type: ignore
         (-1, best.shape[-1]),
@@ -126,7 +126,8 @@ def only_available(
     available = available_columns(conditions.available, num_columns)
     if available is None:
         return choice
-    return choice.only(ops.take(available, choice.columns))
+    is_on = take_rows(available, ops.reshape(choice.columns, (-1,)))
+    return choice.only(ops.reshape(is_on, ops.shape(choice.columns)))
 
 
 def token_choice(
@@ -151,7 +152,9 @@ def token_choice(
         num_null_experts: N; they are the last columns.
         router_loss: scalar, or None for zero.
     """
-    num_experts = rules.real_experts(router_logits.shape[-1], num_null_experts)
+    num_experts = rules.real_experts(
+        rules.num_columns(router_logits), num_null_experts
+    )
     if conditions.token_mask is not None:
         choice = choice.only(ops.expand_dims(conditions.token_mask, -1))
     index, computed = choice.columns, choice.computed
@@ -176,7 +179,9 @@ def token_choice(
 def available_logits(router_logits: Tensor, conditions: Conditions) -> Tensor:
     """Returns the logits, `UNAVAILABLE` in the columns of experts that are
     off."""
-    available = available_columns(conditions.available, router_logits.shape[-1])
+    available = available_columns(
+        conditions.available, rules.num_columns(router_logits)
+    )
     if available is None:
         return router_logits
     return ops.where(available, router_logits, UNAVAILABLE)
@@ -184,9 +189,11 @@ def available_logits(router_logits: Tensor, conditions: Conditions) -> Tensor:
 
 def available_columns(available: Tensor | None, num_columns: int):
     """Returns `(E,)` as `(E + N,)`: null experts are always available."""
-    if available is None or available.shape[0] == num_columns:
+    if available is None or rules.num_columns(available) == num_columns:
         return available
-    null_experts = ops.ones(num_columns - available.shape[0], dtype="bool")
+    null_experts = ops.ones(
+        num_columns - rules.num_columns(available), dtype="bool"
+    )
     return ops.concatenate([available, null_experts])
 
 
@@ -207,7 +214,9 @@ def as_probabilities(
 ) -> Tensor:
     """Makes rows of non-negative scores `(T, .)` sum to one. Zero rows are
     even over the experts that are on."""
-    available = available_columns(conditions.available, scores.shape[-1])
+    available = available_columns(
+        conditions.available, rules.num_columns(scores)
+    )
     if available is None:
         return normalized(scores + 1e-20)
     return normalized(scores + 1e-20 * ops.cast(available, "float32"))
@@ -215,7 +224,7 @@ def as_probabilities(
 
 def softmax(logits: Tensor) -> Tensor:
     """`ops.softmax`, without its warning where there is one expert."""
-    if logits.shape[-1] == 1:
+    if rules.num_columns(logits) == 1:
         return ops.exp(ops.log_softmax(logits, axis=-1))
     return ops.softmax(logits, axis=-1)
 
@@ -232,7 +241,7 @@ def pair_scores(assignment: Assignment) -> Tensor:
         ops.convert_to_tensor(assignment.router_probs),
         ops.convert_to_tensor(assignment.token_index),
     )
-    last = assignment.router_probs.shape[-1] - 1
+    last = rules.num_columns(assignment.router_probs) - 1
     expert = ops.expand_dims(ops.minimum(assignment.expert_index, last), -1)
     return ops.squeeze(take_columns(probs, expert), -1)
 

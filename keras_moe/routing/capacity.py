@@ -136,7 +136,7 @@ def apply_capacity(
     check_size("capacity", capacity)
     check_choice("priority", priority, PRIORITIES)
     check_positive_int("num_shards", num_shards)
-    num_experts = assignment.router_probs.shape[-1]
+    num_experts = rules.num_columns(assignment.router_probs)
     score = pair_scores(assignment) if priority == "score" else None
     if num_shards == 1:
         rank = _rank_within_expert(assignment.expert_index, num_experts, score)

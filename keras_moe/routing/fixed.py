@@ -118,7 +118,7 @@ def fixed_assignment(
         top_k: K.
         conditions: of the batch.
     """
-    num_experts = scores.shape[-1]
+    num_experts = rules.num_columns(scores)
     check_top_k(top_k, num_experts)
     rules.check_conditions(conditions)
     choice = choose(available_logits(scores, conditions), top_k, conditions)

@@ -58,7 +58,8 @@ def hierarchical_assignment(
         them, so that a z-loss keeps both stages small. With one group they
         are the experts' logits, since the group's decides nothing.
     """
-    num_groups, num_experts = group_logits.shape[-1], expert_logits.shape[-1]
+    num_groups = rules.num_columns(group_logits)
+    num_experts = rules.num_columns(expert_logits)
     rules.check_token_choice(top_k, num_experts, normalize_weights, conditions)
     rules.check_groups(num_experts, top_k, num_groups, top_k_groups)
     rules.check_even_groups(top_k, top_k_groups)
@@ -94,15 +95,17 @@ def hierarchical_assignment(
 
 def _joint_logits(group_logits, expert_logits):
     """Both stages' log-probabilities, `(T, E)`, and the sum of all."""
-    num_groups, num_experts = group_logits.shape[-1], expert_logits.shape[-1]
+    num_groups = rules.num_columns(group_logits)
+    num_experts = rules.num_columns(expert_logits)
     size = num_experts // num_groups
     by_group = ops.reshape(expert_logits, (-1, num_groups, size))
     in_group = ops.log_softmax(by_group, axis=-1)
     of_group = ops.log_softmax(group_logits, axis=-1)
     log_probs = ops.expand_dims(of_group, -1) + in_group
     joint = ops.expand_dims(group_logits, -1) + by_group
-    log_sum = ops.logsumexp(joint, axis=(1, 2), keepdims=True)
-    return ops.reshape(log_probs + log_sum, (-1, num_experts))
+    joint = ops.reshape(joint, (-1, num_experts))
+    log_sum = ops.logsumexp(joint, axis=-1, keepdims=True)
+    return ops.reshape(log_probs, (-1, num_experts)) + log_sum
 
 
 def _available_groups(group_logits, conditions, size):
@@ -116,7 +119,7 @@ def _available_groups(group_logits, conditions, size):
 
 def _choose(group_logits, expert_logits, top_k, top_k_groups):
     """The best experts of the best groups, as columns `(T, K)`."""
-    size = expert_logits.shape[-1] // group_logits.shape[-1]
+    size = rules.num_columns(expert_logits) // rules.num_columns(group_logits)
     groups = ops.reshape(top_k_index(group_logits, top_k_groups), (-1, 1))
     columns = groups * size + ops.arange(size, dtype="int32")
     logits = take_columns(

@@ -45,7 +45,7 @@ def modality_assignment(
     """
     router_logits = ops.convert_to_tensor(router_logits)
     rules.check_token_choice(
-        top_k, router_logits.shape[-1], normalize_weights, conditions
+        top_k, rules.num_columns(router_logits), normalize_weights, conditions
     )
     router_logits = masked = available_logits(router_logits, conditions)
     if allowed is not None:
@@ -66,7 +66,7 @@ def modality_assignment(
 
 def _recorded(conditions, top_k):
     """Bool `(T, E)`, the experts that a replay chose."""
-    num_experts = conditions.replay.router_probs.shape[-1]
+    num_experts = rules.num_columns(conditions.replay.router_probs)
     index = conditions.replay.expert_index
     index = ops.reshape(index, (-1, top_k, 1))
     experts = ops.arange(num_experts, dtype="int32")

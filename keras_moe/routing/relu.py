@@ -45,7 +45,7 @@ def relu_assignment(
         weight zero are not computed.
     """
     router_logits = ops.convert_to_tensor(router_logits)
-    num_experts = router_logits.shape[-1]
+    num_experts = rules.num_columns(router_logits)
     rules.check_conditions(conditions)
     check_above("top_k", top_k, 0, num_experts)
     check_above(

@@ -16,6 +16,7 @@ from keras_moe.argument_checks import (
     check_weight,
     is_static,
 )
+from keras_moe.types import Tensor
 
 
 def check_conditions(conditions: Any) -> None:
@@ -37,15 +38,20 @@ def check_token_choice(
     check_conditions(conditions)
 
 
-def real_experts(num_columns: int, num_null_experts: Any) -> int:
+def num_columns(x: Tensor) -> int:
+    """Return the size of the last axis; `torch.onnx` gives it as a tensor."""
+    return int(x.shape[-1])
+
+
+def real_experts(columns: int, num_null_experts: Any) -> int:
     """Return E of E + N columns, if there is an expert among them."""
     num_null_experts = check_count("num_null_experts", num_null_experts)
-    if num_null_experts < num_columns:
-        return num_columns - num_null_experts
+    if num_null_experts < columns:
+        return columns - num_null_experts
     raise ValueError(
         "`num_null_experts` must leave an expert among the columns of the "
         f"logits. Received: num_null_experts={num_null_experts}, "
-        f"{num_columns} columns. Lower it."
+        f"{columns} columns. Lower it."
     )
 
 

@@ -49,7 +49,7 @@ def drop_weak_second(
     """
     check_assignment(assignment)
     rules.check_share("threshold", threshold)
-    num_experts = assignment.router_probs.shape[-1]
+    num_experts = rules.num_columns(assignment.router_probs)
     second = ops.reshape(assignment.combine_weights, (-1, 2))[:, 1]
     if noise is None:
         kept = second > threshold

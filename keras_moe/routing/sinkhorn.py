@@ -45,7 +45,7 @@ def sinkhorn_assignment(
     """
     router_logits = ops.convert_to_tensor(router_logits)
     rules.check_conditions(conditions)
-    check_top_k(top_k, router_logits.shape[-1])
+    check_top_k(top_k, rules.num_columns(router_logits))
     check_optional_int("num_iterations", num_iterations)
     ranked = masked = available_logits(router_logits, conditions)
     probs = softmax(masked)

@@ -4,7 +4,12 @@ T tokens, E experts, N null experts, K top_k.
 """
 
 from keras_moe.argument_checks import check_choice, check_positive_int
-from keras_moe.kernels import group_sizes_of, sum_over_replicas, top_k_index
+from keras_moe.kernels import (
+    group_sizes_of,
+    sum_over_replicas,
+    take_columns,
+    top_k_index,
+)
 from keras_moe.kernels import light_ops as ops
 from keras_moe.routing import rules
 from keras_moe.routing.assignment import (
@@ -70,8 +75,9 @@ def top_k_assignment(
         from its best expert down.
     """
     router_logits = ops.convert_to_tensor(router_logits)
-    num_columns = router_logits.shape[-1]
-    num_experts = rules.real_experts(num_columns, num_null_experts)
+    num_experts = rules.real_experts(
+        rules.num_columns(router_logits), num_null_experts
+    )
     check_choice("scoring", scoring, SCORINGS)
     rules.check_token_choice(top_k, num_experts, normalize_weights, conditions)
     rules.check_groups(num_experts, top_k, num_groups, top_k_groups)
@@ -127,17 +133,19 @@ def keep_best_groups(
     Returns:
         `(T, E)`.
     """
-    num_experts = scores.shape[-1]
+    num_experts = rules.num_columns(scores)
     rules.check_groups(num_experts, 1, num_groups, top_k_groups)
     check_positive_int("best", best)
     size = num_experts // num_groups
-    grouped = ops.reshape(scores, (-1, num_groups, size))
-    strongest = ops.top_k(grouped, min(best, size))[0]
-    group_scores = strongest[..., 0]
+    grouped = ops.reshape(scores, (-1, size))  # a row for each group
+    first = top_k_index(grouped, min(best, size))
+    strongest = take_columns(grouped, first)
+    group_scores = strongest[:, 0]
     if min(best, size) > 1:
-        others = strongest[..., 1:]
+        others = strongest[:, 1:]
         others = ops.where(unavailable(others), ops.zeros_like(others), others)
         group_scores = group_scores + ops.sum(others, axis=-1)
+    group_scores = ops.reshape(group_scores, (-1, num_groups))
     kept = top_k_index(group_scores, top_k_groups)
     groups = ops.arange(num_groups, dtype="int32")
     is_kept = ops.any(ops.equal(ops.expand_dims(kept, -1), groups), axis=1)

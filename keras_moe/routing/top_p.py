@@ -46,7 +46,7 @@ def top_p_assignment(
     """
     router_logits = ops.convert_to_tensor(router_logits)
     rules.check_token_choice(
-        top_k, router_logits.shape[-1], normalize_weights, conditions
+        top_k, rules.num_columns(router_logits), normalize_weights, conditions
     )
     rules.check_share("top_p", top_p)
     rules.check_loss_weight("entropy_weight", entropy_weight)
