@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import keras
 
 from keras_moe.distribution.environment import process_count, process_index
+from keras_moe.files import scratch_beside
 from keras_moe.layers import checks
 
 
@@ -20,39 +21,64 @@ def save_model(model: keras.Model, path: str | os.PathLike) -> None:
     the layout: it loads on one device, on more, and on another backend. Alone
     it is `model.save(path)`.
 
-    The file is written beside and renamed, so that a save that fails leaves
-    the earlier one.
+    The file is written beside and renamed, so that a save that fails or is
+    killed leaves the earlier one. What a killed save left beside the file is
+    removed by the next one. (Keras's `model.save` writes the file in place: a
+    kill leaves a torn file.)
 
     On JAX all weights must fit into the memory of process 0's first device
     and those that are sharded over processes into that of each host.
 
     Args:
         model: built; with its optimizer where it is compiled.
-        path: of the file, ending in .keras. Process 0 alone writes to it.
+        path: of the file, ending in .keras. Process 0 alone writes to it. A
+            link is followed.
 
     Raises:
-        ValueError: for another ending.
+        ValueError: for another ending, or if `path` is a folder.
+        OSError: If the file cannot be written, e.g. on a full disk.
     """
     checks.check_model("model", model)
-    file = _check_path(path)
-    beside = file.with_name(f".{file.stem}.writing{file.suffix}")
+    named = _check_path(path)
+    if process_index() > 0:
+        _write(model, named)  # reads its part, and writes nothing there
+        return
+    file = named.resolve()
+    with contextlib.ExitStack() as at_end:
+        scratch, error = _scratch(file, at_end)
+        _write(model, scratch / named.name)
+        if error is not None:
+            raise error
+        os.replace(scratch / named.name, file)
+
+
+def _scratch(file, at_end):
+    """Return a folder beside the file, or another one and why it failed.
+
+    The other processes wait for this one to take part in reading the model.
+    """
     try:
-        _write(model, beside)
-        if process_index() == 0:
-            beside.replace(file)
-    finally:
-        if process_index() == 0:
-            beside.unlink(missing_ok=True)
+        return at_end.enter_context(scratch_beside(file)), None
+    except OSError as error:
+        if process_count() == 1:
+            raise
+        folder = at_end.enter_context(tempfile.TemporaryDirectory())
+        return pathlib.Path(folder), error
 
 
 def _check_path(path):
     path = checks.check_path("path", path)
-    if path.suffix == ".keras":
-        return path
-    raise ValueError(
-        f"`path` must end in .keras. Received: path={str(path)!r}. The file "
-        "holds the whole model; its weights alone are in it, too."
-    )
+    if path.suffix != ".keras":
+        raise ValueError(
+            f"`path` must end in .keras. Received: path={str(path)!r}. The "
+            "file holds the whole model; its weights alone are in it, too."
+        )
+    if path.is_dir():
+        raise ValueError(
+            f"`path` must be a file's. Received: path={str(path)!r}, a "
+            "folder. Choose another name."
+        )
+    return path
 
 
 def _write(model, path):

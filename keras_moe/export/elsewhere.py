@@ -17,10 +17,13 @@ def write_elsewhere(
 ) -> None:
     """Saves the model and has a process of `backend` write the artifact.
 
+    Temporary files lie beside `folder`, so that whoever removes what a killed
+    export left removes them, too.
+
     Raises:
         RuntimeError: with what that process said, where it failed.
     """
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
         path = pathlib.Path(scratch, "model.keras")
         model.save(path)
         job = {
@@ -28,12 +31,13 @@ def write_elsewhere(
             "format": format,
             "folder": str(folder),
             "modules": sorted(_modules_of(model)),
+            "parent": os.getpid(),
         }
         job_path = pathlib.Path(scratch, "job.json")
         job_path.write_text(json.dumps(job))
         done = subprocess.run(
             [sys.executable, "-m", "keras_moe.export.worker", str(job_path)],
-            env=_environment(backend),
+            env=_environment(backend, scratch),
             capture_output=True,
             text=True,
         )
@@ -47,13 +51,14 @@ def write_elsewhere(
         )
 
 
-def _environment(backend):
+def _environment(backend, scratch):
     paths = [path or os.getcwd() for path in sys.path]
     return {
         **os.environ,
         "KERAS_BACKEND": backend,
         "PYTHONPATH": os.pathsep.join(paths),
         "TF_CPP_MIN_LOG_LEVEL": "3",
+        "TMPDIR": scratch,
     }
 
 

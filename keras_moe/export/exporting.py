@@ -1,23 +1,24 @@
 """From a model to an artifact that was seen to be right."""
 
-import errno
 import logging
 import os
 import pathlib
-import shutil
-import tempfile
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import keras
 
 from keras_moe.export import manifest as manifests
 from keras_moe.export.elsewhere import write_elsewhere
 from keras_moe.export.formats import format_of
+from keras_moe.export.placing import (
+    check_place,
+    check_replaceable,
+    is_replaceable,
+)
 from keras_moe.export.signature import as_functional
 from keras_moe.export.verifying import verify_folder
 from keras_moe.export.writers import write
+from keras_moe.files import NEW, scratch_beside, swap_in
 from keras_moe.layers import checks
 
 _log = logging.getLogger("keras_moe.export")
@@ -26,15 +27,6 @@ _CONFIGS = {
     "int4": keras.quantizers.Int4QuantizationConfig,
 }
 MODES = tuple(_CONFIGS)
-_CANNOT_WRITE = (
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.EACCES,
-    errno.EPERM,
-    errno.EROFS,
-    errno.ENOTDIR,
-    errno.EEXIST,
-)
 
 
 def export(
@@ -58,8 +50,9 @@ def export(
         path: the folder to write. It holds the artifact (the SavedModel
             itself, `model.tflite`, `model.onnx`, `model.xml` and
             `model.bin`, or `model.pt2`) and its manifest `moe.json`. An
-            artifact that is there already is replaced, once the new one is
-            whole.
+            artifact that is there already is replaced in one step, once the
+            new one is whole: if the export fails or is killed, the old one is
+            still there. Links are followed.
         format: `"tf_saved_model"`, `"litert"`, `"onnx"`, `"openvino"` or
             `"torch"`.
         input_signature: shapes and dtypes of the inputs, as
@@ -82,35 +75,32 @@ def export(
         TypeError, ValueError: for an argument out of its range, or where the
             artifact differs from the model by more than the format's
             tolerance: 1e-4 for LiteRT, 1e-5 for the others, in units of the
-            largest output. Nothing is left behind then.
+            largest output. Nothing is left behind then. Also if `path` is the
+            working directory or a parent of it, or holds anything that no
+            earlier export wrote, which is never deleted.
         ImportError: where a package is missing; it names the pip command.
-        OSError: where `path` cannot be written.
+        OSError: where `path` cannot be written or its disk is full.
         RuntimeError: where a converter or the artifact's runtime fails.
     """
     checks.check_bool("verify", verify)
     writer = format_of(format).writer
     _check_quantize(quantize)
-    target = _check_path(path)
+    target = check_place(path)
     wrapped = as_functional(model, input_signature)
     _check_text(wrapped, format)
-    if quantize is not None:
-        wrapped = _quantized(wrapped, quantize)
-    with _written_beside(target) as folder:
-        if keras.backend.backend() == writer:
-            write(wrapped, format, folder)
-        else:
-            _log.info(
-                "%s is written by %s: the model goes there as a .keras file",
-                format,
-                writer,
-            )
-            write_elsewhere(wrapped, format, writer, folder)
+    with scratch_beside(target, is_replaceable) as scratch:
+        if quantize is not None:
+            wrapped = _quantized(wrapped, quantize, scratch)
+        folder = scratch / NEW
+        folder.mkdir()
+        _write(wrapped, format, writer, folder)
         manifest = manifests.make(wrapped, format, folder, quantize)
         if verify:
             manifest["verified"] = verify_folder(
-                wrapped, manifest, folder, data
+                wrapped, manifest, folder, data, scratch
             )
         manifests.save(manifest, folder)
+        swap_in(scratch, target, check_replaceable)
     _log.info("wrote %s", target)
     return manifest
 
@@ -153,22 +143,6 @@ def _check_quantize(quantize):
         )
 
 
-def _check_path(path):
-    """The absolute folder to write: new, empty, or an artifact of ours."""
-    target = checks.check_path("path", path).absolute()
-    replaceable = not target.exists() or (
-        target.is_dir()
-        and ((target / manifests.NAME).exists() or not any(target.iterdir()))
-    )
-    if not replaceable:
-        raise ValueError(
-            "`path` must be a new folder, an empty one, or that of an earlier "
-            f"artifact. Received: {target}, which holds something else. Choose "
-            "another name."
-        )
-    return target
-
-
 def _check_text(model, format):
     """Strings are TensorFlow's alone."""
     text = [t.name for t in model.inputs if t.dtype == "string"]
@@ -180,51 +154,27 @@ def _check_text(model, format):
         )
 
 
-def _quantized(model, mode):
+def _write(model, format, writer, folder):
+    """Write the artifact here, or in a process of the backend that can."""
+    if keras.backend.backend() == writer:
+        write(model, format, folder)
+        return
+    _log.info(
+        "%s is written by %s: the model goes there as a .keras file",
+        format,
+        writer,
+    )
+    write_elsewhere(model, format, writer, folder)
+
+
+def _quantized(model, mode, scratch):
     """A quantised copy."""
-    with tempfile.TemporaryDirectory() as scratch:
-        copy = pathlib.Path(scratch, "copy.keras")
-        model.save(copy)
-        model = keras.models.load_model(copy, compile=False)
+    copy = scratch / "copy.keras"
+    model.save(copy)
+    model = keras.models.load_model(copy, compile=False)
+    copy.unlink()
     with warnings.catch_warnings():
         # Of every layer that has no weights to quantise.
         warnings.filterwarnings("ignore", ".*`quantize` method implemented")
         model.quantize(config=_CONFIGS[mode](activation_quantizer=None))
     return as_functional(model)
-
-
-@contextmanager
-def _written_beside(target: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A new folder beside `target` that takes its place, or leaves nothing."""
-    folder = None
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        folder = pathlib.Path(
-            tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent)
-        )
-        folder.chmod(0o755)
-        yield folder
-        _replace(folder, target)
-    except OSError as error:
-        if error.errno not in _CANNOT_WRITE:
-            raise
-        raise OSError(
-            error.errno,
-            f"`path` must be a place that can be written. Received: {target}: "
-            f"{error.strerror}. Nothing was left there; choose another place "
-            "or make room.",
-        ) from error
-    finally:
-        if folder is not None:
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def _replace(folder, target):
-    """Two renames; what stood there goes last."""
-    old = None
-    if target.exists():
-        old = folder.with_name(folder.name + ".old")
-        target.rename(old)
-    folder.rename(target)
-    if old is not None:
-        shutil.rmtree(old, ignore_errors=True)

@@ -19,7 +19,11 @@ from keras_moe.export.probes import Probe, probes_of, unreached
 
 
 def verify_folder(
-    model: keras.Model, manifest: dict, folder: pathlib.Path, data=None
+    model: keras.Model,
+    manifest: dict,
+    folder: pathlib.Path,
+    data=None,
+    scratch: pathlib.Path | None = None,
 ) -> dict:
     """Compares an artifact with its model; returns what was seen.
 
@@ -28,6 +32,7 @@ def verify_folder(
         manifest: of the artifact.
         folder: that the artifact is in.
         data: see `probes_of`.
+        scratch: Folder for temporary files. `None` is the system's.
 
     Returns:
         `largest_difference`, `tolerance`, `shapes` (of each batch's inputs)
@@ -48,7 +53,7 @@ def verify_folder(
             stacklevel=3,
         )
     names = [t.name for t in model.inputs]
-    outputs = _run(manifest["format"], folder, names, probes)
+    outputs = _run(manifest["format"], folder, names, probes, scratch)
     tolerance = _tolerance(model, manifest)
     largest = max(
         _largest_difference(probe.observation.outputs, received)
@@ -69,16 +74,16 @@ def verify_folder(
     }
 
 
-def _run(format, folder, names, probes: list[Probe]):
+def _run(format, folder, names, probes: list[Probe], scratch):
     """The outputs of each probe, by the artifact in its own process."""
     arrays = {
         f"{i}/{name}": array
         for i, probe in enumerate(probes)
         for name, array in zip(names, probe.batch, strict=True)
     }
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory(dir=scratch) as place:
         inputs, outputs = (
-            str(pathlib.Path(scratch, f"{name}.npz"))
+            str(pathlib.Path(place, f"{name}.npz"))
             for name in ("inputs", "outputs")
         )
         np.savez(inputs, **arrays)  # type: ignore[arg-type]

@@ -2,14 +2,18 @@
 
     KERAS_BACKEND=tensorflow python -m keras_moe.export.worker JOB.json
 
-The job names the model's file, the format, the folder to write into, and the
-modules whose import registers the classes that the model is made of.
+The job names the model's file, the format, the folder to write into, the
+modules whose import registers the classes that the model is made of, and the
+process that waits for the artifact.
 """
 
 import importlib
 import json
+import os
 import pathlib
 import sys
+import threading
+import time
 
 import keras
 
@@ -21,10 +25,19 @@ from keras_moe.export.writers import write
 def main(job_path: str) -> None:
     """Does one job."""
     job = json.loads(pathlib.Path(job_path).read_text())
+    parent = job["parent"]
+    threading.Thread(target=_end_with, args=[parent], daemon=True).start()
     for module in job["modules"]:
         importlib.import_module(module)
     model = keras.models.load_model(job["model"], compile=False)
     write(as_functional(model), job["format"], pathlib.Path(job["folder"]))
+
+
+def _end_with(parent: int) -> None:
+    """End this process soon after its parent was killed."""
+    while os.getppid() == parent:
+        time.sleep(0.2)
+    os._exit(1)
 
 
 if __name__ == "__main__":

@@ -6,8 +6,8 @@ one operation more, OpenVINO without the outputs of inner functions, and
 PyTorch programs of any batch size.
 """
 
+import io
 import pathlib
-import tempfile
 import warnings
 from itertools import count
 
@@ -23,7 +23,7 @@ def write(model: keras.Model, format: str, folder: pathlib.Path) -> None:
     Args:
         model: from `as_functional`.
         format: one of `FORMATS` that the running backend writes.
-        folder: where to.
+        folder: Empty folder to write into. Temporary files lie beside it.
     """
     with warnings.catch_warnings():
         # Converters warn of NumPy, of each other and of their own age.
@@ -66,12 +66,11 @@ def _onnx(model, folder):
 def _openvino(model, folder):
     import openvino
 
-    with tempfile.TemporaryDirectory() as scratch:
-        _saved_model(model, scratch)
-        converted = openvino.convert_model(scratch)
-        openvino.save_model(
-            converted, folder / "model.xml", compress_to_fp16=False
-        )
+    # It is removed with all else beside `folder`.
+    scratch = folder.parent / "saved_model"
+    _saved_model(model, scratch)
+    converted = openvino.convert_model(scratch)
+    openvino.save_model(converted, folder / "model.xml", compress_to_fp16=False)
 
 
 def _torch(model, folder):
@@ -94,7 +93,10 @@ def _torch(model, folder):
             dynamic_shapes=tuple([tuple(shapes)]),
             strict=False,
         )
-    torch.export.save(program, folder / "model.pt2")
+    # To memory first: if its file cannot be written, torch ends the process.
+    archive = io.BytesIO()
+    torch.export.save(program, archive)
+    (folder / "model.pt2").write_bytes(archive.getbuffer())
 
 
 def _Positional(model):

@@ -1,0 +1,61 @@
+"""A lock that the system releases when the process that holds it ends."""
+
+import os
+import pathlib
+import sys
+from typing import IO
+
+if sys.platform != "win32":
+    import fcntl
+
+NAME = "lock"
+
+
+def lock(folder: pathlib.Path) -> IO[bytes] | None:
+    """Lock a folder by a file in it.
+
+    Args:
+        folder: Folder that exists.
+
+    Returns:
+        The open file; the lock is held until it is closed. `None` if another
+        process holds the lock or has removed the folder.
+
+    Raises:
+        NotImplementedError: If the system or the file system has no locks.
+        OSError: If the file cannot be opened.
+    """
+    path = folder / NAME
+    try:
+        file = open(path, "wb")  # noqa: SIM115  held as long as the lock
+    except FileNotFoundError:
+        return None
+    try:
+        if _acquired(file) and _is_at(path, file):
+            return file
+    except BaseException:
+        file.close()
+        raise
+    file.close()
+    return None
+
+
+def _acquired(file):
+    """Return whether the lock is free, and take it."""
+    if sys.platform == "win32":
+        raise NotImplementedError
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:  # some network file systems
+        raise NotImplementedError from error
+    return True
+
+
+def _is_at(path, file):
+    """Return whether the file was not removed before it was locked."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
+    except FileNotFoundError:
+        return False

@@ -1,0 +1,95 @@
+"""Name the place if something could not be written, whatever library failed.
+
+TensorFlow, h5py, and OpenVINO have errors of their own for a full disk.
+"""
+
+import errno
+import os
+import pathlib
+import tempfile
+from collections.abc import Iterator
+
+Path = pathlib.Path
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_CANNOT_WRITE = (
+    *_FULL,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EEXIST,
+    errno.ENOTEMPTY,
+    errno.EBUSY,
+    errno.EXDEV,
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
+)
+# How C++'s streams, and so OpenVINO, report any failure.
+_OF_STREAMS = "iostream error"
+# These are reported unchanged, even if there is no room either.
+_ABOUT_ARGUMENTS = (ValueError, TypeError, ImportError)
+_ROOM = 1 << 20  # bytes
+
+
+def place_error(error: Exception, target: Path) -> OSError | None:
+    """Return an OSError that names the place that cannot be written.
+
+    Call it before what was written is removed: it tries whether there is room.
+
+    Args:
+        error: What writing raised.
+        target: What was to be written.
+
+    Returns:
+        The OSError; `None` if the error is about something else.
+    """
+    folder: Path = target.parent
+    number: int | None
+    full = _full_folder(target.parent)
+    if full is not None and not isinstance(error, _ABOUT_ARGUMENTS):
+        folder, number = full
+    elif isinstance(error, OSError) and error.errno in _CANNOT_WRITE:
+        number = error.errno
+    else:
+        number = _number_in(error)
+    if number is None:
+        return None
+    where = "" if folder == target.parent else f"{folder}: "
+    return OSError(
+        number,
+        "`path` must be a place that can be written. Received: "
+        f"{target}: {where}{os.strerror(number)}. Nothing was changed there; "
+        "make room or choose another place.",
+    )
+
+
+def _full_folder(folder: Path) -> tuple[Path, int] | None:
+    """Return a folder without room, that of temporary files also, and why."""
+    for place in (folder, Path(tempfile.gettempdir())):
+        try:
+            with tempfile.TemporaryFile(dir=place) as file:
+                file.write(bytes(_ROOM))
+        except OSError as error:
+            if error.errno in _FULL:
+                return place, error.errno
+    return None
+
+
+def _number_in(error: Exception) -> int | None:
+    """Return the number of a failed write, by an error, its cause, or text."""
+    for link in _chain(error):
+        for number in _FULL:
+            if getattr(link, "errno", None) == number:
+                return number
+            if os.strerror(number) in str(link):
+                return number
+        if _OF_STREAMS in str(link):
+            return errno.EIO
+    return None
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__

@@ -1,0 +1,174 @@
+"""Write a file or a folder beside its place, and swap it in once it is whole.
+
+    target.parent/.keras_moe-writing-HASH-TOKEN/    a hidden, locked folder
+        lock                                        held while it is written
+        new                                         what is being written
+        swap, old                                   for the time of the swap
+
+At every moment `target` is what it was or what was written. The hidden folder
+is removed at the end. If the process is killed, the system releases the lock,
+and the next write to the same target removes the folder. What the caller did
+not write is never removed: it is moved back.
+"""
+
+import contextlib
+import errno
+import hashlib
+import os
+import pathlib
+import secrets
+import shutil
+import warnings
+from collections.abc import Callable, Iterator
+
+from keras_moe.files.exchanging import exchange, settle
+from keras_moe.files.locking import lock
+from keras_moe.files.place_errors import place_error
+
+Path = pathlib.Path
+IsOurs = Callable[[Path], bool]
+PREFIX = ".keras_moe-writing-"
+NEW, SWAP, OLD = "new", "swap", "old"
+# How a rename onto a folder that is not empty fails.
+_OCCUPIED = (errno.ENOTEMPTY, errno.EEXIST)
+
+
+def anything(folder: Path) -> bool:
+    """Return that whatever a target held may be removed."""
+    return True
+
+
+@contextlib.contextmanager
+def scratch_beside(target: Path, is_ours: IsOurs = anything) -> Iterator[Path]:
+    """Make a hidden folder beside `target`, and remove it at the end.
+
+    Args:
+        target: Resolved path of what is to be written. Missing parents are
+            made.
+        is_ours: Function of a folder that was swapped out: whether all of it
+            may be removed.
+
+    Raises:
+        OSError: If there is no room, or `target` cannot be written, in
+            whatever words a library says so. It names the place.
+    """
+    scratch = target.parent / f"{_prefix(target)}{secrets.token_hex(8)}"
+    missing = [folder for folder in target.parents if not folder.exists()]
+    held = None
+    try:
+        try:
+            remove_leftovers(target, is_ours)
+            held = _make(scratch)
+            yield scratch
+        except Exception as error:
+            told = place_error(error, target)
+            if told is None:
+                raise
+            raise told from error
+        finally:
+            _discard(scratch, target, is_ours)
+    finally:
+        # Again, in case an interrupt came in between.
+        _discard(scratch, target, is_ours)
+        if held is not None:
+            held.close()
+        _remove_empty(missing)
+    remove_leftovers(target, is_ours)
+
+
+def _make(scratch):
+    """Make the hidden folder; return its lock if the system has locks."""
+    held = None
+    while held is None:  # a process that removes leftovers may be faster
+        scratch.mkdir(parents=True, exist_ok=True)
+        try:
+            held = lock(scratch)
+        except NotImplementedError:
+            return None
+    return held
+
+
+def swap_in(
+    scratch: Path, target: Path, check: Callable[[Path], object]
+) -> None:
+    """Let the folder `scratch/new` take the place of `target` in one step.
+
+    Args:
+        scratch: From `scratch_beside`.
+        target: A new folder, an empty one, or one to be replaced.
+        check: Function of a folder that raises an error if it must not be
+            replaced. It is called before the swap and after it, so that what
+            was put there in the meantime is kept.
+
+    Raises:
+        OSError: If `target` cannot be replaced. It is as it was.
+    """
+    swap = scratch / SWAP
+    os.rename(scratch / NEW, swap)
+    while not _moved(swap, target):
+        check(target)
+        try:
+            exchange(swap, target, scratch / OLD)
+        except FileNotFoundError:  # was `target` removed?
+            if target.exists():
+                raise
+        else:
+            # If this fails, `scratch_beside` moves the folder back.
+            check(swap)
+            return
+
+
+def _moved(folder, target):
+    """Rename a folder, if nothing is at `target` or an empty folder."""
+    try:
+        os.rename(folder, target)
+    except OSError as error:
+        if error.errno not in _OCCUPIED:
+            raise
+        return False
+    return True
+
+
+def remove_leftovers(target: Path, is_ours: IsOurs = anything) -> None:
+    """Remove the hidden folders of processes that were killed.
+
+    A folder whose lock is held belongs to a process that still writes.
+    """
+    for scratch in target.parent.glob(f"{_prefix(target)}*"):
+        # Another user's folder, or a file system without locks, is left alone.
+        with contextlib.suppress(OSError, NotImplementedError):
+            held = lock(scratch)
+            if held is not None:
+                with held:
+                    _discard(scratch, target, is_ours)
+
+
+def _prefix(target):
+    """The names of hidden folders, short however long the target's name is."""
+    digest = hashlib.sha256(os.fsencode(target.name)).hexdigest()
+    return f"{PREFIX}{digest[:12]}-"
+
+
+def _discard(scratch, target, is_ours):
+    """Remove a hidden folder, and move back what is not ours."""
+    swap, old = scratch / SWAP, scratch / OLD
+    settle(old, target)
+    if swap.exists() and not is_ours(swap):
+        if target.exists() and is_ours(target):
+            exchange(swap, target, old)
+    kept = [p for p in (swap, old) if p.exists() and not is_ours(p)]
+    if kept:
+        warnings.warn(
+            f"{kept[0]} holds files that keras_moe did not write, and is "
+            "kept. Move them, and delete the folder.",
+            stacklevel=2,
+        )
+        return
+    shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _remove_empty(folders):
+    """Remove folders in which nothing was written, the innermost first."""
+    for folder in folders:
+        with contextlib.suppress(OSError):
+            folder.rmdir()

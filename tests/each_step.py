@@ -1,0 +1,60 @@
+"""Interrupt a function, or kill its process, at each of its steps in turn."""
+
+import os
+import pathlib
+import signal
+import sys
+
+import keras_moe
+
+ROOT = pathlib.Path(keras_moe.__file__).parent
+# What writes, swaps, and removes.
+FILES = ("files", "export/exporting.py", "export/placing.py", "distribution")
+FILES = tuple(str(ROOT / name) for name in FILES)
+
+
+def interrupt():
+    raise KeyboardInterrupt
+
+
+def kill():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+class AtStep:
+    """Within it, `act()` is called before the line number `step` of `FILES`.
+
+    Lines count each time that they run, from 1. `done` says whether there were
+    as many.
+    """
+
+    def __init__(self, step, act):
+        self.step, self.act = step, act
+        self.count, self.done = 0, False
+
+    def __enter__(self):
+        self.before = sys.gettrace()
+        sys.settrace(self.trace)
+        return self
+
+    def __exit__(self, *error):
+        sys.settrace(self.before)
+
+    def trace(self, frame, event, arg):
+        if not frame.f_code.co_filename.startswith(FILES):
+            return None
+        if event == "line":
+            self.count += 1
+            if self.count == self.step:
+                self.done = True
+                self.act()
+        return self.trace
+
+
+def content(folder):
+    """The text of each file in a folder, by its path."""
+    return {
+        str(path.relative_to(folder)): path.read_text()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }

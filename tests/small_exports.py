@@ -1,0 +1,55 @@
+"""Exports and saves whose writers write a line of text, for tests of files."""
+
+import pathlib
+
+import keras
+from backend import BACKEND
+
+from keras_moe.distribution import save_model
+from keras_moe.export import exporting
+from keras_moe.export.formats import FORMATS
+
+FORMAT = "torch" if BACKEND == "torch" else "tf_saved_model"
+
+
+def make_model():
+    return keras.Sequential([keras.Input((2,)), keras.layers.Dense(2)])
+
+
+class TextExport:
+    """A function of a folder and a text that exports a model as that text.
+
+    Nothing but Python runs, so that a process that was forked can call it.
+    """
+
+    def __init__(self, monkeypatch):
+        self.model = exporting.as_functional(make_model())
+        monkeypatch.setattr(exporting, "as_functional", lambda model, _: model)
+        monkeypatch.setattr(exporting, "_write", self.write)
+
+    def __call__(self, folder, text):
+        self.text = text
+        exporting.export(self.model, folder, FORMAT, verify=False)
+
+    def write(self, model, format, writer, folder):
+        for part in FORMATS[format].parts:
+            path = folder / part
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(self.text)
+
+
+class TextSave:
+    """A function of a file and a text that saves a model as that text."""
+
+    def __init__(self, monkeypatch):
+        self.model = make_model()
+        monkeypatch.setattr(self.model, "save", self.write)
+
+    def __call__(self, file, text):
+        self.text = text
+        save_model(self.model, file)
+
+    def write(self, path):
+        path = pathlib.Path(path)
+        path.write_text(self.text[:1])
+        path.write_text(self.text)

@@ -1,0 +1,283 @@
+"""`export` and `save_model` replace what they wrote, and lose nothing else."""
+
+import itertools
+import pathlib
+import subprocess
+import sys
+
+import pytest
+from each_step import AtStep, content, interrupt
+from kill_steps import KINDS, cannot_exchange
+from small_exports import FORMAT, TextExport, TextSave
+
+from keras_moe.export import manifest as manifests
+from keras_moe.files import exchanging, replacing
+
+HERE = pathlib.Path(__file__).parent
+# An interrupt between `open` and `with` leaves the file to the collector.
+collected = pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning"
+)
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.fixture
+def export(monkeypatch):
+    return TextExport(monkeypatch)
+
+
+@pytest.fixture
+def artifact(export, tmp_path):
+    """The folder of an artifact whose files hold "old"."""
+    folder = tmp_path / "artifact"
+    export(folder, "old")
+    return folder
+
+
+def check_interrupts(write, target, every=1):
+    """Interrupts a second write at each step: old or new, and nothing else."""
+    folder, found = target.parent, []
+    write(target, "new")
+    new = content(folder)
+    write(target, "old")
+    old = content(folder)
+    for step in itertools.count(1, every):
+        with AtStep(step, interrupt) as at:
+            try:
+                write(target, "new")
+            except KeyboardInterrupt:
+                assert at.done
+        assert content(folder) in (old, new), step
+        found.append(content(folder) == new)
+        assert names(folder) == [target.name], step
+        if not at.done:
+            break
+        write(target, "old")
+    # Old until one step, and new from then on.
+    assert found == sorted(found)
+    assert found[0] != found[-1]
+
+
+@pytest.mark.one_backend
+@collected
+def test_an_export_is_interrupted_at_each_step(export, tmp_path):
+    check_interrupts(export, tmp_path / "artifact", every=3)
+
+
+@pytest.mark.one_backend
+@collected
+def test_a_save_is_interrupted_at_each_step(monkeypatch, tmp_path):
+    check_interrupts(TextSave(monkeypatch), tmp_path / "model.keras")
+
+
+@pytest.mark.one_backend
+@collected
+def test_interrupts_where_folders_cannot_be_exchanged(
+    export, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(exchanging, "_exchange_at_once", cannot_exchange)
+    check_interrupts(export, tmp_path / "artifact", every=3)
+
+
+def run(script, *arguments):
+    """Runs a script, which checks what it sees."""
+    done = subprocess.run(
+        [sys.executable, HERE / script, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_kill_9_at_some_steps(tmp_path):
+    run("kill_steps.py", tmp_path, 29, *KINDS)
+
+
+@pytest.mark.slow
+def test_kill_9_at_each_step(tmp_path):
+    run("kill_steps.py", tmp_path, 1, *KINDS, "export-without")
+
+
+@pytest.mark.one_backend
+def test_two_processes_export_at_once(tmp_path):
+    run("exports_at_once.py", tmp_path / "artifact")
+    assert names(tmp_path) == ["artifact"]
+    assert manifests.read_checked(tmp_path / "artifact")
+
+
+def foreign_file(folder):
+    (folder / "thesis.tex").write_text("mine")
+
+
+def foreign_hidden_file(folder):
+    (folder / ".notes").write_text("mine")
+
+
+def foreign_file_below(folder):
+    (folder / "variables").mkdir(exist_ok=True)
+    (folder / "variables" / "mine").write_text("mine")
+
+
+def foreign_folder(folder):
+    (folder / "results").mkdir()
+
+
+def foreign_link(folder):
+    (folder / "link").symlink_to(folder.parent)
+
+
+def link_instead_of_a_file(folder):
+    part = folder / manifests.FORMATS[FORMAT].parts[0]
+    part.rename(folder.parent / "mine")
+    part.symlink_to(folder.parent / "mine")
+
+
+def damaged_manifest(folder):
+    path = folder / manifests.NAME
+    path.write_text(path.read_text().replace('"schema": 2', '"schema": 3'))
+
+
+def manifest_of_another_program(folder):
+    (folder / manifests.NAME).write_text('{"moe": "a cow"}')
+
+
+@pytest.mark.one_backend
+@pytest.mark.parametrize(
+    "add",
+    [
+        foreign_file,
+        foreign_hidden_file,
+        foreign_file_below,
+        foreign_folder,
+        foreign_link,
+        link_instead_of_a_file,
+        damaged_manifest,
+        manifest_of_another_program,
+    ],
+    ids=lambda add: add.__name__,
+)
+def test_a_folder_that_holds_anything_else_is_refused(export, artifact, add):
+    add(artifact)
+    before = content(artifact.parent), names(artifact)
+    with pytest.raises(ValueError, match="`path` must be a new folder"):
+        export(artifact, "new")
+    assert (content(artifact.parent), names(artifact)) == before
+
+
+@pytest.mark.one_backend
+def test_a_folder_without_a_manifest_and_a_file_are_refused(export, tmp_path):
+    (tmp_path / "mine.txt").write_text("mine")
+    for path, what in ((tmp_path, "mine.txt"), (tmp_path / "mine.txt", "file")):
+        with pytest.raises(ValueError, match=f"Received: .*, .*{what}"):
+            export(path, "new")
+    assert content(tmp_path) == {"mine.txt": "mine"}
+
+
+@pytest.mark.one_backend
+def test_a_damaged_artifact_can_be_replaced(export, artifact):
+    """Its names are those of the list, whatever the files hold."""
+    part = artifact / manifests.FORMATS[FORMAT].parts[0]
+    part.write_text("damaged")
+    export(artifact, "new")
+    assert part.read_text() == "new"
+
+
+@pytest.mark.one_backend
+@pytest.mark.parametrize("where", [".", "artifact", "artifact/.."])
+def test_the_working_directory_is_refused(export, tmp_path, monkeypatch, where):
+    """An empty one too, and that of an artifact, and a parent of it."""
+    here = tmp_path / "empty"
+    here.mkdir()
+    if where != ".":
+        export(here / "artifact", "old")
+        here = here / "artifact" if where == "artifact" else here
+    monkeypatch.chdir(here)
+    before = content(tmp_path)
+    with pytest.raises(ValueError, match="the working directory"):
+        export("." if where == "artifact" else where, "new")
+    assert content(tmp_path) == before
+
+
+@pytest.mark.one_backend
+def test_links_are_followed(export, artifact, tmp_path):
+    (tmp_path / "link").symlink_to("artifact")
+    (tmp_path / "to_nothing").symlink_to("elsewhere")
+    export(tmp_path / "link", "new")
+    export(tmp_path / "to_nothing", "new")
+    assert (tmp_path / "link").is_symlink()
+    assert content(artifact) == content(tmp_path / "elsewhere")
+    assert set(content(artifact).values()) >= {"new"}
+    (tmp_path / "circle").symlink_to("circle")
+    with pytest.raises(ValueError, match="which is no path"):
+        export(tmp_path / "circle", "new")
+    assert names(tmp_path) == [
+        *("artifact", "circle", "elsewhere", "link", "to_nothing")
+    ]
+
+
+@pytest.mark.one_backend
+def test_a_saved_file_behind_a_link_is_replaced(monkeypatch, tmp_path):
+    save = TextSave(monkeypatch)
+    (tmp_path / "latest.keras").symlink_to("model.keras")
+    save(tmp_path / "latest.keras", "saved")
+    assert content(tmp_path)["model.keras"] == "saved"
+    assert (tmp_path / "latest.keras").is_symlink()
+    (tmp_path / "folder.keras").mkdir()
+    with pytest.raises(ValueError, match="`path` must be a file's"):
+        save(tmp_path / "folder.keras", "saved")
+
+
+@pytest.mark.one_backend
+@pytest.mark.parametrize("moment", ["before", "within"])
+def test_a_file_that_comes_during_the_export_is_kept(
+    export, artifact, monkeypatch, moment
+):
+    """Before the last check, or between it and the swap."""
+    exchange, swap_in = replacing.exchange, replacing.swap_in
+
+    def late(*args):
+        monkeypatch.setattr(replacing, "exchange", exchange)
+        foreign_file(artifact)
+        exchange(*args)
+
+    def write(*args):
+        foreign_file(artifact)
+        TextExport.write(export, *args)
+
+    if moment == "within":
+        monkeypatch.setattr(replacing, "exchange", late)
+    else:
+        monkeypatch.setattr("keras_moe.export.exporting._write", write)
+    before = content(artifact)
+    with pytest.raises(ValueError, match=r"something else: thesis\.tex"):
+        export(artifact, "new")
+    assert content(artifact) == {**before, "thesis.tex": "mine"}
+    assert names(artifact.parent) == ["artifact"]
+    assert swap_in is replacing.swap_in
+
+
+@pytest.mark.one_backend
+def test_what_is_being_written_is_not_removed(export, artifact, tmp_path):
+    """Another export to the same place leaves the hidden folder alone."""
+    with replacing.scratch_beside(artifact) as scratch:
+        export(artifact, "new")
+        assert names(tmp_path) == [scratch.name, "artifact"]
+    assert names(tmp_path) == ["artifact"]
+
+
+@pytest.mark.one_backend
+def test_parents_are_made_and_removed_if_the_export_fails(export, tmp_path):
+    def fail(*args):
+        raise RuntimeError("cannot convert")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("keras_moe.export.exporting._write", fail)
+        with pytest.raises(RuntimeError, match="cannot convert"):
+            export(tmp_path / "a" / "b" / "c", "new")
+    assert names(tmp_path) == []
+    export(tmp_path / "a" / "b" / "c", "new")
+    assert names(tmp_path / "a" / "b") == ["c"]
+    export(tmp_path / ("n" * 255), "new")  # the longest name
