@@ -94,7 +94,7 @@ def manifest(tmp_path):
         "exported_on": "jax",
         "written_by": "tensorflow",
         "versions": {"keras-moe": "0.1.0"},
-        "bytes": 14000,
+        "bytes": 8,
         "parameters": 3300,
         "active_parameters": 200,
         "parameter_bytes": 13200,

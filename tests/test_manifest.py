@@ -1,11 +1,15 @@
 """`moe.json`: what it may hold, and that a change of it is noticed."""
 
+import copy
 import hashlib
 import json
 
+import numpy as np
 import pytest
 
-from keras_moe.export import load
+from keras_moe import cli
+from keras_moe.cli.inputs import shapes_for_tokens
+from keras_moe.export import checksums, load
 from keras_moe.export import manifest as manifests
 
 pytestmark = pytest.mark.one_backend
@@ -93,3 +97,154 @@ def test_a_damaged_file(folder, damage, match):
         load(folder)
     # What the manifest lists does not depend on the files.
     assert manifests.listed_files(manifests.read(folder)) == {"model.tflite"}
+
+
+def places(value, path=()):
+    """Return the path of each value inside of a nest."""
+    inside = value.items() if isinstance(value, dict) else enumerate(value)
+    for key, element in inside:
+        yield (*path, key)
+        if isinstance(element, (dict, list)):
+            yield from places(element, (*path, key))
+
+
+WRONG = [
+    *(None, True, -1, 0, 1.5, "text", "", [], {}, [None], [[]], {"a": 1}),
+    *(10**12, 10**30, 1e308, -1e308, "\ud800", "\x1b[31m", "../moe.json"),
+]
+REMOVED = object()
+
+
+def changed(content, path, value):
+    """Return a copy of a nest with another value at a path."""
+    content = copy.deepcopy(content)
+    *parents, last = path
+    inside = content
+    for key in parents:
+        inside = inside[key]
+    if value is REMOVED:
+        del inside[last]
+    else:
+        inside[last] = value
+    return content
+
+
+def malformed(content):
+    for path in places(content):
+        for value in (*WRONG, REMOVED):
+            yield changed(content, path, value)
+
+
+def test_every_change_is_noticed(folder):
+    """A change that leaves the manifest valid does not match its checksum."""
+    good = json.loads((folder / "moe.json").read_text())
+    for content in malformed(good):
+        if content == good and str(content) == str(good):
+            continue
+        (folder / "moe.json").write_text(json.dumps(content))
+        with pytest.raises(ValueError, match="must be what keras_moe wrote"):
+            manifests.read(folder)
+
+
+@pytest.mark.parametrize("step", [11, pytest.param(1, marks=pytest.mark.slow)])
+def test_flipped_bits_are_noticed(step, folder):
+    """All but those in the `e` of a number: `2E-07` is the same one."""
+    path = folder / "moe.json"
+    good, text = manifests.read(folder), path.read_bytes()
+    for place in range(0, 8 * len(text), step):
+        flipped = bytearray(text)
+        flipped[place // 8] ^= 1 << place % 8
+        path.write_bytes(flipped)
+        try:
+            assert manifests.read(folder) == good
+            assert flipped[place // 8] == ord("E")
+        except ValueError as error:
+            assert "must be what keras_moe wrote" in str(error)
+
+
+@pytest.mark.filterwarnings("ignore:The artifact in")
+@pytest.mark.parametrize("schema", [1, 2])
+def test_what_is_accepted_can_be_used(schema, folder, capsys):
+    """With right checksums, or none, only what can be shown is accepted."""
+    content = {**CONTENT, "schema": schema}
+    if schema == 1:
+        del content["files"]
+    accepted = 0
+    for manifest in malformed(content):
+        if schema == 2:
+            manifest["checksum"] = checksums.of_content(manifest)
+        (folder / "moe.json").write_text(json.dumps(manifest))
+        try:
+            found = manifests.read_checked(folder)
+        except ValueError as error:
+            assert "must be " in str(error)
+            continue
+        accepted += 1
+        assert cli.main(["inspect", str(folder)]) == 0
+        shapes, tokens = shapes_for_tokens(found["inputs"], 4)
+        assert tokens > 0
+        assert sum(np.prod(shape) for shape in shapes) < 2**30
+    capsys.readouterr()
+    assert accepted > 50
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        "null",
+        "3",
+        "[" * 100_000,
+        '{"a":' * 100_000,
+        '{"schema": 2, "format": ["onnx"]}',
+        '{"schema": {}, "format": "onnx"}',
+        '{"schema": 1' + "0" * 10_000 + "}",
+        '{"schema": NaN, "format": "onnx"}',
+        '{"schema": 2, "format": "onnx", "versions": 3}',
+    ],
+    ids=range(12),
+)
+def test_what_is_no_manifest(text, tmp_path, capsys):
+    (tmp_path / "moe.json").write_text(text)
+    with pytest.raises(ValueError, match="must be what keras_moe wrote"):
+        load(tmp_path)
+    assert cli.main(["inspect", str(tmp_path)]) == 1
+    [line] = capsys.readouterr().err.splitlines()
+    assert len(line) < 1000
+
+
+def test_a_large_file_is_not_read(tmp_path):
+    with open(tmp_path / "moe.json", "wb") as file:
+        file.truncate(2**40)
+    with pytest.raises(ValueError, match="more than 16777216 bytes"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../a", "/a", "a/../../b", "a//b", ".", "", "a\\b", "c:a", "a\n"],
+)
+def test_files_outside_of_the_folder(name, folder):
+    """With a right checksum: a list that is replaced must be harmless."""
+    content = copy.deepcopy(CONTENT)
+    content["files"][name] = content["files"]["model.tflite"]
+    content["checksum"] = checksums.of_content(content)
+    (folder / "moe.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="`files .a key.` must be"):
+        manifests.read(folder)
+
+
+def test_the_models_file_must_be_listed(folder):
+    content = copy.deepcopy(CONTENT)
+    content["files"]["other"] = content["files"].pop("model.tflite")
+    with pytest.raises(ValueError, match="`files` must be a list with"):
+        manifests.save(content, folder)
+
+
+def test_other_sizes_of_files(folder):
+    """The manifest's own size is that of the files."""
+    content = {**CONTENT, "bytes": 8}
+    with pytest.raises(ValueError, match="`bytes` must be the sum"):
+        manifests.save(content, folder)

@@ -44,7 +44,7 @@ class Artifact:
 
     def __init__(self, path: str | os.PathLike, threads: int | None = None):
         threads = checks.check_optional_int("threads", threads)
-        self.manifest = manifests.read_checked(path)
+        self.manifest = manifests.read_checked(path, stacklevel=4)
         format = self.manifest["format"]
         # Only what runs it: the last of the packages, or the only one.
         require_packages(format, FORMATS[format].packages[-1:])
@@ -54,9 +54,10 @@ class Artifact:
         except (ImportError, runtimes.RefusedError):
             raise
         except Exception as error:
+            reason = str(error).rstrip().rstrip(".")
             raise RuntimeError(
                 f"{path} could not be loaded by its runtime. Received: "
-                f"{type(error).__name__}: {error}. The artifact is damaged, "
+                f"{type(error).__name__}: {reason}. The artifact is damaged, "
                 "or the runtime is of another version: export the model again."
             ) from error
 

@@ -120,10 +120,14 @@ def read(folder: str | os.PathLike) -> dict:
     return manifest
 
 
-def read_checked(folder: str | os.PathLike) -> dict:
+def read_checked(folder: str | os.PathLike, stacklevel: int = 3) -> dict:
     """Read the manifest of an artifact and check all files that it lists.
 
     A manifest from before keras_moe wrote checksums gives one warning.
+
+    Args:
+        folder: The artifact's folder.
+        stacklevel: Of the warning. 3, the default, is the caller's caller.
 
     Raises:
         FileNotFoundError: If there is no manifest.
@@ -136,7 +140,7 @@ def read_checked(folder: str | os.PathLike) -> dict:
             f"The artifact in {folder} was written before keras_moe stored "
             "checksums, so damaged files are not noticed. Export the model "
             "again.",
-            stacklevel=3,
+            stacklevel=stacklevel,
         )
         return manifest
     damage = checksums.damage_of(manifest, pathlib.Path(folder))
@@ -176,20 +180,22 @@ def _decoded(path):
 def _check(manifest):
     """Raise a ValueError if a manifest is of no known schema, or damaged."""
     if not isinstance(manifest, dict):
-        schema.fail("It", "an object", manifest)
+        schema.fail(NAME, "an object", manifest)
     _check_schema(manifest)
     format = FORMATS[manifest["format"]]
     old = manifest["schema"] == WITHOUT_CHECKSUMS
     schema.check(manifest, old)
     if manifest["file"] != format.file:
-        schema.fail("`file`", repr(format.file), manifest["file"])
+        schema.fail("file", repr(format.file), manifest["file"])
     if old:
         return
     if manifest[checksums.CHECKSUM] != checksums.of_content(manifest):
         raise ValueError("Received: content that differs from its `checksum`")
     if not set(format.parts) <= set(manifest["files"]):
         listed = sorted(manifest["files"])
-        schema.fail("`files`", f"a list with {format.parts}", listed)
+        schema.fail("files", f"a list with {format.parts}", listed)
+    if manifest["bytes"] != sum(f["bytes"] for f in manifest["files"].values()):
+        schema.fail("bytes", "the sum of `files`", manifest["bytes"])
 
 
 def _check_schema(manifest):

@@ -25,7 +25,8 @@ DTYPES = (
 
 def fail(where: str, rule: str, value: Any) -> None:
     """Raise a ValueError about the value at a place."""
-    raise ValueError(f"{where} must be {rule}. Received: {reprlib.repr(value)}")
+    received = reprlib.repr(value)
+    raise ValueError(f"`{where}` must be {rule}. Received: {received}")
 
 
 def integer(low: int, high: int = 2**63 - 1) -> Rule:
@@ -96,7 +97,7 @@ def mapping(key_rule: Rule, rule: Rule) -> Rule:
         if not isinstance(value, dict):
             fail(where, "an object", value)
         for key, element in value.items():
-            key_rule(key, f"a key of {where}")
+            key_rule(key, f"{where} (a key)")
             rule(element, f"{where}[{reprlib.repr(key)}]")
 
     return check
@@ -225,7 +226,7 @@ def check(manifest: dict, old: bool) -> None:
     inputs = manifest["inputs"]
     names = [spec["name"] for spec in inputs]
     if len(set(names)) < len(names):
-        fail("`inputs`", "of different names", names)
+        fail("inputs", "of different names", names)
     for i, spec in enumerate(inputs):
         if not spec["shape"]:
             fail(
