@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import shutil
 import signal
 import sys
 
@@ -11,6 +12,8 @@ ROOT = pathlib.Path(keras_moe.__file__).parent
 # What writes, swaps, and removes.
 FILES = ("files", "export/exporting.py", "export/placing.py", "distribution")
 FILES = tuple(str(ROOT / name) for name in FILES)
+# An interrupt in here may close a file twice; a kill may come anywhere.
+FILES_OF = {"interrupt": FILES, "kill": (*FILES, shutil.__file__)}
 
 
 def interrupt():
@@ -22,7 +25,7 @@ def kill():
 
 
 class AtStep:
-    """Within it, `act()` is called before the line number `step` of `FILES`.
+    """Within it, `act()` is called before line number `step` of some files.
 
     Lines count each time that they run, from 1. `done` says whether there were
     as many.
@@ -31,6 +34,7 @@ class AtStep:
     def __init__(self, step, act):
         self.step, self.act = step, act
         self.count, self.done = 0, False
+        self.files = FILES_OF[act.__name__]
 
     def __enter__(self):
         self.before = sys.gettrace()
@@ -41,7 +45,7 @@ class AtStep:
         sys.settrace(self.before)
 
     def trace(self, frame, event, arg):
-        if not frame.f_code.co_filename.startswith(FILES):
+        if not frame.f_code.co_filename.startswith(self.files):
             return None
         if event == "line":
             self.count += 1

@@ -64,7 +64,7 @@ def check_interrupts(write, target, every=1):
 @pytest.mark.one_backend
 @collected
 def test_an_export_is_interrupted_at_each_step(export, tmp_path):
-    check_interrupts(export, tmp_path / "artifact", every=3)
+    check_interrupts(export, tmp_path / "artifact", every=5)
 
 
 @pytest.mark.one_backend
@@ -79,7 +79,7 @@ def test_interrupts_where_folders_cannot_be_exchanged(
     export, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(exchanging, "_exchange_at_once", cannot_exchange)
-    check_interrupts(export, tmp_path / "artifact", every=3)
+    check_interrupts(export, tmp_path / "artifact", every=5)
 
 
 def run(script, *arguments):
@@ -93,7 +93,7 @@ def run(script, *arguments):
 
 
 def test_kill_9_at_some_steps(tmp_path):
-    run("kill_steps.py", tmp_path, 29, *KINDS)
+    run("kill_steps.py", tmp_path, 41, *KINDS)
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@
         lock                                        held while it is written
         new                                         what is being written
         swap, old                                   for the time of the swap
+        swap-removed, old-removed                   what is being removed
 
 At every moment `target` is what it was or what was written. The hidden folder
 is removed at the end. If the process is killed, the system releases the lock,
@@ -22,6 +23,7 @@ import warnings
 from collections.abc import Callable, Iterator
 
 from keras_moe.files.exchanging import exchange, settle
+from keras_moe.files.locking import NAME as LOCK
 from keras_moe.files.locking import lock
 from keras_moe.files.place_errors import place_error
 
@@ -150,21 +152,39 @@ def _prefix(target):
 
 
 def _discard(scratch, target, is_ours):
-    """Remove a hidden folder, and move back what is not ours."""
+    """Remove a hidden folder, its lock last, and move back what is not ours."""
     swap, old = scratch / SWAP, scratch / OLD
     settle(old, target)
     if swap.exists() and not is_ours(swap):
         if target.exists() and is_ours(target):
             exchange(swap, target, old)
-    kept = [p for p in (swap, old) if p.exists() and not is_ours(p)]
-    if kept:
-        warnings.warn(
-            f"{kept[0]} holds files that keras_moe did not write, and is "
-            "kept. Move them, and delete the folder.",
-            stacklevel=2,
-        )
-        return
-    shutil.rmtree(scratch, ignore_errors=True)
+    for folder in (swap, old):
+        if folder.exists():
+            if not is_ours(folder):
+                _warn_of(folder)
+                return
+            # With a part of its files it would no longer be known as ours.
+            os.rename(folder, scratch / f"{folder.name}-removed")
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        for entry in scratch.iterdir():
+            if entry.name != LOCK:
+                _remove(entry)
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _warn_of(folder):
+    warnings.warn(
+        f"{folder} holds files that keras_moe did not write, and is kept. "
+        "Move them, and delete the folder.",
+        stacklevel=2,
+    )
+
+
+def _remove(entry):
+    if entry.is_dir():
+        shutil.rmtree(entry, ignore_errors=True)
+    else:
+        entry.unlink(missing_ok=True)
 
 
 def _remove_empty(folders):
