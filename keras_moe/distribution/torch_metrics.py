@@ -1,6 +1,7 @@
 """Metrics of the batches of all processes."""
 
 import keras
+import torch
 from keras import ops
 from torch import distributed
 
@@ -12,8 +13,8 @@ class ReplicatedMetrics:
 
     A Keras metric adds up: totals, counts, a confusion matrix. The states are
     summed over the processes and the results computed of the sums, so that
-    also an AUC is exact; a state that declares another `aggregation` than a
-    sum is averaged.
+    also an AUC is exact. A state that declares another `aggregation` is the
+    first process's ("only_first_replica") or the mean of all.
     """
 
     def __init__(self, model):
@@ -44,10 +45,18 @@ class ReplicatedMetrics:
             return self.own_result()
         self.model.__dict__["call"].settle()
         values = [value.detach().clone() for value in values]
-        add_up(values)
-        for variable, value in zip(variables, values, strict=True):
-            if variable.aggregation != "sum":
-                value /= distributed.get_world_size()
-        mapping = list(zip(variables, values, strict=True))
-        with keras.StatelessScope(state_mapping=mapping):
+        pairs = list(zip(variables, values, strict=True))
+        combine(pairs)
+        with keras.StatelessScope(state_mapping=pairs):
             return self.own_result()
+
+
+def combine(pairs: list[tuple[keras.Variable, torch.Tensor]]) -> None:
+    """Replace states by those of all processes, by their `aggregation`."""
+    for variable, value in pairs:
+        if variable.aggregation == "only_first_replica":
+            value *= distributed.get_rank() == 0
+    add_up([value for _, value in pairs])
+    for variable, value in pairs:
+        if variable.aggregation not in ("sum", "only_first_replica"):
+            value.copy_(value / distributed.get_world_size())
