@@ -246,7 +246,7 @@ def lose(generation, name):
 def test_a_torn_file_is_known(tmp_path, damage, name):
     good, torn = two_generations(tmp_path)
     damage(torn, name)
-    found, why = generations.newest_whole(tmp_path)
+    found, _, why = generations.newest_whole(tmp_path)
     assert found == good
     assert name in why[0]
 
@@ -296,17 +296,18 @@ def test_a_full_disk_leaves_the_saves_before(tmp_path, monkeypatch, step):
         calls.append(args)
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(*patched(step), full)
-
     def fill(folder):
         state.write_arrays(folder / "arrays.npz", [("a", np.ones(3))])
         return {}
 
-    with pytest.raises(OSError, match="No space left"):
-        generations.write(tmp_path, fill, keep=2)
+    with monkeypatch.context() as patch:
+        patch.setattr(*patched(step), full)
+        with pytest.raises(OSError, match="No space left"):
+            generations.write(tmp_path, fill, keep=2)
     assert calls
     assert sorted(tmp_path.iterdir()) == good
-    assert generations.newest_whole(tmp_path) == (good[1], [])
+    found, _, torn = generations.newest_whole(tmp_path)
+    assert (found, torn) == (good[1], [])
 
 
 def patched(step):
@@ -319,11 +320,28 @@ def patched(step):
 
 def test_what_a_killed_save_left_is_no_save(tmp_path):
     good = two_generations(tmp_path)
-    (tmp_path / "writing").mkdir()
-    (tmp_path / "writing" / "arrays.npz").write_bytes(b"half")
-    assert generations.newest_whole(tmp_path) == (good[1], [])
+    half = tmp_path / "generation-00000002.writing"
+    half.mkdir()
+    (half / "arrays.npz").write_bytes(b"half")
+    found, _, torn = generations.newest_whole(tmp_path)
+    assert (found, torn) == (good[1], [])
     assert two_generations(tmp_path)[1] == generations.generations(tmp_path)[0]
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_folders_of_the_user_stay(tmp_path):
+    """Whatever their names: only what was written here is removed."""
+    for name in ("writing", "removing", "generation-1", "my.writing"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "notes.txt").write_text("mine")
+    for _ in range(2):
+        two_generations(tmp_path)
+    found = {p.name for p in tmp_path.iterdir()}
+    assert found == {"writing", "removing", "generation-1", "my.writing"} | {
+        "generation-00000002",
+        "generation-00000003",
+    }
+    assert (tmp_path / "writing" / "notes.txt").read_text() == "mine"
 
 
 # --- what is said ------------------------------------------------------------

@@ -6,55 +6,87 @@ import warnings
 import keras
 import numpy as np
 
-from keras_moe.distribution.backup import choosing, generations, state
+from keras_moe.distribution.backup import (
+    choosing,
+    describing,
+    generations,
+    metric_states,
+    state,
+)
 from keras_moe.distribution.backup.processes import Processes, processes_of
 from keras_moe.distribution.backup.replaying import Replay
 from keras_moe.layers import checks
 
 
 class BackupAndResume(keras.callbacks.Callback):
-    """Saves the training again and again; `fit` goes on from the last save.
+    """Save the training regularly; `fit` resumes from the last save.
 
     Start the same script again after any of its processes was killed, at any
     time, in the middle of a save too: `fit` continues, and its losses are those
-    of a run that nobody killed. The `History` that it returns holds the epochs
-    before as well. Put it last among the callbacks: what they change at an
-    epoch's end is then saved.
+    of a run that was never killed. The `History` that it returns also holds the
+    epochs before. Put the callback last: what other callbacks change at the end
+    of an epoch is then saved.
 
-    A save holds the weights, statistics, states of seeds and the optimizer's
+    A save holds the weights, statistics, states of seeds, and the optimizer's
     variables as whole arrays, whatever the layout, so that it loads under
     another number of devices or processes. For each process it holds the epoch
-    and batch, the history and the states of Python's, NumPy's and PyTorch's
-    generators, so that the data are shuffled on as they would have been. Arrays
+    and batch, the history, and the states of Python's, NumPy's, and PyTorch's
+    generators, so that the data are shuffled as they would have been. Arrays
     in `fit`, shuffled or not, are exact; so is a `PyDataset` that draws its
-    order by NumPy's global generator in `on_epoch_begin`. A `tf.data.Dataset`
-    that shuffles anew in each epoch, a generator, and `steps_per_epoch` below
-    the data's length start from their beginning instead. What other callbacks
-    count, such as `EarlyStopping`'s patience, starts anew, and so does what
-    `keras.random` draws without a `SeedGenerator`.
+    order from NumPy's global generator in `on_epoch_begin`. A
+    `tf.data.Dataset` that shuffles anew in each epoch, a generator, and
+    `steps_per_epoch` below the data's length start from their beginning
+    instead. What other callbacks count, such as `EarlyStopping`'s patience,
+    starts anew, and so does what `keras.random` draws without a
+    `SeedGenerator`.
 
-    With several processes every one of them passes the callback. The chief
-    (index 0) writes and decides which save to resume from; the others read it,
-    so `directory` must lie on a file system that all of them see, and that
-    renames a folder at once (POSIX, NFS; not an object store).
+    On another number of processes or devices, pass the same global batches.
+    Metrics within an epoch are combined by their variables' `aggregation`:
+    totals and counts are added, so that the epoch's logs are those of all its
+    batches. Process `i` takes the generators of the saved process `i % N`, N
+    being the saved number; so without `shuffle=False` the remaining data come
+    in another order than in a run that was never killed.
+
+    With several processes, each of them passes the callback. The chief
+    (index 0) writes and decides which save to resume from; the others read it.
+    `directory` must therefore lie on a file system that all of them see, and
+    that renames a folder atomically (POSIX, NFS; not an object store).
+
+    A save that is damaged or malformed in any part is passed over with a
+    warning, and removed once an older one is loaded. Checksums detect damage,
+    not malice. Saves of a version without a checksum of the manifest load with
+    a warning. The layers' configurations must be those of the save, as far as
+    Keras can save them; names, initializers, and `remat` may differ, and the
+    code of lambdas is not compared.
 
     Args:
-        directory: folder of the saves, of this training only.
-        save_freq: `"epoch"`, or after how many batches to save, 1 or more.
-            Within an epoch a resumed `fit` goes through the data again up to
-            the batch of the save, without computing.
-        keep: how many saves to keep, 2 or more; the disk needs room for one
-            more. A save that a failing disk tore is passed over with a warning.
-        delete_checkpoint: whether the saves are deleted when the training has
-            finished. By default they stay: `fit` on them loads the result and
-            returns at once, or trains on where `epochs` is raised. A launcher
-            that restarts all processes after one died late needs that.
+        directory: str or path. Folder of the saves, of this training only.
+        save_freq: `"epoch"`, or the number of batches, 1 or more, after which
+            to save. Within an epoch, a resumed `fit` reads the data again up
+            to the batch of the save, without computing. Defaults to
+            `"epoch"`.
+        keep: int, 2 or more. How many saves to keep; the disk needs room for
+            one more. Defaults to 2.
+        delete_checkpoint: bool. Whether to delete the saves once the training
+            has finished. By default they stay: `fit` on them loads the result
+            and returns at once, or trains further if `epochs` is raised. A
+            launcher that restarts all processes after one died late needs
+            that.
 
     Raises:
-        ValueError: for an argument out of its range, and at the start of
-            training, where the model is not built or `directory` holds another
-            model's save, or torn ones only.
-        OSError: where a save fails, on every process; earlier saves are intact.
+        ValueError: if an argument is out of its range; at the start of
+            training, if the model is not built, `directory` holds another
+            model's save, or all saves are torn; within a resumed epoch, if the
+            metrics are not those of the save.
+        OSError: if a save fails, on every process; earlier saves are intact.
+            At the start, if a file cannot be read or removed.
+
+    Example:
+
+    ```python
+    backup = keras_moe.distribution.BackupAndResume("backup", save_freq=100)
+    model.fit(x, y, epochs=10, callbacks=[backup])
+    ```
     """
 
     def __init__(
@@ -85,12 +117,16 @@ class BackupAndResume(keras.callbacks.Callback):
             self.processes.build_optimizer(self.model)
         self._records: list = []
         self._own: state.Own | None = None
+        self._replay: Replay | None = None
         self._unsaved, self._stopped = 0, False
         self._given_epoch = self.model._initial_epoch
         generation, manifest = choosing.choose(self.directory, self.processes)
+        # Now, as other callbacks may change what a configuration holds.
+        self._described = describing.describe(self.model, self.processes)
         if generation is not None:
             self._load(generation, manifest)
             self.model._initial_epoch = self._first_epoch(manifest)
+        choosing.tidy(self.directory, generation, self.processes)
 
     def on_epoch_begin(self, epoch, logs=None):
         """Remembers the generators' states, from which the data's order
@@ -103,7 +139,11 @@ class BackupAndResume(keras.callbacks.Callback):
             self._seen = self._batch
             if self._batch:
                 self.processes.set_random(own.epoch_random)
-                Replay(self.model, self.processes, self._batch, own)
+                self._warn_of_other_batches()
+                states = self._metrics
+                self._replay = Replay(
+                    self.model, self.processes, self._batch, own, states
+                )
         self._epoch_random = self.processes.random()
 
     def on_train_batch_end(self, batch, logs=None):
@@ -122,6 +162,8 @@ class BackupAndResume(keras.callbacks.Callback):
         """Saves, unless the epoch was stopped within."""
         if self._stopped:
             return
+        if self._replay is not None:
+            self._replay.check_finished()
         self._records.append([epoch, _plain(logs)])
         target = self.params["epochs"]
         over = epoch + 1 >= target or self.model.stop_training
@@ -136,24 +178,29 @@ class BackupAndResume(keras.callbacks.Callback):
         if self.delete_checkpoint and not self._stopped:
             self.processes.agree(None)  # nobody needs them any more
             if self.processes.index == 0:
-                for generation in generations.generations(self.directory):
+                for generation in generations.generations(self.directory)[::-1]:
                     generations.remove(generation)
 
     def _load(self, generation, manifest):
         """Loads a save; fails on all processes where one cannot."""
         model, processes = self.model, self.processes
-        mine = state.describe(model, processes)
+
+        def read(index):
+            return state.unpack(generation / state.own_name(index))
+
         error = None
         try:
-            state.check_same(self.directory, manifest, mine)
+            describing.check_same(self.directory, manifest, self._described)
             path = generation / state.ARRAYS
             state.load_arrays(path, state.variables_of(model), processes)
-            index = processes.index % manifest["processes"]
-            self._own = state.unpack(generation / _own_name(index))
+            self._own = read(processes.index % manifest["processes"])
+            self._metrics = metric_states.saved_states(
+                lambda index: read(index).metrics, manifest, processes
+            )
         except (OSError, ValueError) as raised:
             error = raised
         processes.agree(error)
-        self._batch = manifest["batch"]
+        self._batch, self._steps = manifest["batch"], manifest.get("steps")
         self._records = self._own.records
         processes.set_random(self._own.random)
 
@@ -170,6 +217,18 @@ class BackupAndResume(keras.callbacks.Callback):
         over = epochs <= (manifest["finished"] or done)
         return epochs if over else done
 
+    def _warn_of_other_batches(self):
+        steps = self.params.get("steps")
+        if None in (steps, self._steps) or steps == self._steps:
+            return
+        warnings.warn(
+            f"The save in {str(self.directory)!r} is after batch {self._batch} "
+            f"of {self._steps} of an epoch, which now has {steps} batches. The "
+            "first ones are skipped, and may not be those that were trained. "
+            "Pass the same data in the same global batches.",
+            stacklevel=2,
+        )
+
     def _show_history(self):
         history = self.model.history
         history.epoch = [epoch for epoch, _ in self._records]
@@ -185,11 +244,12 @@ class BackupAndResume(keras.callbacks.Callback):
         own = self._collect(logs, batch)
         packed = processes.gather_bytes(state.pack(own))
         described = {
-            **state.describe(model, processes),
+            **self._described,
             "backend": keras.backend.backend(),
             "processes": processes.count,
             "epoch": epoch,
             "batch": batch,
+            "steps": self.params.get("steps"),
             "finished": finished,
         }
         arrays = state.arrays_of(model, processes)
@@ -197,7 +257,7 @@ class BackupAndResume(keras.callbacks.Callback):
         def fill(folder):
             state.write_arrays(folder / state.ARRAYS, arrays)
             for index, data in enumerate(packed):
-                (folder / _own_name(index)).write_bytes(data)
+                (folder / state.own_name(index)).write_bytes(data)
             return described
 
         error = None
@@ -224,10 +284,6 @@ class BackupAndResume(keras.callbacks.Callback):
 def _plain(logs):
     """Numbers, or lists of them, as JSON has them."""
     return {name: np.asarray(v).tolist() for name, v in (logs or {}).items()}
-
-
-def _own_name(index):
-    return f"process-{index}.npz"
 
 
 def _check_keep(keep):

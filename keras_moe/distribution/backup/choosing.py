@@ -6,7 +6,12 @@ import warnings
 
 import keras
 
-from keras_moe.distribution.backup import generations, state
+from keras_moe.distribution.backup import (
+    contents,
+    describing,
+    generations,
+    state,
+)
 from keras_moe.distribution.backup.processes import Processes, processes_of
 from keras_moe.layers import checks
 
@@ -14,19 +19,29 @@ Path = pathlib.Path
 
 
 def load_backup(model: keras.Model, directory: str | pathlib.Path) -> None:
-    """Loads the weights of the newest save of `BackupAndResume`.
+    """Load the weights of the newest save of `BackupAndResume`.
 
     The optimizer is left alone, and the model need not be compiled. It may lie
     on other devices, or on one: so a training of several processes becomes a
     `.keras` file. Every process of a model that several hold must call it.
+    Nothing in `directory` is changed.
 
     Args:
-        model: built, and the same as the one that was saved.
+        model: built, and of the same configuration as the one that was saved.
         directory: of the saves.
 
     Raises:
-        FileNotFoundError: where there is no save.
-        ValueError: where it is another model's, or torn ones only.
+        FileNotFoundError: if there is no save.
+        ValueError: if it is another model's, or if all saves are torn.
+        OSError: if a file cannot be read.
+
+    Example:
+
+    ```python
+    model = make_model()
+    keras_moe.distribution.load_backup(model, "backup")
+    keras_moe.distribution.save_model(model, "model.keras")
+    ```
     """
     checks.check_model("model", model)
     directory = checks.check_path("directory", directory)
@@ -38,21 +53,22 @@ def load_backup(model: keras.Model, directory: str | pathlib.Path) -> None:
             f"directory={str(directory)!r}, without one. Train with the "
             "callback before."
         )
-    mine = state.describe(model, processes, optimizer=False)
-    state.check_same(directory, manifest, mine)
+    mine = describing.describe(model, processes, optimizer=False)
+    describing.check_same(directory, manifest, mine)
     variables = state.own_variables_of(model)
     state.load_arrays(generation / state.ARRAYS, variables, processes)
 
 
 def choose(directory: Path, processes: Processes) -> tuple[Path | None, dict]:
-    """Returns the newest whole save and its manifest, or `(None, {})`.
+    """Return the newest whole save and its manifest, or `(None, {})`.
 
-    Every process must call it. The chief looks; newer saves that are torn are
-    removed with a warning.
+    Every process must call it. The chief chooses, and warns if newer saves are
+    torn.
 
     Raises:
-        ValueError: where there are torn ones only; OSError on other processes.
-        OSError: where a process does not see what the chief chose.
+        ValueError: if all saves are torn; OSError on other processes.
+        OSError: if a process does not see what the chief chose, or if a file
+            cannot be read.
     """
     error, found = None, b""
     if processes.index == 0:
@@ -69,8 +85,35 @@ def choose(directory: Path, processes: Processes) -> tuple[Path | None, dict]:
     return generation, manifest
 
 
+def tidy(
+    directory: Path, generation: Path | None, processes: Processes
+) -> None:
+    """Remove torn saves newer than `generation`, and parts of saves.
+
+    Every process must call it. Torn saves would be counted among those that
+    are kept.
+
+    Raises:
+        OSError: if one cannot be removed.
+    """
+    error = None
+    if processes.index == 0:
+        try:
+            generations.clear(directory)
+            for newer in generations.generations(directory):
+                if newer == generation:
+                    break
+                generations.remove(newer)
+        except OSError as raised:
+            error = raised
+    processes.agree(error)
+
+
 def _newest(directory):
-    generation, torn = generations.newest_whole(directory)
+    """Return the name of the newest whole save and its manifest; warn."""
+    generation, manifest, torn = generations.newest_whole(
+        directory, contents.check
+    )
     if generation is None and torn:
         raise ValueError(
             "`directory` must hold a save that is whole. Received: "
@@ -84,9 +127,15 @@ def _newest(directory):
             f"Torn saves are passed over: {torn}. {generation.name} is loaded.",
             stacklevel=2,
         )
-        for newer in generations.generations(directory)[: len(torn)]:
-            generations.remove(newer)
-    return generation.name, generations.read_manifest(generation)
+    if contents.is_unchecked(manifest):
+        warnings.warn(
+            f"{generation.name} was saved by a version of keras_moe that wrote "
+            "no checksum of the manifest and no configuration of the model: "
+            "damage to the manifest, or another model of the same shapes, "
+            "goes unnoticed.",
+            stacklevel=2,
+        )
+    return generation.name, manifest
 
 
 def _blindness(generation):

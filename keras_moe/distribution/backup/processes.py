@@ -17,10 +17,12 @@ class Processes:
     Attributes:
         index: of this process; 0 is the chief, the only one that writes.
         count: how many there are.
+        replicas: of the model in this process, which count metrics apart.
     """
 
     index = 0
     count = 1
+    replicas = 1
 
     def gather(self, row: np.ndarray) -> list[np.ndarray]:
         """Returns the rows `(N,)` uint8 of all processes, N equal."""
@@ -35,12 +37,16 @@ class Processes:
         variable.assign(array)
 
     def read_own(self, metric: keras.Variable) -> np.ndarray:
-        """Returns what this process has counted in a metric's variable."""
-        return self.read(metric)
+        """Return what each replica of this process has counted, `(R, ...)`."""
+        return self.read(metric)[None]
 
-    def assign_own(self, metric: keras.Variable, array: np.ndarray) -> None:
-        """Gives a metric's variable what `read_own` returned."""
-        self.assign(metric, array)
+    def assign_own(self, metric: keras.Variable, rows: np.ndarray) -> None:
+        """Give each replica's variable what `read_own` returned."""
+        self.assign(metric, rows[0])
+
+    def assign_whole(self, metric: keras.Variable, whole: np.ndarray) -> None:
+        """Give the replicas of all processes what is `whole` combined."""
+        self.assign(metric, whole)
 
     def place(self, array: np.ndarray, like: Tensor) -> Tensor:
         """Returns a whole array as a tensor with the layout of another."""

@@ -7,6 +7,7 @@ then where they were.
 
 import keras
 
+from keras_moe.distribution.backup.metric_states import MetricStates
 from keras_moe.distribution.backup.processes import Processes
 from keras_moe.distribution.backup.state import Own
 
@@ -22,6 +23,7 @@ class Replay:
         processes: that train it.
         batches: how many of the epoch's batches were trained, 1 or more.
         own: what this process had then.
+        metrics: what the metrics had counted then.
     """
 
     def __init__(
@@ -30,9 +32,11 @@ class Replay:
         processes: Processes,
         batches: int,
         own: Own,
+        metrics: MetricStates,
     ):
         self.model, self.processes = model, processes
         self.batches, self.own, self.taken = batches, own, 0
+        self.metrics = metrics
         self.train_function = model.train_function
         steps = {
             "jax": self._jax,
@@ -41,11 +45,28 @@ class Replay:
         }
         model.train_function = steps[keras.backend.backend()]
 
+    def check_finished(self) -> None:
+        """Raise if the epoch ended before all batches were skipped.
+
+        Raises:
+            ValueError: that names both numbers.
+        """
+        if self.taken >= self.batches:
+            return
+        self.model.train_function = self.train_function
+        raise ValueError(
+            "`fit` must be given the data of the backup, which is within an "
+            f"epoch. Received: an epoch of {self.taken} batches, of which "
+            f"{self.batches} were trained before. Pass the same data in the "
+            "same global batches."
+        )
+
     def _jax(self, state, iterator):
         """The metrics are part of the state; the variables are empty now."""
         self._take(iterator)
         if self._is_last():
-            pairs = zip(self.own.metrics, state[3], strict=True)
+            wholes = self.metrics.wholes(self.model.metrics_variables)
+            pairs = zip(wholes, state[3], strict=True)
             metrics = [self.processes.place(a, like=v) for a, v in pairs]
             state = (*state[:3], metrics)
         return dict(self.own.logs), state
@@ -56,7 +77,7 @@ class Replay:
     def _tensorflow(self, iterator):
         """Has the metrics built, too, which is a first step's work."""
         batch = self._take(iterator)
-        if len(self.model.metrics_variables) < len(self.own.metrics):
+        if len(self.model.metrics_variables) < len(self.metrics.rows):
             x, y, weight = keras.utils.unpack_x_y_sample_weight(batch)
             self.model.test_on_batch(x, y, weight)
         return self._finish_step()
@@ -71,8 +92,7 @@ class Replay:
     def _finish_step(self):
         if self._is_last():
             variables = self.model.metrics_variables
-            for pair in zip(variables, self.own.metrics, strict=True):
-                self.processes.assign_own(*pair)
+            self.metrics.restore(variables, self.processes)
         return dict(self.own.logs)
 
     def _is_last(self):

@@ -1,5 +1,6 @@
-"""What a training is: its variables, and what each process has of its own."""
+"""The arrays of a save: variables, and what each process has of its own."""
 
+import contextlib
 import io
 import json
 import pathlib
@@ -10,6 +11,7 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 
+from keras_moe.distribution.backup import generations
 from keras_moe.distribution.backup.processes import Processes
 from keras_moe.distribution.backup.random_states import Arrays
 
@@ -25,7 +27,8 @@ class Own(NamedTuple):
         logs: of the last step of the epoch that is not, or `{}`.
         epoch_random: generators' states at that epoch's begin.
         random: the same now.
-        metrics: the metrics' variables, in order, where the epoch is not over.
+        metrics: the metrics' states, in order, if the epoch is not over: of
+            each variable an array `(R, ...)`, see `MetricStates`.
     """
 
     records: list[list[Any]]
@@ -33,43 +36,6 @@ class Own(NamedTuple):
     epoch_random: Arrays
     random: Arrays
     metrics: list[np.ndarray]
-
-
-def describe(
-    model: keras.Model, processes: Processes, optimizer: bool = True
-) -> dict:
-    """Returns what tells one model, and its optimizer, from another."""
-    variables = variables_of(model) if optimizer else own_variables_of(model)
-    return {
-        "model": model.name,
-        "optimizer": type(model.optimizer).__name__ if optimizer else None,
-        "weights": len(own_variables_of(model)),
-        "variables": [
-            [variable.path, list(processes.shape(variable))]
-            for variable in variables
-        ],
-    }
-
-
-def check_same(directory: Path, saved: dict, mine: dict) -> None:
-    """Raises where the backup is another model's.
-
-    Names may differ: they count what was made before in the process. Without
-    an optimizer of mine, those of its variables are not looked at.
-    """
-    there, here = saved["variables"], mine["variables"]
-    alone = mine["optimizer"] is None
-    if alone:
-        there = there[: saved["weights"]]
-    same = [shape for _, shape in there] == [shape for _, shape in here]
-    if same and (alone or saved["optimizer"] == mine["optimizer"]):
-        return
-    raise ValueError(
-        "`directory` must hold the backup of the model that is trained. "
-        f"Received: directory={str(directory)!r}, which holds "
-        f"{_say(saved)}, and {_say(mine)} to train; {_difference(there, here)}."
-        " Pass another directory, or delete this one to start anew."
-    )
 
 
 def variables_of(model: keras.Model) -> list[keras.Variable]:
@@ -104,10 +70,21 @@ def write_arrays(path: Path, arrays: Iterable[tuple[str, np.ndarray]]) -> None:
                 np.lib.format.write_array(file, array, allow_pickle=False)
 
 
+def shapes_of(path: Path) -> list[list[int]]:
+    """Return the shapes of the arrays that `write_arrays` wrote, in order.
+
+    Raises:
+        ValueError: if the file is malformed.
+    """
+    with _reading(path) as data:
+        archive = zipfile.ZipFile(data)
+        return [_shape(archive, name) for name in sorted(archive.namelist())]
+
+
 def load_arrays(
     path: Path, variables: Sequence[keras.Variable], processes: Processes
 ) -> None:
-    """Gives each variable its array of the file, or its part of it."""
+    """Give each variable its array of the file, or its part of it."""
     with np.load(path, allow_pickle=False) as arrays:
         names = sorted(arrays.files)
         for name, variable in zip(names, variables, strict=False):
@@ -129,39 +106,61 @@ def pack(own: Own) -> bytes:
 
 
 def unpack(path: Path) -> Own:
-    """Returns what `pack` made a file's bytes of."""
-    with np.load(path, allow_pickle=False) as file:
-        arrays = dict(file)
-    records, logs = json.loads(arrays.pop("text").tobytes())
+    """Return what `pack` made a file's bytes of.
 
-    def part(prefix):
-        return {
-            name.removeprefix(prefix): array
-            for name, array in sorted(arrays.items())
-            if name.startswith(prefix)
-        }
-
-    return Own(
-        records,
-        logs,
-        part("epoch_random."),
-        part("random."),
-        list(part("metric.").values()),
-    )
+    Raises:
+        ValueError: if the file is malformed.
+    """
+    with _reading(path) as data:
+        arrays = dict(np.load(data, allow_pickle=False))
+        records, logs = json.loads(arrays.pop("text").tobytes())
+        if records:
+            int(records[-1][0])
+        return Own(
+            records,
+            dict(logs),
+            _part(arrays, "epoch_random."),
+            _part(arrays, "random."),
+            list(_part(arrays, "metric.").values()),
+        )
 
 
-def _say(described):
-    variables = described["variables"]
-    numbers = sum(int(np.prod(shape)) for _, shape in variables)
-    optimizer = described["optimizer"] or "no optimizer"
-    return (
-        f"model {described['model']!r} with {optimizer}, {len(variables)} "
-        f"variables, {numbers} numbers"
-    )
+def _shape(archive, name):
+    """Return the shape of an array of numbers from the head of its file."""
+    with archive.open(name) as file:
+        version = np.lib.format.read_magic(file)
+        if version == (1, 0):
+            shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+        else:
+            shape, _, dtype = np.lib.format.read_array_header_2_0(file)
+    if dtype.kind not in "biuf":
+        raise ValueError(f"{name} holds {dtype}")
+    return list(shape)
 
 
-def _difference(there, here):
-    for (path, shape), (other, found) in zip(there, here, strict=False):
-        if shape != found:
-            return f"{path} {tuple(shape)} there is {other} {tuple(found)} here"
-    return "one has more variables, or another optimizer, than the other"
+def own_name(index: int) -> str:
+    """Return the name of the file in which a process's own state is."""
+    return f"process-{index}.npz"
+
+
+def _part(arrays, prefix):
+    return {
+        name.removeprefix(prefix): array
+        for name, array in sorted(arrays.items())
+        if name.startswith(prefix)
+    }
+
+
+@contextlib.contextmanager
+def _reading(path):
+    """Raise a ValueError for whatever a malformed file leads to."""
+    with open(path, "rb") as data:
+        try:
+            yield data
+        except Exception as error:  # of zipfile, zlib, NumPy, json
+            errno = getattr(error, "errno", None)
+            if isinstance(error, OSError) and errno not in generations.TORN:
+                raise
+            raise ValueError(
+                f"{path.name} is malformed: {type(error).__name__}: {error}"
+            ) from error

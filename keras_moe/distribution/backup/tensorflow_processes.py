@@ -1,7 +1,6 @@
 """TensorFlow's processes: workers of a strategy, with equal weights."""
 
 import functools
-import itertools
 
 import numpy as np
 import tensorflow as tf
@@ -27,6 +26,7 @@ class TensorFlowProcesses(Processes):
         if len(workers) > 1:
             self.count = len(workers)
             self.index = workers.index((resolver.task_type, resolver.task_id))
+        self.replicas = strategy.num_replicas_in_sync // self.count
 
     def gather(self, row):
         if self.count == 1:
@@ -34,8 +34,7 @@ class TensorFlowProcesses(Processes):
         rows = np.zeros((self.count, len(row)), "int32")  # it adds no bytes
         rows[self.index] = row
         rows = self.strategy.experimental_local_results(self._add_up(rows))[0]
-        replicas = self.strategy.num_replicas_in_sync // self.count
-        return list((rows.numpy() // replicas).astype("uint8"))
+        return list((rows.numpy() // self.replicas).astype("uint8"))
 
     @functools.cached_property
     def _add_up(self):
@@ -60,14 +59,20 @@ class TensorFlowProcesses(Processes):
             variable.assign(array)
 
     def read_own(self, metric):
-        """One row a replica of this process: each counts by itself."""
         replicas = self.strategy.experimental_local_results(metric.value)
         return np.stack([np.asarray(value) for value in replicas])
 
-    def assign_own(self, metric, array):
+    def assign_own(self, metric, rows):
         replicas = self.strategy.experimental_local_results(metric.value)
-        for value, row in zip(replicas, itertools.cycle(array), strict=False):
+        for value, row in zip(replicas, rows, strict=False):
             value.assign(row)
+
+    def assign_whole(self, metric, whole):
+        """A sum is counted by the first replica; it is added up over all."""
+        rows = np.stack([whole] * self.replicas)
+        if metric.aggregation == "sum":
+            rows[0 if self.index else 1 :] = 0
+        self.assign_own(metric, rows)
 
     def build_optimizer(self, model):
         with self.strategy.scope():

@@ -52,6 +52,12 @@ class TorchProcesses(Processes):
         else:
             variable.assign(array)
 
+    def assign_whole(self, metric, whole):
+        """A sum is counted by the first process; it is added up over all."""
+        if metric.aggregation == "sum" and self.index > 0:
+            whole = np.zeros_like(whole)
+        self.assign(metric, whole)
+
     def shape(self, variable):
         shape = tuple(variable.shape)
         if shard := self.shards.get(id(variable)):

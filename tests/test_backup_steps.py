@@ -1,0 +1,185 @@
+"""A save that is interrupted or killed at any step loses nothing.
+
+The trainings of processes that are killed are in test_kill.py.
+"""
+
+import json
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+
+import each_step
+import hand_saves
+import pytest
+from disk_steps import Interrupt, Snapshots, before_each_step
+from each_step import AtStep, interrupt
+
+from keras_moe.distribution.backup import BackupAndResume, generations
+
+HERE = pathlib.Path(__file__).parent
+OURS = re.compile(r"generation-\d{8}(\.writing|\.removing)?")
+
+
+def hear_within(monkeypatch, name, step):
+    """Has `step` called before each step of a function of `generations`."""
+    own = getattr(generations, name)
+
+    def heard(*args):
+        with before_each_step(step):
+            return own(*args)
+
+    monkeypatch.setattr(generations, name, heard)
+
+
+@pytest.mark.parametrize("epochs", [0, 1, 3])
+def test_an_interrupt_at_each_step_of_a_save(tmp_path, epochs):
+    """Of the first one, of the second, and of one that removes another."""
+    whole = tmp_path / "whole"
+    hand_saves.make_backup(whole, epochs)
+    for at in range(1000):
+        folder = tmp_path / str(at)
+        shutil.copytree(whole, folder) if epochs else None
+        callback = hand_saves.begin(folder)
+        step = Interrupt(at)
+        with pytest.MonkeyPatch.context() as patch:
+            hear_within(patch, "write", step)
+            try:
+                hand_saves.train_epoch(callback, epochs)
+            except KeyboardInterrupt:
+                pass
+        saves = hand_saves.whole_names(folder) if folder.is_dir() else []
+        assert len(saves) >= min(epochs, 2), at
+        model = hand_saves.make_model()
+        hand_saves.begin(folder, model)
+        assert hand_saves.epoch_of(model) in (epochs - 1, epochs), at
+        if step.steps <= at:
+            break
+    assert 10 < at < 100
+    assert hand_saves.epoch_of(model) == epochs
+
+
+# A file is not closed if it was opened and not yet entered.
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
+@pytest.mark.slow
+@pytest.mark.one_backend
+def test_an_interrupt_at_each_line_of_a_save(tmp_path, monkeypatch):
+    """Also between two steps on the disk; and of the code that cleans up."""
+    # Not in `state.py`: Python does not close an archive that is interrupted
+    # while it is opened.
+    monkeypatch.setattr(each_step, "FILES", (generations.__file__,))
+    whole = tmp_path / "whole"
+    hand_saves.make_backup(whole, 3)
+    model, other = hand_saves.make_model(), hand_saves.make_model()
+    for line in range(1, 10_000):
+        folder = shutil.copytree(whole, tmp_path / str(line))
+        callback = hand_saves.begin(folder, model)
+        try:
+            with AtStep(line, interrupt) as at:
+                hand_saves.train_epoch(callback, 3)
+        except KeyboardInterrupt:
+            pass
+        assert len(hand_saves.whole_names(folder)) >= 2, line
+        hand_saves.begin(folder, other)
+        assert hand_saves.epoch_of(other) in (2, 3), line
+        shutil.rmtree(folder)
+        if not at.done:
+            break
+    assert line > 100
+    assert hand_saves.epoch_of(other) == 3
+
+
+@pytest.mark.parametrize("epochs", [0, 1, 3])
+def test_a_kill_at_each_step_of_a_save(tmp_path, epochs):
+    """What is on the disk at each step is what a kill leaves there."""
+    folder, copies = tmp_path / "backup", tmp_path / "copies"
+    callback = hand_saves.make_backup(folder, epochs)
+    step = Snapshots(folder, copies)
+    with pytest.MonkeyPatch.context() as patch:
+        hear_within(patch, "write", step)
+        hand_saves.train_epoch(callback, epochs)
+    step.copy()
+    loaded = []
+    for killed in sorted(copies.iterdir()):
+        assert all(OURS.fullmatch(path.name) for path in killed.iterdir())
+        model = hand_saves.make_model()
+        callback = hand_saves.begin(killed, model)
+        loaded.append(hand_saves.epoch_of(model))
+        assert len(hand_saves.whole_names(killed)) <= 3
+        hand_saves.train_epoch(callback, loaded[-1] + 1)
+        assert len(hand_saves.whole_names(killed)) == min(loaded[-1] + 2, 2)
+    assert loaded == sorted(loaded)
+    assert set(loaded) == {epochs - 1, epochs}
+    assert len(loaded) > 10
+
+
+@pytest.mark.one_backend
+def test_a_kill_at_each_step_of_deleting_the_saves(tmp_path):
+    """They are removed when the training is over, the newest one last."""
+    folder, copies = tmp_path / "backup", tmp_path / "copies"
+    callback = hand_saves.make_backup(folder, 3)
+    callback.delete_checkpoint = True
+    step = Snapshots(folder, copies)
+    with pytest.MonkeyPatch.context() as patch:
+        hear_within(patch, "remove", step)
+        callback.on_train_end()
+    step.copy()
+    loaded = []
+    for killed in sorted(copies.iterdir()):
+        model = hand_saves.make_model()
+        hand_saves.begin(killed, model)
+        loaded.append(hand_saves.epoch_of(model))
+    assert set(loaded) == {2, -1}
+    assert loaded == sorted(loaded, reverse=True)
+    assert list(folder.iterdir()) == []
+
+
+@pytest.mark.one_backend
+def test_processes_that_are_killed(tmp_path):
+    """By SIGKILL, at each step of a save with two saves before it."""
+    script = HERE / "kill_backup_steps.py"
+    command = [sys.executable, script, tmp_path, generations.__file__]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=True, timeout=60
+    )
+    found = json.loads(done.stdout)
+    assert [killed for killed, *_ in found] == [True] * (len(found) - 1) + [
+        False
+    ]
+    assert len(found) > 20
+    for _, number, torn, names in found:
+        assert number in (2, 3)
+        assert torn == []
+        last = 4 if number == 3 else 3
+        assert names == [f"generation-{n:08d}" for n in (last - 1, last)]
+
+
+def test_loading_changes_no_file(tmp_path):
+    """A backup may be read while its training goes on."""
+    from keras_moe.distribution import load_backup
+
+    hand_saves.make_backup(tmp_path, 2)
+    newest = generations.generations(tmp_path)[0]
+    (newest / "arrays.npz").unlink()
+    (tmp_path / "generation-00000002.writing").mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    model = hand_saves.make_model()
+    with pytest.warns(UserWarning, match="Torn saves are passed over"):
+        load_backup(model, tmp_path)
+    assert hand_saves.epoch_of(model) == 0
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_another_models_backup_is_left_as_it_is(tmp_path):
+    """Torn saves, too: they are removed by the training that they belong to."""
+    from test_backup import fit
+
+    hand_saves.make_backup(tmp_path, 2)
+    newest = generations.generations(tmp_path)[0]
+    (newest / "arrays.npz").unlink()
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.warns(UserWarning, match="Torn saves are passed over"):
+        with pytest.raises(ValueError, match="`directory` must hold"):
+            fit(BackupAndResume(tmp_path))
+    assert sorted(tmp_path.rglob("*")) == before
