@@ -2,12 +2,14 @@
 
 import os
 import pathlib
+import re
 import socket
 import subprocess
 import sys
 
 import distributed_model
 import exchange_cases
+import hidden_weights
 import keras
 import numpy as np
 import pytest
@@ -42,9 +44,9 @@ def free_port():
         return found.getsockname()[1]
 
 
-def run_two_processes(folder, runs):
+def run_two_processes(folder, *runs, script="distribution_torch.py"):
     """Returns what each process found: a dict of dicts of arrays."""
-    script = pathlib.Path(__file__).with_name("distribution_torch.py")
+    script = pathlib.Path(__file__).with_name(script)
     job = {
         **os.environ,
         "WORLD_SIZE": "2",
@@ -54,7 +56,7 @@ def run_two_processes(folder, runs):
     }
     processes = [
         subprocess.Popen(
-            [sys.executable, "-W", "ignore", script, folder, runs],
+            [sys.executable, "-W", "ignore", script, folder, *runs],
             env={**job, "RANK": str(rank)},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -221,6 +223,37 @@ def test_two_processes_are_one(runs, tmp_path):
             check_equal(found[name], more)
             again = found[name]["losses again"]
             np.testing.assert_array_equal(found[name]["losses"], again)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("weighted", "together"),
+        pytest.param(tuple(hidden_weights.CASES), marks=pytest.mark.slow),
+    ],
+)
+def test_hidden_weights_and_parts_of_models_train_alike(names, tmp_path):
+    """Weights that a model does not train have no gradient to wait for, and a
+    part that is fitted alone trains on the batches of both processes."""
+    script = "hidden_weights_torch.py"
+    both = run_two_processes(tmp_path, *names, script=script)
+    for name in names:
+        alone = hidden_weights.train(
+            name, slice(None), hidden_weights.BATCH, lambda model: model
+        )
+        for found in both:
+            for layout, losses in found[name].items():
+                np.testing.assert_allclose(
+                    losses, alone, rtol=1e-5, err_msg=f"{name}, {layout}"
+                )
+    expected = {
+        "fitted_part": "RuntimeError: .* must be trained before data_parallel",
+        "sharded_part": "ValueError: `fully_sharded` must be False for a part",
+        "around_a_sharded_part": "ValueError: `model` must not be fully",
+        "nothing_to_shard": "ValueError: `fully_sharded` must be False for a",
+    }
+    for name, message in expected.items():
+        assert re.match(message, str(both[0]["errors"][name])), name
 
 
 def test_without_torchrun_it_says_what_to_do(monkeypatch):

@@ -8,9 +8,8 @@ each N of them hold a copy.
 import keras
 from torch import distributed
 
-from keras_moe.distribution import torch_saving
+from keras_moe.distribution import torch_optimizers, torch_saving
 from keras_moe.distribution.torch_group import join
-from keras_moe.distribution.torch_replicas import ReplicatedCall
 from keras_moe.distribution.torch_shards import (
     divide,
     fill,
@@ -40,9 +39,10 @@ def shard_experts(
     loaded with its optimizer can be sharded; its slots are, too.
 
     An optimizer must treat each element of a weight by itself, as SGD, Adam,
-    AdamW, Lion, RMSprop and Adagrad do; one that looks at a whole weight
-    (Adafactor, Lamb, Muon) sees a process's experts as the weight. A
-    regularizer of the experts must add up over them, as L1 and L2 do.
+    AdamW, Lion, RMSprop, and Adagrad do. One whose step depends on a whole
+    weight (Adafactor, Lamb, Muon) is refused in the first step; the page
+    `docs/optimizers-and-layouts.md` has the table. A regularizer of the experts
+    must add up over them, as L1 and L2 do.
 
     Args:
         model: a built model with blocks whose `experts` are an `Expert`. The
@@ -69,7 +69,7 @@ def shard_experts(
         distributed.broadcast(variable.value.data, src=0)
     divide(model, banks, shard)
     torch_saving.install(model)
-    model.__dict__["train_step"] = _TrainStep(model)
+    torch_optimizers.install(model)
     return model
 
 
@@ -117,45 +117,6 @@ def _check_processes(processes, world):
         f"Received: processes={processes}, {world} processes. None shares the "
         "experts among all."
     )
-
-
-class _TrainStep:
-    """A model's own `train_step`, where that is right."""
-
-    def __init__(self, model):
-        self.model = model
-        self.own = model.train_step
-
-    def __call__(self, data):
-        _check_training(self.model)
-        return self.own(data)
-
-
-def _check_training(model):
-    """Raises where the processes' replicated weights would part."""
-    if not isinstance(model.__dict__.get("call"), ReplicatedCall):
-        raise RuntimeError(
-            f"{model.name!r} must be trained by all processes together: its "
-            "experts are in all of them. Received: a model from "
-            "`shard_experts` alone. Pass it to "
-            "keras_moe.distribution.data_parallel, too."
-        )
-    optimizer = model.optimizer
-    for name in ("clipnorm", "global_clipnorm"):
-        if getattr(optimizer, name, None) is not None:
-            raise ValueError(
-                f"`{name}` must be None where experts are sharded: a process "
-                "sees the norm of its own experts alone, and clips as no "
-                f"other does. Received: {name}={getattr(optimizer, name)}. "
-                "Use `clipvalue`."
-            )
-    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
-        raise ValueError(
-            "`optimizer` must not scale the loss where experts are sharded: "
-            "a process would skip a step by its own experts' gradients. "
-            "Received: LossScaleOptimizer, which float16 brings along. Use "
-            "the dtype policy 'mixed_bfloat16'."
-        )
 
 
 def _banks_to_shard(model, count):

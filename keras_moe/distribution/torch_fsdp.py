@@ -27,16 +27,23 @@ class FullyShardedCall(ReplicatedCall):
 
     def __init__(self, model):
         super().__init__(model)
-        self.variables = [w for w in self.weights if w.trainable]
-        _check_ranks(self.variables)
+        trained = {id(weight) for weight in model.trainable_weights}
+        self.variables = [w for w in self.weights if id(w) in trained]
+        _check_ranks(model, self.variables)
         self.module = _FollowedWeights(self.own, self.variables)
         fsdp.fully_shard(self.module, reshard_after_forward=False)
         self.training_module = self.with_copies(self.module)
         sharded = {id(v) for v in self.variables}
-        self.values = [w.value for w in self.weights if id(w) not in sharded]
+        kept = [w for w in self.weights if id(w) not in sharded]
+        self.whole_weights = [(weight, weight.value) for weight in kept]
+        self.values = [value for _, value in self.whole_weights]
         self.example = self.variables[0].value
         self.optimizer = None
         _forget_whole_weights(model)
+
+    def trained(self):
+        """Returns what is trained without being sharded: nothing may be."""
+        return self._only_trained(self.whole_weights)
 
     @contextlib.contextmanager
     def test_step(self):
@@ -61,7 +68,7 @@ class FullyShardedCall(ReplicatedCall):
         optimizer = self.model.optimizer
         if optimizer is not self.optimizer and optimizer.built:
             self._shard_slots(optimizer)
-        if any(value.requires_grad for value in self.values):
+        if self.trained():
             raise RuntimeError(
                 "A weight must be trainable when `data_parallel(model, "
                 "fully_sharded=True)` is called, to be trained later. "
@@ -152,12 +159,17 @@ class _ApplyToAll:
             for grad, v in zip(grads, trainable_variables, strict=True)
         ]
         for variable, value in zip(self.variables, values, strict=True):
-            variable._value = self._as_part(value.detach())
+            self._put(variable, self._as_part(value.detach()))
         try:
             return self.own(grads, trainable_variables)
         finally:
             for variable, value in zip(self.variables, values, strict=True):
-                variable._value = value
+                self._put(variable, value)
+
+    def _put(self, variable, value):
+        """Gives a variable another tensor, and what `assign` checks."""
+        variable._value = value
+        variable._shape = tuple(value.shape)
 
     def _as_part(self, tensor):
         return DTensor.from_local(tensor, self.mesh, [Shard(0)])
@@ -171,7 +183,13 @@ def _forget_whole_weights(model) -> None:
         layer.torch_params  # noqa: B018  noted anew, as parts
 
 
-def _check_ranks(variables):
+def _check_ranks(model, variables):
+    if not variables:
+        raise ValueError(
+            "`fully_sharded` must be False for a model that has no weights to "
+            f"train. Received: {model.name!r}, without trainable weights "
+            "beside sharded experts. Use `data_parallel(model)`."
+        )
     for variable in variables:
         if not variable.shape:
             raise ValueError(

@@ -6,7 +6,7 @@ averaged over the processes while they are computed.
 
 import keras
 
-from keras_moe.distribution import torch_saving
+from keras_moe.distribution import torch_optimizers, torch_saving
 from keras_moe.distribution.torch_fsdp import FullyShardedCall
 from keras_moe.distribution.torch_group import join
 from keras_moe.distribution.torch_metrics import ReplicatedMetrics
@@ -36,6 +36,8 @@ def data_parallel(
       evaluation the logs of a batch are the process's own;
     - seeds are rank 0's too: what is random is drawn alike on every process,
       on other data;
+    - a model inside it that is fitted by itself, as `Ensemble.fit_members` does
+      with the members, trains on the batches of all processes as well;
     - `save` and `save_weights` write on rank 0 and do nothing elsewhere.
 
     Every process must make as many training steps: one that ends early leaves
@@ -53,27 +55,91 @@ def data_parallel(
 
     Raises:
         RuntimeError: outside torchrun and `keras-moe launch`.
-        ValueError: for a model that is not built.
+        ValueError: for a model that is not built, or of which a part is fully
+            sharded already.
     """
     join("data_parallel")
     _check_built(model)
-    call = model.__dict__.get("call")
-    _check_not_parted(model, call)
+    _check_not_parted(model, fully_sharded)
     broadcast_weights(model)
-    if not isinstance(call, ReplicatedCall):
-        ReplicatedMetrics(model).install()
-        torch_saving.install(model)
-    kind = FullyShardedCall if fully_sharded else ReplicatedCall
-    model.__dict__["call"] = kind(model)
+    if fully_sharded:
+        torch_optimizers.build_copies(model)
+    _replicate(model, FullyShardedCall if fully_sharded else ReplicatedCall)
     return model
 
 
-def _check_not_parted(model, call):
-    if getattr(call, "fully_sharded", False):
+def _replicate(model, kind):
+    """Puts the call of all processes, and what belongs to it, into a model."""
+    if isinstance(model.__dict__.get("train_step"), _PartStep):
+        del model.__dict__["train_step"]
+    if not _is_replicated(model):
+        ReplicatedMetrics(model).install()
+        torch_saving.install(model)
+    model.__dict__["call"] = kind(model)
+    torch_optimizers.install(model, kind.fully_sharded)
+    for part in _parts_of(model):
+        torch_saving.install(part)
+        if not _is_replicated(part):
+            part.__dict__["train_step"] = _PartStep(part, model)
+
+
+class _PartStep:
+    """The training step of a model inside one that all processes train.
+
+    By itself it would train each process's copy on its own batches, and the
+    copies would diverge. At its first step it is made replicated, too.
+    """
+
+    def __init__(self, part, whole):
+        self.part, self.whole = part, whole
+
+    def __call__(self, data):
+        """Trains the part on the batches of all processes."""
+        part, whole = self.part, self.whole
+        if _holds_parts_of(whole.__dict__["call"], part):
+            raise RuntimeError(
+                f"{part.name!r} must be trained before data_parallel("
+                f"{whole.name}, fully_sharded=True), or without `fully_sharded`"
+                f": it is a part of {whole.name!r}, whose call gathers its "
+                "weights. Received: `fit` of the part alone."
+            )
+        copies = whole.__dict__.get("expert_copies")
+        if copies is not None:
+            part.__dict__["expert_copies"] = copies
+        _replicate(part, ReplicatedCall)
+        return part.train_step(data)
+
+
+def _holds_parts_of(call, model):
+    """Whether a fully sharded call gathers weights of the model."""
+    gathered = {id(v) for v in getattr(call, "variables", ())}
+    return any(id(weight) in gathered for weight in model.weights)
+
+
+def _parts_of(model):
+    layers = model._flatten_layers(include_self=False)
+    return [layer for layer in layers if isinstance(layer, keras.Model)]
+
+
+def _is_replicated(model):
+    return isinstance(model.__dict__.get("call"), ReplicatedCall)
+
+
+def _check_not_parted(model, fully_sharded):
+    for part in (model, *_parts_of(model)):
+        if getattr(part.__dict__.get("call"), "fully_sharded", False):
+            raise ValueError(
+                "`model` must not be fully sharded already. Received: "
+                f"{part.name!r}, of which this process holds a part. Save it "
+                "and load it to start from the whole again."
+            )
+    step = model.__dict__.get("train_step")
+    if fully_sharded and isinstance(step, _PartStep):
         raise ValueError(
-            "`model` must not be fully sharded already. Received: "
-            f"{model.name!r}, of which this process holds a part. Save it "
-            "and load it to start from the whole again."
+            "`fully_sharded` must be False for a part of a model that is "
+            f"data-parallel already. Received: {model.name!r}, a part of "
+            f"{step.whole.name!r}. Leave `fully_sharded` out, or pass the "
+            "whole model."
         )
 
 

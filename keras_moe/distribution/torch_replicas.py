@@ -21,6 +21,7 @@ class ReplicatedCall:
     """
 
     fully_sharded = False
+    running: list = []  # the calls that are in training now, outermost first
 
     def __init__(self, model):
         self.model = model
@@ -33,7 +34,8 @@ class ReplicatedCall:
         self.copied = []
         if model.__dict__.get("expert_copies") is not None:
             banks = sharded_banks(model)
-            self.copied = [w.value for bank in banks for w in bank.weights]
+            weights = [w for bank in banks for w in bank.weights]
+            self.copied = [(weight, weight.value) for weight in weights]
         self.reduced: list = []
         self.moved: list = []
         self.module = None
@@ -43,12 +45,23 @@ class ReplicatedCall:
             return self.own(*args, **kwargs)
         if not self._is_training(kwargs):
             return self.evaluate(args, kwargs)
+        if self.running:  # the model around this one averages the gradients
+            return self.own(*args, **kwargs)
+        self.running.append(self)
+        try:
+            return self.train(args, kwargs)
+        finally:
+            self.running.remove(self)
+
+    def train(self, args, kwargs):
+        """Runs in training: the gradients become those of all processes."""
         self._check_weights()
         self.settle()
+        trained = {id(value) for value in self.trained()}
         state = [
             v
             for v in self.values
-            if v.is_floating_point() and not v.requires_grad
+            if v.is_floating_point() and id(v) not in trained
         ]
         versions = [v._version for v in state]
         outputs = self.replicated()(*args, **kwargs)
@@ -79,7 +92,7 @@ class ReplicatedCall:
     def replicated(self):
         """Returns the module that training goes through; it is made anew
         where other weights are trained now."""
-        dense = [v for v in self.values if v.requires_grad]
+        dense = self.trained()
         trained = [*dense, *self.trained_copies()]
         if not _same(trained, self.reduced):
             self.module = None
@@ -88,9 +101,22 @@ class ReplicatedCall:
             self.reduced = trained
         return self.module
 
+    def trained(self):
+        """Returns the replicated weights that the model trains. It may leave
+        out some that have a gradient, as an ensemble its frozen members'."""
+        return self._only_trained(zip(self.weights, self.values, strict=True))
+
     def trained_copies(self):
         """Returns trained weights of which others hold copies, not all."""
-        return [value for value in self.copied if value.requires_grad]
+        return self._only_trained(self.copied)
+
+    def _only_trained(self, pairs):
+        trained = {id(weight) for weight in self.model.trainable_weights}
+        return [
+            value
+            for weight, value in pairs
+            if id(weight) in trained and value.requires_grad
+        ]
 
     def with_copies(self, module):
         """Returns a module that averages the gradients of those, too."""
