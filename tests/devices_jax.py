@@ -18,6 +18,7 @@ import jax
 import keras
 import no_tensorflow  # noqa: F401
 import numpy as np
+import shard_map_jax
 from distributed_model import furthest
 from programs_jax import PROGRAMS, programs, ragged
 
@@ -259,6 +260,7 @@ def send_unevenly(folder):
         "blocks": compare_blocks(["skewed"]),
         "raised": raised(),
         "programs": programs([(64, None, True)]),
+        "mapped": shard_map_jax.differences(),
     }
 
 

@@ -62,6 +62,12 @@ def test_an_uneven_block_has_the_values_and_gradients_of_one_device(uneven):
     assert max(uneven["blocks"].values()) < 1e-5
 
 
+def test_shard_map_with_its_defaults_computes_each_part(uneven):
+    """The gradient of weights that devices share is the sum of the parts'."""
+    assert {"bank", "gated", "quantized", "layers"} < set(uneven["mapped"])
+    assert max(uneven["mapped"].values()) < 1e-5, uneven["mapped"]
+
+
 def test_a_training_step_gathers_no_kernels(uneven):
     check_that_kernels_stay(uneven["programs"])
 

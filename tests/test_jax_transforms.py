@@ -13,6 +13,7 @@ if BACKEND != "jax":
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh, PartitionSpec
 
 
 def function_of(block, x, ids=None):
@@ -54,6 +55,23 @@ def test_every_router_has_gradients_in_checkpoint_scan_and_cond(rng, name):
     block = MoEBlock(E, 4, router=router)
     run, weights = function_of(block, x, ids)
     jax.make_jaxpr(jax.grad(loss_of(nested(run)), (0, 1)))(weights, x)
+
+
+@pytest.mark.parametrize("name", ROUTERS)
+def test_every_router_has_gradients_in_shard_map(rng, name):
+    """Traced: JAX checks which values vary between devices, also of one."""
+    router = ROUTERS[name]()
+    x = draw(rng, 5, D)
+    ids = router_inputs_of(router, (5,))
+    run, weights = function_of(MoEBlock(E, 4, router=router), x, ids)
+    whole, sharded = PartitionSpec(), PartitionSpec("data")
+    mapped = jax.shard_map(
+        jax.grad(loss_of(run), (0, 1)),
+        mesh=Mesh(np.array(jax.devices()), ("data",)),
+        in_specs=(whole, sharded),
+        out_specs=(whole, sharded),
+    )
+    jax.make_jaxpr(mapped)(weights, x)
 
 
 @pytest.mark.parametrize(

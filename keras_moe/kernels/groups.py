@@ -18,6 +18,7 @@ from keras_moe.kernels.primitives import (
     shapes_known,
     smaller_size,
     take_rows,
+    varying_alike,
 )
 from keras_moe.types import Tensor
 
@@ -197,6 +198,10 @@ def _padded(groups, rows, spec, sizes):
         spec,
         _shaped(groups, rows, spec),
     )
+    buffers, states = varying_alike(
+        (buffers, groups.states), rows, groups.sizes, groups.weights
+    )
+    groups = groups._replace(states=states)
     bounds = ops.convert_to_tensor([0, *sizes[:-1]], dtype="int32")
     start = ops.zeros((), dtype="int32")
     new_states = []
@@ -252,7 +257,9 @@ def _branch(function, rows, place, padded_size, remat):
             origin = [start, *rest]
             return ops.slice_update(buffer, origin, ops.cast(x, buffer.dtype))
 
-        return tree.map_structure(write, buffers, outputs), state
+        buffers = tree.map_structure(write, buffers, outputs)
+        # A function may write a constant.
+        return varying_alike((buffers, state), rows, size)
 
     return run
 

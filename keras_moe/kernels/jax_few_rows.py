@@ -20,6 +20,7 @@ from keras_moe.kernels import jax_blocks
 from keras_moe.kernels.blocks import few_rows_size
 from keras_moe.kernels.jax_loop import map_blocks
 from keras_moe.kernels.jax_reverse_only import ReverseOnly
+from keras_moe.kernels.jax_varying import varying_alike
 from keras_moe.kernels.reference import FFNWeights, ffn
 from keras_moe.types import Activation, Tensor
 
@@ -100,7 +101,7 @@ def _product(rows, bank, expert):
         0,
         depth // AT_ONCE,
         lambda i, y: add(y, i * AT_ONCE, AT_ONCE),
-        jnp.zeros((rows.shape[0], width), wide),
+        varying_alike(jnp.zeros((rows.shape[0], width), wide), rows, bank),
     )
     rest = depth % AT_ONCE
     return add(y, depth - rest, rest).astype(rows.dtype)

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from keras_moe.kernels.jax_varying import varying_alike
 from keras_moe.types import Tensor
 
 
@@ -55,6 +56,8 @@ def map_blocks(
     rows = tuple(_padded(r, num_rows + largest) for r in rows)
     outputs = tuple(jnp.zeros((num_rows + largest, w), dtype) for w in widths)
     sums = jax.tree.map(_accumulator, weights) if summed else None
+    start = (outputs, sums)
+    outputs, sums = varying_alike(start, rows, weights, group_sizes)
     branches = [partial(_run, block, size, largest, False) for size in sizes]
     if summed:  # of a group's later blocks, which add to the sums
         branches.append(partial(_run, block, largest, largest, True))

@@ -13,6 +13,7 @@ import keras
 from jax.extend.core import get_opaque_trace_state
 
 from keras_moe.kernels.jax_reverse_only import ReverseOnly
+from keras_moe.kernels.jax_varying import varying_alike as varying_alike
 from keras_moe.types import Tensor
 
 FEW = 16  # columns that are found one after another

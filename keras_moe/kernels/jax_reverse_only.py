@@ -14,6 +14,8 @@ import jax.numpy as jnp
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
+from keras_moe.kernels.jax_varying import varying_alike
+
 MESSAGE = (
     "The mixture has no forward-mode derivative on JAX (`jax.jvp`, "
     "`jax.jacfwd`, `jax.hessian`, `jax.linearize`): the gradients of its "
@@ -49,6 +51,7 @@ class ReverseOnly:
     def __call__(self, *args: Any) -> Any:
         """Return the function's value."""
         static, arrays = args[: self.static], args[self.static :]
+        arrays = varying_alike(arrays)
         return self.ruled(*static, *jax.tree.map(_identity, arrays))
 
 

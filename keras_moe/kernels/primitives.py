@@ -271,6 +271,20 @@ def sort_groups(
     return order, inverse_permutation(order), sizes
 
 
+def varying_alike(values: Any, *others: Any) -> Any:
+    """Return `values` with the type of what a loop or a branch computes.
+
+    Inside a `jax.shard_map` zeros that a program starts from differ in type
+    from what it computes of a device's rows. Elsewhere nothing changes.
+
+    Args:
+        values: Pytree of tensors, which are returned.
+        *others: Pytrees of tensors that the results depend on.
+    """
+    own = twin("varying_alike")
+    return own(values, *others) if own else values
+
+
 def require(valid: Tensor, message: str) -> Tensor:
     """Raises unless all of `valid` is True; returns it.
 

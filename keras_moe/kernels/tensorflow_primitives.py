@@ -18,6 +18,14 @@ from keras_moe.types import Tensor
 
 # How the names of the graphs begin that Keras's trainer makes.
 STEPS = ("one_step_on_", "multi_step_on_")
+NOT_TOGETHER = (
+    "`fn` of `strategy.run(fn)` must be a plain function for a model with a "
+    "mixture in training: the mixture sums its load over the replicas, and "
+    "TensorFlow cannot wait for other replicas in a nested `tf.function` or in "
+    "a program that XLA compiles for CPUs. Received: {}. Decorate the function "
+    "that calls `strategy.run` with `@tf.function` instead, without "
+    "`jit_compile=True`."
+)
 
 
 def compiled(
@@ -40,8 +48,17 @@ def sum_over_replicas(x: Tensor) -> Tensor:
     """Over the replicas of a `tf.distribute` strategy."""
     if num_replicas() == 1:
         return x
+    if inside_xla() and tf.config.list_logical_devices("GPU") == []:
+        raise RuntimeError(NOT_TOGETHER.format("`jit_compile=True` on CPUs"))
     context = tf.distribute.get_replica_context()
-    return context.all_reduce(tf.distribute.ReduceOp.SUM, x)
+    try:
+        return context.all_reduce(tf.distribute.ReduceOp.SUM, x)
+    except RuntimeError as error:
+        if "merge_call" not in str(error):
+            raise
+        raise RuntimeError(
+            NOT_TOGETHER.format("a `tf.function` inside `strategy.run`")
+        ) from error
 
 
 def num_replicas() -> int:

@@ -1,0 +1,71 @@
+"""Compute blocks in a `jax.shard_map` with its defaults, and whole.
+
+Each device has its own rows, so that outputs are those of each part, and a
+gradient with respect to weights that all devices share is the sum over parts.
+"""
+
+import jax
+import jax.numpy as jnp
+import keras
+import numpy as np
+from jax.sharding import Mesh, PartitionSpec
+
+from keras_moe import MoEBlock, kernels
+
+D = 8
+
+
+def blocks():
+    """Return blocks of experts in one bank, of four bits, and of layers."""
+    layers = [keras.layers.Dense(D, activation="tanh") for _ in range(3)]
+    quantized = MoEBlock(4, 16)
+    quantized.build((None, D))
+    quantized.experts.quantize("int4")
+    return {
+        "bank": MoEBlock(4, 16, use_bias=True),
+        "gated": MoEBlock(4, 16, gated=True),
+        "quantized": quantized,
+        "layers": MoEBlock(3, experts=layers),
+    }
+
+
+def difference(block, devices):
+    """Return by how much outputs and gradients differ from the parts'."""
+    x = np.random.default_rng(0).normal(size=(24, D)).astype("float32")
+    block(x)
+    weights = [v.value for v in block.trainable_variables]
+    state = [v.value for v in block.non_trainable_variables]
+
+    def outputs(weights, rows):
+        return block.stateless_call(weights, state, rows, training=True)[0]
+
+    def gradient(weights, rows):
+        return jax.grad(lambda w: jnp.sum(outputs(w, rows) ** 2))(weights)
+
+    mesh = Mesh(np.array(jax.devices()[:devices]), ("data",))
+    whole, sharded = PartitionSpec(), PartitionSpec("data")
+    parts = np.split(x, devices)
+    wanted = [jax.jit(outputs)(weights, part) for part in parts]
+    sums = [jax.jit(gradient)(weights, part) for part in parts]
+    pairs = []
+    for body, spec, expected in (
+        (outputs, sharded, jnp.concatenate(wanted)),
+        (gradient, whole, jax.tree.map(lambda *g: sum(g), *sums)),
+    ):
+        mapped = jax.shard_map(
+            body, mesh=mesh, in_specs=(whole, sharded), out_specs=spec
+        )
+        found = jax.tree.leaves(jax.jit(mapped)(weights, x))
+        pairs += zip(found, jax.tree.leaves(expected), strict=True)
+    return max(float(np.max(np.abs(np.array(a - b)))) for a, b in pairs)
+
+
+def differences(devices=2):
+    """Return the difference of each block, and of each formulation."""
+    found = {
+        name: difference(block, devices) for name, block in blocks().items()
+    }
+    for name in kernels.formulations():
+        with kernels.use(name):
+            found[name] = difference(blocks()["bank"], devices)
+    return found
