@@ -164,7 +164,7 @@ def test_the_model_stays_what_it_is(tmp_path):
 
 
 def test_a_keras_without_the_faults_is_left_alone(monkeypatch):
-    monkeypatch.setattr(tensorflow_workers, "_has_several_workers", bool)
+    monkeypatch.setattr(tensorflow_workers, "has_several_workers", bool)
     monkeypatch.setattr(tensorflow_workers, "BUILD_FAULT", "not in Keras")
     monkeypatch.setattr(tensorflow_workers, "LOGS_FAULT", "not in Keras")
     model = data_parallel(mirrored_model())
@@ -174,7 +174,7 @@ def test_a_keras_without_the_faults_is_left_alone(monkeypatch):
 
 
 def test_a_keras_that_cannot_be_read_is_told(monkeypatch):
-    monkeypatch.setattr(tensorflow_workers, "_has_several_workers", bool)
+    monkeypatch.setattr(tensorflow_workers, "has_several_workers", bool)
     monkeypatch.setattr(keras.Model, "_maybe_symbolic_build", None)
     with pytest.warns(UserWarning, match="Cannot tell whether Keras 3"):
         data_parallel(mirrored_model())

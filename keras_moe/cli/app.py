@@ -211,6 +211,10 @@ def launch(
     nodes: Annotated[
         int, typer.Option(min=1, help="Hosts of a job that is printed.")
     ] = 2,
+    module: Annotated[
+        bool,
+        typer.Option("-m", help="SCRIPT is a module, as with `python -m`."),
+    ] = False,
 ) -> int:
     """Run a script as several processes that train together."""
     options = {
@@ -222,5 +226,6 @@ def launch(
         "port": port,
         "hosts": tuple(hosts.split(",")),
         "host": host,
+        "module": module,
     }
     return launching.run(script, arguments or [], options, on, print_for, nodes)

@@ -16,6 +16,7 @@ LOCAL = {
     "port": None,
     "hosts": (ALONE,),
     "host": 0,
+    "module": False,
 }
 
 
@@ -40,19 +41,30 @@ def run(
     Returns:
         The exit code of the first process that failed, or 0.
     """
+    if print_for and options["module"]:
+        raise CliError(
+            "-m must be left out with --print: the job runs a file. Received: "
+            f"-m {script}. Pass the path of a script.",
+            MISUSED,
+        )
     if print_for:
         job = {k: options[k] for k in ("backend", "processes", "restarts")}
         print(job_text(print_for, script, *arguments, nodes=nodes, **job))
         return DONE
     if on == "local":
-        return launch(script, *arguments, **options)
+        started = str(script) if options["module"] else script
+        return launch(started, *arguments, **options)
     shared = {k: v for k, v in options.items() if k not in LOCAL}
     for name, default in LOCAL.items():
         if options[name] != default:
             raise CliError(
-                f"--{name.split('_')[0]} must be left out with --on ray, which "
+                f"{_option(name)} must be left out with --on ray, which "
                 f"decides it. Received: {options[name]}.",
                 MISUSED,
             )
     launch_on_ray(script, *arguments, **shared)
     return DONE
+
+
+def _option(name):
+    return "-m" if name == "module" else f"--{name.split('_')[0]}"

@@ -12,6 +12,7 @@ The same script runs alone, by `keras-moe launch`, by torchrun, under SLURM's
 
 import atexit
 import os
+import socket
 
 import keras
 
@@ -52,6 +53,10 @@ def initialize() -> bool:
     if job is None or backend not in JOIN:
         return False
     JOIN[backend](job)
+    if job.processes > 1:
+        from keras_moe.distribution import even_batches
+
+        even_batches.install()
     return True
 
 
@@ -94,7 +99,9 @@ def _join_jax(job: Job) -> None:
 
     if jax.distributed.is_initialized():
         return
-    known = (job.addresses[0], job.processes, job.index)
+    known = (*job.addresses[:1], job.processes, job.index)
+    if job.addresses and job.index == 0:
+        _check_free(job.addresses[0])
     try:
         # A TPU slice tells JAX the rest.
         keras.distribution.initialize(*known if job.addresses else ())
@@ -107,6 +114,21 @@ def _join_jax(job: Job) -> None:
             "processes any more. Received: a call afterwards. Make it the "
             "first line after the imports: before a layer, a tensor or "
             "keras.distribution.list_devices()."
+        ) from error
+
+
+def _check_free(address: str) -> None:
+    """JAX would wait on another program's port, and name none."""
+    port = int(address.rsplit(":", 1)[1])
+    try:
+        with socket.socket() as server:
+            server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            server.bind(("", port))
+    except OSError as error:
+        raise RuntimeError(
+            "The first process of a job must have its port for itself. "
+            f"Received: port {port} of {address!r}, {error.strerror}. Pass "
+            "another one, `keras-moe launch --port`, or let it find one."
         ) from error
 
 

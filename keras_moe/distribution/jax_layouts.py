@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import keras
 
 from keras_moe.argument_checks import is_static
+from keras_moe.distribution import jax_state
 from keras_moe.layers import checks
 from keras_moe.layers.exchange import BANK_AXES
 
@@ -103,6 +104,7 @@ class ExpertParallel(keras.distribution.ModelParallel):
         super().__init__(
             layout_map=layout_map, batch_dim_name=self.batch_axes[0]
         )
+        jax_state.install()
 
     def devices_along(self, *axes: str) -> int:
         """Returns the number of devices along mesh axes, 1 without any."""

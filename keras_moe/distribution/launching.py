@@ -8,8 +8,10 @@ import os
 import pathlib
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 
+from keras_moe.distribution.even_batches import JOINED
 from keras_moe.distribution.processes import (
     Failure,
     ended_by_signals,
@@ -24,6 +26,13 @@ from keras_moe.distribution.starting import (
 from keras_moe.layers import checks
 
 LAST_LINES = 30
+SECONDS_TO_JOIN = 120.0
+ALONE = (
+    "warning: process {} never called keras_moe.distribution.initialize(), so "
+    "that it works alone, on all data that it reads, and does not train "
+    "together with the others. Call it in the script's first line after the "
+    "imports."
+)
 
 
 def launch(
@@ -37,10 +46,12 @@ def launch(
     port: int | None = None,
     hosts: Sequence[str] = ("127.0.0.1",),
     host: int = 0,
+    module: bool = False,
 ) -> int:
     """Runs a script as processes of one job on this host, and waits.
 
-    The script calls `keras_moe.distribution.initialize()` first. Process 0
+    The script calls `keras_moe.distribution.initialize()` first; a warning
+    tells if it never does, since its processes then train alone. Process 0
     writes where this one writes. The others' output goes to files, and the
     end of that of a process that fails is shown. When one fails the others
     are stopped, which might wait for it forever. Ctrl-C, SIGTERM and, on
@@ -50,7 +61,7 @@ def launch(
     (`OMP_NUM_THREADS`, where you have not set it) and one GPU.
 
     Args:
-        script: the Python file to run.
+        script: the Python file to run; with `module`, a module's name.
         *arguments: of the script.
         backend: `"jax"`, `"tensorflow"` or `"torch"`; None takes
             KERAS_BACKEND. On JAX one process can use all devices of a host:
@@ -69,6 +80,7 @@ def launch(
         hosts: the addresses of all hosts, in the same order everywhere; each
             of them runs this function with the same arguments but `host`.
         host: which of `hosts` this one is.
+        module: Whether `script` is run as `python -m` runs a module.
 
     Returns:
         0, or the exit code of the first process that failed (128 and the
@@ -81,8 +93,11 @@ def launch(
     checks.check_count("restarts", restarts)
     if logs is not None:
         checks.check_path("logs", logs)
-    path = _check_script(script)
-    command = [str(path), *map(str, arguments)]
+    checks.check_bool("module", module)
+    started = (
+        ["-m", _check_module(script)] if module else [_check_script(script)]
+    )
+    command = [*started, *map(str, arguments)]
     setup = Setup(
         check_backend(backend),
         checks.check_positive_int("processes", processes),
@@ -105,11 +120,50 @@ def launch(
 def _attempt(command, setup, folder, attempt) -> Failure | None:
     """Starts all processes of this host once, on ports of their own."""
     jobs = jobs_of(setup)
+    joining = Joining(folder, [job.index for job in jobs])
     environments = [
-        {**environment_of(setup, job), "KERAS_MOE_ATTEMPT": str(attempt)}
-        for job in jobs
+        environment_of(setup, job)
+        | {"KERAS_MOE_ATTEMPT": str(attempt), JOINED: str(file)}
+        for job, file in zip(jobs, joining.files, strict=True)
     ]
-    return run_together(command, environments, [_log(folder, j) for j in jobs])
+    logs = [_log(folder, job) for job in jobs]
+    return run_together(command, environments, logs, joining.check)
+
+
+class Joining:
+    """Whether processes join their job, which each notes in a file.
+
+    Args:
+        folder: Of the files.
+        indices: Of the processes.
+    """
+
+    def __init__(self, folder: pathlib.Path, indices: Sequence[int]):
+        self.files = [folder.absolute() / f"joined{i}" for i in indices]
+        self.indices = indices
+        self.until = time.monotonic() + SECONDS_TO_JOIN
+        self.done = len(indices) < 2
+        for file in self.files:
+            file.unlink(missing_ok=True)
+
+    def check(self, codes: Sequence[int | None]) -> None:
+        """Warn once if a process has ended, or runs long, without joining."""
+        if self.done:
+            return
+        late = time.monotonic() > self.until
+        alone = [
+            index
+            for index, file, code in zip(
+                self.indices, self.files, codes, strict=True
+            )
+            if (late or code == 0) and not file.exists()
+        ]
+        if alone:
+            _say(ALONE.format(", ".join(map(str, alone))))
+        self.done = late or bool(alone)
+        if None not in codes or self.done:
+            for file in self.files:
+                file.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -150,10 +204,20 @@ def _say(text):
 def _check_script(script):
     path = checks.check_path("script", script)
     if path.is_file():
-        return path
+        return str(path)
     raise FileNotFoundError(
         f"`script` must be a Python file. Received: {str(script)!r}, which is "
         f"no file in {os.getcwd()}. Pass its path."
+    )
+
+
+def _check_module(name):
+    if isinstance(name, str) and all(map(str.isidentifier, name.split("."))):
+        return name
+    raise ValueError(
+        "`script` must be the name of a module with `module=True`, as "
+        f"`python -m` takes it. Received: script={name!r}. Pass, for instance, "
+        "'package.train'; or leave out `module` for a file."
     )
 
 

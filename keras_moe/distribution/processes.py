@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 GRACE = 5.0  # seconds between asking a process to end and ending it
@@ -43,6 +43,7 @@ def run_together(
     command: Sequence[str],
     environments: Sequence[dict[str, str]],
     logs: Sequence[pathlib.Path | None],
+    meanwhile: Callable[[list[int | None]], None] = lambda codes: None,
 ) -> Failure | None:
     """Runs a Python command once in each environment, all at a time.
 
@@ -51,6 +52,8 @@ def run_together(
         environments: of each process, whole.
         logs: the file to which each one's output is appended; None leaves it
             where this process writes.
+        meanwhile: Called again and again with each one's exit code, None
+            while it runs.
 
     Returns:
         None where all ended with 0, else who failed first. The others, which
@@ -61,7 +64,7 @@ def run_together(
     try:
         for environment, log in zip(environments, logs, strict=True):
             started.append(_start(command, environment, log))
-        return _wait(started)
+        return _wait(started, meanwhile)
     finally:
         stop(started)
 
@@ -82,9 +85,10 @@ def _start(command, environment, log):
         )
 
 
-def _wait(started):
+def _wait(started, meanwhile):
     while True:
         codes = [process.poll() for process in started]
+        meanwhile(codes)
         for index, code in enumerate(codes):
             if code:
                 return Failure(index, 128 - code if code < 0 else code)

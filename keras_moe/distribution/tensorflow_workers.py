@@ -14,6 +14,7 @@ import tensorflow as tf
 from keras import tree
 
 from keras_moe import kernels
+from keras_moe.distribution import even_batches
 
 STRATEGIES = (
     tf.distribute.MirroredStrategy,
@@ -71,7 +72,8 @@ def data_parallel(model: keras.Model) -> keras.Model:
     strategy = _strategy_of(model)
     if getattr(model.train_step, "of_replicas", False):
         return model
-    several = _has_several_workers(strategy)
+    even_batches.install()
+    several = has_several_workers(strategy)
     make_function = keras.Model.make_train_function
     reduce = make_function.__globals__.get("reduce_per_replica")
     as_rows = several and _has_fault(reduce, LOGS_FAULT)
@@ -158,7 +160,7 @@ def _check_not_compiled_around_replicas(model):
         )
 
 
-def _has_several_workers(strategy) -> bool:
+def has_several_workers(strategy) -> bool:
     """Whether the strategy's replicas are in more than one process."""
     if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
         return False

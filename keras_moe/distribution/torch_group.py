@@ -4,6 +4,7 @@ import os
 
 from torch import distributed
 
+from keras_moe.distribution import even_batches
 from keras_moe.distribution.environment import initialize
 
 TORCHRUN = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -29,4 +30,5 @@ def join(caller: str) -> int:
                 "or `torchrun --nproc-per-node 2 script.py`."
             )
         initialize()
+    even_batches.install()
     return distributed.get_world_size()

@@ -1,0 +1,115 @@
+"""What processes agree on through their backend, before they train."""
+
+import os
+from typing import NamedTuple
+
+import keras
+
+from keras_moe.distribution.environment import process_count, process_index
+from keras_moe.distribution.slurm import read_slurm_job
+from keras_moe.distribution.variables import read_job
+
+
+class Place(NamedTuple):
+    """This process among all of a job.
+
+    Attributes:
+        number: Of this process.
+        processes: How many there are.
+        host: Address of process 0.
+    """
+
+    number: int
+    processes: int
+    host: str
+
+
+def place() -> Place:
+    """Return this process's place in the job that it joined."""
+    job = read_job(os.environ, keras.backend.backend())
+    job = job or read_slurm_job(os.environ)
+    first = job.addresses[0] if job and job.addresses else "localhost:0"
+    host = first.rsplit(":", 1)[0]
+    return Place(process_index(), process_count(), host)
+
+
+def is_collective(model: keras.Model, name: str) -> bool:
+    """Return whether each step of a call is one of all processes.
+
+    Args:
+        model: Whose method is called.
+        name: `"fit"`, `"evaluate"`, or `"predict"`.
+    """
+    backend = keras.backend.backend()
+    if process_count() == 1:
+        return False
+    if backend == "jax":
+        return _spans_processes(keras.distribution.distribution())
+    if backend == "tensorflow":
+        from keras_moe.distribution.tensorflow_workers import (
+            has_several_workers,
+        )
+
+        return has_several_workers(model.distribute_strategy)
+    from keras_moe.distribution.torch_shards import sharded_banks
+
+    call = model.__dict__.get("call")
+    if name == "fit" and hasattr(call, "fully_sharded"):
+        return True
+    return getattr(call, "fully_sharded", False) or bool(sharded_banks(model))
+
+
+def _spans_processes(distribution):
+    import jax
+
+    if distribution is None:
+        return False
+    return distribution.device_mesh.devices.size > jax.local_device_count()
+
+
+def is_between_steps(in_step: bool) -> bool:
+    """Return whether metrics are read now that follow an epoch's last step.
+
+    Args:
+        in_step: Whether a step of the model runs.
+    """
+    if keras.backend.backend() == "torch":
+        return not in_step
+    import tensorflow as tf
+
+    return tf.executing_eagerly() and tf.distribute.in_cross_replica_context()
+
+
+def from_first(numbers: list[int], model: keras.Model) -> list[int]:
+    """Return the numbers of process 0, each below 2 ** 16; collective.
+
+    Args:
+        numbers: In process 0; zeros elsewhere.
+        model: That all processes train.
+    """
+    backend = keras.backend.backend()
+    if backend == "torch":
+        import torch
+
+        sent = torch.tensor(numbers)
+        if torch.distributed.get_backend() == "nccl":
+            sent = sent.cuda()
+        torch.distributed.broadcast(sent, src=0)
+        return [int(n) for n in sent]
+    if backend == "jax":
+        import numpy as np
+        from jax.experimental import multihost_utils
+
+        own = np.array(numbers, "int32")
+        return [int(n) for n in multihost_utils.broadcast_one_to_all(own)]
+    return _from_first_worker(numbers, model.distribute_strategy)
+
+
+def _from_first_worker(numbers, strategy):
+    """By the sum over the replicas, as many on each worker."""
+    import tensorflow as tf
+
+    own = strategy.num_replicas_in_sync // process_count()
+    given = strategy.run(lambda: tf.constant(numbers, "int64"))
+    total = strategy.reduce(tf.distribute.ReduceOp.SUM, given, axis=None)
+    return [int(n) // own for n in total]

@@ -1,0 +1,202 @@
+"""End `fit`, `evaluate`, and `predict` if processes have uneven batches.
+
+Where a step is one of all processes, one that has fewer batches leaves the
+others waiting forever, or answers their gradients with its metrics. A callback
+that every such call is given notes its batches; see `referee.py`.
+"""
+
+import contextlib
+import inspect
+import os
+import pathlib
+import secrets
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import keras
+
+from keras_moe.distribution import agreement
+from keras_moe.distribution.steps import (
+    around_calls,
+    around_steps,
+    replaced,
+)
+from keras_moe.distribution.watching import Referee, Watch
+
+JOINED = "KERAS_MOE_JOINED"  # a file by which `launch` sees that one joined
+NOT_THERE = (
+    "Uneven batches: every process of a job must call `fit`, `evaluate`, or "
+    "`predict` as often as the others, because each step is one of all "
+    "processes. Received: a first call that not every process makes. Make the "
+    "same calls everywhere."
+)
+_watches: list[Watch] = []  # of this process, one at most
+_calls: list[str] = []  # that run now, the outermost first
+
+
+def install() -> None:
+    """Let each call of a Keras model in this job count its batches."""
+    if os.environ.get(JOINED):
+        pathlib.Path(os.environ[JOINED]).touch()
+    around_calls("counts batches", _counted)
+
+
+def _counted(own, model, args, kwargs):
+    name = own.__name__
+    if _calls or not agreement.is_collective(model, name):
+        return own(model, *args, **kwargs)
+    bound = inspect.signature(own).bind(model, *args, **kwargs)
+    with _one_call(model, name) as watch:
+        counter = BatchCounter(watch)
+        given = bound.arguments.get("callbacks")
+        bound.arguments["callbacks"] = _with(counter, given, model)
+        with around_steps(model, counter.step), _compared(model, counter):
+            result = own(*bound.args, **bound.kwargs)
+        counter.close(name)
+        return result
+
+
+def _with(counter, given, model):
+    if isinstance(given, keras.callbacks.CallbackList):
+        counter.set_model(model)
+        counter.set_params(given.params)
+        given.append(counter)
+        return given
+    if given is None:
+        return [counter]
+    return [counter, *(given if isinstance(given, (list, tuple)) else [given])]
+
+
+@contextlib.contextmanager
+def _one_call(model, name: str) -> Iterator[Watch]:
+    """Connects to process 0, in the first call, and notes a call's end."""
+    if not _watches:
+        _watches.append(_connected(model))
+    watch = _watches[0]
+    _calls.append(name)
+    watch.progress.call += 1
+    try:
+        yield watch
+    finally:
+        watch.progress.calls_ended += 1
+        _calls.pop()
+
+
+def _connected(model) -> Watch:
+    """Starts the referee in process 0; all processes call it together."""
+    place = agreement.place()
+    port, token = 0, [0] * 4
+    if place.number == 0:
+        token = [secrets.randbelow(2**15) for _ in token]
+        port = Referee(place.processes, _text(token)).port
+    try:
+        port, *token = agreement.from_first([port, *token], model)
+    except RuntimeError as error:
+        raise RuntimeError(NOT_THERE) from error
+    return Watch(place.host, port, _text(token), place.number)
+
+
+def _text(token):
+    return "-".join(map(str, token))
+
+
+def _compared(model, counter):
+    """Inside, an epoch's steps are compared before its metrics are summed over
+    the processes, which is after the last step and before the callbacks."""
+    if keras.backend.backend() == "jax":  # reads them without the others
+        return contextlib.nullcontext()
+    own = model.get_metrics_result
+
+    def get_metrics_result() -> Any:
+        if agreement.is_between_steps(counter.in_step):
+            counter.finish()
+        return own()
+
+    return replaced(model, {"get_metrics_result": get_metrics_result})
+
+
+class BatchCounter(keras.callbacks.Callback):
+    """Counts the batches of one call.
+
+    Args:
+        watch: Of this process.
+    """
+
+    def __init__(self, watch: Watch):
+        super().__init__()
+        self.watch = watch
+        self.in_step = False
+        self.open = False
+
+    def step(self, kind: str, own: Callable) -> Callable:
+        """Return a step's function that is counted.
+
+        It may find on JAX and TensorFlow that there is no batch; PyTorch calls
+        it with one.
+        """
+
+        def run(*args, **kwargs):
+            self.watch.check()
+            place = self.watch.progress
+            place.begun += self.open
+            self.in_step = True
+            try:
+                outputs = own(*args, **kwargs)
+            finally:
+                self.in_step = False
+            place.ended += self.open
+            return outputs
+
+        return run
+
+    def enter(self, name: str, planned: int | None = None) -> None:
+        """Begin a section, together with the other processes."""
+        self.finish()
+        place = self.watch.progress
+        place.name, place.planned = name, planned
+        place.begun = place.ended = 0
+        place.finished = False
+        place.section += 1
+        self.open = True
+        self.watch.meet()
+
+    def finish(self) -> None:
+        """End the section, if one is open, and compare its batches."""
+        if not self.open:
+            return
+        self.open = False
+        self.watch.progress.finished = True
+        self.watch.meet()
+
+    def close(self, name: str) -> None:
+        """Wait until every process is at the end of the call."""
+        self.enter(f"the end of `{name}`")
+        self.open = False
+        self.watch.progress.finished = True
+
+    def on_epoch_begin(self, epoch, logs=None):
+        """Begin an epoch."""
+        planned = self.params.get("steps")
+        self.enter(f"epoch {epoch + 1} of `fit`", planned)
+
+    def on_epoch_end(self, epoch, logs=None):
+        """End the epoch, or the evaluation at its end."""
+        self.finish()
+
+    def on_test_begin(self, logs=None):
+        """Begin an evaluation, if its steps are of all processes."""
+        self.finish()
+        if agreement.is_collective(self.model, "evaluate"):
+            self.enter("`evaluate`")
+
+    def on_test_end(self, logs=None):
+        """End it."""
+        self.finish()
+
+    def on_predict_begin(self, logs=None):
+        """Begin a prediction."""
+        self.enter("`predict`", self.params.get("steps"))
+
+    def on_predict_end(self, logs=None):
+        """End it."""
+        self.finish()

@@ -1,0 +1,181 @@
+"""Processes with uneven batches end with an error that names them.
+
+What the referee decides is written down by hand here; the last tests start
+processes of a backend that train together.
+"""
+
+import pathlib
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+from backend import BACKEND
+
+from keras_moe.distribution import environment, referee
+from keras_moe.distribution.referee import Progress, fault
+from keras_moe.distribution.watching import Referee, Watch
+
+HERE = pathlib.Path(__file__).parent
+anywhere = pytest.mark.skipif(
+    BACKEND != "torch",
+    reason="uses no backend; test_uneven_batches.py on torch",
+)
+EPOCH = "epoch 1 of `fit`"
+
+
+def at(begun, ended, **others):
+    """A process in the first epoch of a `fit`, since long."""
+    known = {"section": 1, "name": EPOCH, "call": 1, "meeting": 1, "since": 0.0}
+    return Progress(begun=begun, ended=ended, **{**known, **others})
+
+
+def found(one, other, now=referee.PATIENCE + 1):
+    return fault({0: one, 1: other}, now)
+
+
+@anywhere
+@pytest.mark.parametrize(
+    "one, other",
+    [
+        (at(0, 0, planned=3), at(0, 0, planned=4)),
+        (at(3, 3, finished=True), at(4, 4, finished=True)),
+        (at(3, 3, finished=True), at(4, 3)),
+        (at(4, 3, finished=True), at(4, 4, finished=True)),
+        (at(2, 2, left=True), at(3, 2)),
+        (
+            at(3, 3, finished=True, left=True),
+            at(3, 3, finished=True, meeting=2),
+        ),
+        (at(3, 3, calls_ended=1), at(0, 0, section=2, name="epoch 2 of `fit`")),
+        (Progress(left=True, since=0.0), at(0, 0)),
+    ],
+    ids=[
+        "planned",
+        "ended",
+        "waits",
+        "ran out",
+        "left",
+        "left at the end",
+        "epochs",
+        "never came",
+    ],
+)
+def test_uneven_batches_are_found(one, other):
+    text = found(one, other)
+    assert text.startswith("Uneven batches: ")
+    assert "process 0 " in text and "process 1 " in text
+    assert "local_shard" in text
+
+
+@anywhere
+@pytest.mark.parametrize(
+    "one, other, now",
+    [
+        (at(0, 0, planned=3), at(0, 0, planned=3), 1e6),
+        (at(0, 0, planned=3), at(0, 0), 1e6),
+        (at(2, 1), at(1, 0), 1e6),
+        (at(3, 3, finished=True), at(2, 2), 1e6),
+        (at(3, 3, finished=True), at(4, 3), referee.PATIENCE - 1),
+        (at(3, 3, finished=True, left=True, calls_ended=1), Progress(), 1e6),
+        (
+            at(3, 3, finished=True, left=True, calls_ended=1),
+            at(3, 3, finished=True, calls_ended=1),
+            1e6,
+        ),
+        (at(3, 3, finished=True), at(0, 0, section=2, name="`evaluate`"), 1e6),
+    ],
+    ids=[
+        "planned alike",
+        "one does not know",
+        "one is slower",
+        "one is behind",
+        "one looks for data",
+        "one has not begun",
+        "both are done",
+        "one is in the next section",
+    ],
+)
+def test_even_batches_are_left_alone(one, other, now):
+    assert found(one, other, now) is None
+    assert fault({0: other, 1: one}, now) is None
+
+
+@anywhere
+def test_processes_meet_and_hear_of_a_fault():
+    """Two of them, as two clients in this process."""
+    server = Referee(2, "token")
+    one, other = (Watch("localhost", server.port, "token", i) for i in range(2))
+    try:
+        for watch in (one, other):
+            watch.progress.section = watch.progress.call = 1
+            watch.progress.name = EPOCH
+            watch.progress.planned = 3 + watch.index
+            watch.raised = True  # so that no thread ends this process
+        with pytest.raises(RuntimeError, match="Uneven batches"):
+            other.progress.meeting += 1
+            other._send()
+            one.meet()
+        assert "process 1 has 4 batches" in one.fault
+    finally:
+        one.fault = other.fault = None  # nor leaving Python
+
+
+@anywhere
+def test_a_stranger_is_turned_away():
+    server = Referee(1, "token")
+    with socket.create_connection(("localhost", server.port)) as stranger:
+        stranger.sendall(b"other 0\n")
+        assert stranger.recv(1) == b""
+    assert not server.connections
+
+
+@anywhere
+def test_a_busy_port_is_named():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        with pytest.raises(RuntimeError, match=f"port {port}"):
+            environment._check_free(f"127.0.0.1:{port}")
+
+
+def train(tmp_path, kind):
+    """Start two processes; return both ones' words and the exit code."""
+    command = [sys.executable, "-m", "keras_moe.cli", "launch"]
+    command += ["--backend", BACKEND, "--logs", str(tmp_path)]
+    done = subprocess.run(
+        [*command, str(HERE / "uneven_batches.py"), kind],
+        cwd=HERE,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    other = (tmp_path / "process1.log").read_text(errors="replace")
+    return done.stdout + done.stderr, other, done.returncode
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["arrays", "generator"])
+def test_uneven_batches_end_every_process(tmp_path, kind):
+    """Within a minute of the first step, of which `generator` waits."""
+    first, other, code = train(tmp_path, kind)
+    assert code == 1
+    for words in (first, other):
+        assert "RuntimeError: Uneven batches" in words, words[-2000:]
+        assert "process 1" in words and "trained" not in words
+
+
+@pytest.mark.slow
+def test_even_batches_train(tmp_path):
+    first, other, code = train(tmp_path, "even")
+    assert code == 0, first[-2000:]
+    assert "trained" in first and "trained" in other
+
+
+@pytest.mark.skipif(BACKEND != "torch", reason="starts PyTorch")
+def test_planned_batches_are_compared_before_the_first_step(tmp_path):
+    begun = time.monotonic()
+    first, other, code = train(tmp_path, "arrays")
+    assert code == 1 and time.monotonic() - begun < 60
+    assert "process 0 has 3 batches in epoch 1 of `fit`" in first
+    assert "process 1 has 4 batches in epoch 1 of `fit`" in other

@@ -1,0 +1,83 @@
+"""Train in two processes, of which the second may have a batch more.
+
+`keras-moe launch uneven_batches.py KIND`, KIND one of arrays, generator, even.
+"""
+
+import sys
+
+import keras
+import numpy as np
+
+import keras_moe
+from keras_moe import distribution
+
+D, LENGTH, BATCH = 8, 6, 4
+
+
+def make_model():
+    """Build a small compiled mixture."""
+    inputs = keras.Input((LENGTH, D))
+    outputs = keras.layers.Dense(1)(keras_moe.MoEBlock(4, D)(inputs))
+    model = keras.Model(inputs, outputs)
+    model.compile("sgd", "mse", metrics=["mae"])
+    return model
+
+
+def make_parallel_model():
+    """Build it as each backend trains it in several processes."""
+    backend = keras.backend.backend()
+    if backend == "torch":
+        model = distribution.shard_experts(make_model())
+        return distribution.data_parallel(model)
+    if backend == "jax":
+        layout = distribution.expert_parallel()
+        layout.auto_shard_dataset = False
+        keras.distribution.set_distribution(layout)
+        return make_model()
+    import tensorflow as tf
+
+    with tf.distribute.MultiWorkerMirroredStrategy().scope():
+        return distribution.data_parallel(make_model())
+
+
+def batches(x, y):
+    """Yield batches, whose number nobody knows beforehand."""
+    for start in range(0, len(x), BATCH):
+        yield x[start : start + BATCH], y[start : start + BATCH]
+
+
+def dataset(x, y, kind):
+    """Return a tf.data of this worker's own batches."""
+    import tensorflow as tf
+
+    options = tf.data.Options()
+    options.experimental_distribute.auto_shard_policy = (
+        tf.data.experimental.AutoShardPolicy.OFF
+    )
+    found = tf.data.Dataset.from_tensor_slices((x, y))
+    found = found.batch(BATCH, drop_remainder=True)
+    if kind == "generator":  # of unknown length
+        found = found.filter(lambda x, y: tf.reduce_sum(x) < 1e6)
+    return found.with_options(options)
+
+
+def main(kind):
+    """Train for one epoch."""
+    distribution.initialize()
+    index = distribution.process_index()
+    model = make_parallel_model()
+    count = BATCH * (3 if kind == "even" else 3 + index)
+    rng = np.random.default_rng(index)
+    x = rng.normal(size=(count, LENGTH, D)).astype("float32")
+    y = x[:, :, :1]
+    if keras.backend.backend() == "tensorflow":
+        model.fit(dataset(x, y, kind), verbose=0)
+    elif kind == "generator":
+        model.fit(batches(x, y), verbose=0)
+    else:
+        model.fit(x, y, batch_size=BATCH, verbose=0)
+    print("trained")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
