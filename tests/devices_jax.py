@@ -261,7 +261,39 @@ def send_unevenly(folder):
         "raised": raised(),
         "programs": programs([(64, None, True)]),
         "mapped": shard_map_jax.differences(),
+        "after": use_after_failures(),
     }
+
+
+def use_after_failures():
+    """Return what each call raises for rows that do not divide, by how much the
+    outputs differ afterwards, and the steps that then can be made."""
+    keras.distribution.set_distribution(expert_parallel())
+    x = np.random.default_rng(0).normal(size=(8, 3, D)).astype("float32")
+    inputs = keras.Input((3, D))
+    outputs = keras_moe.MoEBlock(8, 4)(inputs)
+    model = keras.Model(inputs, outputs)
+    model.compile("adam", "mse", metrics=["mae"])
+    before = model.predict(x, verbose=0)
+    calls = {
+        "predict": lambda: model.predict(x[:5], verbose=0),
+        "evaluate": lambda: model.evaluate(x[:5], x[:5], verbose=0),
+        "fit": lambda: model.fit(x[:5], x[:5], verbose=0),
+        "second batch": lambda: model.predict(
+            np.repeat(x, 2, 0)[:13], batch_size=8, verbose=0
+        ),
+    }
+    found = {}
+    for name, call in calls.items():
+        try:
+            call()
+        except ValueError as error:
+            after = model.predict(x, verbose=0)
+            found[name] = str(error), float(np.max(np.abs(after - before)))
+    model.fit(x, x, verbose=0)
+    found["steps"] = int(model.optimizer.iterations)
+    keras.distribution.set_distribution(None)
+    return found
 
 
 def everything(folder):

@@ -193,11 +193,19 @@ class Scalar(keras.layers.Layer):
         return x * self.scale
 
 
+def model_of(layer):
+    """A model of one layer on tokens of width 4."""
+    inputs = keras.Input((3, 4))
+    return keras.Model(inputs, layer(inputs))
+
+
 def errors(folder):
     """What is said of what cannot be."""
     sharded = shard_experts(make_model())
     other = keras.Model(sharded.input, sharded.get_layer("moe").output)
     dense = keras.Sequential([keras.Input((2,)), Scalar()])
+    layers = [keras.layers.Dense(4) for _ in range(2)]
+    of_layers = keras_moe.MoEBlock(2, experts=layers)
     odd = keras.Sequential([keras.Input((4,)), keras_moe.MoEBlock(3, 4)])
     unbuilt = keras.Sequential([keras.layers.Dense(2)])
     parted = data_parallel(make_model(), fully_sharded=True)
@@ -208,6 +216,11 @@ def errors(folder):
         "odd": message_of(shard_experts, odd),
         "processes": message_of(shard_experts, odd, processes=3),
         "dense": message_of(shard_experts, dense),
+        "soft": message_of(shard_experts, model_of(keras_moe.SoftMoE(2, 4))),
+        "gates": message_of(
+            shard_experts, model_of(keras_moe.MultiGateMoE(2, 2, 4))
+        ),
+        "layers": message_of(shard_experts, model_of(of_layers)),
         "scalar": message_of(data_parallel, dense, fully_sharded=True),
         "unbuilt": message_of(data_parallel, unbuilt),
         "parted": message_of(data_parallel, parted),

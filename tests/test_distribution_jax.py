@@ -68,6 +68,15 @@ def test_shard_map_with_its_defaults_computes_each_part(uneven):
     assert max(uneven["mapped"].values()) < 1e-5, uneven["mapped"]
 
 
+def test_a_model_stays_usable_after_rows_that_do_not_divide(uneven):
+    after = uneven["after"]
+    assert after.pop("steps") == 1
+    assert set(after) == {"predict", "evaluate", "fit", "second batch"}
+    for text, difference in after.values():
+        assert "multiple of the devices" in text
+        assert difference == 0.0
+
+
 def test_a_training_step_gathers_no_kernels(uneven):
     check_that_kernels_stay(uneven["programs"])
 

@@ -14,6 +14,7 @@ import keras
 import numpy as np
 import pytest
 from backend import BACKEND
+from run_once import run_script_once
 
 if BACKEND != "tensorflow":
     pytest.skip("tf.distribute is TensorFlow's", allow_module_level=True)
@@ -139,6 +140,36 @@ def test_two_workers_are_one_device(tmp_path, alone, own_step):
     for index in range(2):
         check(tmp_path / f"worker-{index}.npz", alone | own_step)
     check_saved(tmp_path / "worker.keras", alone)
+
+
+@pytest.fixture(scope="module")
+def mirrored(tmp_path_factory):
+    """What mirrored_tensorflow.py leaves."""
+    folder = run_script_once(tmp_path_factory, "mirrored_tensorflow")
+    return json.loads((folder / "found.json").read_text())
+
+
+@pytest.mark.parametrize("name", ["accumulation", "EMA"])
+def test_keras_still_fails_under_mirrored_strategy_with(mirrored, name):
+    """Of a Dense layer. When this fails Keras has mended it: take the row out
+    of docs/from-laptop-to-cluster.md."""
+    assert mirrored["none"] < 1e-6
+    assert "merge_call" in mirrored[name]
+
+
+@pytest.mark.parametrize("name", ["global_clipnorm", "short batch"])
+def test_keras_is_still_wrong_under_mirrored_strategy_with(mirrored, name):
+    """Of a Dense layer; see above."""
+    assert mirrored["none"] < 1e-6
+    assert mirrored[name] > 1e-3
+
+
+@pytest.mark.parametrize("how", ["function", "jit"])
+def test_a_mixture_in_a_nested_function_names_the_remedy(mirrored, how):
+    """A Dense layer needs no other replica until its gradients are applied."""
+    assert mirrored[f"dense {how}"] is None
+    text = mirrored[f"mixture {how}"]
+    assert "`fn` of `strategy.run(fn)` must be a plain function" in text
 
 
 def mirrored_model(compiled=True):

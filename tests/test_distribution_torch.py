@@ -19,13 +19,22 @@ LAYOUTS = {
     "some": ("experts", "both"),
     "everything": ("replicated", "experts", "copies", "parts", "both"),
 }
+RECEIVED = {
+    "dense": "which has no mixture of experts",
+    "soft": "which has SoftMoE 'soft_mo_e' with experts of Expert",
+    "gates": "which has MultiGateMoE 'multi_gate_mo_e' with experts of Expert",
+    "layers": "which has MoEBlock 'mo_e_block",
+}
 PRINTED = {
     "twice": "ValueError: `model` must not be sharded already.",
     "alone": "RuntimeError: 'classifier' must be trained by all processes",
     "save a part": "RuntimeError: 'experts' must hold all its experts",
     "odd": "ValueError: `num_experts` must divide by the number of processes",
     "processes": "ValueError: `processes` must divide the number of processes",
-    "dense": "ValueError: `model` must contain a MoEBlock",
+    "dense": "ValueError: `model` must have a MoEBlock whose `experts`",
+    "soft": "ValueError: `model` must have a MoEBlock whose `experts`",
+    "gates": "ValueError: `model` must have a MoEBlock whose `experts`",
+    "layers": "ValueError: `model` must have a MoEBlock whose `experts`",
     "scalar": "ValueError: `fully_sharded` must be False where a weight is a",
     "unbuilt": "ValueError: `model` must be built",
     "parted": "ValueError: `model` must not be fully sharded already",

@@ -245,3 +245,43 @@ def test_ray_decides_for_itself(capsys):
     line = ["launch", "--on", "ray", "--port", "700", "--backend", "torch"]
     assert cli.main([*line, "x.py"]) == 2
     assert "--port must be left out with --on ray" in capsys.readouterr().err
+
+
+@anywhere
+def test_a_module_is_run_as_python_runs_it(tmp_path, monkeypatch):
+    """By the command, with arguments of the module's own."""
+    (tmp_path / "package").mkdir()
+    (tmp_path / "package" / "__init__.py").touch()
+    (tmp_path / "package" / "train.py").write_text(
+        "import os, pathlib, sys\n"
+        "assert __name__ == '__main__' and __package__ == 'package'\n"
+        "pathlib.Path(os.environ['RANK']).write_text(' '.join(sys.argv[1:]))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    command = [
+        "launch",
+        "--backend",
+        "torch",
+        "-m",
+        "package.train",
+        "--a",
+        "b",
+    ]
+    assert cli.main(command) == 0
+    assert [pathlib.Path(name).read_text() for name in "01"] == ["--a b"] * 2
+    with pytest.raises(ValueError, match="`script` must be the name of a modu"):
+        launch("package/train.py", module=True)
+
+
+@anywhere
+@pytest.mark.parametrize("joins", [True, False])
+def test_a_process_that_never_joins_is_warned_of(
+    script, tmp_path, joins, capfd
+):
+    """`initialize` notes that a process joined; here the script does so."""
+    note = "pathlib.Path(os.environ['KERAS_MOE_JOINED']).touch()"
+    path = script(note if joins else f"if index == '0': {note}")
+    assert launch(path, str(tmp_path), backend="torch") == 0
+    words = capfd.readouterr().err
+    warned = "process 1 never called keras_moe.distribution.initialize()"
+    assert (warned in words) == (not joins)

@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-PATIENCE = 20.0  # seconds that a process may take to find its data at an end
+PATIENCE = 15.0  # seconds that a process may take to find its data at an end
 REMEDY = (
     "Give every process as many batches: cut the data with "
     "`keras_moe.distribution.local_shard`, which leaves out the rest, or pass "

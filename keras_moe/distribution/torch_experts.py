@@ -19,7 +19,8 @@ from keras_moe.distribution.torch_shards import (
 from keras_moe.kernels import ExpertShard
 from keras_moe.layers import checks
 from keras_moe.layers.expert import Expert
-from keras_moe.layers.find import find_blocks
+from keras_moe.layers.find import blocks_of, layers_of
+from keras_moe.layers.moe_layer import MoELayer
 
 
 def shard_experts(
@@ -122,15 +123,16 @@ def _check_processes(processes, world):
 def _banks_to_shard(model, count):
     found = {
         id(block.experts): block.experts
-        for block in find_blocks(model)
+        for block in blocks_of(model)
         if isinstance(getattr(block, "experts", None), Expert)
     }
     banks = list(found.values())
     if not banks:
         raise ValueError(
             "`model` must have a MoEBlock whose `experts` are an `Expert`: "
-            f"their weights are stacked. Received: {model.name!r}, without "
-            "one. Pass it to `data_parallel` alone."
+            "their weights are stacked, and each token travels to the process "
+            f"of its expert. Received: {model.name!r}, {_mixtures_of(model)}. "
+            "Pass it to `data_parallel` alone."
         )
     for bank in banks:
         if bank.shard is not None:
@@ -148,3 +150,17 @@ def _banks_to_shard(model, count):
                 "`processes`, or use `data_parallel` alone."
             )
     return banks
+
+
+def _mixtures_of(model):
+    """What a model has instead, in the words of an error."""
+    others = layers_of(model, MoELayer)
+    held = [layer for layer in others if hasattr(layer, "experts")]
+    if not held:
+        return "which has no mixture of experts"
+    names = {
+        f"{type(layer).__name__} {layer.name!r} with experts of "
+        f"{type(layer.experts).__name__}"
+        for layer in held
+    }
+    return f"which has {', '.join(sorted(names))}"

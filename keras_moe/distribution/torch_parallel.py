@@ -40,8 +40,8 @@ def data_parallel(
       with the members, trains on the batches of all processes as well;
     - `save` and `save_weights` write on rank 0 and do nothing elsewhere.
 
-    Every process must make as many training steps: one that ends early leaves
-    the others waiting. Every trainable weight must take part in each step.
+    Every process must make as many training steps; otherwise `fit` ends in all
+    of them, with an error that names the counts. Every trainable weight must take part in each step.
 
     Args:
         model: a built Keras model.
