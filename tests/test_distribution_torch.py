@@ -21,9 +21,9 @@ LAYOUTS = {
 }
 RECEIVED = {
     "dense": "which has no mixture of experts",
-    "soft": "which has SoftMoE 'soft_mo_e' with experts of Expert",
-    "gates": "which has MultiGateMoE 'multi_gate_mo_e' with experts of Expert",
-    "layers": "which has MoEBlock 'mo_e_block",
+    "soft": "SoftMoE",
+    "gates": "MultiGateMoE",
+    "layers": "with experts of ExpertLayers",
 }
 PRINTED = {
     "twice": "ValueError: `model` must not be sharded already.",
@@ -219,6 +219,7 @@ def test_two_processes_are_one(runs, tmp_path):
             close(found[name]["predicted"], predicted)
         close(found["experts"]["gathered"], predicted)
         for name, expected in PRINTED.items():
+            assert RECEIVED.get(name, "") in str(found["errors"][name]), name
             assert str(found["errors"][name]).startswith(expected), name
     assert both[0].keys() & set(LAYOUTS["everything"]) == set(layouts)
     check_memory(both, model)

@@ -36,6 +36,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 BACKENDS = {"jax", "tensorflow", "torch"}
 # Where the job itself is the backend's.
 BACKENDS_OWN_JOBS = {
+    "distribution/agreement.py",
     "distribution/environment.py",
     "distribution/saving.py",
     "export/runtimes.py",

@@ -41,7 +41,8 @@ def data_parallel(
     - `save` and `save_weights` write on rank 0 and do nothing elsewhere.
 
     Every process must make as many training steps; otherwise `fit` ends in all
-    of them, with an error that names the counts. Every trainable weight must take part in each step.
+    of them, with an error that names the counts. Every trainable weight must
+    take part in each step.
 
     Args:
         model: a built Keras model.
