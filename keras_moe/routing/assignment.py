@@ -189,11 +189,13 @@ def available_logits(router_logits: Tensor, conditions: Conditions) -> Tensor:
 
 def available_columns(available: Tensor | None, num_columns: int):
     """Returns `(E,)` as `(E + N,)`: null experts are always available."""
-    if available is None or rules.num_columns(available) == num_columns:
+    if available is None:
+        return None
+    available = ops.convert_to_tensor(available)
+    num_null = num_columns - rules.num_columns(available)
+    if not num_null:
         return available
-    null_experts = ops.ones(
-        num_columns - rules.num_columns(available), dtype="bool"
-    )
+    null_experts = ops.ones(num_null, dtype="bool")
     return ops.concatenate([available, null_experts])
 
 
