@@ -4,11 +4,13 @@ import copy
 import hashlib
 import json
 
-import numpy as np
 import pytest
+from router_zoo import ROUTERS, model_of
 
 from keras_moe import cli
-from keras_moe.cli.inputs import shapes_for_tokens
+from keras_moe.cli.errors import CliError
+from keras_moe.cli.inputs import draw, shapes_for_tokens
+from keras_moe.cli.runnable import Runnable
 from keras_moe.export import checksums, load
 from keras_moe.export import manifest as manifests
 
@@ -183,7 +185,12 @@ def test_what_is_accepted_can_be_used(schema, folder, capsys):
         assert cli.main(["inspect", str(folder)]) == 0
         shapes, tokens = shapes_for_tokens(found["inputs"], 4)
         assert tokens > 0
-        assert sum(np.prod(shape) for shape in shapes) < 2**30
+        drawn = Runnable("a", "litert", found["inputs"], [], None, 0.0)
+        try:
+            [x] = draw(drawn, shapes)
+            assert x.shape == shapes[0]
+        except CliError as error:
+            assert "at most 134,217,728 elements" in str(error)
     capsys.readouterr()
     assert accepted > 50
 
@@ -248,3 +255,13 @@ def test_other_sizes_of_files(folder):
     content = {**CONTENT, "bytes": 8}
     with pytest.raises(ValueError, match="`bytes` must be the sum"):
         manifests.save(content, folder)
+
+
+@pytest.mark.parametrize("name", ROUTERS)
+def test_every_router_fits_the_schema(name, folder):
+    model = model_of(ROUTERS[name]())
+    (folder / "moe.json").unlink()
+    manifest = manifests.make(model, "litert", folder, None)
+    manifests.save(manifest, folder)
+    assert manifests.read_checked(folder) == manifest
+    assert len(manifest["mixtures"]) == 1

@@ -16,6 +16,7 @@ from keras_moe.export.probes import (
 )
 
 ROWS = 64
+MOST_DRAWN = 2**27  # elements of an input, 1 GB while they are drawn
 
 
 def batches_for(first: Runnable, second: Runnable, data) -> list[Batch]:
@@ -89,7 +90,18 @@ def shapes_of(
 
 
 def draw(runnable: Runnable, shapes, seed: int = 0) -> Batch:
-    """Draws a batch: normal numbers, indices that there are, two words."""
+    """Draw a batch: normal numbers, indices that there are, two words.
+
+    Raises:
+        CliError: If an input would have more than `MOST_DRAWN` elements.
+    """
+    for shape in shapes:
+        if math.prod(shape) > MOST_DRAWN:
+            raise CliError(
+                f"Inputs that are drawn must have at most {MOST_DRAWN:,} "
+                f"elements. Received: {list(shape)} for {runnable.path}. Pass "
+                "fewer --tokens to bench, or --data to compare."
+            )
     rng = np.random.default_rng(seed)
     return [
         random_input(rng, tuple(shape), spec)

@@ -69,7 +69,8 @@ def export(
 
     Returns:
         The manifest: what the model is, who wrote it with which versions,
-        its size, and under `verified` the largest difference found.
+        its size, the SHA-256 of each file under `files`, and the largest
+        difference found under `verified`.
 
     Raises:
         TypeError, ValueError: for an argument out of its range, or where the

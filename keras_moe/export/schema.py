@@ -1,8 +1,7 @@
 """What `moe.json` may hold: one table of rules, and the check that reads it.
 
 A rule is a function of a value and of the place where it stands. It raises a
-ValueError that names the place, the rule, and what was received. Sizes are
-bounded, so that nothing that is drawn by a manifest takes all memory.
+ValueError that names the place, the rule, and what was received.
 """
 
 import math
@@ -12,8 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 Rule = Callable[[Any, str], None]
-# Of one input, or of one batch that an artifact was verified on.
-LARGEST = 2**27
+LARGEST = 2**40  # elements of a shape
 LONGEST = 2**31 - 1
 MOST_AXES = 32
 DTYPES = (

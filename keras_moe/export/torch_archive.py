@@ -185,8 +185,8 @@ def _check_key(name, value):
         raise _Refused(f"the key {name[:80]!r}")
     if name in FORBIDDEN or (name == "custom_obj_values" and value):
         raise _Refused(f"a custom object or operator under `{name}`")
-    # It is counted up to this number when it is loaded.
-    if name[1:].isdigit() and not re.fullmatch(SYMBOL, name):
+    # PyTorch counts up to the number of a symbol when it loads it.
+    if re.fullmatch(r"[a-z]+\d{7,}", name):
         raise _Refused(f"the symbol {name[:80]!r}")
 
 
