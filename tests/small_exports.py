@@ -8,6 +8,7 @@ from backend import BACKEND
 from keras_moe.distribution import save_model
 from keras_moe.export import exporting
 from keras_moe.export.formats import FORMATS
+from keras_moe.export.signature import as_functional
 
 FORMAT = "torch" if BACKEND == "torch" else "tf_saved_model"
 
@@ -23,7 +24,7 @@ class TextExport:
     """
 
     def __init__(self, monkeypatch):
-        self.model = exporting.as_functional(make_model())
+        self.model = as_functional(make_model())
         monkeypatch.setattr(exporting, "as_functional", lambda model, _: model)
         monkeypatch.setattr(exporting, "_write", self.write)
 
