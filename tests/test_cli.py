@@ -21,6 +21,7 @@ import keras_moe_cli
 from keras_moe import cli
 from keras_moe.cli.errors import one_line
 from keras_moe.cli.inputs import shapes_for_tokens
+from keras_moe.cli.plain import printable
 from keras_moe.cli.runnable import open_runnable
 from keras_moe.export import FORMATS
 from keras_moe.export import manifest as manifests
@@ -169,6 +170,46 @@ def test_inspect_for_eyes(run, manifest):
     assert "13.2 kB, of experts 25.6 kB" in text
     assert "largest difference 2.0e-07, tolerance 1e-05" in text
     assert "second Router 32 1 dropless 1.25 3,200 12.8 kB" in text
+
+
+ODD = "a[red]b[bold]c:smile:"
+
+
+def test_names_with_brackets_are_printed_unchanged(run, tmp_path, monkeypatch):
+    """Rich would read them as markup, and `:smile:` as an emoji."""
+    monkeypatch.setenv("COLUMNS", "400")
+    block = keras_moe.MoEBlock(2, 3, name=ODD)
+    file = tmp_path / "[" / "b]" / f"{ODD}.keras"
+    file.parent.mkdir(parents=True)
+    keras.Sequential([keras.Input((4,), name=f"{ODD}_"), block], name=ODD).save(
+        file
+    )
+    code, out, err = run("inspect", file)
+    assert (code, err) == (0, "")
+    # The path, the model's name, the input, and the mixture.
+    assert out.count(ODD) == 4
+    assert str(file) in out
+    for command in ("bench", file), ("compare", file, file):
+        code, out, err = run(*command)
+        assert (code, err) == (0, "")
+        assert str(file) in out
+    code, _, err = run("inspect", tmp_path / "[" / "b] nothing")
+    assert (code, str(tmp_path / "[" / "b] nothing") in err) == (2, True)
+
+
+def test_an_artifact_in_a_folder_with_brackets(run, manifest):
+    folder = manifest.rename(manifest.parent / "a[red]b[")
+    code, out, _ = run("inspect", folder)
+    assert code == 0
+    assert "a[red]b[" in "".join(out.split())
+
+
+def test_control_characters_are_escaped(run):
+    assert printable("é [b]\x1b[31m\n\udcff") == "é [b]\\x1b[31m\\n\\udcff"
+    assert printable({"a\r": ["\t", 1, None]}) == {"a\\r": ["\\t", 1, None]}
+    code, _, err = run("inspect", "a\x1b[31mb")
+    assert code == 2
+    assert "Received: a\\x1b[31mb, which" in err
 
 
 @pytest.mark.one_backend

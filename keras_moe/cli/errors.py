@@ -6,6 +6,8 @@ import traceback
 
 import typer
 
+from keras_moe.cli.plain import printable
+
 DONE, FAILED, MISUSED, INTERRUPTED = 0, 1, 2, 130
 LONGEST = 600
 # What the package raises with a message for the reader.
@@ -41,7 +43,7 @@ def run(app: typer.Typer, arguments: list[str]) -> int:
         if "--debug" in arguments:
             traceback.print_exc()
         message, code = told(error)
-        print(f"keras-moe: {message}", file=sys.stderr)
+        print(f"keras-moe: {printable(message)}", file=sys.stderr)
         return code
 
 

@@ -10,10 +10,18 @@ import warnings
 from collections.abc import Iterator
 
 from keras_moe.cli.errors import CliError
+from keras_moe.cli.plain import printable
 
 # For as long as the process lives: loggers keep hold of it.
 _NOWHERE = open(os.devnull, "w")
 atexit.register(_NOWHERE.close)
+
+
+class _Line(logging.Formatter):
+    """A record in one line."""
+
+    def format(self, record):
+        return printable(super().format(record))
 
 
 @contextlib.contextmanager
@@ -42,7 +50,7 @@ def working(
 def _heard(stderr, debug) -> Iterator[None]:
     """Writes the package's own log and warnings, a line each."""
     handler = logging.StreamHandler(stderr)
-    handler.setFormatter(logging.Formatter("keras-moe: %(message)s"))
+    handler.setFormatter(_Line("keras-moe: %(message)s"))
     log = logging.getLogger("keras_moe")
     level = log.level
     log.addHandler(handler)
@@ -66,7 +74,7 @@ def _tell_warnings(stderr, debug):
         return
 
     def show(message, *args, **kwargs):
-        print(f"keras-moe: warning: {message}", file=stderr)
+        print(f"keras-moe: warning: {printable(str(message))}", file=stderr)
 
     warnings.showwarning = show
 

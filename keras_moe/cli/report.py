@@ -8,6 +8,8 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console, RenderableType
 from rich.table import Table
 
+from keras_moe.cli.plain import printable
+
 Part = RenderableType
 UNITS = "B", "kB", "MB", "GB", "TB"
 
@@ -15,18 +17,23 @@ UNITS = "B", "kB", "MB", "GB", "TB"
 def show(
     found: dict, as_json: bool, tables: Callable[[dict], Iterable[Part]]
 ) -> None:
-    """Prints a result: JSON alone, or what `tables` makes of it."""
+    """Print a result: JSON alone, or what `tables` makes of it.
+
+    No text is read as markup or as the name of an emoji.
+    """
     if as_json:
         print(json.dumps(found, indent=2, allow_nan=False))
         return
-    console = Console(file=sys.stdout, highlight=False)
-    for part in tables(found):
+    console = Console(
+        file=sys.stdout, highlight=False, markup=False, emoji=False
+    )
+    for part in tables(printable(found)):
         console.print(part)
 
 
 def tell(message: str) -> None:
     """Writes a line to stderr."""
-    print(f"keras-moe: {message}", file=sys.stderr)
+    print(f"keras-moe: {printable(message)}", file=sys.stderr)
 
 
 def exported(found: dict) -> Iterable[Part]:
