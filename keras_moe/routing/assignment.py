@@ -226,7 +226,7 @@ def as_probabilities(
 
 def softmax(logits: Tensor) -> Tensor:
     """`ops.softmax`, without its warning where there is one expert."""
-    if rules.num_columns(logits) == 1:
+    if logits.shape[-1] == 1:
         return ops.exp(ops.log_softmax(logits, axis=-1))
     return ops.softmax(logits, axis=-1)
 
