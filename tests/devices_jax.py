@@ -260,8 +260,6 @@ def send_unevenly(folder):
         "blocks": compare_blocks(["skewed"]),
         "raised": raised(),
         "programs": programs([(64, None, True)]),
-        "mapped": shard_map_jax.differences(),
-        "after": use_after_failures(),
     }
 
 
@@ -296,6 +294,16 @@ def use_after_failures():
     return found
 
 
+def map_shards(folder):
+    """Run blocks in `jax.shard_map`."""
+    return shard_map_jax.differences()
+
+
+def fail(folder):
+    """Use a model after calls that fail."""
+    return use_after_failures()
+
+
 def everything(folder):
     """Run every layout, block, and program."""
     return {
@@ -312,7 +320,7 @@ def everything(folder):
 def main(folder, part):
     """Leave a part's results in `found.json`."""
     folder = pathlib.Path(folder)
-    parts = (train_in_three_axes, send_unevenly, everything)
+    parts = (train_in_three_axes, send_unevenly, map_shards, fail, everything)
     found = {p.__name__: p for p in parts}[part](folder)
     (folder / "found.json").write_text(json.dumps(found, indent=1))
 

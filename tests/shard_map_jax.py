@@ -22,8 +22,7 @@ def blocks():
     quantized.build((None, D))
     quantized.experts.quantize("int4")
     return {
-        "bank": MoEBlock(4, 16, use_bias=True),
-        "gated": MoEBlock(4, 16, gated=True),
+        "bank": MoEBlock(4, 16, gated=True, use_bias=True),
         "quantized": quantized,
         "layers": MoEBlock(3, experts=layers),
     }
@@ -62,10 +61,10 @@ def difference(block, devices):
 
 def differences(devices=2):
     """Return the difference of each block, and of each formulation."""
-    found = {
-        name: difference(block, devices) for name, block in blocks().items()
-    }
+    layers = blocks()
+    bank = layers.pop("bank")
+    found = {name: difference(block, devices) for name, block in layers.items()}
     for name in kernels.formulations():
         with kernels.use(name):
-            found[name] = difference(blocks()["bank"], devices)
+            found[name] = difference(bank, devices)
     return found

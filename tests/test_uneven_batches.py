@@ -155,10 +155,14 @@ def train(tmp_path, kind):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["arrays", "generator"])
+@pytest.mark.parametrize("kind", ["arrays", "generator", "epochs"])
 def test_uneven_batches_end_every_process(tmp_path, kind):
     """Within a minute of the first step, of which `generator` waits."""
     first, other, code = train(tmp_path, kind)
+    if BACKEND == "tensorflow" and kind == "generator":
+        # TensorFlow gives a worker without data empty batches by itself.
+        assert code == 0 and "trained" in first and "trained" in other
+        return
     assert code == 1
     for words in (first, other):
         assert "RuntimeError: Uneven batches" in words, words[-2000:]

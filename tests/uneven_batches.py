@@ -1,6 +1,7 @@
 """Train in two processes, of which the second may have a batch more.
 
-`keras-moe launch uneven_batches.py KIND`, KIND one of arrays, generator, even.
+`keras-moe launch uneven_batches.py KIND`; KIND: arrays, generator, epochs,
+or even.
 """
 
 import sys
@@ -62,20 +63,21 @@ def dataset(x, y, kind):
 
 
 def main(kind):
-    """Train for one epoch."""
+    """Train for one epoch, or process 1 for two."""
     distribution.initialize()
     index = distribution.process_index()
     model = make_parallel_model()
-    count = BATCH * (3 if kind == "even" else 3 + index)
+    count = BATCH * (3 if kind in ("even", "epochs") else 3 + index)
+    epochs = 1 + index * (kind == "epochs")
     rng = np.random.default_rng(index)
     x = rng.normal(size=(count, LENGTH, D)).astype("float32")
     y = x[:, :, :1]
     if keras.backend.backend() == "tensorflow":
-        model.fit(dataset(x, y, kind), verbose=0)
+        model.fit(dataset(x, y, kind), epochs=epochs, verbose=0)
     elif kind == "generator":
         model.fit(batches(x, y), verbose=0)
     else:
-        model.fit(x, y, batch_size=BATCH, verbose=0)
+        model.fit(x, y, batch_size=BATCH, epochs=epochs, verbose=0)
     print("trained")
 
 

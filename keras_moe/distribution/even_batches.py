@@ -101,18 +101,26 @@ def _text(token):
 
 
 def _compared(model, counter):
-    """Inside, an epoch's steps are compared before its metrics are summed over
-    the processes, which is after the last step and before the callbacks."""
-    if keras.backend.backend() == "jax":  # reads them without the others
-        return contextlib.nullcontext()
-    own = model.get_metrics_result
+    """Inside, an epoch's steps are compared before metrics bring processes
+    together: where they are reset, before an epoch's callbacks, and where they
+    are summed, after its last step and before its callbacks."""
+    own_reset, own_result = model.reset_metrics, model.get_metrics_result
+
+    def reset_metrics() -> None:
+        counter.announce()
+        own_reset()
 
     def get_metrics_result() -> Any:
         if agreement.is_between_steps(counter.in_step):
             counter.finish()
-        return own()
+        return own_result()
 
-    return replaced(model, {"get_metrics_result": get_metrics_result})
+    methods: dict[str, Callable] = {}
+    if keras.backend.backend() != "torch":  # resets them alone
+        methods["reset_metrics"] = reset_metrics
+    if keras.backend.backend() != "jax":  # sums them alone
+        methods["get_metrics_result"] = get_metrics_result
+    return replaced(model, methods)
 
 
 class BatchCounter(keras.callbacks.Callback):
@@ -168,9 +176,18 @@ class BatchCounter(keras.callbacks.Callback):
         self.watch.progress.finished = True
         self.watch.meet()
 
+    def announce(self) -> None:
+        """Wait until every process is before a further epoch."""
+        if not self.open:
+            self._meet_at("a further epoch")
+
     def close(self, name: str) -> None:
         """Wait until every process is at the end of the call."""
-        self.enter(f"the end of `{name}`")
+        self._meet_at(f"the end of `{name}`")
+
+    def _meet_at(self, name):
+        """Enter a section without batches."""
+        self.enter(name)
         self.open = False
         self.watch.progress.finished = True
 
