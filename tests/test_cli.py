@@ -177,7 +177,7 @@ ODD = "a[red]b[bold]c:smile:"
 
 @pytest.mark.skipif(
     keras.backend.backend() == "tensorflow",
-    reason="TensorFlow refuses such names, and Keras then keeps them as a scope",
+    reason="TensorFlow refuses such names, and Keras keeps their scope",
 )
 def test_names_with_brackets_are_printed_unchanged(run, tmp_path, monkeypatch):
     """Rich would read them as markup, and `:smile:` as an emoji."""
