@@ -109,32 +109,35 @@ def test_whose_states_are_taken():
     assert take("jax", processes(1)) == ([0], False)
 
 
-def test_a_state_is_given_to_one_of_this_process():
-    """What `read_own` reads then is the whole state again."""
-    model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
-    processes = processes_of(model)
-    variables = [
-        keras.Variable(np.zeros(2), aggregation=aggregation)
-        for aggregation in ("sum", "mean", "only_first_replica")
-    ]
-    rows = [np.array([[1, 2], [3, 4]], "float32")] * 3
-    MetricStates(rows, own=False).restore(variables, processes)
-    found = [processes.read_own(variable).tolist() for variable in variables]
-    assert found == [[[4, 6]], [[2, 3]], [[1, 2]]]
-
-
-@pytest.mark.skipif(BACKEND != "torch", reason="others have no such process")
-def test_of_a_sum_the_second_process_is_given_nothing():
-    model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
-    processes = processes_of(model)
-    processes.index, processes.count = 1, 2
+def restored(processes):
+    """Return variables of each aggregation that were given two rows."""
     variables = [
         keras.Variable(np.ones(2), aggregation=aggregation)
         for aggregation in ("sum", "mean", "only_first_replica")
     ]
     rows = [np.array([[1, 2], [3, 4]], "float32")] * 3
     MetricStates(rows, own=False).restore(variables, processes)
-    found = [processes.read(variable).tolist() for variable in variables]
+    return variables
+
+
+@pytest.fixture
+def own_processes():
+    model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
+    return processes_of(model)
+
+
+def test_a_state_is_given_to_one_of_this_process(own_processes):
+    """What `read_own` reads then is the whole state again."""
+    variables = restored(own_processes)
+    found = [own_processes.read_own(v).tolist() for v in variables]
+    assert found == [[[4, 6]], [[2, 3]], [[1, 2]]]
+
+
+@pytest.mark.skipif(BACKEND != "torch", reason="others have no such process")
+def test_of_a_sum_the_second_process_is_given_nothing(own_processes):
+    own_processes.index, own_processes.count = 1, 2
+    variables = restored(own_processes)
+    found = [own_processes.read(variable).tolist() for variable in variables]
     assert found == [[0, 0], [2, 3], [1, 2]]
 
 

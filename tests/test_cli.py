@@ -4,7 +4,6 @@ D = 8 wide, E = 4 experts, K = 2, F = 6: an expert holds D*F + F + F*D + D
 = 110 parameters, two of four are idle for a token.
 """
 
-import hashlib
 import importlib.util
 import json
 import os
@@ -15,6 +14,7 @@ import zipfile
 import keras
 import numpy as np
 import pytest
+from written_manifest import MIXTURE, content_of
 
 import keras_moe
 import keras_moe_cli
@@ -73,41 +73,14 @@ def manifest(tmp_path):
     folder = tmp_path / "written_elsewhere"
     folder.mkdir()
     (folder / "model.onnx").write_bytes(b"no model")
-    listed = {"bytes": 8, "sha256": hashlib.sha256(b"no model").hexdigest()}
-    mixture = {
-        "path": "moe",
-        "class": "MoEBlock",
-        "router": "Router",
-        "num_experts": 32,
-        "top_k": 1,
-        "capacity_factor": 1.25,
-        "eval_capacity_factor": None,
-        "expert_parameters": 3200,
-        "expert_bytes": 12800,
-    }
-    content = {
-        "schema": 2,
-        "format": "onnx",
-        "file": "model.onnx",
-        "inputs": [{"name": "x", "shape": [None, 8], "dtype": "float32"}],
-        "outputs": [{"shape": [None, 8], "dtype": "float32"}],
-        "quantize": None,
-        "exported_on": "jax",
-        "written_by": "tensorflow",
-        "versions": {"keras-moe": "0.1.0"},
-        "bytes": 8,
-        "parameters": 3300,
-        "active_parameters": 200,
-        "parameter_bytes": 13200,
-        "mixtures": [mixture, {**mixture, "path": "second"}],
-        "verified": {
-            "largest_difference": 2e-7,
-            "tolerance": 1e-5,
-            "shapes": [[[2, 8]], [[3, 8]]],
-            "unreached": {},
-        },
-        "files": {"model.onnx": listed},
-    }
+    content = content_of(
+        "onnx",
+        "model.onnx",
+        b"no model",
+        versions={"keras-moe": "0.1.0"},
+        mixtures=[MIXTURE, {**MIXTURE, "path": "second"}],
+    )
+    content["verified"]["unreached"] = {}
     manifests.save(content, folder)
     return folder
 

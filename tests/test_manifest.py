@@ -6,6 +6,7 @@ import json
 
 import pytest
 from router_zoo import ROUTERS, model_of
+from written_manifest import content_of
 
 from keras_moe import cli
 from keras_moe.cli.errors import CliError
@@ -17,46 +18,7 @@ from keras_moe.export import manifest as manifests
 pytestmark = pytest.mark.one_backend
 
 MODEL = b"a model"
-CONTENT = {
-    "schema": 2,
-    "format": "litert",
-    "file": "model.tflite",
-    "inputs": [{"name": "x", "shape": [None, 8], "dtype": "float32"}],
-    "outputs": [{"shape": [None, 8], "dtype": "float32"}],
-    "quantize": None,
-    "exported_on": "jax",
-    "written_by": "tensorflow",
-    "versions": {"keras-moe": "0.1.0", "tensorflow": None},
-    "bytes": 7,
-    "parameters": 3300,
-    "active_parameters": 200,
-    "parameter_bytes": 13200,
-    "mixtures": [
-        {
-            "path": "moe",
-            "class": "MoEBlock",
-            "router": "Router",
-            "num_experts": 32,
-            "top_k": 1,
-            "capacity_factor": 1.25,
-            "eval_capacity_factor": None,
-            "expert_parameters": 3200,
-            "expert_bytes": 12800,
-        }
-    ],
-    "verified": {
-        "largest_difference": 2e-7,
-        "tolerance": 1e-5,
-        "shapes": [[[2, 8]], [[3, 8]]],
-        "unreached": {"moe": [3]},
-    },
-    "files": {
-        "model.tflite": {
-            "bytes": 7,
-            "sha256": hashlib.sha256(MODEL).hexdigest(),
-        }
-    },
-}
+CONTENT = content_of("litert", "model.tflite", MODEL)
 
 
 @pytest.fixture

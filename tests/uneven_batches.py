@@ -42,7 +42,7 @@ def make_parallel_model():
 
 
 def batches(x, y):
-    """Yield batches, whose number nobody knows beforehand."""
+    """Yield batches, whose number is not known beforehand."""
     for start in range(0, len(x), BATCH):
         yield x[start : start + BATCH], y[start : start + BATCH]
 

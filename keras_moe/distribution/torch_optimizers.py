@@ -51,14 +51,10 @@ def optimizers_of(optimizer) -> Iterator[keras.optimizers.Optimizer]:
 def _check_reads_elements(optimizer, fully_sharded):
     if not isinstance(optimizer, WHOLE_WEIGHT):
         return
-    where = (
-        "weights are fully sharded"
-        if fully_sharded
-        else ("experts are sharded")
-    )
+    parted = "weights are fully" if fully_sharded else "experts are"
     raise ValueError(
         f"`optimizer` must treat each element of a weight by itself where "
-        f"{where}: a process sees its part alone. Received: "
+        f"{parted} sharded: a process sees its part alone. Received: "
         f"{type(optimizer).__name__}, whose step depends on the whole weight. "
         f"Use {ELEMENTWISE}, or `data_parallel(model)` alone."
     )
@@ -70,9 +66,8 @@ def build_copies(model: keras.Model) -> None:
     Args:
         model: Not fully sharded yet. Nothing happens if it is not compiled.
     """
-    optimizer = _optimizer_of(model)
-    if any(map(_copies_weights, optimizers_of(optimizer))):
-        optimizer.build(model.trainable_variables)
+    if _copies_weights(model):
+        model.optimizer.build(model.trainable_variables)
 
 
 class CheckedCompile:
@@ -88,12 +83,7 @@ class CheckedCompile:
     def __call__(self, *args, **kwargs):
         """Compile, unless the optimizer would copy the weights."""
         self.own(*args, **kwargs)
-        if any(
-            map(
-                _copies_weights,
-                optimizers_of(_optimizer_of(self.model)),
-            )
-        ):
+        if _copies_weights(self.model):
             raise ValueError(
                 "`optimizer` must be given before data_parallel(model, "
                 "fully_sharded=True) if its slots start as copies of the "
@@ -107,10 +97,13 @@ def _optimizer_of(model):
     return getattr(model, "optimizer", None)
 
 
-def _copies_weights(optimizer):
-    """Whether the slots will be copies; a built optimizer has them."""
-    kind = keras.optimizers.ScheduleFreeAdamW
-    return isinstance(optimizer, kind) and not optimizer.built
+def _copies_weights(model):
+    """Whether slots will be copies; an optimizer that is built has them."""
+    return any(
+        isinstance(optimizer, keras.optimizers.ScheduleFreeAdamW)
+        and not optimizer.built
+        for optimizer in optimizers_of(_optimizer_of(model))
+    )
 
 
 def _check_no_norms(optimizer):

@@ -15,14 +15,10 @@ from keras_moe.layers import checks
 class Artifact:
     """An exported model in its runtime.
 
-    All files are checked against the checksums in `moe.json` first. An
-    artifact that was written before keras_moe stored checksums loads with one
-    warning.
+    `load` makes it, and documents the checks, the arguments, and the errors.
 
     Args:
-        path: Folder that `export` wrote.
-        threads: Number of threads that the runtime may use. `None` (the
-            default) leaves the choice to the runtime.
+        path, threads: See `load`.
 
     Attributes:
         manifest: Dict, the content of `moe.json`.
@@ -32,14 +28,6 @@ class Artifact:
 
     Returns:
         The list of output arrays.
-
-    Raises:
-        FileNotFoundError: If the folder holds no `moe.json`.
-        ValueError: If `moe.json` or a file that it lists is damaged, or if a
-            PyTorch program holds what keras_moe does not write.
-        ImportError: If the package of the runtime is missing.
-        RuntimeError: If the runtime cannot load the artifact.
-        OSError: If a file cannot be read.
     """
 
     def __init__(self, path: str | os.PathLike, threads: int | None = None):
@@ -69,11 +57,13 @@ class Artifact:
 def load(path: str | os.PathLike, threads: int | None = None) -> Artifact:
     """Load an artifact into its runtime.
 
-    All files are checked against the checksums in `moe.json` first. Checksums
-    find damage, not malice: whoever changes a file can write a new checksum. A
-    SavedModel is a program that runs with your rights, so load artifacts only
-    from people whom you trust. A PyTorch program that would be unpickled, or
-    would run other code of its author, is refused; see `SECURITY.md`.
+    All files are checked against the checksums in `moe.json` first. An artifact
+    that was written before keras_moe stored checksums loads with one warning.
+    Checksums find damage, not malice: whoever changes a file can write a new
+    checksum. A SavedModel is a program that runs with your rights, so load
+    artifacts only from people whom you trust. A PyTorch program that would be
+    unpickled, or would run other code of its author, is refused; see
+    `SECURITY.md`.
 
     Args:
         path: Folder that `export` wrote.

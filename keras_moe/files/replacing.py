@@ -51,8 +51,8 @@ def scratch_beside(target: Path, is_ours: IsOurs = anything) -> Iterator[Path]:
             may be removed.
 
     Raises:
-        OSError: If there is no room, or `target` cannot be written, in
-            whatever words a library says so. It names the place.
+        OSError: If there is no room, or `target` cannot be written; it names
+            the place. Errors of libraries for this are replaced.
     """
     scratch = target.parent / f"{_prefix(target)}{secrets.token_hex(8)}"
     missing = [folder for folder in target.parents if not folder.exists()]
@@ -63,10 +63,10 @@ def scratch_beside(target: Path, is_ours: IsOurs = anything) -> Iterator[Path]:
             held = _make(scratch)
             yield scratch
         except Exception as error:
-            told = place_error(error, target)
-            if told is None:
+            named = place_error(error, target)
+            if named is None:
                 raise
-            raise told from error
+            raise named from error
         finally:
             _discard(scratch, target, is_ours)
     finally:

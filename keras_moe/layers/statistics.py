@@ -54,7 +54,7 @@ class RoutingStatistics(KeptInFloats, MoELayer):
             chosen_index: int32 `(P,)`, each pair's expert as the router chose.
             kept_index: int32 `(P,)`, the same after capacity.
         """
-        if not self.trainable:
+        if not self.trainable or kernels.is_recomputing():
             return
         load, dropped = self._shares(chosen_index, kept_index)
         counted = ops.cast(ops.sum(load, keepdims=True) > 0, "float32")
