@@ -60,11 +60,11 @@ def table_of(folder, rows):
     return lines
 
 
-@pytest.mark.parametrize("rows", [["`Ftrl`", "`use_ema`"], ["`Lamb`"]])
-def test_some_rows_of_the_table(rows, tmp_path):
+@pytest.mark.parametrize("row", ["`Ftrl`", "`Lamb`", "`use_ema`"])
+def test_some_rows_of_the_table(row, tmp_path):
     """Of those that crashed or trained wrongly without an error."""
     page = PAGE.read_text().split(f"<!-- {BACKEND} -->")[1].splitlines()
-    for line in table_of(tmp_path, rows):
+    for line in table_of(tmp_path, [row]):
         assert line in page
 
 
