@@ -1,6 +1,7 @@
 """`export` and `save_model` replace what they wrote, and lose nothing else."""
 
 import itertools
+import os
 import pathlib
 import subprocess
 import sys
@@ -18,6 +19,10 @@ HERE = pathlib.Path(__file__).parent
 collected = pytest.mark.filterwarnings(
     "ignore::pytest.PytestUnraisableExceptionWarning"
 )
+
+
+def is_root():
+    return getattr(os, "geteuid", lambda: None)() == 0
 
 
 def names(folder):
@@ -265,6 +270,43 @@ def test_what_is_being_written_is_not_removed(export, artifact, tmp_path):
     with replacing.scratch_beside(artifact) as scratch:
         export(artifact, "new")
         assert names(tmp_path) == [scratch.name, "artifact"]
+    assert names(tmp_path) == ["artifact"]
+
+
+def hidden(artifact):
+    """The name of a hidden folder beside an artifact, of an earlier process."""
+    with replacing.scratch_beside(artifact) as scratch:
+        return scratch
+
+
+@pytest.mark.one_backend
+@pytest.mark.parametrize("link", ["folder", "lock"])
+def test_a_link_under_a_hidden_name_is_not_followed(export, tmp_path, link):
+    """In a folder of all users anyone can make one, to your files."""
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    for name in ("lock", "thesis.tex"):
+        (mine / name).write_text("mine")
+    scratch = hidden(tmp_path / "artifact")
+    if link == "folder":
+        scratch.symlink_to(mine)
+    else:
+        scratch.mkdir()
+        (scratch / "lock").symlink_to(mine / "thesis.tex")
+    export(tmp_path / "artifact", "new")
+    assert content(mine) == {"lock": "mine", "thesis.tex": "mine"}
+
+
+@pytest.mark.one_backend
+@pytest.mark.skipif(not is_root(), reason="needs a file of another user")
+def test_another_users_hidden_folder_is_left_alone(export, tmp_path):
+    scratch = hidden(tmp_path / "artifact")
+    (scratch / "new").mkdir(parents=True)
+    os.chown(scratch, 12345, -1)
+    export(tmp_path / "artifact", "new")
+    assert names(scratch) == ["new"]
+    os.chown(scratch, 0, -1)
+    export(tmp_path / "artifact", "new")
     assert names(tmp_path) == ["artifact"]
 
 

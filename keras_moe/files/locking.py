@@ -23,11 +23,12 @@ def lock(folder: pathlib.Path) -> IO[bytes] | None:
 
     Raises:
         NotImplementedError: If the system or the file system has no locks.
-        OSError: If the file cannot be opened.
+        OSError: If the file cannot be opened, or is a link.
     """
     path = folder / NAME
     try:
-        file = open(path, "wb")  # noqa: SIM115  held as long as the lock
+        # Held as long as the lock.
+        file = open(path, "ab", opener=_open_no_link)  # noqa: SIM115
     except FileNotFoundError:
         return None
     try:
@@ -38,6 +39,10 @@ def lock(folder: pathlib.Path) -> IO[bytes] | None:
         raise
     file.close()
     return None
+
+
+def _open_no_link(path, flags):
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
 
 
 def _acquired(file):

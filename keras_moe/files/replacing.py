@@ -19,6 +19,7 @@ import os
 import pathlib
 import secrets
 import shutil
+import stat
 import warnings
 from collections.abc import Callable, Iterator
 
@@ -134,15 +135,23 @@ def _moved(folder, target):
 def remove_leftovers(target: Path, is_ours: IsOurs = anything) -> None:
     """Remove the hidden folders of processes that were killed.
 
-    A folder whose lock is held belongs to a process that still writes.
+    A folder whose lock is held belongs to a process that still writes. What
+    another user put there, and a link, are left alone, and so is everything
+    on a file system without locks.
     """
     for scratch in target.parent.glob(f"{_prefix(target)}*"):
-        # Another user's folder, or a file system without locks, is left alone.
         with contextlib.suppress(OSError, NotImplementedError):
-            held = lock(scratch)
+            held = lock(scratch) if _is_own_folder(scratch) else None
             if held is not None:
                 with held:
                     _discard(scratch, target, is_ours)
+
+
+def _is_own_folder(path):
+    """Return whether a path is a folder of this user, and no link to one."""
+    found = os.lstat(path)
+    own = found.st_uid == getattr(os, "geteuid", lambda: found.st_uid)()
+    return own and stat.S_ISDIR(found.st_mode)
 
 
 def _prefix(target):
