@@ -1,8 +1,10 @@
 """`export` and `save_model` replace what they wrote, and lose nothing else."""
 
+import errno
 import itertools
 import os
 import pathlib
+import stat
 import subprocess
 import sys
 
@@ -12,7 +14,7 @@ from kill_steps import KINDS, cannot_exchange
 from small_exports import FORMAT, TextExport, TextSave
 
 from keras_moe.export import manifest as manifests
-from keras_moe.files import exchanging, replacing
+from keras_moe.files import exchanging, forcing, replacing
 
 HERE = pathlib.Path(__file__).parent
 # An interrupt between `open` and `with` leaves the file to the collector.
@@ -308,6 +310,88 @@ def test_another_users_hidden_folder_is_left_alone(export, tmp_path):
     os.chown(scratch, 0, -1)
     export(tmp_path / "artifact", "new")
     assert names(tmp_path) == ["artifact"]
+
+
+@pytest.fixture
+def forced(monkeypatch):
+    """The inodes that are forced to the disk, in order, and the renames."""
+    events, fsync = [], os.fsync
+    renames = [(os, "rename"), (os, "replace"), (replacing, "exchange")]
+
+    def note_fsync(descriptor):
+        fsync(descriptor)
+        events.append(os.fstat(descriptor).st_ino)
+
+    def noting(own):
+        def rename(*args):
+            own(*args)
+            events.append("renamed")
+
+        return rename
+
+    monkeypatch.setattr(os, "fsync", note_fsync)
+    for module, name in renames:
+        own = getattr(module, name)
+        monkeypatch.setattr(module, name, noting(own))
+    return events
+
+
+@pytest.mark.one_backend
+@pytest.mark.parametrize("text", ["first", "second"])
+def test_an_export_is_on_the_disk_before_it_has_its_name(
+    export, tmp_path, forced, text
+):
+    """Each file, then the folder; the change of its name afterwards."""
+    target = tmp_path / "artifact"
+    if text == "second":
+        export(target, "first")
+        forced.clear()
+    export(target, text)
+    until = forced[: forced.index("renamed")]
+    inside = {path.stat().st_ino for path in target.rglob("*")}
+    assert until[-1] == target.stat().st_ino
+    assert set(until[:-1]) == inside
+    # To another name in the hidden folder, then to its own.
+    after = forced[len(until) :]
+    assert after.index(tmp_path.stat().st_ino) >= 2
+
+
+@pytest.mark.one_backend
+def test_a_save_is_on_the_disk_before_it_has_its_name(
+    monkeypatch, tmp_path, forced
+):
+    target = tmp_path / "model.keras"
+    TextSave(monkeypatch)(target, "saved")
+    file, folder = target.stat().st_ino, tmp_path.stat().st_ino
+    assert forced == [file, "renamed", folder]
+
+
+@pytest.mark.one_backend
+def test_a_file_system_that_cannot_force_folders(monkeypatch, tmp_path):
+    def fsync(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "cannot")
+        raise OSError(errno.EIO, "broken")
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    forcing.force(tmp_path)
+    (tmp_path / "file").write_text("text")
+    with pytest.raises(OSError, match="broken"):
+        forcing.force(tmp_path)
+
+
+@pytest.mark.one_backend
+def test_permissions_are_kept(export, artifact, monkeypatch, tmp_path):
+    """What others could not read before, they cannot read now."""
+    file = tmp_path / "model.keras"
+    save = TextSave(monkeypatch)
+    save(file, "old")
+    for path, mode in ((file, 0o600), (artifact, 0o700)):
+        path.chmod(mode)
+    save(file, "new")
+    export(artifact, "new")
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert stat.S_IMODE(artifact.stat().st_mode) == 0o700
 
 
 @pytest.mark.one_backend

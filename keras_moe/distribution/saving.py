@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import keras
 
 from keras_moe.distribution.environment import process_count, process_index
-from keras_moe.files import scratch_beside
+from keras_moe.files import replace_file, scratch_beside
 from keras_moe.layers import checks
 
 
@@ -49,7 +49,7 @@ def save_model(model: keras.Model, path: str | os.PathLike) -> None:
         _write(model, scratch / named.name)
         if error is not None:
             raise error
-        os.replace(scratch / named.name, file)
+        replace_file(scratch / named.name, file)
 
 
 def _scratch(file, at_end):

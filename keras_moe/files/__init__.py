@@ -2,9 +2,9 @@
 
 from keras_moe.files.replacing import (
     NEW,
-    remove_leftovers,
+    replace_file,
     scratch_beside,
     swap_in,
 )
 
-__all__ = ["NEW", "remove_leftovers", "scratch_beside", "swap_in"]
+__all__ = ["NEW", "replace_file", "scratch_beside", "swap_in"]

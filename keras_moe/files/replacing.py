@@ -6,10 +6,11 @@
         swap, old                                   for the time of the swap
         swap-removed, old-removed                   what is being removed
 
-At every moment `target` is what it was or what was written. The hidden folder
-is removed at the end. If the process is killed, the system releases the lock,
-and the next write to the same target removes the folder. What the caller did
-not write is never removed: it is moved back.
+At every moment `target` is what it was or what was written, also after a power
+loss: everything is forced to the disk before it gets that name. The hidden
+folder is removed at the end. If the process is killed, the system releases the
+lock, and the next write to the same target removes the folder. What the caller
+did not write is never removed: it is moved back.
 """
 
 import contextlib
@@ -24,6 +25,7 @@ import warnings
 from collections.abc import Callable, Iterator
 
 from keras_moe.files.exchanging import exchange, settle
+from keras_moe.files.forcing import force, force_names
 from keras_moe.files.locking import NAME as LOCK
 from keras_moe.files.locking import lock
 from keras_moe.files.place_errors import place_error
@@ -107,10 +109,12 @@ def swap_in(
         OSError: If `target` cannot be replaced. It is as it was.
     """
     swap = scratch / SWAP
+    force(scratch / NEW)
     os.rename(scratch / NEW, swap)
     while not _moved(swap, target):
         check(target)
         try:
+            _keep_mode(target, swap)
             exchange(swap, target, scratch / OLD)
         except FileNotFoundError:  # was `target` removed?
             if target.exists():
@@ -118,7 +122,24 @@ def swap_in(
         else:
             # If this fails, `scratch_beside` moves the folder back.
             check(swap)
-            return
+            break
+    force_names(target.parent)
+
+
+def replace_file(new: Path, target: Path) -> None:
+    """Let a file take the place of `target`, or of nothing, in one step."""
+    force(new)
+    with contextlib.suppress(FileNotFoundError):
+        _keep_mode(target, new)
+    os.replace(new, target)
+    force_names(target.parent)
+
+
+def _keep_mode(old, new):
+    """Give `new` the permissions of what it replaces."""
+    mode = stat.S_IMODE(old.stat().st_mode)
+    with contextlib.suppress(PermissionError):  # a file system without them
+        new.chmod(mode)
 
 
 def _moved(folder, target):
