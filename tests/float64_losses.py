@@ -42,8 +42,10 @@ def blocks():
     }
 
 
-def wrapped(model):
+def wrapped():
     """Return models that compute a loss of their own."""
+    inputs = keras.Input((4, D))
+    model = keras.Model(inputs, blocks()["losses"](inputs))
     return {
         "drop": keras_moe.training.RDrop(model),
         "weighted": keras_moe.UncertaintyWeightedModel(
@@ -64,7 +66,7 @@ def fit(name, model, x, y):
 
 
 def main():
-    """Train each for a step."""
+    """Train all of them for a step, one after the other in a model."""
     floatx = keras.config.floatx()
     policy = keras.config.dtype_policy().name
     if BACKEND == "jax":
@@ -75,15 +77,14 @@ def main():
     keras.config.set_dtype_policy("float64")
     try:
         x = np.random.default_rng(0).normal(size=(8, 4, D))
+        inputs = outputs = keras.Input((4, D))
         for name, layer in blocks().items():
-            inputs = keras.Input((4, D))
-            outputs = layer(inputs)
+            outputs = layer(outputs)
             assert outputs.dtype == "float64", name
-            model = keras.Model(inputs, outputs)
-            fit(name, model, x, x)
-            if name == "losses":
-                for kind, wrapper in wrapped(model).items():
-                    fit(kind, wrapper, x, x)
+        model = keras.Model(inputs, outputs)
+        fit("every layer", model, x, x)
+        for kind, wrapper in wrapped().items():
+            fit(kind, wrapper, x, x)
     finally:
         keras.config.set_floatx(floatx)
         keras.config.set_dtype_policy(policy)
