@@ -102,3 +102,31 @@ def test_a_full_folder_of_temporary_files_is_named(tmp_path, monkeypatch):
     error = OSError(errno.ENOSPC, "full")
     told = str(place_error(error, tmp_path / "artifact"))
     assert f"{tempfile.gettempdir()}: No space left on device" in told
+
+
+@pytest.mark.one_backend
+def test_no_folder_for_temporary_files_can_be_written(tmp_path, monkeypatch):
+    """As on a disk that is full from the beginning."""
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    folders = [str(tmp_path / "missing")]
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: folders)
+    told = place_error(OSError(errno.ENOSPC, "full"), tmp_path / "artifact")
+    assert told.errno == errno.ENOSPC
+
+
+@pytest.mark.one_backend
+@pytest.mark.parametrize(
+    ("name", "number"),
+    [
+        ("/etc/vocabulary.txt", None),
+        ("{}/artifact", errno.EACCES),
+        ("{}/hidden/new/model.pt2", errno.EACCES),
+        ("{}", errno.EACCES),
+        ("/", errno.EACCES),  # where parents of the target are to be made
+    ],
+)
+def test_what_another_file_is_refused_is_not_the_place(tmp_path, name, number):
+    name = name.format(tmp_path)
+    error = PermissionError(errno.EACCES, "Permission denied", name)
+    told = place_error(error, tmp_path / "artifact")
+    assert (told and told.errno) == number

@@ -3,6 +3,7 @@
 TensorFlow, h5py, and OpenVINO have errors of their own for a full disk.
 """
 
+import contextlib
 import errno
 import os
 import pathlib
@@ -49,7 +50,11 @@ def place_error(error: Exception, target: Path) -> OSError | None:
     full = _full_folder(target.parent)
     if full is not None and not isinstance(error, _ABOUT_ARGUMENTS):
         folder, number = full
-    elif isinstance(error, OSError) and error.errno in _CANNOT_WRITE:
+    elif (
+        isinstance(error, OSError)
+        and error.errno in _CANNOT_WRITE
+        and not _is_elsewhere(error.filename, target)
+    ):
         number = error.errno
     else:
         number = _number_in(error)
@@ -66,7 +71,11 @@ def place_error(error: Exception, target: Path) -> OSError | None:
 
 def _full_folder(folder: Path) -> tuple[Path, int] | None:
     """Return a folder without room, that of temporary files also, and why."""
-    for place in (folder, Path(tempfile.gettempdir())):
+    places = [folder]
+    # If no folder for temporary files can be written, there is none.
+    with contextlib.suppress(FileNotFoundError):
+        places.append(Path(tempfile.gettempdir()))
+    for place in places:
         try:
             with tempfile.TemporaryFile(dir=place) as file:
                 file.write(bytes(_ROOM))
@@ -74,6 +83,17 @@ def _full_folder(folder: Path) -> tuple[Path, int] | None:
             if error.errno in _FULL:
                 return place, error.errno
     return None
+
+
+def _is_elsewhere(name: object, target: Path) -> bool:
+    """Return whether a file that an error names is none on the way to target.
+
+    A model's own layers may read files while they are exported.
+    """
+    if not isinstance(name, (str, bytes)):
+        return False
+    file = Path(os.fsdecode(name)).absolute()
+    return target.parent not in file.parents and file not in target.parents
 
 
 def _number_in(error: Exception) -> int | None:
