@@ -28,9 +28,9 @@ class TextExport:
         monkeypatch.setattr(exporting, "as_functional", lambda model, _: model)
         monkeypatch.setattr(exporting, "_write", self.write)
 
-    def __call__(self, folder, text):
+    def __call__(self, folder, text, format=FORMAT):
         self.text = text
-        exporting.export(self.model, folder, FORMAT, verify=False)
+        exporting.export(self.model, folder, format, verify=False)
 
     def write(self, model, format, writer, folder):
         for part in FORMATS[format].parts:

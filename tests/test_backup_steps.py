@@ -171,6 +171,21 @@ def test_loading_changes_no_file(tmp_path):
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.one_backend
+def test_the_working_directory_may_change(tmp_path, monkeypatch):
+    """A relative path is that of the moment at which the callback is made."""
+    monkeypatch.chdir(tmp_path)
+    callback = hand_saves.begin("backup")
+    for epoch in range(2):
+        (tmp_path / f"run-{epoch}").mkdir()
+        monkeypatch.chdir(tmp_path / f"run-{epoch}")
+        hand_saves.train_epoch(callback, epoch)
+    assert len(hand_saves.whole_names(tmp_path / "backup")) == 2
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        *("backup", "run-0", "run-1")
+    ]
+
+
 def test_another_models_backup_is_left_as_it_is(tmp_path):
     """Torn saves, too: they are removed by the training that they belong to."""
     from test_backup import fit

@@ -7,12 +7,14 @@ import pathlib
 import stat
 import subprocess
 import sys
+import tempfile
 
 import pytest
 from each_step import AtStep, content, interrupt
-from kill_steps import KINDS, cannot_exchange
+from kill_steps import KINDS, cannot_exchange, in_fork
 from small_exports import FORMAT, TextExport, TextSave
 
+from keras_moe.export import load, verify
 from keras_moe.export import manifest as manifests
 from keras_moe.files import exchanging, forcing, replacing
 
@@ -233,8 +235,60 @@ def test_a_saved_file_behind_a_link_is_replaced(monkeypatch, tmp_path):
     assert content(tmp_path)["model.keras"] == "saved"
     assert (tmp_path / "latest.keras").is_symlink()
     (tmp_path / "folder.keras").mkdir()
-    with pytest.raises(ValueError, match="`path` must be a file's"):
-        save(tmp_path / "folder.keras", "saved")
+    (tmp_path / "circle.keras").symlink_to("circle.keras")
+    for name in ("folder.keras", "circle.keras", "a\0.keras"):
+        with pytest.raises(ValueError, match="`path` must be a file's"):
+            save(tmp_path / name, "saved")
+
+
+@pytest.mark.one_backend
+@pytest.mark.parametrize("address", ["gs://bucket/a", "file:///tmp/a"])
+@pytest.mark.parametrize("kind", [str, pathlib.Path])
+def test_an_address_is_no_path(export, monkeypatch, tmp_path, address, kind):
+    monkeypatch.chdir(tmp_path)
+    save = TextSave(monkeypatch)
+    for write, place in ((export, address), (save, f"{address}.keras")):
+        with pytest.raises(ValueError, match="`path` must be a path of a file"):
+            write(kind(place), "new")
+    assert names(tmp_path) == []
+    for name in ("a:b", "c:"):  # the second one is a drive on Windows
+        export(tmp_path / name, "new")
+
+
+@pytest.mark.one_backend
+def test_a_saved_model_under_a_pattern_is_refused(monkeypatch, tmp_path):
+    """TensorFlow would not find its variables when it is loaded."""
+    export = TextExport(monkeypatch)
+    for name in ("a[1]", "a\\b", "[!a]/b"):
+        with pytest.raises(ValueError, match="must hold no brackets"):
+            export(tmp_path / name, "new", "tf_saved_model")
+        export(tmp_path / name, "new", "torch")
+    for name in ("a]b[c", "a*b?", "[]"):
+        export(tmp_path / name, "new", "tf_saved_model")
+    export(tmp_path / "plain", "new", "tf_saved_model")
+    (tmp_path / "plain").rename(tmp_path / "b[2]")
+    with pytest.raises(ValueError, match="move the folder"):
+        load(tmp_path / "b[2]")
+    with pytest.raises(ValueError, match="move the folder"):
+        verify(export.model, tmp_path / "b[2]")
+
+
+@pytest.mark.one_backend
+def test_a_read_only_artifact_leaves_nothing_behind(export):
+    """In a fork, as for root nothing is read-only."""
+
+    def replace(target):
+        if is_root():
+            os.setuid(12345)
+        export(target, "old", "tf_saved_model")
+        (target / "variables").chmod(0o500)
+        export(target, "new", "tf_saved_model")
+
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o777)
+        status = in_fork(replace, pathlib.Path(folder, "artifact"))
+        assert status == 0
+        assert names(pathlib.Path(folder)) == ["artifact"]
 
 
 @pytest.mark.one_backend

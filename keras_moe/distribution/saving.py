@@ -35,7 +35,8 @@ def save_model(model: keras.Model, path: str | os.PathLike) -> None:
             link is followed.
 
     Raises:
-        ValueError: for another ending, or if `path` is a folder.
+        ValueError: for another ending, or if `path` is a folder or a circle of
+            links.
         OSError: If the file cannot be written, e.g. on a full disk.
     """
     checks.check_model("model", model)
@@ -73,6 +74,14 @@ def _check_path(path):
             f"`path` must end in .keras. Received: path={str(path)!r}. The "
             "file holds the whole model; its weights alone are in it, too."
         )
+    try:
+        path.resolve()
+    except (OSError, RuntimeError, ValueError) as error:
+        # A circle of links, a null byte, or a working directory that is gone.
+        raise ValueError(
+            f"`path` must be a file's. Received: path={str(path)!r}, which is "
+            f"no path: {error}. Choose another name."
+        ) from None
     if path.is_dir():
         raise ValueError(
             f"`path` must be a file's. Received: path={str(path)!r}, a "

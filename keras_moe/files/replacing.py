@@ -213,8 +213,20 @@ def _warn_of(folder):
 def _remove(entry):
     if entry.is_dir():
         shutil.rmtree(entry, ignore_errors=True)
+        if entry.exists():  # an artifact whose folders are read-only
+            _make_writable(entry)
+            shutil.rmtree(entry, ignore_errors=True)
     else:
         entry.unlink(missing_ok=True)
+
+
+def _make_writable(folder):
+    """Let what is in a folder, and in its folders, be removed."""
+    folder.chmod(stat.S_IRWXU)
+    for where, names, _ in os.walk(folder):
+        for inner in map(Path(where).joinpath, names):
+            if not inner.is_symlink():
+                inner.chmod(stat.S_IRWXU)
 
 
 def _remove_empty(folders):

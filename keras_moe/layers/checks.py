@@ -3,6 +3,7 @@ rule, what was received, the remedy."""
 
 import os
 import pathlib
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -150,7 +151,7 @@ def check_is_a(name: str, value: Any, kind: Any, rule: str, remedy: str) -> Any:
 
 
 def check_path(name: str, value: Any) -> pathlib.Path:
-    """Return `value` as a path if it is one, or text."""
+    """Return `value` as a path if it is one, or text, and no address."""
     path = check_is_a(
         name,
         value,
@@ -158,7 +159,14 @@ def check_path(name: str, value: Any) -> pathlib.Path:
         "a path",
         "Pass a str or a pathlib.Path.",
     )
-    return pathlib.Path(path)
+    path = pathlib.Path(path)
+    # It would become a folder named "gs:", in the working directory.
+    if re.match(r"[A-Za-z][\w+.-]+:$", "".join(path.parts[:1])):
+        raise ValueError(
+            f"`{name}` must be a path of a file system. Received: {value}, an "
+            "address. Mount the store, or copy the files there afterwards."
+        )
+    return path
 
 
 def check_loss(name: str, value: Any) -> Any:

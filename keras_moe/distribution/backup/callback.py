@@ -97,7 +97,8 @@ class BackupAndResume(keras.callbacks.Callback):
         delete_checkpoint: bool = False,
     ):
         super().__init__()
-        self.directory = checks.check_path("directory", directory)
+        # `fit` may change the working directory between two saves.
+        self.directory = checks.check_path("directory", directory).absolute()
         if not isinstance(save_freq, str) or save_freq != "epoch":
             save_freq = checks.check_positive_int("save_freq", save_freq)
         self.save_freq = save_freq
