@@ -201,3 +201,88 @@ def test_mixed_precision():
 
     one, other = trained(LAYERS["bias and schedule"]), trained(make)
     np.testing.assert_allclose(one[0], other[0], rtol=1e-2)
+
+
+def models(scope):
+    """Return one model per kind, its mixture made in a scope."""
+    inputs = keras.Input((D,))
+    with keras.RematScope(scope):
+        block = MoEBlock(4, 5, name="moe")
+        around = Around(MoEBlock(4, 5, name="moe"), repeat=False)
+        mixture = keras_moe.MixtureOfModels(
+            [keras.layers.Dense(D), keras.layers.Dense(D)], top_k=1, name="moe"
+        )
+        whole = keras.Model(inputs, MoEBlock(4, 5, name="moe")(inputs))
+    return {
+        "block": keras.Model(inputs, block(inputs)),
+        "own layer": keras.Model(inputs, around(inputs)),
+        "models": keras.Model(inputs, mixture(inputs)),
+        "whole model": whole,
+    }
+
+
+@pytest.mark.parametrize(
+    "kind", ["block", "own layer", "models", "whole model"]
+)
+def test_the_routing_of_a_model_in_a_scope(kind, rng):
+    """Keras itself runs no functional model that was made in a scope on
+    TensorFlow and JAX, since its `training` is traced."""
+    plain, repeated = models(None)[kind], models("full")[kind]
+    repeated.set_weights(plain.get_weights())
+    x = rng.normal(size=(9, D)).astype("float32")
+    routing = keras_moe.routing_of(repeated, x, batch_size=4)
+    expected = keras_moe.routing_of(plain, x, batch_size=4)
+    assert [p.rsplit("/")[-1] for p in routing] == [
+        p.rsplit("/")[-1] for p in expected
+    ]
+    for one, other in zip(routing.values(), expected.values(), strict=True):
+        for a, b in zip(one, other, strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-6)
+    layers = repeated._flatten_layers()
+    assert not any("rematerialized_call" in x.__dict__ for x in layers)
+
+
+def test_experts_in_a_scope_are_pruned_alike(rng):
+    x = rng.normal(size=(9, D)).astype("float32")
+    plain, repeated = models(None)["block"], models("full")["block"]
+    repeated.set_weights(plain.get_weights())
+    for one, other in zip(
+        *(
+            keras_moe.compress.prune_experts(
+                model, 2, by="saliency", data=x
+            ).get_weights()
+            for model in (plain, repeated)
+        ),
+        strict=True,
+    ):
+        np.testing.assert_allclose(one, other, atol=1e-6)
+
+
+def distilled(model):
+    ids = keras.Input((3,), dtype="int32")
+    student = keras.Model(ids, keras.layers.Embedding(9, D, name="states")(ids))
+    return keras_moe.compress.Distiller(
+        student, model, alpha=0.0, hidden={"states": "moe"}
+    )
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [distilled, lambda m: keras_moe.training.FGM(m, "words")],
+    ids=["teacher", "embedding"],
+)
+def test_wrappers_read_what_layers_in_a_scope_return(wrap, rng):
+    ids = rng.integers(0, 9, (8, 3)).astype("int32")
+
+    def loss(scope):
+        keras.utils.set_random_seed(0)
+        inputs = keras.Input((3,), dtype="int32")
+        with keras.RematScope(scope):
+            embedding = keras.layers.Embedding(9, D, name="words")
+            block = MoEBlock(4, 5, name="moe")
+        model = wrap(keras.Model(inputs, block(embedding(inputs))))
+        model.compile("sgd", "mse")
+        y = np.ones((8, 3, D), "float32")
+        return model.fit(ids, y, verbose=0).history["loss"]
+
+    np.testing.assert_allclose(loss("full"), loss(None), rtol=1e-5)

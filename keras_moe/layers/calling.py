@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import keras
 
 _lock = threading.Lock()
+RECOMPUTED = "rematerialized_call"  # the method by which Keras repeats a call
 
 
 class Call(NamedTuple):
@@ -24,7 +25,9 @@ def calling(layer: keras.layers.Layer, call: Callable):
     """Inside, the layer computes something else.
 
     In this thread alone: `tf.distribute` runs each replica in its own, on the
-    same layers. One inside another takes its place until it ends.
+    same layers. One inside another takes its place until it ends. The layer
+    is not recomputed for gradients: what a recomputed call gives to the
+    outside would be unusable there.
 
     Args:
         layer: any layer.
@@ -39,7 +42,8 @@ def calling(layer: keras.layers.Layer, call: Callable):
         before = replaced.calls.get(here)
         replaced.calls[here] = call
     try:
-        yield
+        with computing_once([layer]):
+            yield
     finally:
         with _lock:
             replaced.put_back(layer, here, before)
@@ -77,6 +81,53 @@ class _ByThread:
             del layer.__dict__["call"]
             if self.own is not None:
                 layer.__dict__["call"] = self.own
+
+
+@contextlib.contextmanager
+def computing_once(layers: Iterable[keras.layers.Layer]):
+    """Inside, no call is repeated for gradients, whatever `RematScope` asks.
+
+    In every thread, which changes no number.
+
+    Args:
+        layers: of a model that runs inside without gradients.
+    """
+    layers = list(layers)
+    with _lock:
+        for layer in layers:
+            replaced = layer.__dict__.get(RECOMPUTED)
+            if not isinstance(replaced, _Once):
+                replaced = layer.__dict__[RECOMPUTED] = _Once(replaced)
+            replaced.users += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            for layer in layers:
+                layer.__dict__[RECOMPUTED].leave(layer)
+
+
+class _Once:
+    """In place of a layer's `rematerialized_call`: the call as it is.
+
+    Args:
+        own: what was assigned to the layer itself, or None.
+    """
+
+    def __init__(self, own: Callable | None):
+        self.own = own
+        self.users = 0
+
+    def __call__(self, layer_call: Callable, *args, **kwargs) -> Callable:
+        return layer_call
+
+    def leave(self, layer: keras.layers.Layer) -> None:
+        """Ends one use; the last one gives the layer its own back."""
+        self.users -= 1
+        if not self.users:
+            del layer.__dict__[RECOMPUTED]
+            if self.own is not None:
+                layer.__dict__[RECOMPUTED] = self.own
 
 
 def own_call(layer: keras.layers.Layer) -> Callable:

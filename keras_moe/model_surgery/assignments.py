@@ -13,7 +13,7 @@ from keras import ops
 
 from keras_moe import kernels
 from keras_moe.layers import checks
-from keras_moe.layers.calling import calling, own_call
+from keras_moe.layers.calling import calling, computing_once, own_call
 from keras_moe.layers.find import (
     blocks_of,
     find_blocks,
@@ -68,7 +68,8 @@ def routing_of(
     Raises:
         ValueError: If the model has no mixture, or none with an entry; if a
             block is called inside a loop of JAX or TensorFlow, such as
-            `jax.lax.scan`, or is recomputed by `jax.checkpoint`; if `x` holds
+            `jax.lax.scan`, or is recomputed by `keras.remat` (layers in a
+            `keras.RematScope` are not recomputed here); if `x` holds
             no example; or if `batch_size` is not an integer above 0.
 
     Example:
@@ -107,7 +108,8 @@ def _prepared_blocks(model, batch):
     """
     blocks = find_blocks(model)
     if not (model.built and all(block.built for block in blocks)):
-        model(batch, training=False)
+        with computing_once(layers_of(model, keras.layers.Layer)):
+            model(batch, training=False)
         blocks = find_blocks(model)
     hidden = [block.experts for block in blocks]
     cells = [rnn.cell for rnn in layers_of(model, keras.layers.RNN)]
@@ -122,6 +124,8 @@ def _routed(model, blocks):
     def run(batch):
         seen: list = [[] for _ in blocks]
         with contextlib.ExitStack() as stack:
+            layers = layers_of(model, keras.layers.Layer)
+            stack.enter_context(computing_once(layers))
             for block, calls in zip(blocks, seen, strict=True):
                 call = functools.partial(_call, block, calls)
                 stack.enter_context(calling(block, call))
