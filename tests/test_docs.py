@@ -41,6 +41,40 @@ def test_the_job_is_what_is_printed():
     assert f"<!-- slurm -->\n```bash\n{text}```\n<!-- /slurm -->" in PAGE
 
 
+FREEZES = """        if not self.trainable:
+            self.trainable = False  # of the parts, too
+"""
+
+
+@pytest.mark.parametrize("freezes", [True, False])
+def test_a_frozen_layer_of_ones_own_needs_two_lines(freezes, tmp_path, rng):
+    """Without them, its parts train again: Keras restores the flag first."""
+    *_, code = blocks_of(STEPS, BACKEND)
+    assert FREEZES in code
+    imports = "import keras\nfrom keras_moe import MoEBlock\n"
+    namespace = {}
+    exec(imports + (code if freezes else code.replace(FREEZES, "")), namespace)
+    inputs = keras.Input((6,))
+    trunk = namespace["Trunk"]()
+    model = keras.Model(inputs, keras.layers.Dense(2)(trunk(inputs)))
+    trunk.trainable = False
+    model.save(tmp_path / "model.keras")
+    x = rng.normal(size=(32, 6)).astype("float32")
+    for other in (
+        keras.saving.load_model(tmp_path / "model.keras"),
+        keras.models.clone_model(model),
+    ):
+        again = other.layers[1]
+        assert not again.trainable
+        assert again.moe.router.trainable is not freezes
+        before = [np.array(to_numpy(w)) for w in again.weights]
+        other.compile("sgd", "mse")
+        other.fit(x, x[:, :2], verbose=0)
+        after = [to_numpy(w) for w in again.weights]
+        still = map(np.array_equal, before, after)
+        assert all(still) is freezes
+
+
 def blocks_of(page, backend):
     """The Python blocks of a page that are for all backends, or for this."""
     pattern = r"(?:<!-- (\w+) -->\n)?```python\n(.*?)```"
