@@ -83,16 +83,27 @@ class AttentionRouter(Router):
         if len(shape) == 2:
             context = value
         else:
-            number = math.prod(shape[:-2])  # of sequences; -1 fails on none
-            sequences = (number, shape[-2], self.routing_dim)
-            queries, key, value = (
-                ops.reshape(x, sequences) for x in (query, key, value)
-            )
-            attention = ops.matmul(queries, ops.transpose(key, (0, 2, 1)))
-            attention = self._masked(attention * scale, batch, sequences)
-            context = ops.matmul(softmax(attention), value)
-            context = ops.reshape(context, (-1, self.routing_dim))
+            context = self._context(query, key, value, shape, batch)
         return ops.matmul(query + context, self.kernel) * scale
+
+    def _context(self, query, key, value, shape, batch):
+        """Returns what each token reads in its sequence, `(T, R)`."""
+        number = math.prod(shape[:-2])  # of sequences; -1 fails on none
+        sequences = (number, shape[-2], self.routing_dim)
+        query, key, value = (
+            ops.reshape(x, sequences) for x in (query, key, value)
+        )
+        if self.causal:  # a weight of zero does not hide a NaN
+            is_nan = ops.any(ops.isnan(key + value), axis=-1, keepdims=True)
+            key, value = (ops.where(is_nan, 0.0, x) for x in (key, value))
+        attention = ops.matmul(query, ops.transpose(key, (0, 2, 1)))
+        if self.causal:  # the tokens that may read it become NaN
+            is_nan = ops.transpose(is_nan, (0, 2, 1))
+            attention = ops.where(is_nan, float("nan"), attention)
+        scale = 1 / math.sqrt(self.routing_dim)
+        attention = self._masked(attention * scale, batch, sequences)
+        context = ops.matmul(softmax(attention), value)
+        return ops.reshape(context, (-1, self.routing_dim))
 
     def _masked(self, attention, batch, sequences):
         """Puts what must not be read, `(B, S, S)`, far below the rest."""
