@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import keras
 
 from keras_moe.distribution.environment import process_count, process_index
-from keras_moe.files import replace_file, scratch_beside
+from keras_moe.files import follow_links, replace_file, scratch_beside
 from keras_moe.layers import checks
 
 
@@ -44,7 +44,7 @@ def save_model(model: keras.Model, path: str | os.PathLike) -> None:
     if process_index() > 0:
         _write(model, named)  # reads its part, and writes nothing there
         return
-    file = named.resolve()
+    file = follow_links(named)
     with contextlib.ExitStack() as at_end:
         scratch, error = _scratch(file, at_end)
         _write(model, scratch / named.name)
@@ -75,8 +75,8 @@ def _check_path(path):
             "file holds the whole model; its weights alone are in it, too."
         )
     try:
-        path.resolve()
-    except (OSError, RuntimeError, ValueError) as error:
+        follow_links(path)
+    except (OSError, ValueError) as error:
         # A circle of links, a null byte, or a working directory that is gone.
         raise ValueError(
             f"`path` must be a file's. Received: path={str(path)!r}, which is "

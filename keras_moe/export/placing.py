@@ -5,6 +5,7 @@ import os
 import pathlib
 
 from keras_moe.export import manifest as manifests
+from keras_moe.files import follow_links
 from keras_moe.layers import checks
 
 Path = pathlib.Path
@@ -25,8 +26,8 @@ def check_place(path: str | os.PathLike) -> Path:
     """
     given = checks.check_path("path", path)
     try:
-        target = given.resolve()
-    except (OSError, RuntimeError, ValueError) as error:
+        target = follow_links(given)
+    except (OSError, ValueError) as error:
         # A circle of links, or a null byte.
         raise _refused(given, f"which is no path: {error}") from None
     if target in _working_directories():

@@ -96,7 +96,7 @@ def _torch(model, folder):
     # To memory first: if its file cannot be written, torch ends the process.
     archive = io.BytesIO()
     torch.export.save(program, archive)
-    (folder / "model.pt2").write_bytes(archive.getbuffer())
+    (folder / "model.pt2").write_bytes(archive.getvalue())
 
 
 def _Positional(model):

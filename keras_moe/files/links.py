@@ -1,0 +1,26 @@
+"""Follow links, and find those that lead nowhere."""
+
+import errno
+import os
+from pathlib import Path
+
+
+def follow_links(path: Path) -> Path:
+    """Return the absolute path, with links followed.
+
+    Raises:
+        OSError: For a circle of links, which `Path.resolve` gives back as it is
+            from Python 3.13 on.
+        ValueError: For a null byte.
+    """
+    try:
+        resolved = path.resolve()
+    except RuntimeError as error:
+        raise _circle(path) from error
+    if any(place.is_symlink() for place in (resolved, *resolved.parents)):
+        raise _circle(path)
+    return resolved
+
+
+def _circle(path):
+    return OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
