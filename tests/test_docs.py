@@ -11,10 +11,12 @@ from backend import BACKEND, to_numpy
 
 from keras_moe import cli
 from keras_moe.distribution.jobs import job_text
+from keras_moe.export import FORMATS
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "from-laptop-to-cluster.md").read_text()
 STEPS = (ROOT / "docs" / "custom-training.md").read_text()
+EXPORT = (ROOT / "docs" / "export.md").read_text()
 COMMANDS = re.findall(r"^keras-moe (launch [^>\n]*)", PAGE, re.MULTILINE)
 
 
@@ -109,3 +111,38 @@ def test_training_steps_of_ones_own_include_the_auxiliary_losses():
         history = own.fit(x, y, batch_size=32, verbose=0).history
         losses.append(history[key][0])
     np.testing.assert_allclose(losses, [expected] * 3, rtol=1e-5)
+
+
+# On JAX another backend must be started.
+@pytest.mark.parametrize(
+    "format",
+    [
+        pytest.param("litert", marks=pytest.mark.slow)
+        if BACKEND == "jax"
+        else {"tensorflow": "tf_saved_model", "torch": "torch"}[BACKEND]
+    ],
+)
+def test_the_page_about_export(format, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    namespace = {}
+    for block in blocks_of(EXPORT, BACKEND):
+        exec(compile(block, "export.md", "exec"), namespace)
+    model, x, manifest = (
+        namespace[name] for name in ("model", "x", "manifest")
+    )
+    assert manifest["format"] == format
+    assert manifest["mixtures"][0]["num_experts"] == 4
+    assert manifest["verified"]["largest_difference"] <= 1e-4
+    assert namespace["sealed"]["bytes"] > 0
+    expected = to_numpy(model(x))
+    for found in (namespace["outputs"], namespace["restored"](x)):
+        np.testing.assert_allclose(to_numpy(found), expected, atol=1e-4)
+    said = capsys.readouterr().out
+    assert "`path` must be a new folder, an empty one, " in said
+
+
+def test_the_page_about_export_lists_all_files_of_all_formats():
+    for name, format in FORMATS.items():
+        [row] = re.findall(rf'^\| `"{name}"` .*', EXPORT, re.MULTILINE)
+        files = {part.split("/")[0] for part in format.parts}
+        assert all(file in row for file in files)
