@@ -20,7 +20,9 @@ OPTIONS = {
     "none": {},
     "accumulation": {"gradient_accumulation_steps": 2},
     "EMA": {"use_ema": True, "ema_momentum": 0.5, "ema_overwrite_frequency": 3},
+    "clipnorm": {"clipnorm": 0.1},
     "global_clipnorm": {"global_clipnorm": 0.1},
+    "clipvalue": {"clipvalue": 0.05},
     "short batch": {},
 }
 

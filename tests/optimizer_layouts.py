@@ -3,6 +3,8 @@
 `docs/optimizers-and-layouts.md` shows what `test_optimizer_layouts.py` finds.
 """
 
+import contextlib
+
 import keras
 import numpy as np
 
@@ -10,7 +12,8 @@ import keras_moe
 from keras_moe.training import FusedAdam, RouterLearningRate
 
 BATCH, STEPS, LENGTH, WIDTH = 16, 4, 3, 8
-EMA = {"use_ema": True, "ema_momentum": 0.9, "ema_overwrite_frequency": 2}
+EMA = {"use_ema": True, "ema_momentum": 0.9}
+OVERWRITTEN = {**EMA, "ema_overwrite_frequency": 2}
 optimizers = keras.optimizers
 
 
@@ -57,7 +60,8 @@ ROWS = {
         sgd(), factor=0.5
     ),
     "`use_ema`": lambda: sgd(**EMA),
-    "`use_ema` of `Adam`": lambda: adam(**EMA),
+    "`ema_overwrite_frequency`": lambda: sgd(**OVERWRITTEN),
+    "`ema_overwrite_frequency` of `Adam`": lambda: adam(**OVERWRITTEN),
     "`weight_decay`": lambda: sgd(weight_decay=0.1),
     "`clipnorm`": lambda: sgd(clipnorm=0.02),
     "`global_clipnorm`": lambda: sgd(global_clipnorm=0.05),
@@ -102,6 +106,22 @@ def train(model, part=0, parts=1):
     x, y = make_data(part, parts)
     batch = BATCH // parts
     model.fit(x, y, batch_size=batch, shuffle=False, verbose=0)
+
+
+def trained(row, layout, part=0, parts=1, whole=contextlib.nullcontext):
+    """The weights after training in a layout, or the error as text.
+
+    Args:
+        layout: Function of the row; returns the model.
+        whole: Function of the model; a context that has its whole weights.
+    """
+    try:
+        model = layout(row)
+        train(model, part, parts)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    with whole(model):
+        return weights_of(model)
 
 
 def weights_of(model):

@@ -1,17 +1,19 @@
 """One of two PyTorch processes that train every row in every layout.
 
-`python optimizer_layouts_torch.py FOLDER ROW ...` with torchrun's variables.
-The weights, or the error, go to `FOLDER/RANK.npz`.
+`python optimizer_layouts_torch.py FOLDER ROWS LAYOUTS` with torchrun's
+variables: two lists as JSON, the second empty for all. The weights, or the
+error, go to `FOLDER/RANK.npz`.
 """
 
+import json
 import os
 import pathlib
 import sys
 
 import no_tensorflow  # noqa: F401
 import numpy as np
-import optimizer_layouts
 import torch
+from optimizer_layouts import make_model, trained
 from torch import distributed
 
 from keras_moe.distribution import data_parallel, initialize, shard_experts
@@ -33,27 +35,24 @@ LAYOUTS = {
 
 def run(row, layout):
     """The weights after training, or the error as text."""
-    model = optimizer_layouts.make_model(row)
-    try:
-        LAYOUTS[layout](model)
-        optimizer_layouts.train(model, RANK, 2)
-    except Exception as error:
-        return f"{type(error).__name__}: {error}"
-    with whole(model):
-        return optimizer_layouts.weights_of(model)
+
+    def make(row):
+        return LAYOUTS[layout](make_model(row))
+
+    return trained(row, make, RANK, 2, whole)
 
 
-def main(folder, rows):
+def main(folder, rows, layouts):
     torch.set_num_threads(1)
     initialize()
     found = {
         f"{row}:{layout}": run(row, layout)
         for row in rows
-        for layout in LAYOUTS
+        for layout in layouts or LAYOUTS
     }
     np.savez(folder / f"{RANK}.npz", **found)
     distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main(pathlib.Path(sys.argv[1]), sys.argv[2:])
+    main(pathlib.Path(sys.argv[1]), *map(json.loads, sys.argv[2:]))

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 
+import keras
 import pytest
 from backend import BACKEND
 from run_once import run_script_once
@@ -80,6 +81,22 @@ def test_a_model_stays_usable_after_rows_that_do_not_divide(tmp_path_factory):
 
 def test_a_training_step_gathers_no_kernels(uneven):
     check_that_kernels_stay(uneven["programs"])
+
+
+def test_a_layout_is_of_weights_with_as_many_axes():
+    """A layer may have the name of a head of attention. Optimizers name what
+    they keep of a weight's rows as the weight: see `Adafactor` in
+    test_optimizer_layouts.py."""
+    layout = expert_parallel(1)
+    layout.layout_map["mine/kernel"] = (None, "data", None)
+    with layout.scope():
+        query = keras.layers.Dense(4, name="query")
+        query.build((None, 8))
+        assert layout.get_variable_layout(query.kernel).axes == (None, None)
+        with pytest.raises(
+            ValueError, match=r"`layout_map` must .*mine/kernel"
+        ):
+            keras.layers.Dense(4, name="mine").build((None, 8))
 
 
 @pytest.mark.slow

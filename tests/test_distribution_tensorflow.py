@@ -157,7 +157,9 @@ def test_keras_still_fails_under_mirrored_strategy_with(mirrored, name):
     assert "merge_call" in mirrored[name]
 
 
-@pytest.mark.parametrize("name", ["global_clipnorm", "short batch"])
+@pytest.mark.parametrize(
+    "name", ["clipnorm", "global_clipnorm", "clipvalue", "short batch"]
+)
 def test_keras_is_still_wrong_under_mirrored_strategy_with(mirrored, name):
     """Of a Dense layer; see above."""
     assert mirrored["none"] < 1e-6

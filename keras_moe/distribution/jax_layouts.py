@@ -4,6 +4,7 @@ D hidden_dim, F intermediate_dim, E experts.
 """
 
 import math
+import re
 from collections.abc import Sequence
 
 import keras
@@ -137,11 +138,26 @@ class ExpertParallel(keras.distribution.ModelParallel):
         """Returns the layout of a weight, by its path and its shape."""
         layout = super().get_variable_layout(variable)
         end = variable.path.rsplit("/", 1)[-1]
+        if len(layout.axes) != len(variable.shape):
+            return self._whole(variable, layout)
         axes = tuple(
             self._fitting(variable, axis, size, end)
             for axis, size in zip(layout.axes, variable.shape, strict=True)
         )
         return keras.distribution.TensorLayout(axes, self.device_mesh)
+
+    def _whole(self, variable, layout):
+        """The layout of what only has the name of a weight that is divided:
+        Adafactor's means of its rows, or a `Dense` layer called "query"."""
+        path, rank = variable.path, len(variable.shape)
+        if any(re.fullmatch(f"(.*/)?{end}", path) for end in STACKED | HEADS):
+            axes = (None,) * rank
+            return keras.distribution.TensorLayout(axes, self.device_mesh)
+        raise ValueError(
+            "`layout_map` must give a weight as many axes as it has. Received: "
+            f"{layout.axes} for {path!r}, of shape {tuple(variable.shape)}. "
+            f"Give it {rank} axes, or choose a key that does not match it."
+        )
 
     def _fitting(self, variable, axis, size, end):
         """The mesh axis on which a weight's axis lies, or None."""

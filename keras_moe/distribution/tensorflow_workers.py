@@ -15,6 +15,7 @@ from keras import tree
 
 from keras_moe import kernels
 from keras_moe.distribution import even_batches
+from keras_moe.distribution.tensorflow_optimizers import CheckedMaker
 
 STRATEGIES = (
     tf.distribute.MirroredStrategy,
@@ -67,7 +68,9 @@ def data_parallel(model: keras.Model) -> keras.Model:
     Raises:
         ValueError: for what is no model, and for one that was not made inside
             the scope of a strategy under which Keras trains. In `fit`, for
-            `jit_compile=True` under several replicas of one process.
+            `jit_compile=True` under several replicas of one process, and for
+            options of the optimizer that Keras applies to each replica's
+            gradients: `docs/optimizers-and-layouts.md` has the table.
     """
     strategy = _strategy_of(model)
     if getattr(model.train_step, "of_replicas", False):
@@ -83,6 +86,7 @@ def data_parallel(model: keras.Model) -> keras.Model:
     if several and _has_fault(build, BUILD_FAULT):
         own_build = _build_from_own_batch(strategy, build)  # type: ignore[arg-type]
         model._maybe_symbolic_build = own_build
+    model.__dict__["make_train_function"] = CheckedMaker(model)
     model.train_function = model.test_function = None
     return model
 

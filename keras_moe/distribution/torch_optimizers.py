@@ -3,10 +3,9 @@
 `docs/optimizers-and-layouts.md` has the table, which a test writes.
 """
 
-from collections.abc import Iterator
-
 import keras
 
+from keras_moe.distribution.optimizers import optimizers_of
 from keras_moe.distribution.torch_shards import sharded_banks
 
 # Their step for one element depends on the whole weight.
@@ -30,22 +29,12 @@ def check_optimizer(model: keras.Model, fully_sharded: bool) -> None:
             or gradients of which a process holds a part.
     """
     banks = bool(sharded_banks(model))
-    for optimizer in optimizers_of(_optimizer_of(model)):
+    for optimizer in optimizers_of(model):
         if banks or fully_sharded:
             _check_reads_elements(optimizer, fully_sharded)
         if banks:
             _check_no_norms(optimizer)
             _check_no_scaling(optimizer)
-
-
-def optimizers_of(optimizer) -> Iterator[keras.optimizers.Optimizer]:
-    """Yield an optimizer and those inside it."""
-    if optimizer is None:
-        return
-    yield optimizer
-    yield from optimizers_of(getattr(optimizer, "inner_optimizer", None))
-    for inner in getattr(optimizer, "optimizers", ()):
-        yield from optimizers_of(inner)
 
 
 def _check_reads_elements(optimizer, fully_sharded):
@@ -92,17 +81,12 @@ class CheckedCompile:
             )
 
 
-def _optimizer_of(model):
-    """The optimizer, or None: a model that is not compiled has none."""
-    return getattr(model, "optimizer", None)
-
-
 def _copies_weights(model):
     """Whether slots will be copies; an optimizer that is built has them."""
     return any(
         isinstance(optimizer, keras.optimizers.ScheduleFreeAdamW)
         and not optimizer.built
-        for optimizer in optimizers_of(_optimizer_of(model))
+        for optimizer in optimizers_of(model)
     )
 
 
@@ -141,7 +125,7 @@ class CheckedStep:
     def __call__(self, data):
         """Train on one batch."""
         call = self.model.__dict__.get("call")
-        key = _optimizer_of(self.model), call
+        key = getattr(self.model, "optimizer", None), call
         if key != self.checked:
             self.check(call)
             self.checked = key
