@@ -3,9 +3,19 @@
 import keras
 import numpy as np
 
+import keras_moe
 from keras_moe import MixtureOfModels, Router, kernels, losses, routing
 
 PADDED_LENGTH, PADDED_WIDTH, PADDED_EXPERTS = 6, 3, 4
+MOST = 1.38  # an entropy, a little less than that of four equal parts
+# Of the second replica's batch the one real token has the first modality.
+MODALITIES = np.arange(2 * PADDED_LENGTH, dtype="int32") % 2
+OWN_LOSSES = {
+    "noisy": lambda: keras_moe.NoisyTopKRouter(4),
+    "modality": lambda: keras_moe.ModalityRouter(4, 2, threshold=MOST),
+    "top_p": lambda: keras_moe.TopPRouter(4),
+    "relu": lambda: keras_moe.ReLURouter(4, l1_start=1.0),
+}
 
 
 def routers():
@@ -16,7 +26,16 @@ def routers():
         router.build((None, 2))
         router.kernel.assign(np.eye(2))
         found[name] = router
-    return {**found, "mixture": mixture()}
+    return {**found, "mixture": mixture(), "own": with_own_losses()}
+
+
+def with_own_losses():
+    """A router of each kind that has losses of its own."""
+    found = {name: make() for name, make in OWN_LOSSES.items()}
+    for router in found.values():
+        router.build((None, PADDED_WIDTH))
+        router.kernel.assign(padded_kernel())
+    return found
 
 
 def inputs(replica, even):
@@ -56,6 +75,61 @@ def padded_kernel():
     return np.random.default_rng(9).normal(size=shape).astype("float32")
 
 
+def own_losses(found, tokens, mask):
+    """The loss of each router in training."""
+    return {
+        name: router(
+            tokens,
+            mask=mask,
+            training=True,
+            router_inputs=MODALITIES if name == "modality" else None,
+        ).router_loss
+        for name, router in found["own"].items()
+    }
+
+
+def functions_of_kernel(tokens, mask):
+    """Each loss of a router's own, over replicas, as a function of its
+    kernel."""
+    conditions = routing.Conditions(mask)
+    together = {"over_replicas": True}
+
+    def logits(kernel):
+        return keras.ops.matmul(tokens, kernel)
+
+    def probs(kernel):
+        return keras.ops.softmax(logits(kernel))
+
+    def entropy(loss, kernel, **options):
+        given = probs(kernel), MODALITIES, 2, mask
+        return keras.ops.sum(loss(*given, **options, **together))
+
+    return {
+        "importance": lambda kernel: losses.importance_loss(
+            probs(kernel), mask, **together
+        ),
+        "load": lambda kernel: losses.load_loss(
+            logits(kernel), logits(kernel), 0.5, 2, mask, **together
+        ),
+        "local_entropy": lambda kernel: entropy(
+            losses.local_entropy_loss, kernel
+        ),
+        "global_entropy": lambda kernel: entropy(
+            losses.global_entropy_loss, kernel, threshold=MOST
+        ),
+        "top_p": lambda kernel: (
+            routing.top_p_assignment(
+                logits(kernel), 0.5, 2, False, 1.0, conditions, **together
+            ).router_loss
+        ),
+        "relu_l1": lambda kernel: (
+            routing.relu_assignment(
+                logits(kernel), 4, 2, [1.0], conditions, **together
+            ).router_loss
+        ),
+    }
+
+
 def padded_losses(tokens, mask):
     """Each loss over replicas, and its gradient by the router's kernel."""
 
@@ -83,6 +157,7 @@ def padded_losses(tokens, mask):
         "z_loss": z_loss,
         "global_batch": balance("global_batch"),
         "per_sequence": balance("per_sequence"),
+        **functions_of_kernel(tokens, mask),
     }.items():
         pair = kernels.value_and_gradient(function, kernel)
         found[f"{name} value"], found[f"{name} gradient"] = pair

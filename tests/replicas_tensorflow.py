@@ -33,7 +33,8 @@ def main(folder):
     def run(*arguments):
         def step(x_even, x_uneven, tokens, mask):
             losses = replica_step.step(found, x_even, x_uneven)
-            return losses | replica_step.padded_losses(tokens, mask)
+            losses |= replica_step.padded_losses(tokens, mask)
+            return losses | replica_step.own_losses(found, tokens, mask)
 
         return strategy.run(step, arguments)
 

@@ -22,8 +22,9 @@ def main(rank, folder):
         torch.tensor(replica_step.inputs(rank, even)) for even in (True, False)
     ]
     losses = replica_step.step(found, *map(torch.tensor, x))
-    padded = map(torch.tensor, replica_step.padded(rank))
-    losses |= replica_step.padded_losses(*padded)
+    tokens, mask = map(torch.tensor, replica_step.padded(rank))
+    losses |= replica_step.padded_losses(tokens, mask)
+    losses |= replica_step.own_losses(found, tokens, mask)
     arrays = {name: loss.detach().numpy() for name, loss in losses.items()}
     for name in ("even", "uneven"):
         arrays[name] = found[name].expert_bias_weight.numpy()

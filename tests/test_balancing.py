@@ -1,5 +1,6 @@
 """Balance of the batch, of each sequence, of all replicas together."""
 
+import math
 import os
 import pathlib
 import subprocess
@@ -189,7 +190,72 @@ def per_sequence(kernel, at):
     return np.mean([balance(logits, share) for logits, share in pairs])
 
 
-@pytest.mark.parametrize("loss", [z_loss, global_batch, per_sequence])
+def importance(kernel, at):
+    shares = softmax(np.concatenate(logits_of_both(kernel))).mean(axis=0)
+    return shares.var() / shares.mean() ** 2
+
+
+def load(kernel, at):
+    """Without noise, of which the standard deviation is 0.5."""
+    logits = np.concatenate(logits_of_both(kernel))
+    z = (logits - np.sort(logits, axis=1)[:, -2:-1]) / 0.5
+    probs = 0.5 * (1 + np.vectorize(math.erf)(z / math.sqrt(2)))
+    loads = probs.mean(axis=0)
+    return loads.var() / loads.mean() ** 2
+
+
+def entropy(probs):
+    return -(probs * np.log(probs)).sum(axis=-1)
+
+
+def of_modalities(kernel):
+    """Tokens of both replicas: the second has one, of the first modality."""
+    first, second = logits_of_both(kernel)
+    even = np.concatenate([first[::2], second])
+    return softmax(even), softmax(first[1::2])
+
+
+def local_entropy(kernel, at):
+    return sum(entropy(probs).mean() for probs in of_modalities(kernel))
+
+
+def global_entropy(kernel, at):
+    means = [probs.mean(axis=0) for probs in of_modalities(kernel)]
+    return sum(max(0, replica_step.MOST - entropy(mean)) for mean in means)
+
+
+def top_p(kernel, at):
+    return entropy(softmax(np.concatenate(logits_of_both(kernel)))).mean()
+
+
+def relu_l1(kernel, at):
+    """Two of the four experts are aimed at."""
+    active = (np.concatenate(logits_of_both(at)) > 0).mean(axis=0) * 4 / 2
+    gates = np.maximum(np.concatenate(logits_of_both(kernel)), 0)
+    return (active * gates.mean(axis=0)).sum()
+
+
+@pytest.mark.parametrize("name", list(replica_step.OWN_LOSSES))
+def test_a_routers_own_losses_are_those_of_all_replicas(replicas, name):
+    first, second = (found[name] for found in replicas)
+    assert first > 0
+    assert first == pytest.approx(second, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        z_loss,
+        global_batch,
+        per_sequence,
+        importance,
+        load,
+        local_entropy,
+        global_entropy,
+        top_p,
+        relu_l1,
+    ],
+)
 def test_replicas_weigh_real_tokens_alike(replicas, loss):
     """The mean of the replicas' gradients is that of their tokens together,
     twelve on one and one on the other, by NumPy in float64."""
@@ -203,6 +269,7 @@ def test_replicas_weigh_real_tokens_alike(replicas, loss):
         step[place] = 1e-6
         rise = loss(kernel + step, kernel) - loss(kernel - step, kernel)
         expected[place] = rise / 2e-6
+    assert np.abs(expected).max() > 1e-3
     gradients = [found[f"{loss.__name__} gradient"] for found in replicas]
     np.testing.assert_allclose(
         np.mean(gradients, axis=0), expected, rtol=1e-4, atol=1e-6

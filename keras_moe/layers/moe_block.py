@@ -76,7 +76,9 @@ class MoEBlock(Mixture):
             with all their axes, as a convolution or an LSTM needs them.
         load_balancing: `"switch"` balances the batch; `"per_sequence"` each
             sequence, the axis before the last, by itself; `"global_batch"`
-            the batches of all replicas together. See `keras_moe.losses`.
+            the batches of all replicas together. The z-loss, and the losses
+            that a router has of its own, are over all replicas under each
+            choice. See `keras_moe.losses`.
         load_balancing_weight: weight of that loss, 0 or above, in training.
             None is the router's own: 0.01, Switch's, and 0 for a router that
             balances in another way. A `keras.optimizers.schedules` schedule

@@ -245,10 +245,7 @@ def router_z_loss(
         router_logits = ops.where(available, router_logits, UNAVAILABLE)
     log_z = ops.logsumexp(router_logits, axis=-1, keepdims=True)
     squares = ops.square(log_z)
-    if over_replicas:
-        mean = mean_over_replicas(*sum_over_tokens(squares, token_mask))
-        return ops.sum(mean)
-    return ops.sum(mean_over_tokens(squares, token_mask))
+    return ops.sum(mean_over_tokens(squares, token_mask, over_replicas))
 
 
 def _check_divisor(name, value, num_tokens):

@@ -7,6 +7,7 @@ are excluded, as in `balance.py`.
 import math
 
 from keras_moe.argument_checks import (
+    check_bool,
     check_count,
     check_top_k,
     check_weight,
@@ -21,6 +22,7 @@ def importance_loss(
     router_probs: Tensor,
     token_mask: Tensor | None = None,
     available: Tensor | None = None,
+    over_replicas: bool = False,
 ) -> Tensor:
     """Importance loss of Shazeer et al. 2017 (eq. 6-7), unweighted.
 
@@ -32,8 +34,12 @@ def importance_loss(
         router_probs: float32 `(T, E)`; the paper sums the gates after top-k.
         token_mask: bool `(T,)`.
         available: bool `(E,)`.
+        over_replicas: Whether the tokens are those of all replicas together;
+            every replica must make the call. The gradient averaged over the
+            replicas is that of the one batch.
     """
-    importance = mean_over_tokens(router_probs, token_mask)
+    check_bool("over_replicas", over_replicas)
+    importance = mean_over_tokens(router_probs, token_mask, over_replicas)
     mean = _mean_over_experts(importance, available)
     variance = _mean_over_experts(ops.square(importance - mean), available)
     return variance / ops.maximum(ops.square(mean), 1e-20)
@@ -47,6 +53,7 @@ def load_loss(
     token_mask: Tensor | None = None,
     available: Tensor | None = None,
     num_null_experts: int = 0,
+    over_replicas: bool = False,
 ) -> Tensor:
     """Load loss of Shazeer et al. 2017 (eq. 8-11), unweighted.
 
@@ -65,6 +72,7 @@ def load_loss(
         available: bool `(E,)`.
         num_null_experts: N, null experts, the last columns: experts compete
             with them, and the variation is that of the others alone.
+        over_replicas: As in `importance_loss`.
     """
     router_logits = ops.convert_to_tensor(router_logits)
     noisy_logits = ops.convert_to_tensor(noisy_logits)
@@ -84,7 +92,7 @@ def load_loss(
             noise_std = noise_std[:, :num_experts]
     z = (router_logits - threshold) / ops.maximum(noise_std, 1e-6)
     probs = 0.5 * (1.0 + ops.erf(z / math.sqrt(2.0)))
-    return importance_loss(probs, token_mask, available)
+    return importance_loss(probs, token_mask, available, over_replicas)
 
 
 def _mean_over_experts(values, available):

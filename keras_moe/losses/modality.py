@@ -9,10 +9,12 @@ import numpy as np
 from keras import ops
 
 from keras_moe.argument_checks import (
+    check_bool,
     check_positive_int,
     check_weight,
     is_static,
 )
+from keras_moe.kernels import mean_over_replicas
 from keras_moe.types import Tensor
 
 
@@ -21,6 +23,7 @@ def local_entropy_loss(
     modality: Tensor,
     num_modalities: int,
     token_mask: Tensor | None = None,
+    over_replicas: bool = False,
 ) -> Tensor:
     """Mean entropy of a modality's tokens, `(M,)` (LIMoE, `Omega_local`).
 
@@ -32,12 +35,16 @@ def local_entropy_loss(
         modality: int `(T,)`, 0 ... M - 1.
         num_modalities: M.
         token_mask: bool `(T,)`.
+        over_replicas: Whether the tokens are those of all replicas together;
+            every replica must make the call. The gradient averaged over the
+            replicas is that of the one batch.
     """
+    check_bool("over_replicas", over_replicas)
     probs = ops.cast(router_probs, "float32")
     entropy = _entropy(probs)
     member, count = _members(modality, num_modalities, token_mask)
     chosen = ops.where(member, ops.expand_dims(entropy, -1), 0.0)
-    return ops.sum(chosen, axis=0) / ops.maximum(count, 1.0)
+    return _mean(ops.sum(chosen, axis=0), count, over_replicas)
 
 
 def global_entropy_loss(
@@ -46,6 +53,7 @@ def global_entropy_loss(
     num_modalities: int,
     token_mask: Tensor | None = None,
     threshold: float | Tensor | None = None,
+    over_replicas: bool = False,
 ) -> Tensor:
     """Minus the entropy of a modality's mean routing, `(M,)` (LIMoE,
     `Omega_global`).
@@ -62,7 +70,9 @@ def global_entropy_loss(
         token_mask: bool `(T,)`.
         threshold: tau, a number or float32 `(M,)`; None for no threshold.
             `log(E / M)` leaves each modality experts of its own.
+        over_replicas: As in `local_entropy_loss`.
     """
+    check_bool("over_replicas", over_replicas)
     is_array = isinstance(threshold, np.ndarray)
     if threshold is not None and is_static(threshold) and not is_array:
         _check_threshold(threshold, num_modalities)
@@ -71,12 +81,14 @@ def global_entropy_loss(
     weight = ops.transpose(ops.cast(member, "float32"))
     if token_mask is not None:  # 0 * NaN is NaN
         probs = ops.where(ops.expand_dims(token_mask, -1), probs, 0.0)
-    mean = ops.matmul(weight, probs)
-    mean = mean / ops.expand_dims(ops.maximum(count, 1.0), -1)
+    count = ops.expand_dims(count, -1)
+    total = ops.concatenate([ops.matmul(weight, probs), count], axis=-1)
+    mean = _mean(total, count, over_replicas)
+    mean, present = mean[:, :-1], mean[:, -1] > 0
     loss = ops.negative(_entropy(mean))
     if threshold is not None:
         tau = ops.convert_to_tensor(threshold, dtype="float32")
-        loss = ops.where(count > 0, ops.relu(loss + tau), 0.0)
+        loss = ops.where(present, ops.relu(loss + tau), 0.0)
     return loss
 
 
@@ -96,6 +108,12 @@ def _entropy(probs):
     """Entropy over the last axis in nats; 0 log 0 is 0, its gradient too."""
     logs = ops.log(ops.maximum(probs, 1e-30))
     return ops.negative(ops.sum(probs * logs, axis=-1))
+
+
+def _mean(total, count, over_replicas):
+    if over_replicas:
+        return mean_over_replicas(total, count)
+    return total / ops.maximum(count, 1.0)
 
 
 def _members(modality, num_modalities, token_mask):

@@ -4,12 +4,18 @@ T tokens, E experts.
 """
 
 from keras_moe.kernels import light_ops as ops
+from keras_moe.kernels import mean_over_replicas
 from keras_moe.types import Tensor
 
 
-def mean_over_tokens(values: Tensor, token_mask: Tensor | None) -> Tensor:
-    """Return the mean of `(T, .)` over the tokens that are not padding."""
+def mean_over_tokens(
+    values: Tensor, token_mask: Tensor | None, over_replicas: bool = False
+) -> Tensor:
+    """Return the mean of `(T, .)` over the tokens that are not padding, of
+    this replica or of all."""
     total, count = sum_over_tokens(values, token_mask)
+    if over_replicas:
+        return mean_over_replicas(total, count)
     return total / ops.maximum(count, 1.0)
 
 

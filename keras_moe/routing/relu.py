@@ -5,8 +5,13 @@ T tokens, E experts, K top_k, M the most experts a token may have.
 
 from keras import ops
 
-from keras_moe.argument_checks import INFINITY, check_above, check_positive_int
-from keras_moe.kernels import sum_over_replicas
+from keras_moe.argument_checks import (
+    INFINITY,
+    check_above,
+    check_bool,
+    check_positive_int,
+)
+from keras_moe.kernels import mean_over_replicas, sum_over_replicas
 from keras_moe.routing import rules
 from keras_moe.routing.assignment import (
     UNCONDITIONAL,
@@ -28,6 +33,7 @@ def relu_assignment(
     top_k: float,
     l1_coefficient: Tensor,
     conditions: Conditions = UNCONDITIONAL,
+    over_replicas: bool = False,
 ) -> Assignment:
     """Each token uses every expert whose logit is above zero, by that logit
     (Wang et al. 2024, "ReMoE: Fully Differentiable Mixture-of-Experts with
@@ -39,6 +45,8 @@ def relu_assignment(
         top_k: K, the mean number of experts that is aimed at.
         l1_coefficient: float32 `(1,)`, weight of the L1 loss.
         conditions: of the batch.
+        over_replicas: Whether the loss is that of the tokens of all replicas
+            together; every replica must make the call.
 
     Returns:
         An `Assignment` with M pairs a token, its best expert first; those of
@@ -47,6 +55,7 @@ def relu_assignment(
     router_logits = ops.convert_to_tensor(router_logits)
     num_experts = rules.num_columns(router_logits)
     rules.check_conditions(conditions)
+    check_bool("over_replicas", over_replicas)
     check_above("top_k", top_k, 0, num_experts)
     check_above(
         "max_experts",
@@ -62,7 +71,7 @@ def relu_assignment(
         # Not `weights > 0`: NaN passes, to be seen.
         choice = choice.only(ops.logical_not(weights <= 0))
     coefficient = ops.convert_to_tensor(l1_coefficient)
-    loss = coefficient * _balanced_l1(gates, top_k, conditions)
+    loss = coefficient * _balanced_l1(gates, top_k, conditions, over_replicas)
     return token_choice(
         router_logits,
         as_probabilities(gates, conditions),
@@ -113,16 +122,22 @@ def next_l1_coefficient(
     return ops.minimum(moved, MOST_L1)
 
 
-def _balanced_l1(gates, top_k, conditions):
+def _balanced_l1(gates, top_k, conditions, over_replicas):
     """Sum over the experts of their load times their mean gate."""
     num_on: int | Tensor = gates.shape[-1]
     if conditions.available is not None:
         num_on = ops.sum(ops.cast(conditions.available, "float32"))
     valid = _valid(gates, conditions.token_mask)
-    tokens = ops.maximum(ops.sum(valid), 1.0)
-    active = ops.sum(ops.cast(gates > 0, "float32") * valid, axis=0)
-    load = ops.stop_gradient(active) * (num_on / top_k) / tokens
-    return ops.sum(gates * valid * load) / tokens
+    tokens = ops.sum(valid)
+    active = ops.cast(gates > 0, "float32")
+    sums = ops.sum(ops.stack([gates, active]) * valid, axis=1)
+    if over_replicas:
+        means = mean_over_replicas(sums, tokens)
+    else:
+        means = sums / ops.maximum(tokens, 1.0)
+    mean_gate, active_share = ops.unstack(means, 2)
+    load = ops.stop_gradient(active_share) * (num_on / top_k)
+    return ops.sum(load * mean_gate)
 
 
 def _valid(values, token_mask):

@@ -5,6 +5,8 @@ T tokens, E experts, K the most experts a token may have.
 
 from keras import ops
 
+from keras_moe.argument_checks import check_bool
+from keras_moe.kernels import mean_over_replicas
 from keras_moe.routing import rules
 from keras_moe.routing.assignment import (
     UNCONDITIONAL,
@@ -26,6 +28,7 @@ def top_p_assignment(
     normalize_weights: bool = False,
     entropy_weight: float = 0.0,
     conditions: Conditions = UNCONDITIONAL,
+    over_replicas: bool = False,
 ) -> Assignment:
     """Sends each token to its best experts until their probabilities reach p
     (Huang et al. 2024, "Harder Tasks Need More Experts: Dynamic Routing in
@@ -40,6 +43,8 @@ def top_p_assignment(
         entropy_weight: of the loss, the mean entropy of the probabilities in
             nats, without which all experts would be needed.
         conditions: of the batch.
+        over_replicas: Whether the loss is the mean over the tokens of all
+            replicas; every replica must make the call.
 
     Returns:
         An `Assignment` with K pairs a token, its best expert first.
@@ -50,6 +55,7 @@ def top_p_assignment(
     )
     rules.check_share("top_p", top_p)
     rules.check_loss_weight("entropy_weight", entropy_weight)
+    check_bool("over_replicas", over_replicas)
     masked = available_logits(router_logits, conditions)
     probs = softmax(masked)
     choice = choose(masked, top_k, conditions)
@@ -65,20 +71,24 @@ def top_p_assignment(
     weights = choice.values(probs)
     if normalize_weights:
         weights = normalized(weights)
+    entropy = _entropy(probs, conditions.token_mask, over_replicas)
     return token_choice(
         masked,
         probs,
         choice,
         weights,
         conditions,
-        router_loss=entropy_weight * _entropy(probs, conditions.token_mask),
+        router_loss=entropy_weight * entropy,
     )
 
 
-def _entropy(probs, token_mask):
+def _entropy(probs, token_mask, over_replicas):
     logs = ops.log(ops.maximum(probs, 1e-30))
     entropy = ops.negative(ops.sum(probs * logs, axis=-1))
     valid = ops.ones_like(entropy)
     if token_mask is not None:
         valid = ops.cast(token_mask, "float32")
-    return ops.sum(entropy * valid) / ops.maximum(ops.sum(valid), 1.0)
+    total, count = ops.sum(entropy * valid), ops.sum(valid)
+    if over_replicas:
+        return mean_over_replicas(total, count)
+    return total / ops.maximum(count, 1.0)

@@ -26,9 +26,9 @@ class ModalityRouter(LearnedRouter):
     a rare one collapses onto one expert. Here each modality has two entropy
     losses of its own: a local one, which makes a token sure, and a global
     one, which spreads the modality. They come beside the block's
-    load-balancing loss, and in training alone. `router_inputs` are the
-    modalities, integers 0 ... M - 1, one a token or one a sequence:
-    `block(x, router_inputs=ids)`.
+    load-balancing loss, in training alone, over the batches of all replicas
+    together. `router_inputs` are the modalities, integers 0 ... M - 1, one a
+    token or one a sequence: `block(x, router_inputs=ids)`.
 
     Args:
         num_experts: E.
@@ -152,7 +152,7 @@ class ModalityRouter(LearnedRouter):
         weights = ops.where(ops.expand_dims(valid, -1), weights, float("nan"))
         return assignment._replace(
             combine_weights=ops.reshape(weights, (-1,)),
-            router_loss=self._loss(assignment.router_probs, ids, token_mask),
+            router_loss=self._loss(assignment.router_probs, ids, batch),
         )
 
     def _valid(self, ids, token_mask):
@@ -176,14 +176,15 @@ class ModalityRouter(LearnedRouter):
             table[modality, list(experts)] = True
         return ops.take(ops.convert_to_tensor(table), ids, axis=0)
 
-    def _loss(self, probs: Tensor, ids, token_mask):
+    def _loss(self, probs: Tensor, ids, batch: TokenBatch):
         """The modalities' entropy losses by their weights, a scalar."""
         if not self.has_loss:
             return ops.zeros((), dtype="float32")
+        token_mask, together = batch.conditions.token_mask, batch.training
         given = (probs, ids, self.num_modalities, token_mask)
         tau = None if self.threshold is None else self._row(self.threshold)
-        local = losses.local_entropy_loss(*given)
-        spread = losses.global_entropy_loss(*given, tau)
+        local = losses.local_entropy_loss(*given, together)
+        spread = losses.global_entropy_loss(*given, tau, together)
         weighted = self._row(self.local_entropy_weight) * local
         weighted = weighted + self._row(self.global_entropy_weight) * spread
         return ops.sum(weighted)

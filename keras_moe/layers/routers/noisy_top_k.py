@@ -24,8 +24,8 @@ class NoisyTopKRouter(Router):
     0.01, which keeps some noise), and the weights are a softmax over its K
     largest (eq. 3, 5). The losses of
     importance (eq. 6-7) and load (eq. 8-11) take the place of a block's. Both
-    are over the experts that are on; null experts are not counted, but
-    experts compete with them.
+    are over the batches of all replicas together, and over the experts that
+    are on; null experts are not counted, but experts compete with them.
 
     Args:
         num_experts: E.
@@ -86,7 +86,9 @@ class NoisyTopKRouter(Router):
         token_mask, available, _ = batch.conditions
         experts = ops.arange(self.num_experts, dtype="int32")
         gates = routing.dense_weights(assignment, self.top_k, experts)
-        importance = losses.importance_loss(gates, token_mask, available)
+        importance = losses.importance_loss(
+            gates, token_mask, available, over_replicas=True
+        )
         load = losses.load_loss(
             logits,
             noisy,
@@ -95,6 +97,7 @@ class NoisyTopKRouter(Router):
             token_mask,
             available,
             self.num_null_experts,
+            over_replicas=True,
         )
         return assignment._replace(
             router_loss=self.importance_weight * importance

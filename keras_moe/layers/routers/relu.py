@@ -23,7 +23,8 @@ class ReLURouter(LearnedRouter):
     Differentiable everywhere: an expert comes in and goes out with weight
     zero. Tokens have different numbers of experts; an L1 loss, balanced over
     the experts (eq. 10-11), whose coefficient a controller moves each
-    training step (eq. 8), holds their mean at K. The paper has one
+    training step (eq. 8), holds their mean at K. Both are over the tokens of
+    all replicas in training. The paper has one
     coefficient for all layers of a model; here each router has its own, since
     a block does not see the others. At first about half of all experts are
     active, so that early steps cost more than later ones.
@@ -100,6 +101,7 @@ class ReLURouter(LearnedRouter):
             self.top_k,
             coefficient,
             batch.conditions,
+            over_replicas=batch.training,
         )
         if batch.training:
             self.write(

@@ -24,7 +24,8 @@ class TopPRouter(LearnedRouter):
             the paper leaves the probabilities.
         entropy_weight: of the entropy loss (eq. 7), without which the router
             spreads its probability and takes ever more experts; 1e-4 is the
-            paper's.
+            paper's. In training the loss is the mean over the tokens of all
+            replicas.
         **kwargs: of `LearnedRouter`.
     """
 
@@ -69,4 +70,5 @@ class TopPRouter(LearnedRouter):
             self.normalize_weights,
             self.entropy_weight,
             batch.conditions,
+            over_replicas=batch.training,
         )
