@@ -22,7 +22,7 @@ if BACKEND != "tensorflow":
 import distributed_tensorflow
 import tensorflow as tf
 
-from keras_moe.distribution import tensorflow_workers
+from keras_moe.distribution import referee, tensorflow_workers
 from keras_moe.distribution.tensorflow_workers import data_parallel
 
 HERE = pathlib.Path(__file__).parent
@@ -211,6 +211,16 @@ def test_a_keras_that_cannot_be_read_is_told(monkeypatch):
     monkeypatch.setattr(keras.Model, "_maybe_symbolic_build", None)
     with pytest.warns(UserWarning, match="Cannot tell whether Keras 3"):
         data_parallel(mirrored_model())
+
+
+def test_a_training_step_without_rows_fails():
+    step = tensorflow_workers._of_rows(lambda data: tf.reduce_sum(data[0]))
+    assert step((tf.ones((2, 3)), None)) == 6
+    with pytest.raises(tf.errors.InvalidArgumentError) as raised:
+        step((tf.ones((0, 3)), None))
+    assert "step without rows in process 0" in referee.named_in(
+        str(raised.value)
+    )
 
 
 def test_errors():

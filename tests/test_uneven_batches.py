@@ -50,6 +50,7 @@ def found(one, other, now=referee.PATIENCE + 1):
         ),
         (at(3, 3, calls_ended=1), at(0, 0, section=2, name="epoch 2 of `fit`")),
         (Progress(left=True, since=0.0), at(0, 0)),
+        (Progress(left=True, since=0.0), Progress(call=1, since=0.0)),
     ],
     ids=[
         "planned",
@@ -60,6 +61,7 @@ def found(one, other, now=referee.PATIENCE + 1):
         "left at the end",
         "epochs",
         "never came",
+        "left before the first call",
     ],
 )
 def test_uneven_batches_are_found(one, other):
@@ -123,6 +125,37 @@ def test_processes_meet_and_hear_of_a_fault():
 
 
 @anywhere
+def test_what_one_process_finds_is_told_to_all():
+    server = Referee(2, "token")
+    one, other = (Watch("localhost", server.port, "token", i) for i in range(2))
+    try:
+        other.raised = True  # so that no thread ends this process
+        quoted = referee.UNEVEN.format("a step without rows in process 0")
+        text = referee.named_in(f"assertion failed: [{quoted}] [Condition 0]")
+        assert text == quoted
+        with pytest.raises(RuntimeError, match="rows in process 0"):
+            one.tell(text)
+        with other.changed:
+            other.changed.wait_for(lambda: other.fault, 10)
+        assert other.fault == quoted
+        assert referee.named_in("another error") is None
+    finally:
+        one.fault = other.fault = None  # nor leaving Python
+
+
+@anywhere
+def test_a_process_that_ends_is_known_to_have_left():
+    """At once: a backend may keep its connection until the others end."""
+    server = Referee(1, "token")
+    watch = Watch("localhost", server.port, "token", 0)
+    watch._leave()
+    end = time.monotonic() + 10
+    while not server.jobs[0].left and time.monotonic() < end:
+        time.sleep(0.01)
+    assert server.jobs[0].left
+
+
+@anywhere
 def test_a_stranger_is_turned_away():
     server = Referee(1, "token")
     with socket.create_connection(("localhost", server.port)) as stranger:
@@ -159,14 +192,34 @@ def train(tmp_path, kind):
 def test_uneven_batches_end_every_process(tmp_path, kind):
     """Within a minute of the first step, of which `generator` waits."""
     first, other, code = train(tmp_path, kind)
-    if BACKEND == "tensorflow" and kind == "generator":
-        # TensorFlow gives a worker without data empty batches by itself.
-        assert code == 0 and "trained" in first and "trained" in other
-        return
     assert code == 1
     for words in (first, other):
         assert "RuntimeError: Uneven batches" in words, words[-2000:]
-        assert "process 1" in words and "trained" not in words
+        assert "trained" not in words
+        if BACKEND == "tensorflow" and kind == "generator":
+            # It gives a process whose data are over batches without rows.
+            assert "step without rows in process 0" in words
+        else:
+            assert "process 1" in words
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("index", [0, 1])
+def test_the_process_that_remains_names_one_that_left(tmp_path, index):
+    """Before its first `fit`; JAX waits for the remaining one at its end."""
+    *both, code = train(tmp_path, f"exits {index}")
+    assert code == 1
+    assert "RuntimeError: Uneven batches" in both[1 - index]
+    assert "first call" in both[1 - index] or "has left" in both[1 - index]
+    assert "trained" not in both[1 - index]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(BACKEND != "jax", reason="others do not wait at their end")
+def test_a_process_that_fails_before_its_first_fit_ends_the_others(tmp_path):
+    first, other, code = train(tmp_path, "raises 0")
+    assert code == 1 and "ValueError: before the first fit" in first
+    assert "process 0 has left before its first call" in other
 
 
 @pytest.mark.slow

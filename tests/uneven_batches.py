@@ -1,7 +1,8 @@
 """Train in two processes, of which the second may have a batch more.
 
 `keras-moe launch uneven_batches.py KIND`; KIND: arrays, generator, epochs,
-or even.
+or even; or that process 0 or 1 ends before its first `fit`: "exits 0",
+"exits 1", "raises 0", or "raises 1".
 """
 
 import sys
@@ -67,6 +68,10 @@ def main(kind):
     distribution.initialize()
     index = distribution.process_index()
     model = make_parallel_model()
+    if kind == f"exits {index}":
+        sys.exit()
+    if kind == f"raises {index}":
+        raise ValueError("before the first fit")
     count = BATCH * (3 if kind in ("even", "epochs") else 3 + index)
     epochs = 1 + index * (kind == "epochs")
     rng = np.random.default_rng(index)

@@ -80,12 +80,23 @@ def is_between_steps(in_step: bool) -> bool:
     return tf.executing_eagerly() and tf.distribute.in_cross_replica_context()
 
 
-def from_first(numbers: list[int], model: keras.Model) -> list[int]:
+def failures() -> tuple[type[Exception], ...]:
+    """Return what `from_first` raises if a process is gone."""
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        return RuntimeError, tf.errors.OpError
+    return (RuntimeError,)
+
+
+def from_first(
+    numbers: list[int], model: keras.Model | None = None
+) -> list[int]:
     """Return the numbers of process 0, each below 2 ** 16; collective.
 
     Args:
         numbers: In process 0; zeros elsewhere.
-        model: That all processes train.
+        model: That all processes train; TensorFlow needs its strategy.
     """
     backend = keras.backend.backend()
     if backend == "torch":
@@ -102,7 +113,8 @@ def from_first(numbers: list[int], model: keras.Model) -> list[int]:
 
         own = np.array(numbers, "int32")
         return [int(n) for n in multihost_utils.broadcast_one_to_all(own)]
-    return _from_first_worker(numbers, model.distribute_strategy)
+    strategy = model.distribute_strategy  # type: ignore[union-attr]
+    return _from_first_worker(numbers, strategy)
 
 
 def _from_first_worker(numbers, strategy):

@@ -57,6 +57,8 @@ def initialize() -> bool:
         from keras_moe.distribution import even_batches
 
         even_batches.install()
+        if backend != "tensorflow":  # whose strategy joins later
+            even_batches.connect()
     return True
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import keras
 
 from keras_moe.distribution import agreement
+from keras_moe.distribution.referee import named_in
 from keras_moe.distribution.steps import (
     around_calls,
     around_steps,
@@ -41,6 +42,18 @@ def install() -> None:
     around_calls("counts batches", _counted)
 
 
+def connect(model: keras.Model | None = None) -> None:
+    """Connect to process 0, once; all processes call it together.
+
+    One that leaves from then on is noticed, before its first call too.
+
+    Args:
+        model: That all processes train; TensorFlow needs its strategy.
+    """
+    if not _watches:
+        _watches.append(_connected(model))
+
+
 def _counted(own, model, args, kwargs):
     name = own.__name__
     if _calls or not agreement.is_collective(model, name):
@@ -51,9 +64,21 @@ def _counted(own, model, args, kwargs):
         given = bound.arguments.get("callbacks")
         bound.arguments["callbacks"] = _with(counter, given, model)
         with around_steps(model, counter.step), _compared(model, counter):
-            result = own(*bound.args, **bound.kwargs)
+            result = _named(own, bound, watch)
         counter.close(name)
         return result
+
+
+def _named(own, bound, watch):
+    """Make a call; tell all processes of uneven batches that its error
+    quotes, as TensorFlow's do."""
+    try:
+        return own(*bound.args, **bound.kwargs)
+    except Exception as error:
+        text = None if watch.fault else named_in(str(error))
+        if text is not None:
+            watch.tell(text)
+        raise
 
 
 def _with(counter, given, model):
@@ -69,9 +94,8 @@ def _with(counter, given, model):
 
 @contextlib.contextmanager
 def _one_call(model, name: str) -> Iterator[Watch]:
-    """Connects to process 0, in the first call, and notes a call's end."""
-    if not _watches:
-        _watches.append(_connected(model))
+    """Notes a call's begin and its end."""
+    connect(model)
     watch = _watches[0]
     _calls.append(name)
     watch.progress.call += 1
@@ -91,7 +115,7 @@ def _connected(model) -> Watch:
         port = Referee(place.processes, _text(token)).port
     try:
         port, *token = agreement.from_first([port, *token], model)
-    except RuntimeError as error:
+    except agreement.failures() as error:
         raise RuntimeError(NOT_THERE) from error
     return Watch(place.host, port, _text(token), place.number)
 

@@ -6,6 +6,7 @@ and ended. Process 0 compares. No backend takes part, so that this works while
 all of them wait for each other.
 """
 
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,6 +17,20 @@ REMEDY = (
     "`keras_moe.distribution.local_shard`, which leaves out the rest, or pass "
     "the same `steps_per_epoch`, `validation_steps`, or `steps` everywhere."
 )
+
+
+UNEVEN = (
+    "Uneven batches: every process of a job must have as many batches as the "
+    "others, because each step is one of all processes. Received: {}. "
+    f"{REMEDY}"
+)
+
+
+def named_in(text: str) -> str | None:
+    """Return the error of uneven batches that a backend's error quotes."""
+    pattern = f"Uneven batches: .*?{re.escape(REMEDY)}"
+    found = re.search(pattern, text, re.DOTALL)
+    return found and found[0]
 
 
 @dataclass
@@ -32,6 +47,7 @@ class Progress:
         calls_ended: Number of these that have ended.
         meeting: Number of meetings at which it has waited.
         left: Whether the process is gone.
+        found: What it found by itself; None if nothing.
         since: When this changed, of `time.monotonic()`.
     """
 
@@ -45,6 +61,7 @@ class Progress:
     calls_ended: int = 0
     meeting: int = 0
     left: bool = False
+    found: str | None = None
     since: float = field(default_factory=time.monotonic)
 
 
@@ -55,6 +72,9 @@ def fault(jobs: Mapping[int, Progress], now: float) -> str | None:
         jobs: The progress of each process, by its index.
         now: `time.monotonic()`.
     """
+    for job in jobs.values():
+        if job.found is not None:
+            return job.found
     pairs = [(a, b) for a in jobs.items() for b in jobs.items() if a != b]
     for (i, one), (j, other) in pairs:
         received = _at_once(one, other)
@@ -90,18 +110,18 @@ def _is_behind(one, other):
 
 
 def _ended(one):
+    if not one.name:
+        return "has left before its first call"
     gone = ", and has left" if one.left else ""
-    return f"had {one.ended} batches in {one.name or 'no `fit`'}{gone}"
+    return f"had {one.ended} batches in {one.name}{gone}"
 
 
 def _begun(other):
+    if not other.name:
+        return "is in its first call"
     return f"is at batch {other.begun} of {other.name}"
 
 
 def _message(received):
     parts = [f"process {i} {received[i]}" for i in sorted(received)]
-    return (
-        "Uneven batches: every process of a job must have as many batches as "
-        "the others, because each step is one of all processes. Received: "
-        f"{'; '.join(parts)}. {REMEDY}"
-    )
+    return UNEVEN.format("; ".join(parts))

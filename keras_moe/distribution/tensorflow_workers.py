@@ -15,6 +15,8 @@ from keras import tree
 
 from keras_moe import kernels
 from keras_moe.distribution import even_batches
+from keras_moe.distribution.environment import process_index
+from keras_moe.distribution.referee import UNEVEN
 from keras_moe.distribution.tensorflow_optimizers import CheckedMaker
 
 STRATEGIES = (
@@ -80,7 +82,10 @@ def data_parallel(model: keras.Model) -> keras.Model:
     make_function = keras.Model.make_train_function
     reduce = make_function.__globals__.get("reduce_per_replica")
     as_rows = several and _has_fault(reduce, LOGS_FAULT)
-    model.train_step = _step(model, model.train_step, as_rows)
+    train_step = model.train_step
+    if several:
+        train_step = _of_rows(train_step)
+    model.train_step = _step(model, train_step, as_rows)
     model.test_step = _step(model, model.test_step, as_rows)
     build = getattr(model, "_maybe_symbolic_build", None)
     if several and _has_fault(build, BUILD_FAULT):
@@ -113,6 +118,31 @@ def _step(model, step: Callable, as_rows: bool) -> Callable:
 
     run.of_replicas = True  # type: ignore[attr-defined]
     return run
+
+
+def _of_rows(step: Callable) -> Callable:
+    """A training step that fails if this process has no rows for it.
+
+    TensorFlow gives a process whose data are over batches without rows. Its
+    gradients, zeros, would count as much in the mean as the others'.
+    """
+    received = f"a training step without rows in process {process_index()}"
+    message = UNEVEN.format(received)
+
+    @functools.wraps(step)
+    def run(data):
+        tensors = [x for x in tree.flatten(data) if isinstance(x, tf.Tensor)]
+        rows = tf.shape(tensors[0])[0]
+        checked = tf.debugging.assert_positive(rows, message)
+        with tf.control_dependencies([checked]):
+            return step(tree.map_structure(_after, data))
+
+    return run
+
+
+def _after(value):
+    """A tensor as it is, after what it depends on now."""
+    return tf.identity(value) if isinstance(value, tf.Tensor) else value
 
 
 def _build_from_own_batch(strategy, build: Callable) -> Callable:

@@ -15,15 +15,11 @@ import threading
 import time
 from dataclasses import asdict
 
-from keras_moe.distribution.referee import REMEDY, Progress, fault
+from keras_moe.distribution.referee import UNEVEN, Progress, fault
 
 PAUSE = 0.25  # seconds between two messages
 GRACE = 1.5  # seconds in which every process can write the error
-DEPARTED = (
-    "Uneven batches: every process of a job must have as many batches as the "
-    "others, because each step is one of all processes. Received: process 0 "
-    f"has left, process {{}} is in {{}}. {REMEDY}"
-)
+DEPARTED = UNEVEN.format("process 0 has left, process {} is in {}")
 
 
 class Referee:
@@ -131,6 +127,19 @@ class Watch:
             self.raised = True
             raise RuntimeError(self.fault)
 
+    def tell(self, found: str) -> None:
+        """End every process with what this one found by itself.
+
+        Raises:
+            RuntimeError: With it.
+        """
+        self.progress.found = found
+        self._send()
+        with self.changed:
+            self.changed.wait_for(lambda: self.fault, GRACE)
+            self.fault = self.fault or found
+        self.check()
+
     def _send(self):
         now = asdict(self.progress)
         del now["since"]
@@ -157,7 +166,8 @@ class Watch:
                     self.changed.notify_all()
         while self._needs_no_one():
             time.sleep(PAUSE)
-        self._end(DEPARTED.format(self.index, self.progress.name))
+        where = self.progress.name or "its first call"
+        self._end(DEPARTED.format(self.index, where))
 
     def _needs_no_one(self):
         place = self.progress
@@ -179,7 +189,13 @@ class Watch:
             os._exit(1)
 
     def _leave(self):
-        """Do not wait, as backends do, for processes that cannot come."""
+        """Do not wait, as backends do, for processes that cannot come.
+
+        A backend may wait at the end for all processes: each hears before
+        that this one makes no further call.
+        """
+        self.progress.left = True
+        self._send()
         if self.fault:
             sys.stdout.flush()
             sys.stderr.flush()
