@@ -1,6 +1,6 @@
 """Training that goes on after its processes were killed."""
 
 from keras_moe.distribution.backup.callback import BackupAndResume
-from keras_moe.distribution.backup.choosing import load_backup
+from keras_moe.distribution.backup.loading import load_backup
 
 __all__ = ["BackupAndResume", "load_backup"]

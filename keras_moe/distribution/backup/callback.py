@@ -1,17 +1,17 @@
 """The callback that makes a training outlive its processes."""
 
 import pathlib
-import warnings
 
 import keras
-import numpy as np
 
 from keras_moe.distribution.backup import (
     choosing,
     describing,
     generations,
-    metric_states,
+    loading,
+    records,
     state,
+    writing,
 )
 from keras_moe.distribution.backup.processes import Processes, processes_of
 from keras_moe.distribution.backup.replaying import Replay
@@ -125,8 +125,19 @@ class BackupAndResume(keras.callbacks.Callback):
         # Now, as other callbacks may change what a configuration holds.
         self._described = describing.describe(self.model, self.processes)
         if generation is not None:
-            self._load(generation, manifest)
-            self.model._initial_epoch = self._first_epoch(manifest)
+            self._own, self._metrics = loading.load_training(
+                self.model,
+                generation,
+                manifest,
+                self._described,
+                self.processes,
+            )
+            self._records = self._own.records
+            self.processes.set_random(self._own.random)
+            self.model._initial_epoch = loading.first_epoch(
+                self.directory, manifest, self.params["epochs"]
+            )
+        self._manifest = manifest
         choosing.tidy(self.directory, generation, self.processes)
 
     def on_epoch_begin(self, epoch, logs=None):
@@ -135,16 +146,11 @@ class BackupAndResume(keras.callbacks.Callback):
         own, self._own = self._own, None
         self._epoch, self._seen = epoch, 0
         if own is not None:
-            self._show_history()
+            records.show(self.model.history, self._records)
             self.model._initial_epoch = self._given_epoch
-            self._seen = self._batch
-            if self._batch:
-                self.processes.set_random(own.epoch_random)
-                self._warn_of_other_batches()
-                states = self._metrics
-                self._replay = Replay(
-                    self.model, self.processes, self._batch, own, states
-                )
+            self._seen = self._manifest["batch"]
+            if self._seen:
+                self._replay_batches(own)
         self._epoch_random = self.processes.random()
 
     def on_train_batch_end(self, batch, logs=None):
@@ -165,7 +171,7 @@ class BackupAndResume(keras.callbacks.Callback):
             return
         if self._replay is not None:
             self._replay.check_finished()
-        self._records.append([epoch, _plain(logs)])
+        self._records.append([epoch, records.plain(logs)])
         target = self.params["epochs"]
         over = epoch + 1 >= target or self.model.stop_training
         if over or self.save_freq == "epoch":
@@ -175,75 +181,27 @@ class BackupAndResume(keras.callbacks.Callback):
         """Deletes the saves, where asked to."""
         self.model._initial_epoch = self._given_epoch
         if self._own is not None:  # no epoch was left to train
-            self._show_history()
+            records.show(self.model.history, self._records)
         if self.delete_checkpoint and not self._stopped:
             self.processes.agree(None)  # nobody needs them any more
             if self.processes.index == 0:
                 for generation in generations.generations(self.directory)[::-1]:
                     generations.remove(generation)
 
-    def _load(self, generation, manifest):
-        """Loads a save; fails on all processes where one cannot."""
-        model, processes = self.model, self.processes
-
-        def read(index):
-            return state.unpack(generation / state.own_name(index))
-
-        error = None
-        try:
-            describing.check_same(self.directory, manifest, self._described)
-            path = generation / state.ARRAYS
-            state.load_arrays(path, state.variables_of(model), processes)
-            self._own = read(processes.index % manifest["processes"])
-            self._metrics = metric_states.saved_states(
-                lambda index: read(index).metrics, manifest, processes
-            )
-        except (OSError, ValueError) as raised:
-            error = raised
-        processes.agree(error)
-        self._batch, self._steps = manifest["batch"], manifest.get("steps")
-        self._records = self._own.records
-        processes.set_random(self._own.random)
-
-    def _first_epoch(self, manifest):
-        done, epochs = manifest["epoch"], self.params["epochs"]
-        begun = done + (manifest["batch"] > 0)
-        if epochs < begun:
-            warnings.warn(
-                f"`epochs` must be {begun} or more: so many are begun in "
-                f"{str(self.directory)!r}. Received: epochs={epochs}. The "
-                "model is loaded and not trained.",
-                stacklevel=2,
-            )
-        over = epochs <= (manifest["finished"] or done)
-        return epochs if over else done
-
-    def _warn_of_other_batches(self):
-        steps = self.params.get("steps")
-        if None in (steps, self._steps) or steps == self._steps:
-            return
-        warnings.warn(
-            f"The save in {str(self.directory)!r} is after batch {self._batch} "
-            f"of {self._steps} of an epoch, which now has {steps} batches. The "
-            "first ones are skipped, and may not be those that were trained. "
-            "Pass the same data in the same global batches.",
-            stacklevel=2,
+    def _replay_batches(self, own):
+        """Have the batches skipped that were trained before the save."""
+        self.processes.set_random(own.epoch_random)
+        loading.warn_of_other_batches(
+            self.directory, self._manifest, self.params.get("steps")
         )
-
-    def _show_history(self):
-        history = self.model.history
-        history.epoch = [epoch for epoch, _ in self._records]
-        history.history = {}
-        for _, logs in self._records:
-            for name, value in logs.items():
-                history.history.setdefault(name, []).append(value)
+        self._replay = Replay(
+            self.model, self.processes, self._seen, own, self._metrics
+        )
 
     def _save(self, epoch, batch, logs, finished=None):
         """Every process takes part; the chief writes; all fail together."""
         model, processes = self.model, self.processes
         self._unsaved = 0
-        own = self._collect(logs, batch)
-        packed = processes.gather_bytes(state.pack(own))
         described = {
             **self._described,
             "backend": keras.backend.backend(),
@@ -253,38 +211,24 @@ class BackupAndResume(keras.callbacks.Callback):
             "steps": self.params.get("steps"),
             "finished": finished,
         }
-        arrays = state.arrays_of(model, processes)
-
-        def fill(folder):
-            state.write_arrays(folder / state.ARRAYS, arrays)
-            for index, data in enumerate(packed):
-                (folder / state.own_name(index)).write_bytes(data)
-            return described
-
-        error = None
-        if processes.index == 0:
-            try:
-                generations.write(self.directory, fill, self.keep)
-            except Exception as raised:  # the others wait to hear of it
-                error = raised
-        for _ in arrays:  # what is gathered, is gathered by all
-            pass
-        processes.agree(error)
+        writing.write(
+            self.directory,
+            self.keep,
+            model,
+            self._collect(logs, batch),
+            described,
+            processes,
+        )
 
     def _collect(self, logs, batch):
         metrics = self.model.metrics_variables if batch else []
         return state.Own(
             self._records,
-            _plain(logs),
+            records.plain(logs),
             self._epoch_random,
             self.processes.random(),
             [self.processes.read_own(variable) for variable in metrics],
         )
-
-
-def _plain(logs):
-    """Numbers, or lists of them, as JSON has them."""
-    return {name: np.asarray(v).tolist() for name, v in (logs or {}).items()}
 
 
 def _check_keep(keep):

@@ -4,59 +4,10 @@ import json
 import pathlib
 import warnings
 
-import keras
-
-from keras_moe.distribution.backup import (
-    contents,
-    describing,
-    generations,
-    state,
-)
-from keras_moe.distribution.backup.processes import Processes, processes_of
-from keras_moe.layers import checks
+from keras_moe.distribution.backup import contents, generations
+from keras_moe.distribution.backup.processes import Processes
 
 Path = pathlib.Path
-
-
-def load_backup(model: keras.Model, directory: str | pathlib.Path) -> None:
-    """Load the weights of the newest save of `BackupAndResume`.
-
-    The optimizer is left alone, and the model need not be compiled. It may lie
-    on other devices, or on one: so a training of several processes becomes a
-    `.keras` file. Every process of a model that several hold must call it.
-    Nothing in `directory` is changed.
-
-    Args:
-        model: built, and of the same configuration as the one that was saved.
-        directory: of the saves.
-
-    Raises:
-        FileNotFoundError: if there is no save.
-        ValueError: if it is another model's, or if all saves are torn.
-        OSError: if a file cannot be read.
-
-    Example:
-
-    ```python
-    model = make_model()
-    keras_moe.distribution.load_backup(model, "backup")
-    keras_moe.distribution.save_model(model, "model.keras")
-    ```
-    """
-    checks.check_model("model", model)
-    directory = checks.check_path("directory", directory)
-    processes = processes_of(model)
-    generation, manifest = choose(directory, processes)
-    if generation is None:
-        raise FileNotFoundError(
-            "`directory` must hold a save of BackupAndResume. Received: "
-            f"directory={str(directory)!r}, without one. Train with the "
-            "callback before."
-        )
-    mine = describing.describe(model, processes, optimizer=False)
-    describing.check_same(directory, manifest, mine)
-    variables = state.own_variables_of(model)
-    state.load_arrays(generation / state.ARRAYS, variables, processes)
 
 
 def choose(directory: Path, processes: Processes) -> tuple[Path | None, dict]:
