@@ -246,10 +246,12 @@ def raised():
 
 
 def train_in_three_axes(folder):
-    """Train in the layout that shards all three axes; drop tokens."""
+    """Train in the layout that shards all three axes; drop tokens; use a
+    model after calls that fail."""
     return {
         "layouts": train_in_layouts(folder, ["2x2x2"]),
         "capacity": drop_in_shards(["position"]),
+        "after failures": use_after_failures(),
     }
 
 
@@ -299,11 +301,6 @@ def map_shards(folder):
     return shard_map_jax.differences()
 
 
-def fail(folder):
-    """Use a model after calls that fail."""
-    return use_after_failures()
-
-
 def everything(folder):
     """Run every layout, block, and program."""
     return {
@@ -320,7 +317,7 @@ def everything(folder):
 def main(folder, part):
     """Leave a part's results in `found.json`."""
     folder = pathlib.Path(folder)
-    parts = (train_in_three_axes, send_unevenly, map_shards, fail, everything)
+    parts = (train_in_three_axes, send_unevenly, map_shards, everything)
     found = {p.__name__: p for p in parts}[part](folder)
     (folder / "found.json").write_text(json.dumps(found, indent=1))
 

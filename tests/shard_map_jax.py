@@ -41,22 +41,26 @@ def difference(block, devices):
     def gradient(weights, rows):
         return jax.grad(lambda w: jnp.sum(outputs(w, rows) ** 2))(weights)
 
+    def both(weights, rows):
+        return outputs(weights, rows), gradient(weights, rows)
+
     mesh = Mesh(np.array(jax.devices()[:devices]), ("data",))
     whole, sharded = PartitionSpec(), PartitionSpec("data")
-    parts = np.split(x, devices)
-    wanted = [jax.jit(outputs)(weights, part) for part in parts]
-    sums = [jax.jit(gradient)(weights, part) for part in parts]
-    pairs = []
-    for body, spec, expected in (
-        (outputs, sharded, jnp.concatenate(wanted)),
-        (gradient, whole, jax.tree.map(lambda *g: sum(g), *sums)),
-    ):
-        mapped = jax.shard_map(
-            body, mesh=mesh, in_specs=(whole, sharded), out_specs=spec
-        )
-        found = jax.tree.leaves(jax.jit(mapped)(weights, x))
-        pairs += zip(found, jax.tree.leaves(expected), strict=True)
-    return max(float(np.max(np.abs(np.array(a - b)))) for a, b in pairs)
+    of_part = jax.jit(both)
+    parts = [of_part(weights, part) for part in np.split(x, devices)]
+    ys, gradients = zip(*parts, strict=True)
+    expected = jnp.concatenate(ys), jax.tree.map(lambda *g: sum(g), *gradients)
+    mapped = jax.shard_map(
+        both,
+        mesh=mesh,
+        in_specs=(whole, sharded),
+        out_specs=(sharded, whole),
+    )
+    found = jax.jit(mapped)(weights, x)
+    differences = jax.tree.map(
+        lambda a, b: float(jnp.max(jnp.abs(a - b))), found, expected
+    )
+    return max(jax.tree.leaves(differences))
 
 
 def differences(devices=2):
