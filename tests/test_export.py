@@ -155,6 +155,7 @@ def test_blocks_of_one_path_are_told_apart():
     assert [m["path"] for m in mixtures] == ["moe", "moe_1"]
 
 
+@once
 def test_data_of_ones_own(artifact_path, rng):
     path, model = artifact_path
     data = rng.normal(size=(40, 6, D))
