@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from backend import draw, to_numpy
 
-from keras_moe import Expert, MoEBlock
+from keras_moe import Expert, HierarchicalMoE, MoEBlock
 
 WIDTH, INNER = 6, 10
 
@@ -145,6 +145,24 @@ def test_a_bank_of_several_is_no_source():
     several.build((None, WIDTH))
     with pytest.raises(ValueError, match="`source` must .*num_experts=1"):
         MoEBlock(4, INNER).initialize_from(several)
+
+
+@pytest.mark.parametrize("kind", [MoEBlock, HierarchicalMoE])
+def test_a_list_of_layers_cannot_start_from_a_network(kind, rng):
+    """The error names a way to do so by hand, which works."""
+
+    source, *experts = (keras.Sequential(dense_layers()) for _ in range(5))
+    groups = {"num_groups": 2} if kind is HierarchicalMoE else {}
+    block = kind(experts=experts, **groups)
+    x = draw(rng, 3, WIDTH)
+    expected = to_numpy(source(x))
+    with pytest.raises(ValueError, match="`experts` must be an `Expert`") as e:
+        block.initialize_from(source)
+    block.build(x.shape)
+    remedy = str(e.value).split("`")[7]
+    exec(remedy, {"block": block, "source": source})
+    outputs = to_numpy(block.experts.layers[2](x))
+    np.testing.assert_allclose(outputs, expected, rtol=1e-6)
 
 
 def test_negative_noise():

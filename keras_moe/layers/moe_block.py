@@ -287,7 +287,13 @@ class MoEBlock(Mixture):
     ) -> None:
         """Starts the routed experts from one trained network (Komatsuzaki et
         al. 2022); the router and the shared expert stay as they are. See
-        `Expert.initialize_from`."""
+        `Expert.initialize_from`.
+
+        Raises:
+            ValueError: If the experts are a list of layers, or if the source
+                does not fit.
+        """
+        upcycling.check_bank(self.experts)
         if not self.built:
             self.build((None, upcycling.hidden_dim_of(source)))
         self.experts.initialize_from(source, noise_std, seed)

@@ -30,6 +30,23 @@ def hidden_dim_of(source) -> int:
     return int(_read(source)["up_kernel"].shape[0])
 
 
+def check_bank(experts) -> None:
+    """Checks that a block's experts are a bank that can start from others.
+
+    Raises:
+        ValueError: If they are layers of their own.
+    """
+    if hasattr(experts, "initialize_from"):
+        return
+    raise ValueError(
+        "`experts` must be an `Expert` for the block to start from `source`. "
+        f"Received: experts={experts!r}. Give each layer the weights of yours: "
+        "`for layer in block.experts.layers: "
+        "layer.set_weights(source.get_weights())`, or build the block with "
+        "`intermediate_dim` in place of `experts`."
+    )
+
+
 def start_from(
     experts, source, noise_std: float = 0.0, seed: int | None = None
 ) -> None:
