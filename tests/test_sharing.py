@@ -12,6 +12,8 @@ from elsewhere import run_on
 
 from keras_moe import (
     Expert,
+    HierarchicalMoE,
+    HierarchicalRouter,
     MixtureOfModels,
     MoEBlock,
     Router,
@@ -45,6 +47,15 @@ def transformers():
         TransformerEncoderBlock(2, moe, name=f"transformer_{i}")
         for i, moe in enumerate(parts)
     ]
+
+
+def lent_by_groups():
+    """A block lends the router that it built by itself to two others."""
+    groups = HierarchicalMoE(2, E, F, top_k_groups=2, jitter=0.1, name="first")
+    other = HierarchicalMoE(
+        2, E, F, top_k_groups=2, jitter=0.1, router=groups.router, name="second"
+    )
+    return [groups, other, MoEBlock(E, F, router=groups.router, name="third")]
 
 
 def chain(layers):
@@ -137,6 +148,44 @@ def test_loaded_here_it_is_still_shared(name, rng, tmp_path):
         assert len(banks) == (2 if name == "transformers" else 1)
         assert {len(bank.weights) for bank in banks.values()} == {number}
         model = with_other_weights(again, rng)
+
+
+def test_the_router_of_a_hierarchical_block_may_be_lent(rng, tmp_path):
+    """Loaded twice, it is still one; a copy by configs is one per block."""
+    model = with_other_weights(chain(lent_by_groups()), rng)
+    x = draw(rng, 6, 5, D)
+    for _ in range(2):
+        model.save(tmp_path / "model.keras")
+        again = keras.saving.load_model(tmp_path / "model.keras")
+        np.testing.assert_array_equal(to_numpy(again(x)), to_numpy(model(x)))
+        blocks = [again.get_layer(n) for n in ("first", "second", "third")]
+        assert len({id(block.router) for block in blocks}) == 1
+        assert blocks[0].router.top_k_groups == 2
+        assert len(again.variables) == len(model.variables)
+        model = with_other_weights(again, rng)
+    copied, texts = warned(lambda: keras.models.clone_model(model))
+    routers = {id(copied.get_layer(b.name).router) for b in blocks}
+    assert len(routers) == 3 and len(texts) == 1
+
+
+@pytest.mark.parametrize(
+    "router, message",
+    [
+        (lambda: Router(E), "`router` must be None or a HierarchicalRouter"),
+        (lambda: HierarchicalRouter(E, 1), "the layer's `num_groups`"),
+        (
+            lambda: HierarchicalRouter(E, 2, top_k_groups=2),
+            "`top_k` must be left out where `router` is given",
+        ),
+        (
+            lambda: HierarchicalRouter(6, 2, 4, 2),
+            "`router` must have the block's",
+        ),
+    ],
+)
+def test_routers_that_do_not_fit_a_hierarchical_block(router, message):
+    with pytest.raises(ValueError, match=message):
+        HierarchicalMoE(2, E, F, top_k=4, top_k_groups=2, router=router())
 
 
 def test_a_loaded_model_trains_its_shared_bank(rng, tmp_path):

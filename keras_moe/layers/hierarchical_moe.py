@@ -5,9 +5,15 @@ E experts, G groups, F intermediate_dim, K top_k, M top_k_groups.
 
 import keras
 
-from keras_moe.layers import parts
+from keras_moe.layers import checks, parts, sharing
 from keras_moe.layers.moe_block import MoEBlock
 from keras_moe.layers.routers import HierarchicalRouter
+
+_ROUTER = (
+    "None or a HierarchicalRouter",
+    "Pass, for instance, `other.router` of another HierarchicalMoE.",
+)
+_DEFAULTS = {"top_k_groups": 1, "top_k": 2, "jitter": 0.0}
 
 
 @keras.saving.register_keras_serializable(package="keras_moe")
@@ -27,10 +33,11 @@ class HierarchicalMoE(MoEBlock):
         top_k: K, experts of a token in all, a multiple of M: K / M in each
             chosen group.
         jitter, seed: of the router too; see `HierarchicalRouter`.
-        **kwargs: of `MoEBlock`, without `router`.
+        router: a configured `HierarchicalRouter` with the same arguments, such
+            as `other.router`, which is shared with the other block, in memory
+            and in a saved model. `None` (the default) builds one.
+        **kwargs: of `MoEBlock`.
     """
-
-    fixed_arguments = ("router",)
 
     def __init__(
         self,
@@ -41,22 +48,20 @@ class HierarchicalMoE(MoEBlock):
         top_k: int = 2,
         jitter: float = 0.0,
         seed: int | None = None,
+        router: HierarchicalRouter | None = None,
         **kwargs,
     ):
         experts = parts.shared_experts_of(
             kwargs.get("experts"), kwargs.get("share_experts_with")
         )
         num_experts = parts.num_experts_of(num_experts, experts, None)
-        router = HierarchicalRouter(
-            num_experts,
-            num_groups,
-            top_k=top_k,
-            top_k_groups=top_k_groups,
-            jitter=jitter,
-            seed=seed,
-            name="router",
-            dtype=kwargs.get("dtype"),
-        )
+        arguments = {
+            "top_k_groups": top_k_groups,
+            "top_k": top_k,
+            "jitter": jitter,
+        }
+        common = {"seed": seed, "dtype": kwargs.get("dtype")}
+        router = _router_of(router, num_experts, num_groups, arguments, common)
         super().__init__(
             num_experts, intermediate_dim, router=router, seed=seed, **kwargs
         )
@@ -64,11 +69,24 @@ class HierarchicalMoE(MoEBlock):
     def get_config(self) -> dict:
         """Returns the arguments that build this layer again."""
         config = super().get_config()
-        del config["router"]
-        router = self.router
-        return config | {
-            "num_groups": router.num_groups,
-            "top_k_groups": router.top_k_groups,
-            "top_k": router.top_k,
-            "jitter": router.jitter,
-        }
+        if not sharing.was_shared(self.router):
+            del config["router"]
+        names = ("num_groups", *_DEFAULTS)
+        return config | {name: getattr(self.router, name) for name in names}
+
+
+def _router_of(router, num_experts, num_groups, arguments, common):
+    """Returns the given router, or one of the arguments."""
+    if router is None:
+        return HierarchicalRouter(
+            num_experts, num_groups, name="router", **arguments, **common
+        )
+    checks.check_is_a("router", router, HierarchicalRouter, *_ROUTER)
+    if router.num_groups != num_groups:
+        raise ValueError(
+            "`router` must have the layer's `num_groups`. Received: "
+            f"num_groups={num_groups}, router with "
+            f"num_groups={router.num_groups}. Build both with the same number."
+        )
+    parts.check_nothing_lost("router", router, arguments, _DEFAULTS)
+    return router

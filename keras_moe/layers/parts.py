@@ -75,7 +75,7 @@ def router_of(router, num_experts: int, arguments: dict, common: dict):
     if router is not None:
         checks.check_is_a("router", router, BaseRouter, *_ROUTER)
         _check_num_experts("router", router, num_experts)
-        _check_nothing_lost("router", router, arguments, ROUTER_DEFAULTS)
+        check_nothing_lost("router", router, arguments, ROUTER_DEFAULTS)
         return router
     top_k = checks.check_top_k(arguments["top_k"], num_experts)
     # The one weight of top-1 must stay the probability, or nothing is learned.
@@ -103,7 +103,7 @@ def experts_of(experts, num_experts: int, arguments: dict, common: dict):
     if experts is not None:
         checks.check_is_a("experts", experts, keras.layers.Layer, *_EXPERTS)
         _check_num_experts("experts", experts, num_experts)
-        _check_nothing_lost("experts", experts, arguments, EXPERT_DEFAULTS)
+        check_nothing_lost("experts", experts, arguments, EXPERT_DEFAULTS)
         return experts
     return Expert(
         num_experts=num_experts, name="experts", **arguments, **common
@@ -181,8 +181,17 @@ def _check_num_experts(name, layer, num_experts):
         )
 
 
-def _check_nothing_lost(name, layer, arguments, defaults):
-    """Raises where an argument is set that the given layer overrides."""
+def check_nothing_lost(
+    name: str, layer, arguments: dict, defaults: dict
+) -> None:
+    """Raises where an argument is set that the given layer overrides.
+
+    Args:
+        name: of the argument by which the layer was given.
+        layer: the layer.
+        arguments: dict of what was passed beside it.
+        defaults: dict from the names to the values that mean nothing.
+    """
 
     def plain(value):
         return sharing.unmarked(keras.saving.serialize_keras_object(value))
