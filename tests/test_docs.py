@@ -113,14 +113,14 @@ def test_training_steps_of_ones_own_include_the_auxiliary_losses():
     np.testing.assert_allclose(losses, [expected] * 3, rtol=1e-5)
 
 
-# On JAX another backend must be started.
+# Only PyTorch starts no process of TensorFlow, which takes seconds.
 @pytest.mark.parametrize(
     "format",
-    [
-        pytest.param("litert", marks=pytest.mark.slow)
-        if BACKEND == "jax"
-        else {"tensorflow": "tf_saved_model", "torch": "torch"}[BACKEND]
-    ],
+    {
+        "jax": [pytest.param("litert", marks=pytest.mark.slow)],
+        "tensorflow": [pytest.param("tf_saved_model", marks=pytest.mark.slow)],
+        "torch": ["torch"],
+    }[BACKEND],
 )
 def test_the_page_about_export(format, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

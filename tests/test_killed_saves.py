@@ -1,0 +1,36 @@
+"""Two processes save one model, one of them is killed, and the file is whole.
+
+In one process `save_model` is killed at each step, see test_replacing.py.
+"""
+
+import pathlib
+
+import keras
+import pytest
+
+from keras_moe.distribution.launching import launch
+
+# Two processes are started seven times.
+pytestmark = pytest.mark.slow
+
+SCRIPT = pathlib.Path(__file__).with_name("kill_saves.py")
+KILLS = 5
+
+
+def test_kill_9_of_the_chief_and_of_another_process(tmp_path):
+    code = launch(
+        SCRIPT,
+        str(tmp_path),
+        backend=keras.backend.backend(),
+        processes=2,
+        restarts=KILLS + 1,
+        logs=tmp_path / "logs",
+    )
+    assert code == 0
+    versions = (tmp_path / "versions.txt").read_text().split()
+    # What each attempt found: always whole, and the first version until a
+    # save was killed after its last step.
+    assert len(versions) == KILLS + 1
+    assert versions[:3] == ["0"] * 3
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"lines.txt", "logs", "model.keras", "versions.txt"}
