@@ -4,6 +4,7 @@ import copy
 import hashlib
 import json
 
+import keras
 import pytest
 from router_zoo import ROUTERS, model_of
 from written_manifest import content_of
@@ -12,7 +13,7 @@ from keras_moe import cli
 from keras_moe.cli.errors import CliError
 from keras_moe.cli.inputs import draw, shapes_for_tokens
 from keras_moe.cli.runnable import Runnable
-from keras_moe.export import checksums, load
+from keras_moe.export import checksums, describe, load
 from keras_moe.export import manifest as manifests
 
 pytestmark = pytest.mark.one_backend
@@ -227,3 +228,19 @@ def test_every_router_fits_the_schema(name, folder):
     manifests.save(manifest, folder)
     assert manifests.read_checked(folder) == manifest
     assert len(manifest["mixtures"]) == 1
+
+
+@pytest.mark.parametrize(
+    "dtype, size",
+    [
+        *(("bool", 1), ("uint8", 1), ("bfloat16", 2), ("float64", 8)),
+        *(("float8_e4m3fn", 1), ("float8_e5m2", 1)),
+    ],
+)
+def test_bytes_of_weights(dtype, size):
+    layer = keras.layers.Layer()
+    layer.add_weight(
+        shape=(3, 5), dtype=dtype, initializer="zeros", trainable=False
+    )
+    model = keras.Sequential([keras.Input((2,)), layer])
+    assert describe(model)["parameter_bytes"] == 15 * size

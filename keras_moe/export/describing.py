@@ -65,6 +65,6 @@ def _bytes(layer):
 
 
 def _size_of(dtype):
-    """Bytes of one number: a dtype's name ends with its bits."""
-    bits = re.search(r"\d+$", keras.backend.standardize_dtype(dtype))
+    """Bytes of one number: the first number in a dtype's name are its bits."""
+    bits = re.search(r"\d+", keras.backend.standardize_dtype(dtype))
     return int(bits[0]) // 8 if bits else 1

@@ -23,6 +23,8 @@ import shutil
 import zlib
 from collections.abc import Callable
 
+from keras_moe.files.forcing import force, force_names
+
 Path = pathlib.Path
 MANIFEST = "manifest.json"
 CHECKSUM = "checksum"
@@ -59,7 +61,7 @@ def write(directory: Path, fill: Callable[[Path], dict], keep: int) -> Path:
         folder.mkdir()
         _fill(folder, fill)
         os.rename(folder, target)
-        _force(directory)
+        force_names(directory)
         for old in generations(directory)[keep:]:
             remove(old)
     return target
@@ -161,8 +163,7 @@ def _fill(folder, fill):
     manifest = {"schema": SCHEMA, **described, "files": files}
     manifest[CHECKSUM] = _checksum_of(manifest)
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
-    _force(folder / MANIFEST)
-    _force(folder)
+    force(folder)
 
 
 def _parse(data):
@@ -236,8 +237,7 @@ def _checksum_of(manifest):
 
 
 def _seal(path):
-    """Force a file to the disk; return its size and checksum."""
-    _force(path)
+    """Return a file's size and checksum."""
     return [path.stat().st_size, _checksum(path)]
 
 
@@ -247,12 +247,3 @@ def _checksum(path):
         while chunk := file.read(CHUNK):
             checksum = zlib.crc32(chunk, checksum)
     return checksum
-
-
-def _force(path):
-    """Wait until a file, or a folder's list of names, is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
