@@ -172,6 +172,14 @@ def test_loading_changes_no_file(tmp_path):
 
 
 @pytest.mark.one_backend
+def test_a_folder_that_cannot_be_made_is_noticed_before_the_training(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    for directory in (tmp_path / "file", tmp_path / "file" / "backup"):
+        with pytest.raises(OSError, match="file"):
+            hand_saves.begin(directory)
+
+
+@pytest.mark.one_backend
 def test_the_working_directory_may_change(tmp_path, monkeypatch):
     """A relative path is that of the moment at which the callback is made."""
     monkeypatch.chdir(tmp_path)

@@ -14,7 +14,7 @@ from each_step import AtStep, content, interrupt
 from kill_steps import KINDS, cannot_exchange, in_fork
 from small_exports import FORMAT, TextExport, TextSave
 
-from keras_moe.export import load, verify
+from keras_moe.export import load, placing, verify
 from keras_moe.export import manifest as manifests
 from keras_moe.files import exchanging, forcing, replacing
 
@@ -211,6 +211,26 @@ def test_the_working_directory_is_refused(export, tmp_path, monkeypatch, where):
 
 
 @pytest.mark.one_backend
+def test_the_working_directory_under_another_name(
+    export, artifact, monkeypatch, tmp_path
+):
+    """As on systems on which `a` and `A` are one folder."""
+    (tmp_path / "other").symlink_to(artifact)
+    monkeypatch.setattr(placing.Path, "cwd", lambda: tmp_path / "other")
+    with pytest.raises(ValueError, match="the working directory"):
+        export(artifact, "new")
+
+
+@pytest.mark.one_backend
+def test_a_mount_point_is_refused_at_once(export, artifact, monkeypatch):
+    """A volume of a container, which is empty, cannot be renamed."""
+    monkeypatch.setattr(os.path, "ismount", lambda path: path == artifact)
+    with pytest.raises(ValueError, match="a mount point: name a new folder"):
+        export(artifact, "new")
+    export(artifact / "inside", "new")
+
+
+@pytest.mark.one_backend
 def test_links_are_followed(export, artifact, tmp_path):
     (tmp_path / "link").symlink_to("artifact")
     (tmp_path / "to_nothing").symlink_to("elsewhere")
@@ -256,6 +276,17 @@ def test_an_address_is_no_path(export, monkeypatch, tmp_path, address, kind):
 
 
 @pytest.mark.one_backend
+def test_a_home_that_is_not_expanded(export, monkeypatch, tmp_path):
+    """A folder named `~` is easily deleted as the home."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"Pass os\.path\.expanduser"):
+        export("~/artifact", "new")
+    assert names(tmp_path) == []
+    for name in ("a~", "no/~"):
+        export(name, "new")
+
+
+@pytest.mark.one_backend
 def test_a_saved_model_under_a_pattern_is_refused(monkeypatch, tmp_path):
     """TensorFlow would not find its variables when it is loaded."""
     export = TextExport(monkeypatch)
@@ -274,15 +305,20 @@ def test_a_saved_model_under_a_pattern_is_refused(monkeypatch, tmp_path):
 
 
 @pytest.mark.one_backend
-def test_a_read_only_artifact_leaves_nothing_behind(export):
+@pytest.mark.parametrize("read_only", ["variables", "."])
+def test_a_read_only_artifact_leaves_nothing_behind(export, read_only):
     """In a fork, as for root nothing is read-only."""
 
     def replace(target):
         if is_root():
             os.setuid(12345)
         export(target, "old", "tf_saved_model")
-        (target / "variables").chmod(0o500)
-        export(target, "new", "tf_saved_model")
+        (target / read_only).chmod(0o500)
+        if read_only == ".":  # it protects itself
+            with pytest.raises(OSError, match="must be a place that can be"):
+                export(target, "new", "tf_saved_model")
+        else:
+            export(target, "new", "tf_saved_model")
 
     with tempfile.TemporaryDirectory() as folder:
         os.chmod(folder, 0o777)

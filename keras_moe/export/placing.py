@@ -22,7 +22,7 @@ def check_place(path: str | os.PathLike) -> Path:
 
     Raises:
         ValueError: If `path` is a file, the working directory or a parent of
-            it, or a folder that holds anything else.
+            it, a mount point, or a folder that holds anything else.
     """
     given = checks.check_path("path", path)
     try:
@@ -30,8 +30,11 @@ def check_place(path: str | os.PathLike) -> Path:
     except (OSError, ValueError) as error:
         # A circle of links, or a null byte.
         raise _refused(given, f"which is no path: {error}") from None
-    if target in _working_directories():
+    if any(_is_same(target, folder) for folder in _working_directories()):
         raise _refused(given, "the working directory, or a parent of it")
+    if os.path.ismount(target):
+        # A volume of a container: it cannot be exchanged, only what is in it.
+        raise _refused(given, "a mount point: name a new folder inside of it")
     if target.exists():
         check_replaceable(target)
     return target
@@ -73,6 +76,11 @@ def _working_directories():
     except OSError:  # it was removed
         return ()
     return (here, *here.parents)
+
+
+def _is_same(a, b):
+    """Return whether two paths are one, in other letters on some systems."""
+    return a == b or (a.exists() and os.path.samefile(a, b))
 
 
 def _refused(path, what):

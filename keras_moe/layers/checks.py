@@ -160,7 +160,12 @@ def check_path(name: str, value: Any) -> pathlib.Path:
         "Pass a str or a pathlib.Path.",
     )
     path = pathlib.Path(path)
-    # It would become a folder named "gs:", in the working directory.
+    # Each would become a folder named "~", or "gs:", in the working directory.
+    if os.path.expanduser(path) != str(path):
+        raise ValueError(
+            f"`{name}` must be a path without `~`. Received: {value}. Pass "
+            "os.path.expanduser(path)."
+        )
     if re.match(r"[A-Za-z][\w+.-]+:$", "".join(path.parts[:1])):
         raise ValueError(
             f"`{name}` must be a path of a file system. Received: {value}, an "

@@ -39,17 +39,18 @@ def choose(directory: Path, processes: Processes) -> tuple[Path | None, dict]:
 def tidy(
     directory: Path, generation: Path | None, processes: Processes
 ) -> None:
-    """Remove torn saves newer than `generation`, and parts of saves.
+    """Make the folder; remove torn saves newer than `generation`, and parts.
 
     Every process must call it. Torn saves would be counted among those that
-    are kept.
+    are kept. A folder that cannot be made is an error before the training.
 
     Raises:
-        OSError: if one cannot be removed.
+        OSError: if it cannot be made, or a save cannot be removed.
     """
     error = None
     if processes.index == 0:
         try:
+            directory.mkdir(parents=True, exist_ok=True)
             generations.clear(directory)
             for newer in generations.generations(directory):
                 if newer == generation:
