@@ -90,8 +90,9 @@ def use(name: str) -> Iterator[None]:
       (`torch.autograd.grad` with `create_graph=True`, `jax.grad` of
       `jax.grad`, nested `tf.GradientTape`s), e.g. for a gradient penalty.
     - Forward mode (`jax.jvp`, `jax.jacfwd`, `jax.hessian`) raises a
-      `NotImplementedError` on JAX that names this switch. On TensorFlow a
-      `tf.autodiff.ForwardAccumulator` needs it.
+      `NotImplementedError` on JAX that names this switch. On TensorFlow
+      it works, at the cost of the reference, where the block is traced or run
+      inside the `tf.autodiff.ForwardAccumulator`.
     - `torch.func` and forward mode work on PyTorch. Under `torch.func.vmap`
       the cost is that of the reference.
 
@@ -155,16 +156,20 @@ def _tensorflow(x, num_groups, inner):
     record nothing, and LiteRT has no such loop. Tiles are for the CPU that
     traces, not for an export: forward of S, M and L they take 1.17, 0.93 and
     0.92 times `limit`, a split 1.62, 0.96 and 1.52 on one thread, and 1.19,
-    0.87 and 0.97 on two. Decoding has no rows for them."""
+    0.87 and 0.97 on two. Decoding has no rows for them. The gradients written
+    by hand have no forward mode."""
     from tensorflow.python.eager import record
 
     from keras_moe.kernels import tensorflow_tiles as tiles
     from keras_moe.kernels.tensorflow_primitives import (
+        in_forward_mode,
         inside_xla,
         one_thread_of_avx2,
         runs_here,
     )
 
+    if in_forward_mode(x):
+        return "reference"
     if inside_xla():
         few = x.shape[0] is not None and x.shape[0] <= 8 * num_groups
         return "tensorflow_xla" + "_few_rows" * (few and _all_on_cpu())

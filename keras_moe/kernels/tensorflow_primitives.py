@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import tensorflow as tf
-from tensorflow.python.eager import record
+from tensorflow.python.eager import forwardprop_util, record
 from tensorflow.python.ops import control_flow_util
 
 from keras_moe.types import Tensor
@@ -122,6 +122,17 @@ def shapes_known(x: Tensor) -> str:
 def shape_of_count(count: Tensor, otherwise: int) -> int | Tensor:
     """A scalar of the graph, unless XLA compiles it."""
     return otherwise if inside_xla() else count
+
+
+def in_forward_mode(x: Tensor) -> bool:
+    """Return whether a `tf.autodiff.ForwardAccumulator` is in effect.
+
+    TensorFlow has no public function for it.
+
+    Args:
+        x: any tensor.
+    """
+    return bool(forwardprop_util.pack_tangents([x]).indices)
 
 
 def inside_xla() -> bool:
