@@ -168,6 +168,33 @@ def test_a_router_in_its_block(name):
     )
 
 
+@keras.saving.register_keras_serializable(package="tests")
+class Scored(WithInputs):
+    """A user's own layer around a bare router: tokens times a learned score."""
+
+    def call(self, x, training=None):
+        router, given = self.block, None
+        if router.router_inputs_use == "required":
+            given = x[..., :E]
+            if router.router_inputs_kind == "ids":
+                given = ops.cast(x[..., 0], "int32")
+        assignment = router(x, training=training, router_inputs=given)
+        best = ops.max(assignment.router_probs, axis=-1)
+        best = ops.reshape(best, ops.shape(x)[:-1] + (1,))
+        return x * ops.cast(best, x.dtype)
+
+
+@pytest.mark.parametrize("name", ROUTERS)
+def test_a_router_in_a_layer_of_ones_own(name):
+    trainable, fixed = OF_ROUTER[name]
+    run_harness(
+        lambda **kw: Scored(ROUTERS[name](), **kw),
+        (trainable, fixed + ENABLED, 1),
+        D,
+        run_training_check=trainable > 0,
+    )
+
+
 @pytest.mark.parametrize(
     "parts",
     [
