@@ -12,8 +12,10 @@ os.environ["XLA_FLAGS"] = " ".join(
     ]
 )
 
+import light_keras  # noqa: F401
+
+# isort: split
 import keras
-import no_tensorflow  # noqa: F401
 from distributed_model import BATCH, make_data, make_model
 
 from keras_moe.distribution import expert_parallel

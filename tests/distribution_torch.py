@@ -8,10 +8,12 @@ import os
 import pathlib
 import sys
 
+import light_keras  # noqa: F401
+
+# isort: split
 import distributed_model
 import exchange_cases
 import keras
-import no_tensorflow  # noqa: F401
 import numpy as np
 import torch
 from torch import distributed

@@ -8,8 +8,10 @@ import os
 import pathlib
 import sys
 
+import light_keras  # noqa: F401
+
+# isort: split
 import hidden_weights
-import no_tensorflow  # noqa: F401
 import numpy as np
 import torch
 from torch import distributed

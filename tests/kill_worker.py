@@ -11,7 +11,7 @@ import signal
 import sys
 
 if os.environ["KERAS_BACKEND"] != "tensorflow":
-    import no_tensorflow  # noqa: F401
+    import light_keras  # noqa: F401
 
 import keras  # noqa: E402
 import numpy as np  # noqa: E402

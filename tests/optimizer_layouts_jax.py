@@ -14,7 +14,9 @@ os.environ["XLA_FLAGS"] = (
     + " --xla_force_host_platform_device_count=4"
 )
 
-import no_tensorflow  # noqa: F401
+import light_keras  # noqa: F401
+
+# isort: split
 import numpy as np
 from optimizer_layouts import make_model, trained
 

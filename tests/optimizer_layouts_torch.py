@@ -10,7 +10,9 @@ import os
 import pathlib
 import sys
 
-import no_tensorflow  # noqa: F401
+import light_keras  # noqa: F401
+
+# isort: split
 import numpy as np
 import torch
 from optimizer_layouts import make_model, trained

@@ -4,8 +4,10 @@ import json
 import pathlib
 import sys
 
+import light_keras  # noqa: F401
+
+# isort: split
 import keras
-import no_tensorflow  # noqa: F401
 
 keras.distribution.initialize()
 

@@ -3,7 +3,7 @@
 import pathlib
 import sys
 
-import no_tensorflow  # noqa: F401
+import light_keras  # noqa: F401
 import numpy as np
 import torch
 

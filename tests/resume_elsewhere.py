@@ -17,7 +17,7 @@ os.environ["XLA_FLAGS"] = " ".join(
     ]
 )
 if os.environ["KERAS_BACKEND"] != "tensorflow":
-    import no_tensorflow  # noqa: F401
+    import light_keras  # noqa: F401
 else:
     import tensorflow as tf
 

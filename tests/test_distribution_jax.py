@@ -71,8 +71,8 @@ def test_shard_map_with_its_defaults_computes_each_part(tmp_path_factory):
     assert max(mapped.values()) < 1e-5, mapped
 
 
-def test_a_model_stays_usable_after_rows_that_do_not_divide(divided):
-    after = dict(divided["after failures"])
+def test_a_model_stays_usable_after_rows_that_do_not_divide(tmp_path_factory):
+    after = results_of(tmp_path_factory, "fail")
     assert after.pop("steps") == 1
     assert set(after) == {"predict", "evaluate", "fit", "second batch"}
     for text, difference in after.values():
