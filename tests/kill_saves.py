@@ -12,7 +12,7 @@ import sys
 import zipfile
 
 if os.environ["KERAS_BACKEND"] != "tensorflow":
-    import no_tensorflow  # noqa: F401
+    import light_keras  # noqa: F401
 
 import each_step  # noqa: E402
 import keras  # noqa: E402

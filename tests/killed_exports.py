@@ -5,7 +5,7 @@ import pathlib
 import sys
 
 if os.environ["KERAS_BACKEND"] == "torch":
-    import no_tensorflow  # noqa: F401
+    import light_keras  # noqa: F401
 
 import keras  # noqa: E402
 import numpy as np  # noqa: E402
