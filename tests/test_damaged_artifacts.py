@@ -227,3 +227,14 @@ def test_an_old_schema_has_no_checksums(copy, key):
 def test_files_that_are_not_listed_are_ignored(copy):
     (copy / "notes.txt").write_text("mine")
     assert load(copy).manifest == manifests.read(copy)
+
+
+@own
+@pytest.mark.parametrize("name", ["a[1]", "[!a]/b", "a\\b", "a*b?"])
+def test_names_that_are_patterns(copy, name):
+    """TensorFlow looks for the variables of a SavedModel by a pattern."""
+    folder = copy.parent / name
+    folder.parent.mkdir(exist_ok=True)
+    copy.rename(folder)
+    [y] = load(folder)(X)
+    np.testing.assert_allclose(y, to_numpy(model_of()(X)), atol=1e-5)

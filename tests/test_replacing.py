@@ -14,8 +14,8 @@ from each_step import AtStep, content, interrupt
 from kill_steps import KINDS, cannot_exchange, in_fork
 from small_exports import FORMAT, TextExport, TextSave
 
-from keras_moe.export import load, placing, verify
 from keras_moe.export import manifest as manifests
+from keras_moe.export import placing
 from keras_moe.files import exchanging, forcing, replacing
 
 HERE = pathlib.Path(__file__).parent
@@ -102,7 +102,7 @@ def run(script, *arguments):
 
 
 def test_kill_9_at_some_steps(tmp_path):
-    run("kill_steps.py", tmp_path, 41, *KINDS)
+    run("kill_steps.py", tmp_path, 61, *KINDS)
 
 
 @pytest.mark.slow
@@ -284,24 +284,6 @@ def test_a_home_that_is_not_expanded(export, monkeypatch, tmp_path):
     assert names(tmp_path) == []
     for name in ("a~", "no/~"):
         export(name, "new")
-
-
-@pytest.mark.one_backend
-def test_a_saved_model_under_a_pattern_is_refused(monkeypatch, tmp_path):
-    """TensorFlow would not find its variables when it is loaded."""
-    export = TextExport(monkeypatch)
-    for name in ("a[1]", "a\\b", "[!a]/b"):
-        with pytest.raises(ValueError, match="must hold no brackets"):
-            export(tmp_path / name, "new", "tf_saved_model")
-        export(tmp_path / name, "new", "torch")
-    for name in ("a]b[c", "a*b?", "[]"):
-        export(tmp_path / name, "new", "tf_saved_model")
-    export(tmp_path / "plain", "new", "tf_saved_model")
-    (tmp_path / "plain").rename(tmp_path / "b[2]")
-    with pytest.raises(ValueError, match="move the folder"):
-        load(tmp_path / "b[2]")
-    with pytest.raises(ValueError, match="move the folder"):
-        verify(export.model, tmp_path / "b[2]")
 
 
 @pytest.mark.one_backend

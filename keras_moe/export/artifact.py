@@ -9,7 +9,6 @@ from keras import tree
 from keras_moe.export import manifest as manifests
 from keras_moe.export import runtimes
 from keras_moe.export.formats import FORMATS, require_packages
-from keras_moe.export.placing import check_loadable
 from keras_moe.layers import checks
 
 
@@ -37,7 +36,6 @@ class Artifact:
         format = self.manifest["format"]
         # Only what runs it: the last of the packages, or the only one.
         require_packages(format, FORMATS[format].packages[-1:])
-        check_loadable(pathlib.Path(path), format)
         file = pathlib.Path(path, FORMATS[format].file)
         try:
             self._run = runtimes.load(format, str(file), threads)
@@ -79,8 +77,7 @@ def load(path: str | os.PathLike, threads: int | None = None) -> Artifact:
     Raises:
         FileNotFoundError: If the folder holds no `moe.json`.
         ValueError: If `moe.json` or a file that it lists is damaged, or if a
-            PyTorch program holds what keras_moe does not write, or if the path
-            of a SavedModel holds brackets or backslashes.
+            PyTorch program holds what keras_moe does not write.
         ImportError: If the package of the runtime is missing.
         RuntimeError: If the runtime cannot load the artifact.
         OSError: If a file cannot be read.

@@ -11,7 +11,6 @@ from keras_moe.export import manifest as manifests
 from keras_moe.export.elsewhere import write_elsewhere
 from keras_moe.export.formats import format_of
 from keras_moe.export.placing import (
-    check_loadable,
     check_place,
     check_replaceable,
     is_replaceable,
@@ -79,9 +78,7 @@ def export(
             tolerance: 1e-4 for LiteRT, 1e-5 for the others, in units of the
             largest output. Nothing is left behind then. Also if `path` is the
             working directory or a parent of it, or holds anything that no
-            earlier export wrote, which is never deleted; or if it holds
-            brackets or backslashes, from which TensorFlow does not load a
-            SavedModel.
+            earlier export wrote, which is never deleted.
         ImportError: where a package is missing; it names the pip command.
         OSError: where `path` cannot be written or its disk is full.
         RuntimeError: where a converter or the artifact's runtime fails.
@@ -90,7 +87,6 @@ def export(
     writer = format_of(format).writer
     _check_quantize(quantize)
     target = check_place(path)
-    check_loadable(target, format)
     wrapped = as_functional(model, input_signature)
     _check_text(wrapped, format)
     with scratch_beside(target, is_replaceable) as scratch:
@@ -135,7 +131,6 @@ def verify(
     """
     manifest = manifests.read_checked(path)
     format_of(manifest["format"])
-    check_loadable(pathlib.Path(path), manifest["format"])
     wrapped = as_functional(model, input_signature)
     return verify_folder(wrapped, manifest, pathlib.Path(path), data)
 

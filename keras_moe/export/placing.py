@@ -1,6 +1,5 @@
 """Where an artifact may be written: nothing that is not ours is deleted."""
 
-import fnmatch
 import os
 import pathlib
 
@@ -38,21 +37,6 @@ def check_place(path: str | os.PathLike) -> Path:
     if target.exists():
         check_replaceable(target)
     return target
-
-
-def check_loadable(folder: Path, format: str) -> None:
-    """Raise a ValueError if a runtime would not find its files in a folder.
-
-    TensorFlow takes the path of a SavedModel's variables for a pattern.
-    """
-    path = folder.as_posix()
-    found = fnmatch.fnmatchcase(path, path) and "\\" not in path
-    if format == "tf_saved_model" and not found:
-        raise ValueError(
-            "`path` must hold no brackets and no backslashes if `format` is "
-            "'tf_saved_model': TensorFlow reads them as a pattern. Received: "
-            f"{path}. Choose another name, or move the folder."
-        )
 
 
 def check_replaceable(folder: Path) -> None:

@@ -8,10 +8,13 @@ shows that an artifact needs nothing of what made it; it must import nothing
 from the package.
 """
 
+import contextlib
+import fnmatch
 import importlib.util
 import pathlib
 import re
 import sys
+import tempfile
 import warnings
 from collections.abc import Callable
 
@@ -44,7 +47,8 @@ def _saved_model(path, threads):
 
     if threads:  # an error where TensorFlow already computes
         tf.config.threading.set_intra_op_parallelism_threads(threads)
-    module = tf.saved_model.load(path)
+    with _found_by_pattern(path) as found:
+        module = tf.saved_model.load(found)
     serve = module.signatures["serve"]
 
     def run(inputs):
@@ -53,6 +57,22 @@ def _saved_model(path, threads):
 
     run.module = module  # its variables live as long as it does
     return run
+
+
+@contextlib.contextmanager
+def _found_by_pattern(path):
+    """Yield a path that TensorFlow reads as it is, a link to it if need be.
+
+    It takes brackets and backslashes in the path of variables for a pattern.
+    """
+    plain = pathlib.Path(path).as_posix()
+    if fnmatch.fnmatchcase(plain, plain) and "\\" not in plain:
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        link = pathlib.Path(folder, "artifact")
+        link.symlink_to(pathlib.Path(path).absolute(), target_is_directory=True)
+        yield str(link)
 
 
 def _litert(path, threads):
