@@ -10,6 +10,7 @@ import sys
 import tempfile
 
 import pytest
+from backend import BACKEND
 from each_step import AtStep, content, interrupt
 from kill_steps import KINDS, cannot_exchange, in_fork
 from small_exports import FORMAT, TextExport, TextSave
@@ -287,6 +288,7 @@ def test_a_home_that_is_not_expanded(export, monkeypatch, tmp_path):
 
 
 @pytest.mark.one_backend
+@pytest.mark.skipif(BACKEND == "jax", reason="warns of forks")
 @pytest.mark.parametrize("read_only", ["variables", "."])
 def test_a_read_only_artifact_leaves_nothing_behind(export, read_only):
     """In a fork, as for root nothing is read-only."""
