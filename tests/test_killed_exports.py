@@ -53,10 +53,17 @@ def kill_export(folder, seed, moment):
     command = [sys.executable, SCRIPT, folder, FORMAT, str(seed)]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     end = time.monotonic() + LONGEST
-    while process.poll() is None and not any(map(moment, hidden(folder))):
+    while process.poll() is None and not is_reached(moment, folder):
         assert time.monotonic() < end
     process.kill()
     return process.wait()
+
+
+def is_reached(moment, folder):
+    try:
+        return any(map(moment, hidden(folder)))
+    except FileNotFoundError:  # a converter removed what was being listed
+        return False
 
 
 def hidden(folder):
