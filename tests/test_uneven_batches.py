@@ -13,7 +13,12 @@ import time
 import pytest
 from backend import BACKEND
 
-from keras_moe.distribution import environment, referee
+from keras_moe.distribution import (
+    agreement,
+    environment,
+    even_batches,
+    referee,
+)
 from keras_moe.distribution.referee import Progress, fault
 from keras_moe.distribution.watching import Referee, Watch
 
@@ -104,11 +109,19 @@ def test_even_batches_are_left_alone(one, other, now):
     assert fault({0: other, 1: one}, now) is None
 
 
+def watches_of_two():
+    server = Referee(2, "token")
+    found = [Watch("localhost", server.port, "token", i) for i in range(2)]
+    assert server.has_all(10)
+    for part in (server, *found):
+        part.start()
+    return found
+
+
 @anywhere
 def test_processes_meet_and_hear_of_a_fault():
     """Two of them, as two clients in this process."""
-    server = Referee(2, "token")
-    one, other = (Watch("localhost", server.port, "token", i) for i in range(2))
+    one, other = watches_of_two()
     try:
         for watch in (one, other):
             watch.progress.section = watch.progress.call = 1
@@ -126,8 +139,7 @@ def test_processes_meet_and_hear_of_a_fault():
 
 @anywhere
 def test_what_one_process_finds_is_told_to_all():
-    server = Referee(2, "token")
-    one, other = (Watch("localhost", server.port, "token", i) for i in range(2))
+    one, other = watches_of_two()
     try:
         other.raised = True  # so that no thread ends this process
         quoted = referee.UNEVEN.format("a step without rows in process 0")
@@ -148,11 +160,27 @@ def test_a_process_that_ends_is_known_to_have_left():
     """At once: a backend may keep its connection until the others end."""
     server = Referee(1, "token")
     watch = Watch("localhost", server.port, "token", 0)
-    watch._leave()
-    end = time.monotonic() + 10
-    while not server.jobs[0].left and time.monotonic() < end:
-        time.sleep(0.01)
-    assert server.jobs[0].left
+    with watch.connection:
+        watch._leave()
+        end = time.monotonic() + 10
+        while not server.jobs[0].left and time.monotonic() < end:
+            time.sleep(0.01)
+        assert server.jobs[0].left
+
+
+@anywhere
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_job_without_addresses_or_ways_to_process_0(monkeypatch, processes):
+    """Process 0 sends its address; of two the second does not come."""
+    place = agreement.Place(0, processes, "")
+    monkeypatch.setattr(agreement, "place", lambda: place)
+    monkeypatch.setattr(agreement, "from_first", lambda numbers, model: numbers)
+    monkeypatch.setattr(even_batches, "CONNECT", 0.2)
+    if processes == 1:
+        assert even_batches._connected(None).connection.getpeername()
+        return
+    with pytest.warns(UserWarning, match="not every process reaches process 0"):
+        assert even_batches._connected(None) is None
 
 
 @anywhere

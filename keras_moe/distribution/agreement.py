@@ -1,6 +1,8 @@
 """What processes agree on through their backend, before they train."""
 
+import contextlib
 import os
+import socket
 from typing import NamedTuple
 
 import keras
@@ -16,7 +18,7 @@ class Place(NamedTuple):
     Attributes:
         number: Of this process.
         processes: How many there are.
-        host: Address of process 0.
+        host: Address of process 0; empty where the job does not name it.
     """
 
     number: int
@@ -28,9 +30,18 @@ def place() -> Place:
     """Return this process's place in the job that it joined."""
     job = read_job(os.environ, keras.backend.backend())
     job = job or read_slurm_job(os.environ)
-    first = job.addresses[0] if job and job.addresses else "localhost:0"
+    first = job.addresses[0] if job and job.addresses else ""
     host = first.rsplit(":", 1)[0]
     return Place(process_index(), process_count(), host)
+
+
+def own_address() -> list[int]:
+    """Return the four numbers of this host's address in its network."""
+    udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    with contextlib.suppress(OSError), udp:
+        udp.connect(("192.0.2.1", 9))  # finds the route, and sends nothing
+        return [int(n) for n in udp.getsockname()[0].split(".")]
+    return [127, 0, 0, 1]
 
 
 def is_collective(model: keras.Model, name: str) -> bool:

@@ -10,6 +10,7 @@ import inspect
 import os
 import pathlib
 import secrets
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -22,7 +23,7 @@ from keras_moe.distribution.steps import (
     around_steps,
     replaced,
 )
-from keras_moe.distribution.watching import Referee, Watch
+from keras_moe.distribution.watching import CONNECT, Referee, Watch
 
 JOINED = "KERAS_MOE_JOINED"  # a file by which `launch` sees that one joined
 NOT_THERE = (
@@ -31,7 +32,12 @@ NOT_THERE = (
     "processes. Received: a first call that not every process makes. Make the "
     "same calls everywhere."
 )
-_watches: list[Watch] = []  # of this process, one at most
+UNREACHED = (
+    "Uneven batches will not be noticed, and a process that has fewer leaves "
+    "the others waiting: not every process reaches process 0 at {}, whose port "
+    "the system chooses. Let the hosts of a job reach each other's ports."
+)
+_watches: list[Watch | None] = []  # of this process, one at most
 _calls: list[str] = []  # that run now, the outermost first
 
 
@@ -58,8 +64,11 @@ def _counted(own, model, args, kwargs):
     name = own.__name__
     if _calls or not agreement.is_collective(model, name):
         return own(model, *args, **kwargs)
+    connect(model)
+    if _watches[0] is None:
+        return own(model, *args, **kwargs)
     bound = inspect.signature(own).bind(model, *args, **kwargs)
-    with _one_call(model, name) as watch:
+    with _one_call(_watches[0], name) as watch:
         counter = BatchCounter(watch)
         given = bound.arguments.get("callbacks")
         bound.arguments["callbacks"] = _with(counter, given, model)
@@ -93,10 +102,8 @@ def _with(counter, given, model):
 
 
 @contextlib.contextmanager
-def _one_call(model, name: str) -> Iterator[Watch]:
+def _one_call(watch: Watch, name: str) -> Iterator[Watch]:
     """Notes a call's begin and its end."""
-    connect(model)
-    watch = _watches[0]
     _calls.append(name)
     watch.progress.call += 1
     try:
@@ -106,18 +113,37 @@ def _one_call(model, name: str) -> Iterator[Watch]:
         _calls.pop()
 
 
-def _connected(model) -> Watch:
+def _connected(model) -> Watch | None:
     """Starts the referee in process 0; all processes call it together."""
     place = agreement.place()
-    port, token = 0, [0] * 4
+    referee, first = None, [0] * 9
     if place.number == 0:
-        token = [secrets.randbelow(2**15) for _ in token]
-        port = Referee(place.processes, _text(token)).port
+        token = [secrets.randbelow(2**15) for _ in range(4)]
+        referee = Referee(place.processes, _text(token))
+        first = [referee.port, *token, *agreement.own_address()]
+    port, *rest = _from_first(first, model)
+    host = place.host or ".".join(map(str, rest[4:]))
+    watch = None
+    with contextlib.suppress(OSError):
+        watch = Watch(host, port, _text(rest[:4]), place.number)
+    all_there = referee is not None and referee.has_all(CONNECT)
+    if not _from_first([int(all_there)], model)[0]:
+        if watch is not None:
+            watch.connection.close()
+        if referee is not None:
+            warnings.warn(UNREACHED.format(host), stacklevel=2)
+        return None
+    for one in (referee, watch):
+        if one is not None:
+            one.start()
+    return watch
+
+
+def _from_first(numbers, model):
     try:
-        port, *token = agreement.from_first([port, *token], model)
+        return agreement.from_first(numbers, model)
     except agreement.failures() as error:
         raise RuntimeError(NOT_THERE) from error
-    return Watch(place.host, port, _text(token), place.number)
 
 
 def _text(token):

@@ -18,6 +18,7 @@ from dataclasses import asdict
 from keras_moe.distribution.referee import UNEVEN, Progress, fault
 
 PAUSE = 0.25  # seconds between two messages
+CONNECT = 20.0  # seconds to reach the referee
 GRACE = 1.5  # seconds in which every process can write the error
 DEPARTED = UNEVEN.format("process 0 has left, process {} is in {}")
 
@@ -38,6 +39,16 @@ class Referee:
         self.server = socket.create_server(("", 0))
         self.port = self.server.getsockname()[1]
         _in_background(self._accept)
+
+    def has_all(self, seconds: float) -> bool:
+        """Wait until every process is connected; return whether all are."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end and len(self.connections) < len(self.jobs):
+            time.sleep(0.02)
+        return len(self.connections) == len(self.jobs)
+
+    def start(self) -> None:
+        """Begin to compare."""
         _in_background(self._compare)
 
     def _accept(self):
@@ -91,6 +102,9 @@ class Watch:
         host, port: Of the referee.
         token: Of the referee.
         index: Of this process.
+
+    Raises:
+        OSError: If the referee cannot be reached.
     """
 
     def __init__(self, host: str, port: int, token: str, index: int):
@@ -100,9 +114,12 @@ class Watch:
         self.fault: str | None = None
         self.raised = False
         self.changed = threading.Condition()
-        self.connection = socket.create_connection((host, port), timeout=60)
+        self.connection = socket.create_connection((host, port), CONNECT)
         self.connection.settimeout(None)
         self.connection.sendall(f"{token} {index}\n".encode())
+
+    def start(self) -> None:
+        """Begin to tell and to hear."""
         _in_background(self._listen)
         _in_background(self._report)
         atexit.register(self._leave)
