@@ -2,6 +2,7 @@
 
 import keras
 import numpy as np
+import pytest
 from keras import ops
 
 import keras_moe
@@ -64,6 +65,21 @@ NORMALIZED = {  # each computed token's weights sum to one
     "HashRouter round robin",
     "RuleRouter",
 }
+
+
+def is_variant(name):
+    """Whether another router of the class shows what depends on a backend."""
+    return " " in name and not name.endswith("Router of groups")
+
+
+def of_each(names=ROUTERS):
+    """Names as parameters; `make test` runs variants on one backend."""
+    return [
+        pytest.param(name, marks=pytest.mark.one_backend)
+        if is_variant(name)
+        else name
+        for name in names
+    ]
 
 
 def router_inputs_of(router, shape, seed=0):

@@ -122,6 +122,7 @@ def test_rows_of_rank_3_and_outputs_of_another_width(rng):
     np.testing.assert_array_equal(y[5:], 0)
 
 
+@pytest.mark.one_backend
 @pytest.mark.parametrize("name", INITIALIZERS)
 @pytest.mark.parametrize("num_experts", [1, 8, 64, 128])
 def test_each_expert_starts_as_a_dense_kernel_does(name, num_experts):

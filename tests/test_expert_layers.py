@@ -8,6 +8,9 @@ from keras import layers, ops
 
 from keras_moe import Expert, ExpertLayers, MoEBlock, Router, RuleRouter
 
+# `make test` runs these tests on one backend, except for `every_backend` ones.
+pytestmark = pytest.mark.one_backend
+
 WIDTH = 4
 
 
@@ -69,6 +72,7 @@ def test_the_router_sees_an_examples_mean_token(rng):
     assert index[3] == 2  # padding goes nowhere
 
 
+@pytest.mark.every_backend
 def test_a_bank_of_networks_routes_examples_as_well(rng):
     """`level="example"` with FFN experts is tokens with their example's
     expert."""
@@ -109,6 +113,7 @@ def test_what_an_expert_adds_and_assigns_in_training_is_kept(rng):
     np.testing.assert_allclose(sum(losses), (x**2).sum() / 8, rtol=1e-4)
 
 
+@pytest.mark.every_backend
 def test_dropout_draws_anew_in_each_training_step(rng):
     bank = ExpertLayers([layers.Dropout(0.5), layers.Dropout(0.5)])
     bank.build((None, 50))

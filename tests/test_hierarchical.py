@@ -13,6 +13,9 @@ from keras_moe import (
     routing,
 )
 
+# `make test` runs these tests on one backend, except for `every_backend` ones.
+pytestmark = pytest.mark.one_backend
+
 LOG = np.log
 # Two groups of three experts; one token.
 GROUPS = np.array([[LOG(3), LOG(1)]], "float32")  # 3/4, 1/4
@@ -45,6 +48,7 @@ def test_the_z_loss_sees_a_common_offset_of_either_stage(groups, experts):
     )
 
 
+@pytest.mark.every_backend
 def test_the_softmax_of_the_logits_is_the_probabilities(rng):
     a = arrays(
         routing.hierarchical_assignment(draw(rng, 7, 3), draw(rng, 7, 6), 2)
@@ -54,6 +58,7 @@ def test_the_softmax_of_the_logits_is_the_probabilities(rng):
     np.testing.assert_allclose(a.router_probs, sums, rtol=1e-5)
 
 
+@pytest.mark.every_backend
 @pytest.mark.parametrize(
     "top_k, top_k_groups, normalize, experts, weights",
     [

@@ -135,11 +135,16 @@ FEW, MANY = [3, 0, 5, 3], [97, 0, 130, 3]  # rows per expert
     "activation, gated, sizes",
     [
         ("elementwise", False, FEW),
-        ("elementwise", True, MANY),
-        ("along rows", False, MANY),
         ("along rows", True, FEW),
-        ("a user's own", False, FEW),
         ("a user's own", True, MANY),
+        *(
+            pytest.param(*values, marks=pytest.mark.slow)
+            for values in (
+                ("elementwise", True, MANY),
+                ("along rows", False, MANY),
+                ("a user's own", False, FEW),
+            )
+        ),
     ],
 )
 def test_any_activation(rng, activation, gated, sizes, compiled):

@@ -8,6 +8,9 @@ from keras import layers, ops
 
 from keras_moe import ExpertLayers, MixtureOfModels, Router, RuleRouter
 
+# `make test` runs these tests on one backend, except for `every_backend` ones.
+pytestmark = pytest.mark.one_backend
+
 WIDTH, CLASSES, WORDS = 3, 4, 20
 
 
@@ -101,6 +104,7 @@ class Counting(layers.Layer):
         return x
 
 
+@pytest.mark.every_backend
 def test_only_the_chosen_experts_run(rng):
     """40 examples of five experts, by rule; the last gets none."""
     experts = [Counting() for _ in range(5)]
@@ -116,6 +120,7 @@ def test_only_the_chosen_experts_run(rng):
     )
 
 
+@pytest.mark.every_backend
 @pytest.mark.parametrize("top_k", [None, 1])
 def test_unlike_models_of_token_ids_train_and_save(top_k, rng, tmp_path):
     experts = text_experts()

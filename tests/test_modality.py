@@ -15,6 +15,9 @@ from keras_moe import (
     metrics,
 )
 
+# `make test` runs these tests on one backend, except for `every_backend` ones.
+pytestmark = pytest.mark.one_backend
+
 LOG2 = np.log(2)
 
 
@@ -309,6 +312,7 @@ def fitted():
     return model, routing, x, history.history["loss"]
 
 
+@pytest.mark.every_backend
 def test_three_modalities_train_through_one_trunk(fitted):
     _, _, _, losses_of_training = fitted
     assert losses_of_training[-1] < 0.5 * losses_of_training[0]
@@ -329,6 +333,7 @@ def test_the_loss_of_the_model_is_numpys(fitted):
     assert loss == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.every_backend
 def test_a_block_adds_the_routers_loss(rng):
     """In training alone, before the balance of all tokens."""
     block = MoEBlock(3, 4, router=ModalityRouter(3, 2))

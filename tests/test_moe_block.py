@@ -31,6 +31,7 @@ def expert_outputs(block, x):
     return np.stack(outputs)
 
 
+@pytest.mark.one_backend
 def test_one_expert_is_the_dense_network_with_the_same_weights(rng):
     x = draw(rng, 4, 5, 6)
     block = MoEBlock(1, 10, top_k=1, activation="gelu", gated=True)
@@ -96,6 +97,7 @@ def test_shared_expert_does_not_start_as_a_routed_one(seed):
     assert (to_numpy(block.experts.up_kernel) != shared).all()
 
 
+@pytest.mark.one_backend
 def test_dropless_outputs_do_not_depend_on_the_other_tokens(rng):
     x = draw(rng, 40, 6)
     block = MoEBlock(8, 10, top_k=2)

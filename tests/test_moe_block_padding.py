@@ -7,6 +7,9 @@ from backend import draw, layer_gradients, to_numpy
 
 from keras_moe import HashRouter, MoEBlock, TransformerEncoderBlock
 
+# `make test` runs these tests on one backend, except for `every_backend` ones.
+pytestmark = pytest.mark.one_backend
+
 
 def padded_block():
     return MoEBlock(
@@ -59,6 +62,7 @@ def test_padding_behaves_as_if_it_were_not_there(rng):
     np.testing.assert_allclose(load, to_numpy(block.expert_load), rtol=1e-6)
 
 
+@pytest.mark.every_backend
 def test_keras_masks_are_honoured_and_passed_on(rng):
     ids = np.array([[3, 4, 0, 0], [1, 2, 5, 0]])
     inputs = keras.Input((None,), dtype="int32")

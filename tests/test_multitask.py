@@ -8,6 +8,9 @@ from mixture_oracle import expert, mixture, randomize, softmax
 
 from keras_moe import CGC, PLE, Expert, MultiGateMoE
 
+# `make test` runs these tests on one backend, except for `every_backend` ones.
+pytestmark = pytest.mark.one_backend
+
 T, D, F, H = 7, 4, 6, 5
 LAYERS = {
     "MultiGateMoE": lambda **kw: MultiGateMoE(3, F, num_tasks=2, **kw),
@@ -144,6 +147,7 @@ def test_padding_is_zero_and_reaches_no_gradient(make, rng):
     assert all(np.isfinite(g).all() for g in gradients.values())
 
 
+@pytest.mark.every_backend
 @every_layer
 def test_masks_of_keras_reach_every_output(make):
     inputs = keras.Input((None,), dtype="int32")
@@ -180,6 +184,7 @@ def test_mixture_weights_are_float32_under_any_policy(rng):
     assert {dtype(w.dtype) for w in layer.mixture_weights(x)} == {"float32"}
 
 
+@pytest.mark.every_backend
 @pytest.mark.parametrize("name", ["MultiGateMoE", "CGC"])  # PLE: tests/zoo.py
 def test_a_model_of_two_heads_trains_saves_and_loads(name, rng, tmp_path):
     inputs = keras.Input((D,))

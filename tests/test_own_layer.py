@@ -12,7 +12,14 @@ import pytest
 from backend import BACKEND, draw, to_numpy
 from keras import layers, ops
 from own_layers import EVERY_LAYER, WITHOUT_MASK, Residual, Subclassed
-from router_zoo import ROUTERS, D, E, router_inputs_of, symbolic_router_inputs
+from router_zoo import (
+    ROUTERS,
+    D,
+    E,
+    of_each,
+    router_inputs_of,
+    symbolic_router_inputs,
+)
 from zoo import WIDTH
 
 import keras_moe
@@ -50,7 +57,7 @@ def test_shape_of_an_own_layer(name):
         np.testing.assert_array_equal(to_numpy(variable), old)
 
 
-@pytest.mark.parametrize("name", ROUTERS)
+@pytest.mark.parametrize("name", of_each())
 def test_shape_of_an_own_layer_by_router(name):
     router = ROUTERS[name]()
     own = Residual(keras_moe.MoEBlock(E, 12, router=router))

@@ -30,7 +30,17 @@ def oracle(tmp_path_factory):
     return out
 
 
-@pytest.mark.parametrize("name", ROUTERS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "mixtral",
+        "deepseek_v3",
+        *(
+            pytest.param(name, marks=pytest.mark.one_backend)
+            for name in ("qwen3_normalized", "qwen3")
+        ),
+    ],
+)
 def test_outputs_and_gradients(oracle, name, monkeypatch):
     arrays = dict(np.load(oracle / f"{name}.npz"))
     block = MoEBlock(

@@ -73,6 +73,7 @@ def test_the_table_ends_it(finished):
         assert row in table
 
 
+@pytest.mark.one_backend
 def test_an_unwritable_output_is_one_line(tmp_path):
     (tmp_path / "file").write_text("")
     done = run("--quick", "--output", tmp_path / "file" / "below")

@@ -16,6 +16,7 @@ from router_zoo import (
     E,
     arrays,
     model_of,
+    of_each,
     router_inputs_of,
     symbolic_router_inputs,
 )
@@ -23,7 +24,7 @@ from router_zoo import (
 import keras_moe
 from keras_moe import MoEBlock
 
-every_router = pytest.mark.parametrize("make", ROUTERS.values(), ids=ROUTERS)
+every_router = pytest.mark.parametrize("name", of_each())
 README = (pathlib.Path(__file__).parents[1] / "README.md").read_text()
 
 
@@ -66,11 +67,11 @@ def functional(block, length=5):
 
 
 @every_router
-def test_it_is_built_by_fit_trains_saves_and_loads(make, rng, tmp_path):
+def test_it_is_built_by_fit_trains_saves_and_loads(name, rng, tmp_path):
     """The first `fit` builds the model, and no path is used twice. A second
     `fit` moves every trainable weight, and the loaded block predicts what the
     saved one does."""
-    model = Subclassed(make())
+    model = Subclassed(ROUTERS[name]())
     x, ids = draw(rng, 64, 5, D), rng.integers(0, E, (64, 5))
     if model.block.router.router_inputs_kind == "logits":
         ids = draw(rng, 64, 5, E)
@@ -95,9 +96,9 @@ def test_it_is_built_by_fit_trains_saves_and_loads(make, rng, tmp_path):
 
 @pytest.mark.fast
 @every_router
-def test_no_tokens(make):
+def test_no_tokens(name):
     """An empty batch has empty outputs and finite losses."""
-    block = block_of(make())
+    block = block_of(ROUTERS[name]())
     block.build((None, D))
     ids = router_inputs_of(block.router, (0,))
     x = np.zeros((0, D), "float32")
@@ -109,8 +110,8 @@ def test_no_tokens(make):
 
 @pytest.mark.fast
 @every_router
-def test_config_round_trip(make):
-    router = make(expert_dropout=0.1, seed=3)
+def test_config_round_trip(name):
+    router = ROUTERS[name](expert_dropout=0.1, seed=3)
     again = type(router).from_config(router.get_config())
     assert again.get_config() == router.get_config()
     assert again.expert_dropout == 0.1
@@ -121,8 +122,8 @@ def test_config_round_trip(make):
 
 @pytest.mark.fast
 @every_router
-def test_symbolic_and_eager_assignments_agree(make, rng):
-    router = make()
+def test_symbolic_and_eager_assignments_agree(name, rng):
+    router = ROUTERS[name]()
     ids = router_inputs_of(router, (2, 5))
     symbolic_ids = symbolic_router_inputs(router, batch_size=2)
     symbolic = router(
@@ -137,7 +138,7 @@ def test_symbolic_and_eager_assignments_agree(make, rng):
             assert size in (None, actual)
 
 
-@pytest.mark.parametrize("name", ROUTERS)
+@every_router
 def test_a_disabled_expert_is_not_needed(name, rng):
     """Its weights are NaN: outputs stay finite, none of its tokens is lost."""
     block = block_of(ROUTERS[name]())
@@ -234,9 +235,9 @@ def test_expert_dropout_switches_experts_off_in_training(rng):
 
 
 @every_router
-def test_replay_takes_the_choices_and_not_the_weights(make, rng):
+def test_replay_takes_the_choices_and_not_the_weights(name, rng):
     """Choices of one set of weights under another; the rest is computed."""
-    first, second = block_of(make()), block_of(make())
+    first, second = block_of(ROUTERS[name]()), block_of(ROUTERS[name]())
     x = draw(rng, 3, 5, D)
     ids = router_inputs_of(first.router, (3, 5))
     other = router_inputs_of(first.router, (3, 5), seed=1)

@@ -5,7 +5,15 @@ import pytest
 from backend import to_numpy
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from router_zoo import NORMALIZED, ROUTERS, D, E, arrays, router_inputs_of
+from router_zoo import (
+    NORMALIZED,
+    ROUTERS,
+    D,
+    E,
+    arrays,
+    of_each,
+    router_inputs_of,
+)
 
 from keras_moe import routing
 
@@ -16,7 +24,7 @@ some = settings(
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
-every_router = pytest.mark.parametrize("name", ROUTERS)
+every_router = pytest.mark.parametrize("name", of_each())
 seeds = st.integers(0, 10_000)
 masks = st.lists(st.booleans(), min_size=T, max_size=T)
 experts_off = st.sets(st.integers(0, E - 1), max_size=3)

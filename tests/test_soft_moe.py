@@ -8,6 +8,9 @@ from mixture_oracle import expert, randomize, softmax
 
 from keras_moe import SoftMoE, routing
 
+# `make test` runs these tests on one backend, except for `every_backend` ones.
+pytestmark = pytest.mark.one_backend
+
 B, S, D, E, Z, F = 3, 5, 4, 3, 2, 6
 
 
@@ -31,6 +34,7 @@ def by_hand(layer, x):
     return softmax(logits, axis=1) @ outputs
 
 
+@pytest.mark.every_backend
 def test_outputs_of_another_width(rng):
     layer = made(rng, output_dim=7)
     x = draw(rng, B, S, D)
@@ -81,6 +85,7 @@ def test_padding_is_in_no_slot(rng):
     np.testing.assert_array_equal(gradients["inputs"][~mask], 0)
 
 
+@pytest.mark.every_backend
 def test_a_mask_of_keras_is_passed_on(rng):
     ids = np.array([[3, 4, 0, 0], [1, 2, 5, 0]])
     inputs = keras.Input((None,), dtype="int32")
