@@ -20,7 +20,7 @@ def expert_load(expert_index: Tensor, num_experts: int) -> Tensor:
         expert_index: int `(P,)`.
         num_experts: E.
     """
-    check_positive_int("num_experts", num_experts)
+    num_experts = check_positive_int("num_experts", num_experts)
     counts = ops.cast(group_sizes_of(expert_index, num_experts), "float32")
     return counts / ops.maximum(ops.sum(counts), 1.0)
 
@@ -44,8 +44,8 @@ def expert_load_by_group(
         num_experts: E.
         num_groups: G.
     """
-    check_positive_int("num_experts", num_experts)
-    check_positive_int("num_groups", num_groups)
+    num_experts = check_positive_int("num_experts", num_experts)
+    num_groups = check_positive_int("num_groups", num_groups)
     group = ops.cast(ops.reshape(group, (-1,)), "int32")
     of_pair = ops.take(group, token_index, axis=0)
     groups = ops.arange(num_groups, dtype="int32")
@@ -90,7 +90,7 @@ def fraction_dropped(
         kept_expert_index: int `(P,)`, after it.
         num_experts: E.
     """
-    check_positive_int("num_experts", num_experts)
+    num_experts = check_positive_int("num_experts", num_experts)
 
     def routed(index):
         return ops.sum(ops.cast(index < num_experts, "float32"))

@@ -90,6 +90,7 @@ def listed(faults):
     return "\n".join(f"{key}: {fault}" for key, fault in faults.items())
 
 
+@pytest.mark.one_backend
 @pytest.mark.parametrize("name", ALL)
 def test_the_cases_are_right(name):
     """The fuzzer replaces arguments of calls that succeed."""

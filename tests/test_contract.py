@@ -51,7 +51,7 @@ def test_config_round_trip(make):
 
 
 @pytest.mark.fast
-@every_layer
+@layers_of_each_kind
 def test_symbolic_and_eager_shapes_agree(make, rng):
     layer = make()
     symbolic = layer(keras.Input((5, WIDTH), batch_size=3))
@@ -131,7 +131,13 @@ def test_run_eagerly_trains_to_the_same_loss(name, rng):
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+@pytest.mark.parametrize(
+    "policy",
+    [
+        "mixed_bfloat16",
+        pytest.param("mixed_float16", marks=pytest.mark.one_backend),
+    ],
+)
 def test_mixed_precision(name, policy, rng):
     """Half-precision outputs, float32 routers and statistics, it trains."""
     if (BACKEND, policy) == ("jax", "mixed_float16") and "Transformer" in name:

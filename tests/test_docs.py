@@ -43,8 +43,8 @@ def test_the_job_is_what_is_printed():
     assert f"<!-- slurm -->\n```bash\n{text}```\n<!-- /slurm -->" in PAGE
 
 
-FREEZES = """        if not self.trainable:
-            self.trainable = False  # of the parts, too
+FREEZES = """        for part in (self.moe, self.norm):
+            part.trainable = self.trainable
 """
 
 

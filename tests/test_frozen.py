@@ -115,6 +115,7 @@ def test_a_router_that_trains_in_a_frozen_block_moves(rng):
     assert to_numpy(block.expert_load).sum() == 0
 
 
+@pytest.mark.one_backend
 @every_layer
 def test_a_frozen_layer_stays_frozen_in_files_and_copies(make, tmp_path, rng):
     layer = make()
@@ -135,6 +136,7 @@ def test_a_frozen_layer_stays_frozen_in_files_and_copies(make, tmp_path, rng):
         assert len(trained) == 4  # two Dense layers around it
 
 
+@pytest.mark.one_backend
 @every_layer
 def test_flags_of_parts_survive(make, tmp_path):
     """Every second layer inside is frozen."""

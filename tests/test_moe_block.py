@@ -109,6 +109,7 @@ def test_dropless_outputs_do_not_depend_on_the_other_tokens(rng):
     np.testing.assert_allclose(to_numpy(block(crowd))[0], y[0], atol=1e-6)
 
 
+@pytest.mark.one_backend
 @pytest.mark.parametrize("shape", [(6,), (3, 6), (2, 3, 6), (2, 3, 2, 6)])
 def test_inputs_of_any_rank(rng, shape):
     x = draw(rng, 4, *shape)

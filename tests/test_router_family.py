@@ -94,6 +94,7 @@ def test_it_is_built_by_fit_trains_saves_and_loads(name, rng, tmp_path):
     )
 
 
+@pytest.mark.one_backend
 @pytest.mark.fast
 @every_router
 def test_no_tokens(name):
@@ -138,6 +139,7 @@ def test_symbolic_and_eager_assignments_agree(name, rng):
             assert size in (None, actual)
 
 
+@pytest.mark.one_backend
 @every_router
 def test_a_disabled_expert_is_not_needed(name, rng):
     """Its weights are NaN: outputs stay finite, none of its tokens is lost."""
@@ -234,6 +236,7 @@ def test_expert_dropout_switches_experts_off_in_training(rng):
     assert (everyone > 0).all()
 
 
+@pytest.mark.one_backend
 @every_router
 def test_replay_takes_the_choices_and_not_the_weights(name, rng):
     """Choices of one set of weights under another; the rest is computed."""

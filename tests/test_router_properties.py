@@ -75,6 +75,7 @@ def test_every_assignment_is_sound(name, seed, mask, off, scale):
             np.testing.assert_allclose(total, mask, atol=1e-5)
 
 
+@pytest.mark.one_backend
 @every_router
 @some
 @given(
@@ -97,6 +98,7 @@ def test_no_expert_exceeds_its_capacity(name, seed, mask, capacity, priority):
     np.testing.assert_array_equal(kept.expert_index[null] > E, True)
 
 
+@pytest.mark.one_backend
 @every_router
 @some
 @given(seed=seeds, mask=masks)

@@ -19,6 +19,9 @@ from keras_moe import (
     routing,
 )
 
+# `make test` runs these tests on one backend, except for `every_backend` ones.
+pytestmark = pytest.mark.one_backend
+
 D = 3
 
 
@@ -51,6 +54,7 @@ def noise_of(router, shape):
     return to_numpy(keras.random.normal(shape, seed=seed))
 
 
+@pytest.mark.every_backend
 def test_noisy_top_k_in_training(rng):
     """Shazeer et al. 2017, eq. 3-11, in NumPy; the noise is drawn again."""
     from math import erf
@@ -151,6 +155,7 @@ def test_gshard_keeps_a_second_expert_above_the_threshold():
     np.testing.assert_allclose(a.combine_weights, [0.75, 0, 0.5, 0.5], 1e-4)
 
 
+@pytest.mark.every_backend
 def test_gshard_keeps_a_second_expert_in_proportion_to_its_weight():
     """min(1, w2 / 0.5): half of the first token's, all of the second's."""
     router = logit_router(GShardRouter(3, "random", threshold=0.5))
@@ -277,6 +282,7 @@ def test_cosine_temperature_is_learned_and_bounded():
     assert np.abs(logits).max() <= 1 / 0.01 + 1e-3
 
 
+@pytest.mark.every_backend
 @pytest.mark.parametrize("causal", [False, True])
 def test_attention_reads_the_context(rng, causal):
     """One head of attention and a key an expert, token by token in NumPy."""

@@ -211,7 +211,7 @@ def _warn_of(folder):
 
 
 def _remove(entry):
-    if entry.is_dir():
+    if entry.is_dir() and not entry.is_symlink():
         shutil.rmtree(entry, ignore_errors=True)
         if entry.exists():  # an artifact whose folders are read-only
             _make_writable(entry)

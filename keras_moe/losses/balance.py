@@ -125,7 +125,7 @@ def sequence_balancing_loss(
     """
     check_bool("over_replicas", over_replicas)
     num_tokens, num_experts = ops.shape(router_probs)
-    _check_divisor("num_sequences", num_sequences, num_tokens)
+    num_sequences = _divisor("num_sequences", num_sequences, num_tokens)
     num_on = count_available(available, num_experts)
     return _balance_of_sequences(
         router_probs,
@@ -200,7 +200,9 @@ def balancing_loss(
     num_on = num_available(assignment.router_logits, num_experts)
     num_on = ops.cast(num_on, "float32")
     if kind == "per_sequence":
-        _check_divisor("sequence_length", sequence_length, num_tokens)
+        sequence_length = _divisor(
+            "sequence_length", sequence_length, num_tokens
+        )
         return _balance_of_sequences(
             assignment.router_probs,
             assignment.token_index,
@@ -248,16 +250,20 @@ def router_z_loss(
     return ops.sum(mean_over_tokens(squares, token_mask, over_replicas))
 
 
-def _check_divisor(name, value, num_tokens):
-    """Raise if a plain number does not divide the tokens into sequences."""
+def _divisor(name, value, num_tokens):
+    """Return a number that divides the tokens into sequences, if it is known.
+
+    Of NumPy it would have another dtype than the tokens' numbers.
+    """
     if not is_static(value):
-        return
+        return value
     number = check_positive_int(name, value)
     if isinstance(num_tokens, int) and num_tokens % number:
         raise ValueError(
             f"`{name}` must divide the number of tokens. Received: {name}="
             f"{value!r}, {num_tokens} tokens. Pass all tokens of each sequence."
         )
+    return number
 
 
 def _mask_pairs(expert_index, token_mask, num_experts):

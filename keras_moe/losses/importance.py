@@ -76,8 +76,8 @@ def load_loss(
     """
     router_logits = ops.convert_to_tensor(router_logits)
     noisy_logits = ops.convert_to_tensor(noisy_logits)
-    check_top_k(top_k, router_logits.shape[-1])
-    check_count("num_null_experts", num_null_experts)
+    top_k = check_top_k(top_k, router_logits.shape[-1])
+    num_null_experts = check_count("num_null_experts", num_null_experts)
     if is_static(noise_std) and not getattr(noise_std, "shape", ()):
         check_weight("noise_std", noise_std)
     noise_std = ops.convert_to_tensor(noise_std, dtype="float32")

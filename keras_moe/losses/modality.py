@@ -118,7 +118,7 @@ def _mean(total, count, over_replicas):
 
 def _members(modality, num_modalities, token_mask):
     """Bool `(T, M)`, whose token it is, and the tokens of each, `(M,)`."""
-    check_positive_int("num_modalities", num_modalities)
+    num_modalities = check_positive_int("num_modalities", num_modalities)
     modalities = ops.arange(num_modalities, dtype="int32")
     ids = ops.expand_dims(ops.cast(modality, "int32"), -1)
     member = ops.equal(ids, modalities)

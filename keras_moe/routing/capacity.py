@@ -135,7 +135,7 @@ def apply_capacity(
     check_assignment(assignment)
     check_size("capacity", capacity)
     check_choice("priority", priority, PRIORITIES)
-    check_positive_int("num_shards", num_shards)
+    num_shards = check_positive_int("num_shards", num_shards)
     num_experts = rules.num_columns(assignment.router_probs)
     score = pair_scores(assignment) if priority == "score" else None
     if num_shards == 1:

@@ -62,7 +62,7 @@ def cyclic_scores(ids: Tensor, num_experts: int) -> Tensor:
     Returns:
         float32 `(T, E)`.
     """
-    check_positive_int("num_experts", num_experts)
+    num_experts = check_positive_int("num_experts", num_experts)
     experts = ops.arange(num_experts, dtype="int32")
     first = ops.expand_dims(ops.mod(ops.cast(ids, "int32"), num_experts), -1)
     distance = ops.mod(experts - first, num_experts)
@@ -94,7 +94,7 @@ def rule_scores(
 
 def check_default_expert(value: object, num_experts: int) -> int | None:
     """Return `value` if it is None or in 0 ... E - 1."""
-    check_positive_int("num_experts", num_experts)
+    num_experts = check_positive_int("num_experts", num_experts)
     if value is None:
         return None
     if is_index(value, num_experts):
@@ -119,7 +119,7 @@ def fixed_assignment(
         conditions: of the batch.
     """
     num_experts = rules.num_columns(scores)
-    check_top_k(top_k, num_experts)
+    top_k = check_top_k(top_k, num_experts)
     rules.check_conditions(conditions)
     choice = choose(available_logits(scores, conditions), top_k, conditions)
     experts = ops.arange(num_experts, dtype="int32")

@@ -45,8 +45,8 @@ def sinkhorn_assignment(
     """
     router_logits = ops.convert_to_tensor(router_logits)
     rules.check_conditions(conditions)
-    check_top_k(top_k, rules.num_columns(router_logits))
-    check_optional_int("num_iterations", num_iterations)
+    top_k = check_top_k(top_k, rules.num_columns(router_logits))
+    num_iterations = check_optional_int("num_iterations", num_iterations)
     ranked = masked = available_logits(router_logits, conditions)
     probs = softmax(masked)
     if num_iterations is not None:
@@ -81,7 +81,7 @@ def sinkhorn(
         float32 `(T, E)`, the logarithm of the plan, its rows summing to one.
     """
     rules.check_conditions(conditions)
-    check_positive_int("num_iterations", num_iterations)
+    num_iterations = check_positive_int("num_iterations", num_iterations)
     log_plan = ops.stop_gradient(ops.convert_to_tensor(router_logits))
     log_plan = available_logits(log_plan, conditions)
     for _ in range(num_iterations):

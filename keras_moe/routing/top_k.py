@@ -135,7 +135,7 @@ def keep_best_groups(
     """
     num_experts = rules.num_columns(scores)
     rules.check_groups(num_experts, 1, num_groups, top_k_groups)
-    check_positive_int("best", best)
+    best = check_positive_int("best", best)
     size = num_experts // num_groups
     grouped = ops.reshape(scores, (-1, size))  # a row for each group
     first = top_k_index(grouped, min(best, size))
