@@ -66,7 +66,11 @@ from keras_moe.kernels.primitives import (
 from keras_moe.kernels.programs import Programs
 from keras_moe.kernels.quantized import QuantizedKernel, Rounding
 from keras_moe.kernels.reference import FFNWeights, ffn
-from keras_moe.kernels.replicas import mean_over_replicas, sum_over_replicas
+from keras_moe.kernels.replicas import (
+    mean_of_units,
+    mean_over_replicas,
+    sum_over_replicas,
+)
 from keras_moe.types import Activation, Tensor
 
 __all__ = [
@@ -102,6 +106,7 @@ __all__ = [
     "map_entries",
     "map_groups",
     "may_be_repeated",
+    "mean_of_units",
     "mean_over_replicas",
     "mix_across",
     "num_available",

@@ -28,6 +28,20 @@ def sum_over_replicas(x: Tensor) -> Tensor:
     return own(x) if own else x
 
 
+def mean_of_units(total: Tensor, count: Tensor, over_replicas: bool) -> Tensor:
+    """Return the mean over this replica's units, or over all replicas'.
+
+    Args:
+        total: float32, any static shape. The sum over this replica's units.
+        count: float32, broadcastable to `total`. The number of these units;
+            without one the mean is zero.
+        over_replicas: Whether to take the mean by `mean_over_replicas`.
+    """
+    if over_replicas:
+        return mean_over_replicas(total, count)
+    return total / light_ops.maximum(count, 1.0)
+
+
 def mean_over_replicas(total: Tensor, count: Tensor) -> Tensor:
     """Return the mean over all replicas' units, from sums over each one's.
 
@@ -45,7 +59,7 @@ def mean_over_replicas(total: Tensor, count: Tensor) -> Tensor:
     """
     replicas = num_replicas()
     if replicas == 1:
-        return total / light_ops.maximum(count, 1.0)
+        return mean_of_units(total, count, False)
     size = math.prod(total.shape)
     parts = [light_ops.reshape(x, (-1,)) for x in (total, count)]
     own_sums = light_ops.stop_gradient(light_ops.concatenate(parts))

@@ -16,6 +16,7 @@ from keras_moe.argument_checks import (
 )
 from keras_moe.kernels import (
     group_sizes_of,
+    mean_of_units,
     mean_over_replicas,
     num_available,
 )
@@ -169,9 +170,7 @@ def _balance_of_sequences(
     mean_prob = probs / ops.maximum(tokens, 1.0)
     losses = num_on * ops.sum(ops.stop_gradient(share) * mean_prob, axis=-1)
     alive = ops.sum(ops.cast(tokens > 0, "float32"))
-    if over_replicas:
-        return mean_over_replicas(ops.sum(losses), alive)
-    return ops.sum(losses) / ops.maximum(alive, 1.0)
+    return mean_of_units(ops.sum(losses), alive, over_replicas)
 
 
 def balancing_loss(

@@ -14,7 +14,7 @@ from keras_moe.argument_checks import (
     check_weight,
     is_static,
 )
-from keras_moe.kernels import mean_over_replicas
+from keras_moe.kernels import mean_of_units
 from keras_moe.types import Tensor
 
 
@@ -44,7 +44,7 @@ def local_entropy_loss(
     entropy = _entropy(probs)
     member, count = _members(modality, num_modalities, token_mask)
     chosen = ops.where(member, ops.expand_dims(entropy, -1), 0.0)
-    return _mean(ops.sum(chosen, axis=0), count, over_replicas)
+    return mean_of_units(ops.sum(chosen, axis=0), count, over_replicas)
 
 
 def global_entropy_loss(
@@ -83,7 +83,7 @@ def global_entropy_loss(
         probs = ops.where(ops.expand_dims(token_mask, -1), probs, 0.0)
     count = ops.expand_dims(count, -1)
     total = ops.concatenate([ops.matmul(weight, probs), count], axis=-1)
-    mean = _mean(total, count, over_replicas)
+    mean = mean_of_units(total, count, over_replicas)
     mean, present = mean[:, :-1], mean[:, -1] > 0
     loss = ops.negative(_entropy(mean))
     if threshold is not None:
@@ -108,12 +108,6 @@ def _entropy(probs):
     """Entropy over the last axis in nats; 0 log 0 is 0, its gradient too."""
     logs = ops.log(ops.maximum(probs, 1e-30))
     return ops.negative(ops.sum(probs * logs, axis=-1))
-
-
-def _mean(total, count, over_replicas):
-    if over_replicas:
-        return mean_over_replicas(total, count)
-    return total / ops.maximum(count, 1.0)
 
 
 def _members(modality, num_modalities, token_mask):

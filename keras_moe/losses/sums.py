@@ -4,7 +4,7 @@ T tokens, E experts.
 """
 
 from keras_moe.kernels import light_ops as ops
-from keras_moe.kernels import mean_over_replicas
+from keras_moe.kernels import mean_of_units
 from keras_moe.types import Tensor
 
 
@@ -14,9 +14,7 @@ def mean_over_tokens(
     """Return the mean of `(T, .)` over the tokens that are not padding, of
     this replica or of all."""
     total, count = sum_over_tokens(values, token_mask)
-    if over_replicas:
-        return mean_over_replicas(total, count)
-    return total / ops.maximum(count, 1.0)
+    return mean_of_units(total, count, over_replicas)
 
 
 def sum_over_tokens(

@@ -11,7 +11,7 @@ from keras_moe.argument_checks import (
     check_bool,
     check_positive_int,
 )
-from keras_moe.kernels import mean_over_replicas, sum_over_replicas
+from keras_moe.kernels import mean_of_units, sum_over_replicas
 from keras_moe.routing import rules
 from keras_moe.routing.assignment import (
     UNCONDITIONAL,
@@ -131,10 +131,7 @@ def _balanced_l1(gates, top_k, conditions, over_replicas):
     tokens = ops.sum(valid)
     active = ops.cast(gates > 0, "float32")
     sums = ops.sum(ops.stack([gates, active]) * valid, axis=1)
-    if over_replicas:
-        means = mean_over_replicas(sums, tokens)
-    else:
-        means = sums / ops.maximum(tokens, 1.0)
+    means = mean_of_units(sums, tokens, over_replicas)
     mean_gate, active_share = ops.unstack(means, 2)
     load = ops.stop_gradient(active_share) * (num_on / top_k)
     return ops.sum(load * mean_gate)

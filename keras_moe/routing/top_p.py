@@ -6,7 +6,7 @@ T tokens, E experts, K the most experts a token may have.
 from keras import ops
 
 from keras_moe.argument_checks import check_bool
-from keras_moe.kernels import mean_over_replicas
+from keras_moe.kernels import mean_of_units
 from keras_moe.routing import rules
 from keras_moe.routing.assignment import (
     UNCONDITIONAL,
@@ -89,6 +89,4 @@ def _entropy(probs, token_mask, over_replicas):
     if token_mask is not None:
         valid = ops.cast(token_mask, "float32")
     total, count = ops.sum(entropy * valid), ops.sum(valid)
-    if over_replicas:
-        return mean_over_replicas(total, count)
-    return total / ops.maximum(count, 1.0)
+    return mean_of_units(total, count, over_replicas)
