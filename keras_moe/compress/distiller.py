@@ -12,7 +12,6 @@ from keras_moe.compress import pairs, soft_labels
 from keras_moe.layers import checks
 from keras_moe.layers.added_losses import in_floatx
 from keras_moe.layers.calling import computing_once, watching
-from keras_moe.layers.find import layers_of
 from keras_moe.layers.wrapper import Wrapper
 from keras_moe.types import Tensor
 
@@ -143,7 +142,7 @@ class Distiller(Wrapper):
         else:
             pairs.check_no_labels(self.alpha, y, self._compile_loss)
             loss = sum(self.losses)
-        once = computing_once(layers_of(self.teacher, keras.layers.Layer))
+        once = computing_once(self.teacher)
         with self.no_trace(), once, watching(self._watched(1)) as seen:
             targets = self.teacher(x, training=False)
         if self.alpha:

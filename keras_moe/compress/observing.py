@@ -12,7 +12,6 @@ from keras import ops
 from keras_moe import kernels
 from keras_moe.compress.rebuild import to_array
 from keras_moe.layers.calling import Call, computing_once, watching
-from keras_moe.layers.find import layers_of
 from keras_moe.layers.mixture import Mixture
 from keras_moe.model_surgery.batches import batches_of
 from keras_moe.types import UNAVAILABLE, Tensor
@@ -144,8 +143,7 @@ def _watched(model, blocks):
     parts = [p for block in blocks for p in (block.router, block.experts)]
 
     def run(batch):
-        layers = layers_of(model, keras.layers.Layer)
-        with computing_once(layers), watching(parts) as seen:
+        with computing_once(model), watching(parts) as seen:
             model(batch, training=False)
         kept = []
         for block in blocks:

@@ -12,7 +12,7 @@ from keras import ops, tree
 
 from keras_moe import kernels
 from keras_moe.layers.calling import Call, computing_once, watching
-from keras_moe.layers.find import blocks_of, layers_of, paths_of
+from keras_moe.layers.find import blocks_of, paths_of
 
 
 class Observation(NamedTuple):
@@ -36,9 +36,8 @@ def observer(model: keras.Model) -> Callable[..., Observation]:
 
     def run(*inputs):
         batch = inputs[0] if len(inputs) == 1 else list(inputs)
-        layers = layers_of(model, keras.layers.Layer)
         experts = [block.experts for block in blocks]
-        with computing_once(layers), watching(experts) as calls:
+        with computing_once(model), watching(experts) as calls:
             outputs = model(batch, training=False)
         counted = [_pairs(calls[id(b.experts)]) for b in blocks]
         pairs = dict(zip(paths_of(blocks), counted, strict=True))

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 
 import keras
 
+from keras_moe.layers.find import layers_of
+
 _lock = threading.Lock()
 RECOMPUTED = "rematerialized_call"  # the method by which Keras repeats a call
 
@@ -42,7 +44,7 @@ def calling(layer: keras.layers.Layer, call: Callable):
         before = replaced.calls.get(here)
         replaced.calls[here] = call
     try:
-        with computing_once([layer]):
+        with _computing_once([layer]):
             yield
     finally:
         with _lock:
@@ -83,16 +85,19 @@ class _ByThread:
                 layer.__dict__["call"] = self.own
 
 
-@contextlib.contextmanager
-def computing_once(layers: Iterable[keras.layers.Layer]):
+def computing_once(model: keras.layers.Layer):
     """Inside, no call is repeated for gradients, whatever `RematScope` asks.
 
     In every thread, which changes no number.
 
     Args:
-        layers: of a model that runs inside without gradients.
+        model: runs inside without gradients, with all layers that it holds.
     """
-    layers = list(layers)
+    return _computing_once(layers_of(model, keras.layers.Layer))
+
+
+@contextlib.contextmanager
+def _computing_once(layers):
     with _lock:
         for layer in layers:
             replaced = layer.__dict__.get(RECOMPUTED)

@@ -108,7 +108,7 @@ def _prepared_blocks(model, batch):
     """
     blocks = find_blocks(model)
     if not (model.built and all(block.built for block in blocks)):
-        with computing_once(layers_of(model, keras.layers.Layer)):
+        with computing_once(model):
             model(batch, training=False)
         blocks = find_blocks(model)
     hidden = [block.experts for block in blocks]
@@ -124,8 +124,7 @@ def _routed(model, blocks):
     def run(batch):
         seen: list = [[] for _ in blocks]
         with contextlib.ExitStack() as stack:
-            layers = layers_of(model, keras.layers.Layer)
-            stack.enter_context(computing_once(layers))
+            stack.enter_context(computing_once(model))
             for block, calls in zip(blocks, seen, strict=True):
                 call = functools.partial(_call, block, calls)
                 stack.enter_context(calling(block, call))
