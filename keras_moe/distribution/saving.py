@@ -40,11 +40,10 @@ def save_model(model: keras.Model, path: str | os.PathLike) -> None:
         OSError: If the file cannot be written, e.g. on a full disk.
     """
     checks.check_model("model", model)
-    named = _check_path(path)
+    named, file = _check_path(path)
     if process_index() > 0:
         _write(model, named)  # reads its part, and writes nothing there
         return
-    file = follow_links(named)
     with contextlib.ExitStack() as at_end:
         scratch, error = _scratch(file, at_end)
         _write(model, scratch / named.name)
@@ -68,6 +67,7 @@ def _scratch(file, at_end):
 
 
 def _check_path(path):
+    """Returns the path, and where its links lead."""
     path = checks.check_path("path", path)
     if path.suffix != ".keras":
         raise ValueError(
@@ -75,7 +75,7 @@ def _check_path(path):
             "file holds the whole model; its weights alone are in it, too."
         )
     try:
-        follow_links(path)
+        file = follow_links(path)
     except (OSError, ValueError) as error:
         # A circle of links, a null byte, or a working directory that is gone.
         raise ValueError(
@@ -87,7 +87,7 @@ def _check_path(path):
             f"`path` must be a file's. Received: path={str(path)!r}, a "
             "folder. Choose another name."
         )
-    return path
+    return path, file
 
 
 def _write(model, path):

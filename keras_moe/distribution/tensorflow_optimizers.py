@@ -10,15 +10,14 @@ import keras
 from keras_moe.distribution.optimizers import optimizers_of
 
 CLIPS = "each replica clips its own gradients, before their mean"
+MEETS = "the replicas cannot meet in some steps and not in others"
 # By option, why Keras 3.15 does not train as on one device.
 FAULTS = {
     "clipnorm": CLIPS,
     "global_clipnorm": CLIPS,
     "clipvalue": CLIPS,
-    "gradient_accumulation_steps": "the replicas cannot meet in some steps "
-    "and not in others",
-    "ema_overwrite_frequency": "the replicas cannot meet in some steps and "
-    "not in others",
+    "gradient_accumulation_steps": MEETS,
+    "ema_overwrite_frequency": MEETS,
 }
 REMEDIES = {
     "gradient_accumulation_steps": "Pass None, and a larger batch.",

@@ -70,7 +70,6 @@ class AttentionRouter(Router):
 
     def scores(self, tokens: Tensor, batch: TokenBatch) -> Tensor:
         """Returns the logits `(T, E + N)` of tokens and their context."""
-        scale = 1 / math.sqrt(self.routing_dim)
         query, key, value = (
             ops.clip(ops.matmul(tokens, kernel), -LARGEST, LARGEST)
             for kernel in (
@@ -84,7 +83,11 @@ class AttentionRouter(Router):
             context = value
         else:
             context = self._context(query, key, value, shape, batch)
-        return ops.matmul(query + context, self.kernel) * scale
+        return ops.matmul(query + context, self.kernel) * self._scale
+
+    @property
+    def _scale(self):
+        return 1 / math.sqrt(self.routing_dim)
 
     def _context(self, query, key, value, shape, batch):
         """Returns what each token reads in its sequence, `(T, R)`."""
@@ -100,8 +103,7 @@ class AttentionRouter(Router):
         if self.causal:  # the tokens that may read it become NaN
             is_nan = ops.transpose(is_nan, (0, 2, 1))
             attention = ops.where(is_nan, float("nan"), attention)
-        scale = 1 / math.sqrt(self.routing_dim)
-        attention = self._masked(attention * scale, batch, sequences)
+        attention = self._masked(attention * self._scale, batch, sequences)
         context = ops.matmul(softmax(attention), value)
         return ops.reshape(context, (-1, self.routing_dim))
 
