@@ -11,12 +11,15 @@ from backend import BACKEND, draw, to_numpy
 from elsewhere import run_on
 
 from keras_moe import (
+    CGC,
     Expert,
     HierarchicalMoE,
     HierarchicalRouter,
     MixtureOfModels,
     MoEBlock,
+    MultiGateMoE,
     Router,
+    SoftMoE,
     TransformerEncoderBlock,
 )
 
@@ -166,6 +169,30 @@ def test_the_router_of_a_hierarchical_block_may_be_lent(rng, tmp_path):
     copied, texts = warned(lambda: keras.models.clone_model(model))
     routers = {id(copied.get_layer(b.name).router) for b in blocks}
     assert len(routers) == 3 and len(texts) == 1
+
+
+LENDERS = {  # layers that build their banks themselves, and one of the banks
+    "soft": (lambda: SoftMoE(E, F), lambda layer: layer.experts),
+    "gates": (lambda: MultiGateMoE(E, F, 2), lambda layer: layer.experts),
+    "tasks": (lambda: CGC(2, E, E, F), lambda layer: layer.task_experts[1]),
+}
+
+
+@pytest.mark.parametrize("name", LENDERS)
+def test_a_bank_that_a_layer_built_by_itself_may_be_lent(name, rng, tmp_path):
+    make, bank_of = LENDERS[name]
+    inputs, first = keras.Input((5, D)), make()
+    x = keras.tree.flatten(first(inputs))[-1]
+    block = MoEBlock(E, experts=bank_of(first))
+    model = with_other_weights(keras.Model(inputs, block(x)), rng)
+    x = draw(rng, 6, 5, D)
+    for _ in range(2):
+        model.save(tmp_path / "model.keras")
+        again = keras.saving.load_model(tmp_path / "model.keras")
+        assert again.layers[-1].experts is bank_of(again.layers[1])
+        assert len(again.variables) == len(model.variables)
+        np.testing.assert_array_equal(to_numpy(again(x)), to_numpy(model(x)))
+        model = with_other_weights(again, rng)
 
 
 @pytest.mark.parametrize(

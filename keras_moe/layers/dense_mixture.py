@@ -7,12 +7,14 @@ import zlib
 
 import keras
 
-from keras_moe.layers import checks, expert_checks, quantization
+from keras_moe.layers import checks, expert_checks, quantization, sharing
 from keras_moe.layers.argument_names import NamedArguments
 from keras_moe.layers.expert import Expert
 from keras_moe.layers.initializers import reseeded
 from keras_moe.layers.moe_layer import MoELayer
 from keras_moe.types import Shape
+
+_LENT = ("a list of Expert layers", "Leave it out: configs alone have it.")
 
 
 class DenseMixture(NamedArguments, MoELayer):
@@ -28,6 +30,8 @@ class DenseMixture(NamedArguments, MoELayer):
         bias_initializer, kernel_regularizer, bias_regularizer,
         kernel_constraint, bias_constraint: of the experts; see `Expert`.
         seed: int, for the dropout.
+        lent_banks: list of `Expert`s that other layers hold, too, each in the
+            place of the bank of its name. Configs have it.
         **kwargs: of `keras.layers.Layer`.
     """
 
@@ -46,6 +50,7 @@ class DenseMixture(NamedArguments, MoELayer):
         "bias_constraint",
     )
     arguments: tuple[str, ...] = (*style, "seed")
+    hidden_dim: int
 
     def __init__(
         self,
@@ -62,10 +67,18 @@ class DenseMixture(NamedArguments, MoELayer):
         kernel_constraint=None,
         bias_constraint=None,
         seed: int | None = None,
+        lent_banks: list[Expert] | None = None,
         **kwargs,
     ):
         super().__init__(**kwargs)
         self.supports_masking = True
+        self._lent = {
+            checks.check_is_a("lent_banks", bank, Expert, *_LENT).name: bank
+            for bank in checks.check_list(
+                "lent_banks", lent_banks or [], "banks"
+            )
+        }
+        self._banks: list[Expert] = []
         expert_checks.set_style(
             self,
             intermediate_dim=intermediate_dim,
@@ -85,12 +98,21 @@ class DenseMixture(NamedArguments, MoELayer):
 
     def bank(self, name: str, num_experts: int) -> Expert:
         """Returns experts in the layer's style, with a start of their own."""
-        return Expert(
+        bank = self._lent.pop(name, None) or Expert(
             num_experts=num_experts,
             name=name,
             dtype=self.dtype_policy,
             **self.style_of(name),
         )
+        sharing.own(self, bank)
+        self._banks.append(bank)
+        return bank
+
+    def build_banks(self) -> None:
+        """Creates the weights of the experts, for tokens of `hidden_dim`."""
+        for bank in self._banks:
+            if not bank.built:
+                bank.build((None, self.hidden_dim))
 
     def style_of(self, name: str) -> dict:
         """Returns the style for a part, with seeds of its own."""
@@ -111,7 +133,17 @@ class DenseMixture(NamedArguments, MoELayer):
         }
         own["activation"] = keras.activations.serialize(self.activation)
         own["dtype"] = quantization.saved_dtype(self)
+        lent = [x for x in self._banks if sharing.was_shared(x)]
+        if lent:
+            own["lent_banks"] = [sharing.serialize_part(x, self) for x in lent]
         return {**super().get_config(), **own}
+
+    @classmethod
+    def from_config(cls, config: dict):
+        """Returns the layer that `get_config` describes."""
+        return super().from_config(
+            sharing.deserialize_parts(config, "lent_banks")
+        )
 
 
 def own_seed(seed: int | None, name: str) -> int | None:

@@ -110,7 +110,7 @@ class SoftMoE(DenseMixture):
             self.scale = self.add_weight(
                 name="scale", shape=(1,), initializer="ones", **own
             )
-        self.experts.build((None, self.hidden_dim))
+        self.build_banks()
 
     def call(
         self, inputs: Tensor, mask: Tensor | None = None, training=None

@@ -95,8 +95,7 @@ class CGC(TaskMixture):
     def build(self, input_shape: Shape) -> None:
         """Creates the weights for inputs `(..., D)`, or N + 1 of them."""
         self.hidden_dim = checks.check_input_shape(first(input_shape))
-        for bank in (*self.task_experts, self.shared_experts):
-            bank.build((None, self.hidden_dim))
+        self.build_banks()
         m, s = self.num_task_experts, self.num_shared_experts
         widths = [m + s] * self.num_tasks
         if self.return_shared:

@@ -64,7 +64,7 @@ class MultiGateMoE(TaskMixture):
     def build(self, input_shape: Shape) -> None:
         """Creates the weights for inputs `(..., D)`."""
         self.hidden_dim = checks.check_input_shape(input_shape)
-        self.experts.build((None, self.hidden_dim))
+        self.build_banks()
         self.add_router_kernels(
             [(self.hidden_dim, self.num_experts)] * self.num_tasks
         )
