@@ -4,13 +4,6 @@ inputs (..., D) -> tokens (T, D) -> Router: Assignment -> dispatch -> Expert
 -> combine -> (..., D). See `keras_moe.MoEBlock`.
 """
 
-import sys
-
-if sys.argv[:1] == ["-m"]:  # Python is looking for a module of the package
-    import keras_moe_cli
-
-    keras_moe_cli.run_without_keras()
-
 from keras_moe import (
     callbacks,
     compress,

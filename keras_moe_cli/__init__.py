@@ -1,31 +1,17 @@
-"""Floor 5: the command `keras-moe`.
+"""Floor 5: the command `keras-moe`, which `keras_moe` never imports.
 
-`app.py` names the commands and their options; each command is one file that
-turns paths into a dict (`exporting.py`, `inspecting.py`, `comparing.py`,
-`benching.py`), which `report.py` prints. `keras_moe_cli.py`, beside the
-package, chooses the backend first. Nothing of the package imports this.
+A command line passes through these files:
+
+1. `bootstrap.py` chooses Keras's backend from the arguments
+   (`startup_settings.py`) and checks that its packages are installed
+   (`installed_packages.py`). These files must not import Keras, which reads
+   `KERAS_BACKEND` once, when it is imported. `keras_moe` imports Keras.
+2. `app.py` declares the five commands and their options.
+3. `export_command.py`, `inspect_command.py`, `compare_command.py`,
+   `bench_command.py`, and `launch_command.py` do the work. All but the last
+   return a dict, which `result_tables.py` prints as tables or as JSON.
 """
 
-import sys
-
-import keras_moe_cli
+from keras_moe_cli.bootstrap import main
 
 __all__ = ["main"]
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Runs one command line.
-
-    Args:
-        arguments: without the program's name; None takes `sys.argv`'s.
-
-    Returns:
-        The exit code: 0 done, 1 failed, 2 used wrongly.
-    """
-    if package := keras_moe_cli.missing_package():
-        print(f"keras-moe: {keras_moe_cli.needs(package)}", file=sys.stderr)
-        return 1
-    from keras_moe.cli.app import app
-    from keras_moe.cli.errors import run
-
-    return run(app, sys.argv[1:] if arguments is None else arguments)

@@ -1,5 +1,6 @@
-"""`python -m keras_moe.cli`, the same as `keras-moe`."""
+"""`python -m keras_moe_cli`, the same as `keras-moe`."""
 
-import keras_moe_cli
+from keras_moe_cli.bootstrap import main
 
-keras_moe_cli.main()
+if __name__ == "__main__":
+    main()

@@ -1,25 +1,26 @@
-"""The five commands and their options."""
+"""Declare the five commands and their options."""
 
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Annotated
 
 import typer
 
-from keras_moe.cli import (
-    benching,
-    comparing,
-    exporting,
-    inspecting,
-    launching,
-    report,
-)
-from keras_moe.cli.errors import DONE, FAILED
-from keras_moe.cli.quiet import working
 from keras_moe.distribution.jobs import CLUSTERS
 from keras_moe.distribution.variables import BACKENDS
 from keras_moe.export import FORMATS
 from keras_moe.export.exporting import MODES
+from keras_moe_cli import (
+    bench_command,
+    compare_command,
+    export_command,
+    inspect_command,
+    launch_command,
+)
+from keras_moe_cli.cli_errors import print_error
+from keras_moe_cli.exit_codes import DONE, FAILED
+from keras_moe_cli.quiet import working
+from keras_moe_cli.result_tables import show
 
 Path = pathlib.Path
 app = typer.Typer(
@@ -29,8 +30,8 @@ app = typer.Typer(
 )
 
 
-def _one_of(choices) -> Callable[[str | None], str | None]:
-    """A check of an option's value."""
+def _one_of(choices: Collection[str]) -> Callable[[str | None], str | None]:
+    """Return a check that an option's value is one of `choices`."""
 
     def check(value: str | None) -> str | None:
         if value is None or value in choices:
@@ -92,8 +93,10 @@ def export(
 ) -> int:
     """Write a model as an artifact that runs without Keras, and try it."""
     with working(debug, module):
-        done = exporting.export(model, format, out, quantize, verify, data)
-    report.show(done, as_json, report.exported)
+        result = export_command.export(
+            model, format, out, quantize, verify, data
+        )
+    show(result, as_json, export_command.tables)
     return DONE
 
 
@@ -106,8 +109,8 @@ def inspect(
 ) -> int:
     """Say what a model or an artifact contains."""
     with working(debug, module):
-        found = inspecting.inspect(path)
-    report.show(found, as_json, report.inspected)
+        result = inspect_command.inspect(path)
+    show(result, as_json, inspect_command.tables)
     return DONE
 
 
@@ -130,14 +133,15 @@ def compare(
 ) -> int:
     """Compare outputs and speed of two; exit with 1 where they differ."""
     with working(debug, module):
-        found = comparing.compare(a, b, data, tolerance)
-    report.show(found, as_json, report.compared)
-    if not found["agrees"]:
-        report.tell(
-            f"A and B differ by more than {found['tolerance']:g}. They may be "
-            "different models; --tolerance sets another limit."
-        )
-    return DONE if found["agrees"] else FAILED
+        result = compare_command.compare(a, b, data, tolerance)
+    show(result, as_json, compare_command.tables)
+    if result["agrees"]:
+        return DONE
+    print_error(
+        f"A and B differ by more than {result['tolerance']:g}. They may be "
+        "different models; --tolerance sets another limit."
+    )
+    return FAILED
 
 
 @app.command()
@@ -156,8 +160,8 @@ def bench(
 ) -> int:
     """Time calls of a model or an artifact."""
     with working(debug, module):
-        found = benching.bench(path, tokens or [1, 512], threads)
-    report.show(found, as_json, report.benched)
+        result = bench_command.bench(path, tokens or [1, 512], threads)
+    show(result, as_json, bench_command.tables)
     return DONE
 
 
@@ -192,13 +196,15 @@ def launch(
     ] = None,
     hosts: Annotated[
         str, typer.Option(metavar="A,B", help="All hosts' addresses.")
-    ] = launching.ALONE,
+    ] = launch_command.LOCALHOST,
     host: Annotated[
         int, typer.Option(help="This one's place in --hosts, from 0.")
     ] = 0,
     on: Annotated[
         str,
-        typer.Option(callback=_one_of(launching.PLACES), help="local, ray."),
+        typer.Option(
+            callback=_one_of(launch_command.PLACES), help="local, ray."
+        ),
     ] = "local",
     print_for: Annotated[
         str | None,
@@ -228,4 +234,6 @@ def launch(
         "host": host,
         "module": module,
     }
-    return launching.run(script, arguments or [], options, on, print_for, nodes)
+    return launch_command.run(
+        script, arguments or [], options, on, print_for, nodes
+    )

@@ -1,27 +1,37 @@
-"""`keras-moe bench`: how long a call of a model or an artifact takes."""
+"""`keras-moe bench`: time calls of a model or an artifact."""
 
 import pathlib
 import statistics
+from collections.abc import Iterator
 
-from keras_moe.cli.inputs import draw, knows_indices, shapes_for_tokens
-from keras_moe.cli.runnable import open_runnable
-from keras_moe.cli.timing import time_alone
+from keras_moe_cli.input_batches import draw, knows_indices, shapes_for_tokens
+from keras_moe_cli.result_tables import (
+    Part,
+    Result,
+    columns,
+    note_on_indices,
+    shapes_text,
+)
+from keras_moe_cli.runnable import Runnable, open_runnable
+from keras_moe_cli.timing import time_alone
 
 
 def bench(
     path: pathlib.Path, tokens: list[int], threads: int | None = None
-) -> dict:
-    """Times calls on drawn inputs.
+) -> Result:
+    """Time calls on drawn inputs.
 
     Args:
-        path: a `.keras` file or an artifact.
-        tokens: how many a call takes, one after the other.
-        threads: that an artifact's runtime may use.
+        path: A `.keras` file or an artifact's folder.
+        tokens: Numbers of tokens per call. Each is timed.
+        threads: Number of threads of an artifact's runtime. `None` leaves it
+            to the runtime.
 
     Returns:
-        `path`, `format`, `threads`, `indices_known`, and `calls`: of each
-        `tokens` (as many as the free axes can make), `shapes`, `median_ms`,
-        `tokens_per_second` and `rounds`.
+        `path`, `format`, `threads`, `indices_known`, and `calls`. An entry of
+        `calls` holds `tokens` (as near to the wanted number as the inputs'
+        shapes allow), `shapes`, `median_ms`, `tokens_per_second`, and
+        `rounds`.
     """
     runnable = open_runnable(path, threads)
     return {
@@ -33,7 +43,23 @@ def bench(
     }
 
 
-def _call(runnable, tokens):
+def tables(result: Result) -> Iterator[Part]:
+    """Yield a row for each number of tokens."""
+    yield f"{result['path']} ({result['format']})"
+    table = columns("tokens", "inputs", "median ms", "tokens/s", "calls")
+    for call in result["calls"]:
+        table.add_row(
+            f"{call['tokens']:,}",
+            shapes_text(call["shapes"]),
+            f"{call['median_ms']:.3f}",
+            f"{call['tokens_per_second']:,.0f}",
+            str(call["rounds"]),
+        )
+    yield table
+    yield from note_on_indices(result, "Few experts may have been asked.")
+
+
+def _call(runnable: Runnable, tokens: int) -> Result:
     shapes, real = shapes_for_tokens(runnable.inputs, tokens)
     batch = draw(runnable, shapes)
     times = time_alone(lambda: runnable.run(batch))

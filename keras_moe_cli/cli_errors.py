@@ -1,4 +1,4 @@
-"""What goes wrong, told in one line, and the exit code that says so."""
+"""Turn an exception into one line on stderr and an exit code."""
 
 import re
 import sys
@@ -6,17 +6,22 @@ import traceback
 
 import typer
 
-from keras_moe.cli.plain import printable
+from keras_moe_cli.exit_codes import DONE, FAILED, INTERRUPTED, MISUSED
+from keras_moe_cli.printable import printable
 
-DONE, FAILED, MISUSED, INTERRUPTED = 0, 1, 2, 130
-LONGEST = 600
-# What the package raises with a message for the reader.
-TOLD = (ValueError, TypeError, ImportError, OSError, RuntimeError)
+MAX_LENGTH = 600
+# keras_moe raises these with a message that is written for the user.
+EXPLAINED = (ValueError, TypeError, ImportError, OSError, RuntimeError)
 _RAISED = re.compile(r"^[\w.]*(Error|Exception|Warning|Interrupt)\b")
 
 
 class CliError(Exception):
-    """Something to tell the user as it stands."""
+    """An error whose message is printed unchanged.
+
+    Args:
+        message: What the user reads.
+        code: The exit code.
+    """
 
     def __init__(self, message: str, code: int = FAILED):
         super().__init__(message)
@@ -24,48 +29,53 @@ class CliError(Exception):
 
 
 def run(app: typer.Typer, arguments: list[str]) -> int:
-    """Runs an app; returns its exit code and tells what went wrong."""
+    """Run an app, print its error if there is one, and return the exit code."""
     command = typer.main.get_command(app)
     try:
-        code = command.main(
+        code: int | None = command.main(
             list(arguments), prog_name="keras-moe", standalone_mode=False
         )
         return code or DONE
     except SystemExit as error:
         if error.code != FAILED:  # a signal's
             raise
-        # How typer and rich end at a broken pipe.
-        print("keras-moe: stdout: Broken pipe.", file=sys.stderr)
+        # typer and rich exit this way at a broken pipe.
+        print_error("stdout: Broken pipe.")
         return FAILED
     except (KeyboardInterrupt, typer.Abort):
         return INTERRUPTED
-    except Exception as error:  # noqa: BLE001  the last one to hear of it
+    except Exception as error:  # noqa: BLE001  the outermost handler
         if "--debug" in arguments:
             traceback.print_exc()
-        message, code = told(error)
-        print(f"keras-moe: {printable(message)}", file=sys.stderr)
-        return code
+        message, exit_code = explain(error)
+        print_error(message)
+        return exit_code
 
 
-def told(error: Exception) -> tuple[str, int]:
-    """The line and the exit code for an exception."""
+def print_error(message: str) -> None:
+    """Write a line to stderr."""
+    print(f"keras-moe: {printable(message)}", file=sys.stderr)
+
+
+def explain(error: Exception) -> tuple[str, int]:
+    """Return the line and the exit code for an exception."""
     if isinstance(error, CliError):
         return one_line(str(error)), error.code
-    if hasattr(error, "format_message"):  # typer's, or click's, by version
+    if hasattr(error, "format_message"):  # typer's or click's, by version
         context = getattr(error, "ctx", None)
         name = context.command_path if context else "keras-moe"
         message = one_line(error.format_message())
         if not message.endswith((".", "?", ")")):
             message += "."
         return f"{message} See {name} --help.", MISUSED
-    if isinstance(error, TOLD):
+    if isinstance(error, EXPLAINED):
         return one_line(_text_of(error)), FAILED
     message = f"{type(error).__name__}: {error}"
     return f"{one_line(message)} --debug shows where.", FAILED
 
 
-def _text_of(error):
-    """An OSError's own words, without its number."""
+def _text_of(error: Exception) -> str:
+    """Return an error's message; an OSError's without its number."""
     if not isinstance(error, OSError) or not error.strerror:
         return str(error) or type(error).__name__
     if error.filename is None:
@@ -74,17 +84,17 @@ def _text_of(error):
 
 
 def one_line(text: str) -> str:
-    """Joins lines; of a traceback only what was raised at its end is kept."""
-    lines, last, inside = [], "", False
+    """Join lines and reduce a traceback in them to the exception at its end."""
+    lines, inside = [], False
     for line in filter(None, map(str.rstrip, text.splitlines())):
         if line.startswith("Traceback "):
             inside = True
         elif inside and _RAISED.match(line):
-            last, inside = line, False
-            lines.append(last)
+            inside = False
+            lines.append(line)
         elif not inside:
             lines.append(line.strip())
     joined = " ".join(lines)
-    if len(joined) > LONGEST:
-        joined = f"{joined[:LONGEST]} ... (--debug shows all)"
+    if len(joined) > MAX_LENGTH:
+        joined = f"{joined[:MAX_LENGTH]} ... (--debug shows all)"
     return joined

@@ -2,15 +2,29 @@
 
 import math
 import pathlib
+from collections.abc import Iterator, Sequence
+from typing import Literal
 
 import numpy as np
 
-from keras_moe.cli.errors import CliError
-from keras_moe.cli.files import read_data
-from keras_moe.cli.inputs import batches_for, for_timing, knows_indices
-from keras_moe.cli.runnable import Batch, Runnable, open_runnable
-from keras_moe.cli.timing import time_by_turns
 from keras_moe.export.verifying import difference
+from keras_moe_cli.cli_errors import CliError
+from keras_moe_cli.input_batches import (
+    batch_for_timing,
+    batches_for,
+    knows_indices,
+)
+from keras_moe_cli.path_arguments import read_data
+from keras_moe_cli.result_tables import (
+    Part,
+    Result,
+    columns,
+    note_on_indices,
+    shape_text,
+    shapes_text,
+)
+from keras_moe_cli.runnable import Batch, Runnable, open_runnable
+from keras_moe_cli.timing import time_by_turns
 
 
 def compare(
@@ -18,23 +32,24 @@ def compare(
     b: pathlib.Path,
     data: pathlib.Path | None = None,
     tolerance: float | None = None,
-) -> dict:
-    """Runs two things on the same inputs.
+) -> Result:
+    """Run two models or artifacts on the same inputs.
 
     Args:
-        a, b: `.keras` files or artifacts.
-        data: a `.npz` file of inputs; None draws them.
-        tolerance: the largest difference, in units of `a`'s largest output or
-            of one where all are smaller; None takes the looser of the two.
+        a: A `.keras` file or an artifact's folder.
+        b: The same, of another form of the model.
+        data: A `.npz` file of inputs. `None` draws them.
+        tolerance: Largest difference, in units of `a`'s largest output, or of
+            1 if that is larger. `None` takes the looser tolerance of the two.
 
     Returns:
-        `a`, `b` (`path`, `format`), `shapes` of the batches, `outputs` (of
-        each its `shape`, `largest_difference`, `relative_difference`,
-        `agrees`; a difference is None where a number is not finite),
-        `tolerance`, `agrees`, `indices_known` and `speed`.
+        `a` and `b` (`path` and `format`), `shapes` of the batches, `outputs`,
+        `tolerance`, `agrees`, `indices_known`, and `speed`. An entry of
+        `outputs` holds `shape`, `largest_difference`, `relative_difference`,
+        and `agrees`. A difference is `None` if it is not finite.
 
     Raises:
-        CliError: where inputs or outputs are not of the same form.
+        CliError: If the numbers or shapes of inputs or outputs differ.
     """
     first, second = open_runnable(a), open_runnable(b)
     _check_same("inputs", first, second)
@@ -43,9 +58,9 @@ def compare(
     if tolerance is None:
         tolerance = max(first.tolerance, second.tolerance)
     outputs = _differences(first, second, batches, tolerance)
-    batch = for_timing(batches)
+    batch = batch_for_timing(batches)
     speed = time_by_turns(
-        lambda: first.run(batch), lambda: second.run(_for(second, batch))
+        lambda: first.run(batch), lambda: second.run(_cast(second, batch))
     )
     return {
         "a": {"path": first.path, "format": first.format},
@@ -62,16 +77,43 @@ def compare(
     }
 
 
-def _for(runnable: Runnable, batch: Batch) -> Batch:
-    """The batch in the dtypes of one that was not asked for them."""
+def tables(result: Result) -> Iterator[Part]:
+    """Yield a row for each output, then the speed."""
+    for name in "ab":
+        thing = result[name]
+        yield f"{name.upper()}  {thing['path']} ({thing['format']})"
+    table = columns("output", "shape", "difference", "relative", "agrees")
+    for i, output in enumerate(result["outputs"]):
+        table.add_row(
+            str(i),
+            shape_text(output["shape"]),
+            _number(output["largest_difference"]),
+            _number(output["relative_difference"]),
+            "yes" if output["agrees"] else "NO",
+        )
+    yield table
+    speed = result["speed"]
+    first, second = speed["median_ms"]
+    yield (
+        f"Tolerance {result['tolerance']:g}. Median of {speed['rounds']} calls "
+        f"on {shapes_text(speed['shapes'])}: A {first:.3g} ms, B {second:.3g} "
+        f"ms; B takes {speed['ratio']:.2f} of A's time."
+    )
+    yield from note_on_indices(result, "--data compares on inputs of yours.")
+
+
+def _cast(runnable: Runnable, batch: Batch) -> Batch:
+    """Return the other's batch in the dtypes of this one's inputs."""
     return [
         x if spec["dtype"] == "string" else x.astype(spec["dtype"])
         for x, spec in zip(batch, runnable.inputs, strict=True)
     ]
 
 
-def _check_same(what, first, second):
-    """As many inputs, or outputs, of shapes that can be the same."""
+def _check_same(
+    what: Literal["inputs", "outputs"], first: Runnable, second: Runnable
+) -> None:
+    """Raise if numbers or shapes of inputs (or outputs) cannot be the same."""
     shapes = [
         [spec["shape"] for spec in getattr(runnable, what)]
         for runnable in (first, second)
@@ -85,17 +127,22 @@ def _check_same(what, first, second):
         )
 
 
-def _can_be_same(mine, other):
+def _can_be_same(
+    mine: Sequence[int | None], other: Sequence[int | None]
+) -> bool:
     return len(mine) == len(other) and all(
         None in pair or pair[0] == pair[1]
         for pair in zip(mine, other, strict=True)
     )
 
 
-def _differences(first, second, batches, tolerance):
-    """Of each output the largest over the batches."""
+def _differences(
+    first: Runnable, second: Runnable, batches: list[Batch], tolerance: float
+) -> list[Result]:
+    """Return each output's largest difference over the batches."""
     pairs = [
-        (first.run(batch), second.run(_for(second, batch))) for batch in batches
+        (first.run(batch), second.run(_cast(second, batch)))
+        for batch in batches
     ]
     found = []
     for i, spec in enumerate(first.outputs):
@@ -114,8 +161,14 @@ def _differences(first, second, batches, tolerance):
     return found
 
 
-def _difference(mine, other, i, first, second):
-    """The largest difference, and in units of the largest output or of 1."""
+def _difference(
+    mine: np.ndarray,
+    other: np.ndarray,
+    i: int,
+    first: Runnable,
+    second: Runnable,
+) -> tuple[float, float]:
+    """Return the largest difference, and it in units of the largest output."""
     mine, other = np.asarray(mine), np.asarray(other)
     if mine.shape != other.shape:
         raise CliError(
@@ -126,5 +179,9 @@ def _difference(mine, other, i, first, second):
     return difference(mine, other)
 
 
-def _finite(number):
+def _finite(number: float) -> float | None:
     return float(number) if math.isfinite(number) else None
+
+
+def _number(number: float | None) -> str:
+    return "not finite" if number is None else f"{number:.1e}"

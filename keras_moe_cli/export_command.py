@@ -1,12 +1,14 @@
-"""`keras-moe export`: from a `.keras` file to an artifact."""
+"""`keras-moe export`: write an artifact from a `.keras` file."""
 
 import os
 import pathlib
+from collections.abc import Iterator
 
-from keras_moe.cli.errors import CliError
-from keras_moe.cli.files import load_model, one_reason, read_data
 from keras_moe.export import export as export_model
 from keras_moe.export.formats import format_of
+from keras_moe_cli.cli_errors import CliError
+from keras_moe_cli.path_arguments import load_model, one_reason, read_data
+from keras_moe_cli.result_tables import Part, Result, facts, size, verified_text
 
 
 def export(
@@ -16,11 +18,22 @@ def export(
     quantize: str | None = None,
     verify: bool = True,
     data: pathlib.Path | None = None,
-) -> dict:
-    """Exports; see `keras_moe.export.export`.
+) -> Result:
+    """Export a model. See `keras_moe.export.export`.
+
+    Args:
+        model: A `.keras` file.
+        format: Name of the artifact's format.
+        out: The artifact's folder.
+        quantize: How to quantize the weights. `None` does not.
+        verify: Whether to run the artifact and compare it with the model.
+        data: A `.npz` file of inputs to verify on. `None` draws them.
 
     Returns:
-        The manifest, and under `path` where the artifact is.
+        The manifest, and under `path` the artifact's folder.
+
+    Raises:
+        CliError: If the artifact cannot be written to `out`.
     """
     format_of(format)
     _check_writable(out)
@@ -35,8 +48,19 @@ def export(
     return {"path": str(out), **manifest}
 
 
-def _check_writable(out):
-    """Says at once what would be said after minutes of work."""
+def tables(result: Result) -> Iterator[Part]:
+    """Yield the artifact's folder, its size, and how it was verified."""
+    yield facts(
+        ("artifact", result["path"]),
+        ("format", result["format"]),
+        ("quantised", result["quantize"] or "no"),
+        ("size", size(result["bytes"])),
+        ("verified", verified_text(result["verified"])),
+    )
+
+
+def _check_writable(out: pathlib.Path) -> None:
+    """Raise now what would otherwise be raised after minutes of work."""
     place = pathlib.Path(out).absolute().parent
     while not place.exists():
         place = place.parent
@@ -45,7 +69,7 @@ def _check_writable(out):
         raise _cannot_write(out, f"{place} {kind}")
 
 
-def _cannot_write(out, reason):
+def _cannot_write(out: pathlib.Path, reason: str) -> CliError:
     return CliError(
         f"`--out` must be a place that can be written. Received: {out}: "
         f"{reason}. Choose another place or make room."

@@ -1,11 +1,11 @@
-"""Batches to run things on: drawn at random or taken from a file."""
+"""Make the batches that models run on: drawn at random or from a file."""
 
 import math
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
-from keras_moe.cli.errors import CliError
-from keras_moe.cli.runnable import Batch, Runnable
 from keras_moe.export.artifact import named_inputs
 from keras_moe.export.probes import (
     LENGTHS,
@@ -14,17 +14,22 @@ from keras_moe.export.probes import (
     random_input,
     shape_of,
 )
+from keras_moe_cli.cli_errors import CliError
+from keras_moe_cli.runnable import Batch, Runnable, Spec
 
-ROWS = 64
-MOST_DRAWN = 2**27  # elements of an input, 1 GB while they are drawn
+ROWS = 64  # of `--data` per batch
+TIMED_ROWS = 32
+MAX_DRAWN = 2**27  # elements per input, 1 GB while they are drawn
+Shape = tuple[int, ...]
 
 
-def batches_for(first: Runnable, second: Runnable, data) -> list[Batch]:
-    """Returns what to run both on.
+def batches_for(first: Runnable, second: Runnable, data: Any) -> list[Batch]:
+    """Return the batches to compare two models or artifacts on.
 
-    All rows of `data`, 64 at a time; without it what reaches every expert of
-    the one that is a Keras model; of two artifacts two batches that the first
-    was verified on the shapes of.
+    With `data`, these are all its rows, 64 per batch. Without it, they are
+    drawn: if one of the two is a Keras model, so that they reach each of its
+    experts; for two artifacts, in two of the shapes that the first artifact
+    was verified on.
     """
     model = first.model or second.model
     if data is not None:
@@ -34,16 +39,18 @@ def batches_for(first: Runnable, second: Runnable, data) -> list[Batch]:
     return _drawn_for(first, second)
 
 
-def for_timing(batches: list[Batch], rows: int = 32) -> Batch:
-    """The longest of the batches, its rows repeated to 32, where it is ours
-    to say how many."""
+def batch_for_timing(batches: list[Batch]) -> Batch:
+    """Return the largest batch, with its rows repeated to 32.
+
+    The rows are unchanged if all batches have the same number of them.
+    """
     batch = max(batches, key=lambda batch: max(x[0].size for x in batch))
     if len({len(b[0]) for b in batches}) == 1:
         return batch
-    return [np.resize(x, (rows, *x.shape[1:])) for x in batch]
+    return [np.resize(x, (TIMED_ROWS, *x.shape[1:])) for x in batch]
 
 
-def _rows_of(data, runnable):
+def _rows_of(data: Any, runnable: Runnable) -> list[Batch]:
     arrays = list(named_inputs(data, runnable.inputs).values())
     for array, spec in zip(arrays, runnable.inputs, strict=True):
         rows, *shape = spec["shape"]
@@ -60,8 +67,8 @@ def _rows_of(data, runnable):
     return [[array[i : i + ROWS] for array in arrays] for i in starts]
 
 
-def _drawn_for(first, second):
-    """Two batches, of shapes that the artifact is known to take, or may."""
+def _drawn_for(first: Runnable, second: Runnable) -> list[Batch]:
+    """Draw two batches, of verified shapes or else of shapes that run."""
     known = first.shapes or second.shapes
     if known:
         return [draw(first, shapes) for shapes in known[:2]]
@@ -82,23 +89,28 @@ def _drawn_for(first, second):
     )
 
 
-def shapes_of(
-    inputs: list[dict], size: int, length: int
-) -> list[tuple[int, ...]]:
-    """The shape of each input for a batch's size and a length."""
+def shapes_of(inputs: list[Spec], size: int, length: int) -> list[Shape]:
+    """Return each input's shape for a batch size and a length."""
     return [shape_of(spec, size, length) for spec in inputs]
 
 
-def draw(runnable: Runnable, shapes, seed: int = 0) -> Batch:
-    """Draw a batch: normal numbers, indices that there are, two words.
+def draw(
+    runnable: Runnable, shapes: Iterable[Sequence[int]], seed: int = 0
+) -> Batch:
+    """Draw a batch of normal numbers, valid indices, or words.
+
+    Args:
+        runnable: The model or artifact that the batch is for.
+        shapes: The shape of each input.
+        seed: Seed of the random numbers.
 
     Raises:
-        CliError: If an input would have more than `MOST_DRAWN` elements.
+        CliError: If an input would have more than `MAX_DRAWN` elements.
     """
     for shape in shapes:
-        if math.prod(shape) > MOST_DRAWN:
+        if math.prod(shape) > MAX_DRAWN:
             raise CliError(
-                f"Inputs that are drawn must have at most {MOST_DRAWN:,} "
+                f"Inputs that are drawn must have at most {MAX_DRAWN:,} "
                 f"elements. Received: {list(shape)} for {runnable.path}. Pass "
                 "fewer --tokens to bench, or --data to compare."
             )
@@ -110,18 +122,21 @@ def draw(runnable: Runnable, shapes, seed: int = 0) -> Batch:
 
 
 def knows_indices(runnable: Runnable) -> bool:
-    """Whether it is known what the integers among the inputs may be."""
+    """Return whether each integer input has a known upper bound."""
     return all(
         "below" in spec for spec in runnable.inputs if "int" in spec["dtype"]
     )
 
 
-def shapes_for_tokens(inputs: list[dict], tokens: int):
-    """The shapes that make about as many tokens, and how many those are.
+def shapes_for_tokens(
+    inputs: list[Spec], tokens: int
+) -> tuple[list[Shape], int]:
+    """Return the inputs' shapes for about `tokens` tokens, and their number.
 
-    A token is a position of the first input: of a float input every axis but
-    the first and the last counts, of indices every axis but the first. An
-    axis of any length takes them, else the batch's size does.
+    A token is a position of the first input. The positions are all axes of
+    indices but the batch axis, and all axes of floats but the batch and the
+    last axis. Axes of any length are made as long as needed. If there are
+    none, the batch is.
     """
     spec = inputs[0]
     size, *rest = spec["shape"]

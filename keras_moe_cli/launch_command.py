@@ -1,20 +1,22 @@
-"""`keras-moe launch`: a script as several processes, here or elsewhere."""
+"""`keras-moe launch`: run a script as several processes, here or on Ray."""
 
 import pathlib
+from typing import Any
 
-from keras_moe.cli.errors import DONE, MISUSED, CliError
 from keras_moe.distribution.jobs import job_text
 from keras_moe.distribution.launching import launch
 from keras_moe.distribution.ray_workers import launch_on_ray
+from keras_moe_cli.cli_errors import CliError
+from keras_moe_cli.exit_codes import DONE, MISUSED
 
-ALONE = "127.0.0.1"
+LOCALHOST = "127.0.0.1"
 PLACES = ("local", "ray")
-# What `launch` has and Ray decides by itself.
+# The options that Ray decides by itself, with their defaults.
 LOCAL = {
     "devices_per_process": None,
     "logs": None,
     "port": None,
-    "hosts": (ALONE,),
+    "hosts": (LOCALHOST,),
     "host": 0,
     "module": False,
 }
@@ -23,23 +25,26 @@ LOCAL = {
 def run(
     script: pathlib.Path,
     arguments: list[str],
-    options: dict,
+    options: dict[str, Any],
     on: str = "local",
     print_for: str | None = None,
     nodes: int = 2,
 ) -> int:
-    """Runs a script, or prints the job that would.
+    """Run a script, or print the job that would run it.
 
     Args:
-        script: the Python file.
-        arguments: of the script.
-        options: of `keras_moe.distribution.launch`.
+        script: The Python file.
+        arguments: The script's own arguments.
+        options: Arguments of `keras_moe.distribution.launch`.
         on: `"local"` or `"ray"`.
-        print_for: the cluster whose job is printed instead.
-        nodes: hosts of that job.
+        print_for: The cluster to print a job for. `None` runs the script.
+        nodes: Number of hosts of a printed job.
 
     Returns:
         The exit code of the first process that failed, or 0.
+
+    Raises:
+        CliError: If an option is given that a printed job or Ray excludes.
     """
     if print_for and options["module"]:
         raise CliError(
@@ -66,5 +71,5 @@ def run(
     return DONE
 
 
-def _option(name):
+def _option(name: str) -> str:
     return "-m" if name == "module" else f"--{name.split('_')[0]}"

@@ -1,4 +1,4 @@
-"""What a path on the command line is: a model, an artifact, arrays."""
+"""Read what a path on the command line names: a model, an artifact, arrays."""
 
 import os
 import pathlib
@@ -9,17 +9,18 @@ import keras
 import numpy as np
 
 import keras_moe  # noqa: F401  registers its layers
-from keras_moe.cli.errors import MISUSED, CliError
 from keras_moe.export.signature import as_functional
+from keras_moe_cli.cli_errors import CliError
+from keras_moe_cli.exit_codes import MISUSED
 
 CONFIG = "config.json"
 
 
 def is_model(path: pathlib.Path) -> bool:
-    """Whether a path is a model's file; else it is an artifact's folder.
+    """Return whether a path is a model's file, not an artifact's folder.
 
     Raises:
-        CliError: where there is nothing, or it can be neither.
+        CliError: If the path does not exist, or is a file of another kind.
     """
     if not path.exists():
         raise CliError(
@@ -38,10 +39,10 @@ def is_model(path: pathlib.Path) -> bool:
 
 
 def load_model(path: pathlib.Path) -> keras.Model:
-    """Loads a `.keras` file, not compiled.
+    """Load a `.keras` file without compiling the model.
 
     Raises:
-        CliError: where it is none, or cannot be loaded.
+        CliError: If the path is no `.keras` file, or cannot be loaded.
     """
     if not is_model(path):
         raise CliError(
@@ -51,7 +52,8 @@ def load_model(path: pathlib.Path) -> keras.Model:
         )
     _check_archive(path)
     try:
-        return keras.models.load_model(path, compile=False)
+        model: keras.Model = keras.models.load_model(path, compile=False)
+        return model
     except Exception as error:
         unknown = "Could not locate class" in str(error)
         remedy = (
@@ -68,12 +70,12 @@ def load_model(path: pathlib.Path) -> keras.Model:
 
 
 def load_functional(path: pathlib.Path) -> keras.Model:
-    """Loads a `.keras` file as a functional model of named inputs."""
+    """Load a `.keras` file as a functional model with named inputs."""
     return as_functional(load_model(path))
 
 
-def _check_archive(path):
-    """A `.keras` file is a zip that holds the model's configuration."""
+def _check_archive(path: pathlib.Path) -> None:
+    """Raise if a file is no zip that holds a model's configuration."""
     fault = None
     try:
         with zipfile.ZipFile(path) as archive:
@@ -89,11 +91,18 @@ def _check_archive(path):
         )
 
 
-def read_data(path: pathlib.Path | None) -> dict | list | None:
-    """Reads inputs: a dict by name, or a list from unnamed arrays.
+def read_data(
+    path: pathlib.Path | None,
+) -> dict[str, np.ndarray] | list[np.ndarray] | None:
+    """Read the inputs of `--data`.
+
+    Returns:
+        The arrays as a dict by name, or as a list if they have no names.
+        `None` if `path` is.
 
     Raises:
-        CliError: where the file is no `.npz` or its arrays do not fit.
+        CliError: If the file is no `.npz` file, or its arrays do not have the
+            same number of rows.
     """
     if path is None:
         return None
@@ -120,13 +129,13 @@ def read_data(path: pathlib.Path | None) -> dict | list | None:
 
 
 def one_reason(error: Exception) -> str:
-    """An error's own words, or its kind."""
+    """Return the first line of an error's message, or its class."""
     text = getattr(error, "strerror", None) or str(error).strip()
     return text.split("\n")[0][:200].rstrip(".") or type(error).__name__
 
 
-def size_of(path: str | os.PathLike) -> int:
-    """Bytes of a file, or of all files in a folder."""
+def size_of(path: str | os.PathLike[str]) -> int:
+    """Return the bytes of a file, or of all files in a folder."""
     path = pathlib.Path(path)
     files = [path] if path.is_file() else path.rglob("*")
     return sum(f.stat().st_size for f in files if f.is_file())

@@ -1,16 +1,17 @@
-"""Text as it is: a name must not change what a terminal shows around it."""
+"""Escape text, so that a name cannot change a terminal's output around it."""
 
 from typing import Any
 
 
 def printable(value: Any) -> Any:
-    """Escape what cannot be printed in a text, or in all texts of a nest.
+    """Escape unprintable characters in a text, or in all texts of a nest.
 
-    Line feeds, a terminal's control sequences, and bytes of a file's name that
-    are no UTF-8 become `\\n`, `\\x1b`, and `\\udcff`.
+    Line feeds, a terminal's control sequences, and bytes of a file name that
+    are not UTF-8 become `\\n`, `\\x1b`, and `\\udcff`.
 
     Args:
-        value: A str, or a dict or list of them; others are returned unchanged.
+        value: A str, or a dict or list of them. Anything else is returned
+            unchanged.
     """
     if isinstance(value, dict):
         return {printable(k): printable(v) for k, v in value.items()}
@@ -21,7 +22,7 @@ def printable(value: Any) -> Any:
     return "".join(map(_escaped, value))
 
 
-def _escaped(character):
+def _escaped(character: str) -> str:
     if character.isprintable():
         return character
     return character.encode("unicode_escape").decode()

@@ -1,4 +1,4 @@
-"""While a command works: backends keep still, what the package says is kept."""
+"""Silence libraries during a command, but keep keras_moe's own messages."""
 
 import atexit
 import contextlib
@@ -8,49 +8,52 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator
+from typing import Any, TextIO
 
-from keras_moe.cli.errors import CliError
-from keras_moe.cli.plain import printable
+from keras_moe_cli.cli_errors import CliError
+from keras_moe_cli.printable import printable
 
-# For as long as the process lives: loggers keep hold of it.
+# Open until the process ends, because loggers keep a reference.
 _NOWHERE = open(os.devnull, "w")
 atexit.register(_NOWHERE.close)
+# How the warnings begin that keras_moe gives for the user of the command.
+SHOWN_WARNINGS = "No input reached the experts", "The artifact in"
 
 
-class _Line(logging.Formatter):
-    """A record in one line."""
+class _OneLine(logging.Formatter):
+    """Format a log record as one line."""
 
-    def format(self, record):
-        return printable(super().format(record))
+    def format(self, record: logging.LogRecord) -> str:
+        return str(printable(super().format(record)))
 
 
 @contextlib.contextmanager
 def working(
     debug: bool = False, modules: list[str] | None = None
 ) -> Iterator[None]:
-    """Silences libraries; the package's log and warnings go to stderr.
+    """Silence libraries; write keras_moe's log and warnings to stderr.
 
     Args:
-        debug: let everything be heard, on stderr.
-        modules: to import first, from the current folder too: they register
-            classes that a model is made of.
+        debug: Whether to write the libraries' output to stderr, too.
+        modules: Names of modules to import first, also from the current
+            folder. They register classes that a model is made of.
     """
     stderr = sys.stderr
     elsewhere = stderr if debug else _NOWHERE
     with contextlib.ExitStack() as stack:
         stack.enter_context(contextlib.redirect_stdout(elsewhere))
         stack.enter_context(contextlib.redirect_stderr(elsewhere))
-        stack.enter_context(_heard(stderr, debug))
+        stack.enter_context(_messages_on(stderr, debug))
         for name in modules or ():
             _import(name)
         yield
 
 
 @contextlib.contextmanager
-def _heard(stderr, debug) -> Iterator[None]:
-    """Writes the package's own log and warnings, a line each."""
+def _messages_on(stderr: TextIO, debug: bool) -> Iterator[None]:
+    """Write keras_moe's log and warnings, one line each."""
     handler = logging.StreamHandler(stderr)
-    handler.setFormatter(_Line("keras-moe: %(message)s"))
+    handler.setFormatter(_OneLine("keras-moe: %(message)s"))
     log = logging.getLogger("keras_moe")
     level = log.level
     log.addHandler(handler)
@@ -59,27 +62,30 @@ def _heard(stderr, debug) -> Iterator[None]:
         with warnings.catch_warnings():
             if not debug:
                 warnings.simplefilter("ignore")
-            _tell_warnings(stderr, debug)
+            _show_warnings(stderr, debug)
             yield
     finally:
         log.removeHandler(handler)
         log.setLevel(level)
 
 
-def _tell_warnings(stderr, debug):
-    """The package's warnings by their text: their place is the caller's."""
-    for start in ("No input reached the experts", "The artifact in"):
+def _show_warnings(stderr: TextIO, debug: bool) -> None:
+    """Show keras_moe's warnings, found by their text.
+
+    A filter by module does not find them: they name their caller's.
+    """
+    for start in SHOWN_WARNINGS:
         warnings.filterwarnings("always", message=start)
     if debug:
         return
 
-    def show(message, *args, **kwargs):
+    def show(message: Warning | str, *args: Any, **kwargs: Any) -> None:
         print(f"keras-moe: warning: {printable(str(message))}", file=stderr)
 
     warnings.showwarning = show
 
 
-def _import(name):
+def _import(name: str) -> None:
     folder = os.getcwd()
     if folder not in sys.path:
         sys.path.insert(0, folder)

@@ -1,35 +1,46 @@
-"""A model or an artifact as one thing that can be run."""
+"""Open a model or an artifact as one thing that can be run."""
 
 import pathlib
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
 from keras import ops
 
 from keras_moe import kernels
-from keras_moe.cli.files import is_model, load_functional
 from keras_moe.export import FORMATS, load
 from keras_moe.export.formats import LOW_PRECISION_TOLERANCE, is_exact
 from keras_moe.export.manifest import input_specs
+from keras_moe_cli.path_arguments import is_model, load_functional
 
 Batch = list[np.ndarray]
-# Of two Keras backends, as of the formats: in units of the largest output.
+Spec = dict[str, Any]
+# Between two Keras backends, in the formats' unit: the largest output.
 MODEL_TOLERANCE = 1e-5
 
 
 class Runnable(NamedTuple):
-    """path: where it came from. format: of the artifact, or "keras".
-    inputs, outputs: dicts of `shape` and `dtype`, of inputs `name` and, of
-    indices, `below`. run: from a batch to the list of outputs. tolerance: of
-    its outputs. model: the functional model, or None. shapes: of batches that
-    it is known to take."""
+    """A model or an artifact.
+
+    Args:
+        path: Where it was loaded from.
+        format: The artifact's format, or `"keras"`.
+        inputs: `name`, `shape`, and `dtype` of each input, and `below`, the
+            upper bound of indices, if it is known.
+        outputs: `shape` and `dtype` of each output.
+        run: Function from a batch to the list of outputs.
+        tolerance: Largest difference between its outputs and another form's,
+            in units of the largest output.
+        model: The functional model. `None` for an artifact.
+        shapes: The inputs' shapes of the batches that an artifact was verified
+            on.
+    """
 
     path: str
     format: str
-    inputs: list[dict]
-    outputs: list[dict]
+    inputs: list[Spec]
+    outputs: list[Spec]
     run: Callable[[Batch], Batch]
     tolerance: float
     model: keras.Model | None = None
@@ -37,16 +48,17 @@ class Runnable(NamedTuple):
 
 
 def open_runnable(path: pathlib.Path, threads: int | None = None) -> Runnable:
-    """Loads a `.keras` file or an artifact.
+    """Load a `.keras` file or an artifact.
 
     Args:
-        path: of either.
-        threads: that an artifact's runtime may use.
+        path: The file, or the artifact's folder.
+        threads: Number of threads of an artifact's runtime. `None` leaves it
+            to the runtime.
     """
     return _model(path) if is_model(path) else _artifact(path, threads)
 
 
-def _artifact(path, threads):
+def _artifact(path: pathlib.Path, threads: int | None) -> Runnable:
     artifact = load(path, threads)
     manifest = artifact.manifest
     verified = manifest["verified"] or {}
@@ -64,29 +76,29 @@ def _artifact(path, threads):
     )
 
 
-def _model(path):
+def _model(path: pathlib.Path) -> Runnable:
     model = load_functional(path)
     return Runnable(
         str(path),
         "keras",
         input_specs(model),
         [{"shape": list(t.shape), "dtype": t.dtype} for t in model.outputs],
-        _program(model),
+        _compiled(model),
         MODEL_TOLERANCE if is_exact(model) else LOW_PRECISION_TOLERANCE,
         model,
     )
 
 
-def _program(model):
-    """The model compiled, from arrays to arrays."""
+def _compiled(model: keras.Model) -> Callable[[Batch], Batch]:
+    """Return the compiled model as a function of arrays."""
 
-    def function(*inputs):
+    def function(*inputs: Any) -> Any:
         nest = inputs[0] if len(inputs) == 1 else list(inputs)
         return keras.tree.flatten(model(nest, training=False))
 
     program = kernels.compiled(function, model.variables)
 
-    def run(batch):
+    def run(batch: Batch) -> Batch:
         outputs = program(*map(ops.convert_to_tensor, batch))
         return [ops.convert_to_numpy(y) for y in outputs]
 

@@ -1,29 +1,30 @@
-"""How long calls take, on a machine that does other things too."""
+"""Time calls on a machine that runs other programs, too."""
 
 import statistics
 import time
 from collections.abc import Callable
+from typing import Any
 
 WARM_UP = 2
 ROUNDS = 20
-LEAST_ROUNDS, MOST_ROUNDS = 5, 200
+MIN_ROUNDS, MAX_ROUNDS = 5, 200
 SECONDS = 0.5
 
 
 def seconds_of(call: Callable[[], object]) -> float:
-    """The time of one call."""
+    """Return the time of one call."""
     start = time.perf_counter()
     call()
     return time.perf_counter() - start
 
 
 def time_alone(call: Callable[[], object]) -> list[float]:
-    """Times of a call, as many as fit into half a second, 5 to 200."""
+    """Return the times of as many calls as fit into half a second, 5 to 200."""
     for _ in range(WARM_UP):
         call()
     times: list[float] = []
-    while len(times) < LEAST_ROUNDS or (
-        sum(times) < SECONDS and len(times) < MOST_ROUNDS
+    while len(times) < MIN_ROUNDS or (
+        sum(times) < SECONDS and len(times) < MAX_ROUNDS
     ):
         times.append(seconds_of(call))
     return times
@@ -31,12 +32,14 @@ def time_alone(call: Callable[[], object]) -> list[float]:
 
 def time_by_turns(
     first: Callable[[], object], second: Callable[[], object]
-) -> dict:
-    """Times two calls by turns.
+) -> dict[str, Any]:
+    """Time two calls, one after the other in each round.
+
+    The order changes from round to round.
 
     Returns:
-        `rounds`, `median_ms` of both, and `ratio`: the median over the rounds
-        of the second's time by the first's.
+        `rounds`; `median_ms` of both; and `ratio`, the median over the rounds
+        of the second call's time divided by the first's.
     """
     for _ in range(WARM_UP):
         first(), second()

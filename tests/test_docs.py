@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from backend import BACKEND, to_numpy
 
-from keras_moe import cli
 from keras_moe.distribution.jobs import job_text
 from keras_moe.export import FORMATS
+from keras_moe_cli.bootstrap import run_command
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "from-laptop-to-cluster.md").read_text()
@@ -31,8 +31,8 @@ def test_the_commands_are_understood(command, monkeypatch, capsys):
         return 0
 
     for name in ("launch", "launch_on_ray"):
-        monkeypatch.setattr(f"keras_moe.cli.launching.{name}", start)
-    assert cli.main(shlex.split(command)) == 0
+        monkeypatch.setattr(f"keras_moe_cli.launch_command.{name}", start)
+    assert run_command(shlex.split(command)) == 0
     assert started or "--print" in command and capsys.readouterr().out
     for script in re.findall(r"\S+/\S+\.py", command):
         assert (ROOT / script).is_file()

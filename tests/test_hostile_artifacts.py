@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 from backend import BACKEND, to_numpy
 
-from keras_moe import cli
 from keras_moe.export import checksums, export, load, torch_archive, verify
 from keras_moe.export import manifest as manifests
+from keras_moe_cli.bootstrap import run_command
 
 torch = pytest.importorskip("torch")
 pytestmark = [
@@ -303,10 +303,10 @@ def test_every_way_in_refuses(model, rewritten, tmp_path, capsys):
         ["bench", folder],
         ["compare", tmp_path / "model.keras", folder],
     ):
-        assert cli.main(list(map(str, command))) == 1
+        assert run_command(list(map(str, command))) == 1
         assert "nothing that could run code" in capsys.readouterr().err
     # It reads the manifest and runs nothing.
-    assert cli.main(["inspect", str(folder)]) == 0
+    assert run_command(["inspect", str(folder)]) == 0
     assert not marker.exists()
 
 

@@ -14,12 +14,12 @@ import time
 import pytest
 from backend import BACKEND
 
-import keras_moe_cli
-from keras_moe import cli
 from keras_moe.distribution import processes as together
 from keras_moe.distribution.launching import launch
 from keras_moe.distribution.starting import Setup, jobs_of
 from keras_moe.distribution.variables import BACKENDS, Job, read_job
+from keras_moe_cli.bootstrap import run_command
+from keras_moe_cli.startup_settings import with_launch_backend
 
 anywhere = pytest.mark.skipif(
     BACKEND != "torch", reason="starts no backend; test_launch.py on torch"
@@ -222,11 +222,11 @@ def test_the_script_has_what_stands_behind_it(monkeypatch):
     """Its `--backend` and `--help` are not the command's."""
     received = []
     monkeypatch.setattr(
-        "keras_moe.cli.launching.launch",
+        "keras_moe_cli.launch_command.launch",
         lambda *a, **k: received.append((a, k)) or 7,
     )
     line = ["launch", "--processes", "3", "x.py", "--backend", "b", "--help"]
-    assert cli.main(line) == 7
+    assert run_command(line) == 7
     ((script, *rest), options), *_ = received
     assert str(script) == "x.py" and rest == ["--backend", "b", "--help"]
     assert options["processes"] == 3 and options["backend"] is None
@@ -235,15 +235,15 @@ def test_the_script_has_what_stands_behind_it(monkeypatch):
 def test_the_backend_is_settled_before_keras_is_there(monkeypatch):
     monkeypatch.setenv("KERAS_BACKEND", "jax")
     said = ["launch", "--backend", "torch", "x.py", "--backend=tensorflow"]
-    assert keras_moe_cli.launched(said) == said
+    assert with_launch_backend(said) == said
     unsaid = ["launch", "x.py", "--backend", "torch"]
     chosen = ["launch", "--backend=jax", "x.py", "--backend", "torch"]
-    assert keras_moe_cli.launched(unsaid) == chosen
+    assert with_launch_backend(unsaid) == chosen
 
 
 def test_ray_decides_for_itself(capsys):
     line = ["launch", "--on", "ray", "--port", "700", "--backend", "torch"]
-    assert cli.main([*line, "x.py"]) == 2
+    assert run_command([*line, "x.py"]) == 2
     assert "--port must be left out with --on ray" in capsys.readouterr().err
 
 
@@ -267,7 +267,7 @@ def test_a_module_is_run_as_python_runs_it(tmp_path, monkeypatch):
         "--a",
         "b",
     ]
-    assert cli.main(command) == 0
+    assert run_command(command) == 0
     assert [pathlib.Path(name).read_text() for name in "01"] == ["--a b"] * 2
     with pytest.raises(ValueError, match="`script` must be the name of a modu"):
         launch("package/train.py", module=True)

@@ -6,6 +6,7 @@ import pathlib
 import pytest
 
 import keras_moe
+import keras_moe_cli
 
 # `make test` runs these tests on one backend, except for `every_backend` ones.
 pytestmark = pytest.mark.one_backend
@@ -29,10 +30,10 @@ FLOORS = {
     "training": 4,
     "models": 4,
     "export": 4,
-    "cli": 5,
     "__init__": 5,
 }
 FILES = sorted(ROOT.rglob("*.py"))
+COMMAND = pathlib.Path(keras_moe_cli.__file__).parent
 BACKENDS = {"jax", "tensorflow", "torch"}
 # Where the job itself is the backend's.
 BACKENDS_OWN_JOBS = {
@@ -70,7 +71,7 @@ def test_imports_go_down(path):
         if not name.startswith("keras_moe."):
             continue
         other = name.split(".")[1]
-        if other == room or (room == "__init__" and other != "cli"):
+        if other == room or room == "__init__":
             continue
         assert FLOORS[other] < FLOORS[room], f"{path} imports {name}"
 
@@ -91,3 +92,22 @@ def test_only_its_own_kernel_file_imports_a_backend(path):
 
 def test_every_floor_is_inhabited():
     assert {room_of(path) for path in FILES} == set(FLOORS)
+
+
+def test_the_command_is_above_all_floors():
+    for path in FILES:
+        for name in imports_of(path):
+            assert name.split(".")[0] != "keras_moe_cli", f"{path}: {name}"
+
+
+def test_the_command_imports_no_backend():
+    for path in sorted(COMMAND.rglob("*.py")):
+        for name in imports_of(path):
+            assert not name.startswith("keras.src"), f"{path}: {name}"
+            assert name.split(".")[0] not in BACKENDS, f"{path}: {name}"
+
+
+def test_the_commands_files_are_named_unlike_the_packages():
+    names = {path.name for path in COMMAND.rglob("*.py")}
+    shared = names & {path.name for path in FILES}
+    assert shared == {"__init__.py"}

@@ -8,12 +8,12 @@ import pytest
 from router_zoo import ROUTERS, model_of
 from written_manifest import content_of
 
-from keras_moe import cli
-from keras_moe.cli.errors import CliError
-from keras_moe.cli.inputs import draw, shapes_for_tokens
-from keras_moe.cli.runnable import Runnable
 from keras_moe.export import checksums, describing, load
 from keras_moe.export import manifest as manifests
+from keras_moe_cli.bootstrap import run_command
+from keras_moe_cli.cli_errors import CliError
+from keras_moe_cli.input_batches import draw, shapes_for_tokens
+from keras_moe_cli.runnable import Runnable
 
 pytestmark = pytest.mark.one_backend
 
@@ -144,7 +144,7 @@ def test_what_is_accepted_can_be_used(schema, folder, capsys):
             assert "must be " in str(error)
             continue
         accepted += 1
-        assert cli.main(["inspect", str(folder)]) == 0
+        assert run_command(["inspect", str(folder)]) == 0
         shapes, tokens = shapes_for_tokens(found["inputs"], 4)
         assert tokens > 0
         drawn = Runnable("a", "litert", found["inputs"], [], None, 0.0)
@@ -179,7 +179,7 @@ def test_what_is_no_manifest(text, tmp_path, capsys):
     (tmp_path / "moe.json").write_text(text)
     with pytest.raises(ValueError, match="must be what keras_moe wrote"):
         load(tmp_path)
-    assert cli.main(["inspect", str(tmp_path)]) == 1
+    assert run_command(["inspect", str(tmp_path)]) == 1
     [line] = capsys.readouterr().err.splitlines()
     assert len(line) < 1000
 

@@ -202,7 +202,7 @@ def test_a_busy_port_is_named():
 
 def train(tmp_path, kind):
     """Start two processes; return both ones' words and the exit code."""
-    command = [sys.executable, "-m", "keras_moe.cli", "launch"]
+    command = [sys.executable, "-m", "keras_moe_cli", "launch"]
     command += ["--backend", BACKEND, "--logs", str(tmp_path)]
     done = subprocess.run(
         [*command, str(HERE / "uneven_batches.py"), kind],
