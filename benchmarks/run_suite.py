@@ -1,11 +1,12 @@
-"""Runs the benchmarks of the running backend and writes one JSON file.
+"""Run the suite of speed and memory on one backend; write one JSON file.
 
-    KERAS_BACKEND=jax python benchmarks/run.py --quick --out results
+    KERAS_BACKEND=jax python benchmarks/run_suite.py --quick --out results
 
-writes `results/jax.json`; `benchmarks/report.py results` makes tables and
-plots of it. Every part is a script and a process of its own, so that one that
-dies costs no other its results. `--pinned` keeps everything on one core and
-measures CPU time, for a busy machine; without it, wall time on all cores.
+writes `results/jax.json`, of which `benchmarks/report/make_report.py results`
+makes tables and plots. Every part is a script in a process of its own, so that
+the others keep their results if one crashes. `--pinned` keeps everything on one
+core and measures CPU time, for a busy machine; without it, wall time on all
+cores is measured.
 """
 
 import argparse
@@ -17,28 +18,29 @@ import tempfile
 import time
 from pathlib import Path
 
-import machine
-import measure
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.shared import machine, timing
 
 HERE = Path(__file__).parent
-PARTS = (
-    "blocks",
-    "sweeps",
-    "memory",
-    "routers",
-    "first_step",
-    "end_to_end",
-)
+PARTS = {
+    "blocks": "speed/block_by_shape.py",
+    "sweeps": "speed/sweeps.py",
+    "memory": "memory/training_step.py",
+    "routers": "speed/routers.py",
+    "first_step": "speed/compile_time.py",
+    "end_to_end": "speed/fit_and_predict.py",
+}
 QUICK_PARTS = ("blocks", "sweeps", "first_step")
 BACKENDS = ("jax", "tensorflow", "torch")
 
 
 def run_part(part, folder, arguments):
-    """Runs one script; returns its records, or one that says it failed."""
+    """Run one script; return its records, or one record of its failure."""
     out = Path(folder) / f"{part}.json"
     start = time.perf_counter()
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", HERE / f"{part}.py"]
+        [sys.executable, "-W", "ignore", HERE / PARTS[part]]
         + ["--out", out, *arguments],
         env={"TF_CPP_MIN_LOG_LEVEL": "3", **os.environ},
         check=False,
@@ -46,17 +48,17 @@ def run_part(part, folder, arguments):
     seconds = time.perf_counter() - start
     print(f"{part}: {seconds:.0f} s", file=sys.stderr)
     if done.returncode:
-        status = f"fails: {part}.py returned {done.returncode}"
+        status = f"fails: {PARTS[part]} returned {done.returncode}"
         return [{"part": part, "name": part, "status": status}]
     return json.loads(out.read_text())
 
 
 def options_of():
-    """The command line; what is not this script's own goes to the parts."""
+    """Parse the command line, which also has the options of the parts."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=HERE / "results")
-    parser.add_argument("--parts", help=f"of {','.join(PARTS)}")
-    parser.add_argument("--only", help="shapes, such as S,M; runs `blocks`")
+    parser.add_argument("--parts", help=f"among {','.join(PARTS)}")
+    parser.add_argument("--only", help="shapes, such as S,M; runs only blocks")
     parser.add_argument("--dtype", default="float32,bfloat16")
     for flag in ("--quick", "--pinned", "--no-peers"):
         parser.add_argument(flag, action="store_true")
@@ -64,7 +66,7 @@ def options_of():
 
 
 def main():
-    """Runs the parts one after the other."""
+    """Run the parts, one after the other."""
     args = options_of()
     backend = os.environ.get("KERAS_BACKEND")
     if backend not in BACKENDS:
@@ -82,7 +84,7 @@ def main():
     if args.parts:
         parts = args.parts.split(",")
     if args.pinned:
-        measure.pin()
+        timing.pin()
     found = {"backend": backend, "pinned": args.pinned, "quick": args.quick}
     found["machine"] = machine.describe()
     with tempfile.TemporaryDirectory() as folder:

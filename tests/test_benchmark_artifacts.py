@@ -1,4 +1,4 @@
-"""The benchmark of artifacts: its rival says the same, its table is right."""
+"""The benchmark of artifacts: equal outputs of both forms, and its table."""
 
 import json
 import pathlib
@@ -7,20 +7,22 @@ import sys
 import numpy as np
 from backend import to_numpy
 
-sys.path.insert(
-    0, str(pathlib.Path(__file__).resolve().parents[1] / "benchmarks")
-)
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-import all_experts
-import artifacts
+from benchmarks.artifacts import all_experts_layer
+from benchmarks.artifacts import exported_formats as artifacts
 
 
-def test_the_all_experts_form_says_the_same(rng):
-    model, rival = all_experts.models(**artifacts.QUICK)
+def test_the_all_experts_form_has_the_outputs_of_the_block(rng):
+    model, rival = all_experts_layer.models(**artifacts.QUICK)
     x = rng.normal(size=(2, 5, 16)).astype("float32")
     np.testing.assert_allclose(
         to_numpy(model(x)), to_numpy(rival(x)), atol=1e-5
     )
+
+
+def test_the_runtimes_load_without_the_package():
+    assert callable(artifacts.load_by_path().load)
 
 
 def test_the_table_has_every_cell(tmp_path):

@@ -1,4 +1,4 @@
-"""What the benchmark's report says of results made by hand."""
+"""The report of the benchmarks, from results written by hand."""
 
 import json
 import pathlib
@@ -9,12 +9,13 @@ import pytest
 # `make test` runs these tests on one backend, except for `every_backend` ones.
 pytestmark = pytest.mark.one_backend
 
-BENCHMARKS = pathlib.Path(__file__).parents[1] / "benchmarks"
-sys.path.insert(0, str(BENCHMARKS))
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+
+from benchmarks.report import make_report  # noqa: E402
 
 
 def result_of(**fields):
-    """A result of one record, as `run.py` writes it."""
+    """A result of one record, as `run_suite.py` writes it."""
     versions = {"keras": "3.15"}
     return {
         "backend": "torch",
@@ -48,8 +49,6 @@ def timed(name, shape, seconds, **fields):
 
 
 def test_report_of_a_hand_made_result(tmp_path, monkeypatch, capsys):
-    import report
-
     records = [
         timed("limit", "S", 1.0),
         timed("keras_moe", "S", 1.5),
@@ -73,9 +72,9 @@ def test_report_of_a_hand_made_result(tmp_path, monkeypatch, capsys):
     readme = tmp_path / "README.md"
     marks = "<!-- benchmark-table -->", "<!-- /benchmark-table -->"
     readme.write_text(f"before {marks[0]} old {marks[1]} after")
-    command = ["report.py", str(tmp_path), "--write", str(readme)]
+    command = ["make_report.py", str(tmp_path), "--write", str(readme)]
     monkeypatch.setattr(sys, "argv", command)
-    report.main()
+    make_report.main()
     printed = capsys.readouterr().out
     assert "| torch | S | 1.50 (1.00-9.00); 1.40 | -; 1.20 |" in printed
     assert "| torch | D1 | 0.50 (0.40-0.60); 1.05 |" in printed
@@ -94,7 +93,5 @@ def test_report_of_a_hand_made_result(tmp_path, monkeypatch, capsys):
 
 
 def test_report_without_results_says_what_to_run(tmp_path):
-    import report
-
-    with pytest.raises(SystemExit, match="run.py --out"):
-        report.load(tmp_path)
+    with pytest.raises(SystemExit, match="run_suite.py --out"):
+        make_report.load(tmp_path)

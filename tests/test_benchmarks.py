@@ -1,4 +1,4 @@
-"""The benchmarks compare right, time right and report right; tiny, fast.
+"""The benchmarks compare and time right, on tiny shapes.
 
 T tokens, D hidden_dim, F intermediate_dim, E experts, K top_k.
 """
@@ -11,12 +11,19 @@ import numpy as np
 import pytest
 from backend import BACKEND
 
-BENCHMARKS = pathlib.Path(__file__).parents[1] / "benchmarks"
-sys.path.insert(0, str(BENCHMARKS))
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-import measure  # noqa: E402
-import problem as problems  # noqa: E402
-from shapes import Shape  # noqa: E402
+from benchmarks.memory import peak, training_step
+from benchmarks.shared import (
+    check_and_time,
+    command_line,
+    contestants,
+    numpy_reference,
+    other_libraries,
+    random_problem,
+    timing,
+)
+from benchmarks.shared.shapes import Shape
 
 TINY = Shape(T=48, D=16, F=24, E=4, K=2)
 
@@ -44,8 +51,8 @@ class Clock:
 def test_turns_go_there_and_back():
     clock = Clock()
     calls = {name: clock.call(name, 1.0) for name in "abc"}
-    limits = measure.Limits(budget=0, rounds=(2, 9), turn=0.5)
-    times = measure.interleave(calls, "a", limits, clock)
+    limits = timing.Limits(budget=0, rounds=(2, 9), turn=0.5)
+    times = timing.interleave(calls, "a", limits, clock)
     assert "".join(clock.log) == "abc" + "abccba" * 2
     assert times == {"a": [1, 1], "b": [1, 1], "c": [1, 1]}
 
@@ -53,8 +60,8 @@ def test_turns_go_there_and_back():
 def test_a_fast_call_fills_its_turn_and_the_budget_sets_the_rounds():
     clock = Clock()
     calls = {"a": clock.call("a", 0.25), "b": clock.call("b", 0.125)}
-    limits = measure.Limits(budget=10, rounds=(1, 9), turn=0.5)
-    times = measure.interleave(calls, "a", limits, clock)
+    limits = timing.Limits(budget=10, rounds=(1, 9), turn=0.5)
+    times = timing.interleave(calls, "a", limits, clock)
     # A round is four turns of half a second: five fit into ten seconds.
     assert times == {"a": [0.25] * 5, "b": [0.125] * 5}
     # Two calls fill a turn of a, four fill one of b; and one each at first.
@@ -65,8 +72,8 @@ def test_a_fast_call_fills_its_turn_and_the_budget_sets_the_rounds():
 def test_a_slow_one_takes_fewer_turns():
     clock = Clock()
     calls = {"a": clock.call("a", 0.25), "slow": clock.call("slow", 1.0)}
-    limits = measure.Limits(budget=0, rounds=(4, 4), turn=0.25)
-    times = measure.interleave(calls, "a", limits, clock)
+    limits = timing.Limits(budget=0, rounds=(4, 4), turn=0.25)
+    times = timing.interleave(calls, "a", limits, clock)
     assert times == {"a": [0.25] * 4, "slow": [1.0] * 2}
 
 
@@ -74,44 +81,44 @@ def test_the_ratio_is_taken_within_a_round():
     # Ratios 2, 1, 4, 3, whatever the machine did between the rounds.
     times, base = [2.0, 10.0, 4.0, 3.0], [1.0, 10.0, 1.0, 1.0]
     # Sorted 1, 2, 3, 4: the quartiles interpolate at 1.75 and 3.25.
-    assert measure.ratio(times, base) == (2.5, 1.75, 3.25)
-    assert measure.ratio([6.0], base) == (6.0, 6.0, 6.0)
+    assert timing.ratio(times, base) == (2.5, 1.75, 3.25)
+    assert timing.ratio([6.0], base) == (6.0, 6.0, 6.0)
 
 
 def test_peak_memory_sees_what_was_freed():
     def call():
         np.ones(50_000_000 // 8).sum()
 
-    before = measure.resident()
-    grown = measure.peak_resident(call) - before
+    before = peak.resident()
+    grown = peak.peak_resident(call) - before
     assert 45_000_000 < grown < 80_000_000
-    assert measure.resident() - before < 10_000_000
+    assert peak.resident() - before < 10_000_000
 
 
 # --- the problem ------------------------------------------------------------
 
 
 def test_skewed_routing_sends_the_share_to_expert_0():
-    skewed = problems.draw(Shape(T=50, D=16, F=8, E=5, K=1, skewed=True))
+    skewed = random_problem.draw(Shape(T=50, D=16, F=8, E=5, K=1, skewed=True))
     assert skewed.counts[0] == 30
     assert skewed.counts.sum() == 50
 
 
 def test_every_choice_is_clear():
-    drawn = problems.draw(TINY, "bfloat16")
+    drawn = random_problem.draw(TINY, "bfloat16")
     ranked = np.sort(drawn.x @ drawn.router, axis=-1)
-    assert (ranked[:, -2] - ranked[:, -3] > problems.MARGIN).all()
+    assert (ranked[:, -2] - ranked[:, -3] > random_problem.MARGIN).all()
 
 
 @pytest.mark.parametrize("top_k", [1, 2])
 def test_the_reference_gradient_is_the_slope(top_k):
-    drawn = problems.draw(Shape(T=6, D=5, F=4, E=3, K=top_k))
-    expected = problems.reference(drawn)
+    drawn = random_problem.draw(Shape(T=6, D=5, F=4, E=3, K=top_k))
+    expected = numpy_reference.reference(drawn)
     step = np.zeros_like(drawn.x)
     step[2, 3] = 1e-2
 
     def loss(x):
-        y = problems.reference(drawn._replace(x=x)).y
+        y = numpy_reference.reference(drawn._replace(x=x)).y
         return (y.astype("float64") * drawn.dy).sum()
 
     slope = (loss(drawn.x + step) - loss(drawn.x - step)) / 2e-2
@@ -123,20 +130,17 @@ def test_the_reference_gradient_is_the_slope(top_k):
 
 def statuses(contestants):
     """Each contestant's verdicts, after one call of each kind."""
-    import cells
-
     references, found = {}, {}
     for one in contestants:
         found[one.name] = [
-            cells._prepare(one, kind, references)[0] for kind in one.kinds
+            check_and_time._prepare(one, kind, references)[0]
+            for kind in one.kinds
         ]
     return found
 
 
 def test_ours_and_the_limits_are_right():
-    import contestants
-
-    drawn = problems.draw(TINY)
+    drawn = random_problem.draw(TINY)
     cast = contestants.limits(drawn) + contestants.ours(drawn, forced=True)
     found = statuses(c._replace(kinds=("forward", "f+b")) for c in cast)
     assert {"limit", "limitE", "keras_moe"} <= found.keys()
@@ -145,50 +149,41 @@ def test_ours_and_the_limits_are_right():
 
 
 def test_a_block_that_drops_tokens_is_found_out():
-    import cells
-    import contestants
-
-    drawn = problems.draw(TINY)
-    expected = problems.reference(drawn)
+    drawn = random_problem.draw(TINY)
+    expected = numpy_reference.reference(drawn)
     (one,) = contestants.ours(drawn)
     result = np.array(one.call("forward")())
     result[:12] = 0  # a quarter of the tokens
-    verdict = cells.verdict("forward", result, expected, "float32")
+    verdict = check_and_time.verdict("forward", result, expected, "float32")
     assert verdict.startswith("differs on 25.0% of the tokens")
 
 
 def test_the_einsum_block_is_right():
-    import peers
-
-    _check_peers(peers.einsum(problems.draw(TINY)))
+    _check_peers(other_libraries.einsum(random_problem.draw(TINY)))
 
 
 def test_the_peers_are_right():
-    import peers
-
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the peers' own
         pytest.importorskip("keras_hub", reason="KerasHub is not installed")
-        drawn = problems.draw(TINY)
-        _check_peers(peers.kerashub(drawn))
+        drawn = random_problem.draw(TINY)
+        _check_peers(other_libraries.kerashub(drawn))
 
 
 @pytest.mark.skipif(BACKEND != "torch", reason="blocks of torch alone")
 def test_the_peers_of_torch_are_right():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the peers' own
-        import peers_torch
+        from benchmarks.shared import other_torch_libraries as others
 
-        drawn = problems.draw(TINY)
-        _check_peers(peers_torch.transformers(drawn))
-        _check_peers(peers_torch.lucidrains(drawn))
+        drawn = random_problem.draw(TINY)
+        _check_peers(others.transformers(drawn))
+        _check_peers(others.lucidrains(drawn))
 
 
 def _check_peers(builders):
     """All but those of a fixed capacity must be right in values and slopes."""
-    import contestants
-
-    drawn = problems.draw(TINY)
+    drawn = random_problem.draw(TINY)
     cast = [
         contestants.Contestant(name, build(), drawn, kinds=("forward", "f+b"))
         for name, build in builders.items()
@@ -204,21 +199,18 @@ def _check_peers(builders):
     "ignore:The .grad attribute of a Tensor:UserWarning",
 )
 def test_the_compiled_block_is_right():
-    import contestants
-
-    drawn = problems.draw(TINY)
+    drawn = random_problem.draw(TINY)
     (compiled,) = contestants.compiled(contestants.ours(drawn)[0])
     assert statuses([compiled]) == {compiled.name: ["ok"] * 2}
 
 
 def test_a_cell_has_a_record_for_each_kind():
-    import cells
-    import contestants
-
-    drawn = problems.draw(TINY)
+    drawn = random_problem.draw(TINY)
     cast = contestants.limits(drawn) + contestants.ours(drawn)
-    quick = measure.QUICK
-    records = cells.measure_cell(cast, ("forward",), quick=True, part="x")
+    quick = timing.QUICK
+    records = check_and_time.measure_cell(
+        cast, ("forward",), quick=True, part="x"
+    )
     assert [r["name"] for r in records] == ["limit", "limitE", "keras_moe"]
     assert all(r["status"] == "ok" and r["part"] == "x" for r in records)
     assert records[0]["to_limit"] == [1.0, 1.0, 1.0]
@@ -226,16 +218,12 @@ def test_a_cell_has_a_record_for_each_kind():
 
 
 def test_the_bound_of_memory_adds_weights_and_gradients():
-    import memory
-
     dense = {"weights": 10, "peak": 100}
     # 60 bytes more of weights, and as many of gradients.
-    assert memory.bound(dense, {"weights": 70, "peak": 0}) == 220
+    assert training_step.bound(dense, {"weights": 70, "peak": 0}) == 220
 
 
-def test_an_unknown_shape_is_one_line():
-    import options
-
-    assert options.chosen("L,S", ("S", "M", "L")) == ["S", "L"]
+def test_an_unknown_shape_is_an_error_of_one_line():
+    assert command_line.chosen("L,S", ("S", "M", "L")) == ["S", "L"]
     with pytest.raises(SystemExit, match="S, M, L. Received: X"):
-        options.chosen("S,X", ("S", "M", "L"))
+        command_line.chosen("S,X", ("S", "M", "L"))

@@ -1,9 +1,8 @@
-"""The all-experts form: what an artifact must beat.
+"""The all-experts form of a block, which an artifact is compared with.
 
-T tokens, D hidden_dim, F intermediate_dim, E experts. Every expert computes
-every token, as three products of stacks, and a mask of weights does the
-choosing: what KerasHub's blocks do, and what an exporter is left with that
-knows nothing of sparsity.
+D hidden_dim. Every expert computes every token, in products of stacked
+matrices, and a mask of weights selects. KerasHub's blocks compute this, and so
+does an exporter without support for sparsity.
 """
 
 import keras
@@ -14,10 +13,10 @@ import keras_moe
 
 @keras.saving.register_keras_serializable(package="benchmarks")
 class AllExperts(keras.layers.Layer):
-    """Says what a `MoEBlock` of ungated experts and `top_k=1` says.
+    """Computes what a `MoEBlock` of ungated experts and `top_k=1` computes.
 
     Args:
-        block: the block; its weights are shared.
+        block: `MoEBlock`. Its weights are shared.
     """
 
     def __init__(self, block, **kwargs):
@@ -62,7 +61,7 @@ class AllExperts(keras.layers.Layer):
 
 
 def models(num_experts, hidden_dim, intermediate_dim):
-    """Returns a model of one block and its all-experts form."""
+    """Return a model of one block, and one of its all-experts form."""
     block = keras_moe.MoEBlock(num_experts, intermediate_dim, top_k=1)
     pair = []
     for layer in (block, AllExperts(block)):

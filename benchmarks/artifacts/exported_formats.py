@@ -1,12 +1,12 @@
-"""Exports from every backend to every format: is it right, small, sparse?
+"""Export from every backend to every format; check and time the artifacts.
 
-    python benchmarks/artifacts.py [--quick] [--write README.md]
+    python benchmarks/artifacts/exported_formats.py [--write README.md]
 
 On each backend a model of one block (32 experts, top-1) is trained for a few
-steps and exported to the five formats, each verified. Then each format's
-runtime times the artifacts of the three backends, interleaved with the same
-model's all-experts form, at one token and at 512. `--write FILE` puts the
-table between the markers `artifacts-table` in FILE.
+steps and exported to the five formats, each verified. The runtime of each
+format then times the artifacts of the three backends, in turns with the
+all-experts form of the same model, at 1 token and at 512. `--write FILE` puts
+the table between the markers `artifacts-table` in FILE.
 """
 
 import argparse
@@ -18,15 +18,18 @@ import tempfile
 from pathlib import Path
 from statistics import median
 
-import markers
-import measure
 import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from benchmarks.shared import marked_text, timing
 
 BACKENDS = ("jax", "tensorflow", "torch")
 FORMATS = ("tf_saved_model", "litert", "onnx", "openvino", "torch")
 FULL = {"num_experts": 32, "hidden_dim": 256, "intermediate_dim": 1024}
 QUICK = {"num_experts": 4, "hidden_dim": 16, "intermediate_dim": 32}
 TOKENS = (512, 1)
+RUNTIMES = Path(__file__).resolve().parents[2] / "keras_moe/export/runtimes.py"
 HEAD = (
     "| trained on | format | works | largest difference | MB | time at 512 "
     "tokens / all experts | at 1 token / all experts |\n"
@@ -35,15 +38,15 @@ HEAD = (
 
 
 def make(folder, quick):
-    """Trains and exports under the backend that KERAS_BACKEND names."""
-    import all_experts
+    """Train and export under the backend that KERAS_BACKEND names."""
     import keras
 
+    from benchmarks.artifacts import all_experts_layer
     from keras_moe.export import export
 
     keras.utils.set_random_seed(0)
     size = QUICK if quick else FULL
-    model, dense = all_experts.models(**size)
+    model, dense = all_experts_layer.models(**size)
     model.compile("adam", "mse")
     x = np.random.default_rng(0).normal(size=(16, 32, size["hidden_dim"]))
     model.fit(x, np.roll(x, 1, axis=-1), batch_size=8, verbose=0)
@@ -62,14 +65,14 @@ def make(folder, quick):
 
 
 def clock(folder, format, quick):
-    """Times the artifacts of one format; this process knows no Keras."""
+    """Time the artifacts of one format, in a process without Keras."""
     runtimes = load_by_path()
     runs = {}
     for path in sorted(Path(folder).glob(f"*-{format}")):
         manifest = json.loads((path / "moe.json").read_text())
         artifact = str(path / manifest["file"])
         runs[path.name.split("-")[0]] = runtimes.load(format, artifact)
-    limits = measure.QUICK if quick else measure.FULL
+    limits = timing.QUICK if quick else timing.FULL
     width = manifest["inputs"][0]["shape"][-1]
     ratios = {}
     for tokens in TOKENS:
@@ -78,7 +81,7 @@ def clock(folder, format, quick):
         calls = {name: bind(run, inputs) for name, run in runs.items()}
         for call in calls.values():
             call()
-        times = measure.interleave(calls, "all", limits)
+        times = timing.interleave(calls, "all", limits)
         for name in BACKENDS:
             if name in times:
                 pairs = zip(times[name], times["all"], strict=False)
@@ -91,10 +94,15 @@ def bind(run, inputs):
 
 
 def load_by_path():
-    """The package's module, without the package and so without Keras."""
+    """Return `RUNTIMES` as a module, without the package and its Keras."""
     import importlib.util
 
-    path = Path(__file__).parents[1] / "keras_moe" / "export" / "runtimes.py"
+    path = (
+        Path(__file__).resolve().parents[2]
+        / "keras_moe"
+        / "export"
+        / "runtimes.py"
+    )
     spec = importlib.util.spec_from_file_location("runtimes", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -102,7 +110,7 @@ def load_by_path():
 
 
 def table(folder):
-    """Returns the table of what the other processes wrote."""
+    """Return the table of what the other processes wrote."""
     lines = [HEAD]
     for backend in BACKENDS:
         cells = json.loads(Path(folder, f"{backend}.json").read_text())
@@ -149,7 +157,7 @@ def main():
         text = table(folder)
     print(text)
     if options.write:
-        markers.replace(options.write, "artifacts-table", text)
+        marked_text.replace(options.write, "artifacts-table", text)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
-"""Quantised experts beside float32: bytes, forward time, memory, accuracy.
+"""Compare quantized experts with float32: bytes, time, memory, accuracy.
 
-    KERAS_BACKEND=torch python benchmarks/quantized.py [--quick] [--out FILE]
+    KERAS_BACKEND=torch python benchmarks/memory/quantized_experts.py
 
-Time is a forward pass of one MoEBlock at the shape M, by turns with the same
-block in float32. Memory is the most that is resident during a warm forward
-pass of a model from its file, less what was before it was loaded, each in a
-process of its own.
-Accuracy is of `examples/quickstart.py`'s digits model over three seeds, each
-model trained once and quantised from its file.
+Time is a forward pass of one `MoEBlock` at the shape M, in turns with the same
+block in float32. Memory is the largest resident memory during a warm forward
+pass of a model loaded from its file, minus what was resident before, each in a
+process of its own. Accuracy is that of the digits model of
+`examples/quickstart.py` over three seeds, each model trained once and quantized
+from its file. `--quick` runs a small form, `--out FILE` writes the records.
 """
 
 import json
@@ -18,18 +18,20 @@ import tempfile
 from pathlib import Path
 from statistics import mean
 
-import options
-from shapes import SHAPES, Shape
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+from benchmarks.memory.peak import peak_resident, resident
+from benchmarks.shared import command_line
+from benchmarks.shared.shapes import SHAPES, Shape
 
 WAYS = ("float32", "int8", "int8 weights", "int4", "int4 per channel")
 SEEDS = (0, 1, 2)
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 ITEM_BYTES = {"float32": 4, "int8": 1, "uint8": 1}
 
 
 def config_of(way):
-    """Returns the Keras config that a way of quantising stands for."""
+    """Return the Keras config of a way to quantize."""
     from keras import quantizers
 
     return {
@@ -45,8 +47,8 @@ def config_of(way):
 
 
 def contestant(way, problem):
-    """Returns our block with the problem's weights, quantised."""
-    import contestants
+    """Return our block with the problem's weights, quantized."""
+    from benchmarks.shared import contestants
 
     one = contestants.ours(problem)[0]._replace(name=way)
     if way != "float32":
@@ -55,7 +57,7 @@ def contestant(way, problem):
 
 
 def model_of(one):
-    """Returns a model of a contestant's block alone."""
+    """Return a model of a contestant's block alone."""
     import keras
 
     inputs = keras.Input(one.problem.x.shape[1:])
@@ -63,23 +65,23 @@ def model_of(one):
 
 
 def bytes_of(experts):
-    """Returns the bytes of a bank's weights, scales and biases included."""
+    """Return the bytes of a bank's weights, scales and biases included."""
     return sum(
         math.prod(w.shape) * ITEM_BYTES[w.dtype] for w in experts.weights
     )
 
 
 def measure_time(shape, quick):
-    """Returns bytes and times of every way, to float32."""
-    import measure
-    from problem import draw
+    """Return bytes and times of every way, relative to float32."""
+    from benchmarks.shared import timing
+    from benchmarks.shared.random_problem import draw
 
     problem = draw(SHAPES[shape])
     cast = {way: contestant(way, problem) for way in WAYS}
     calls = {way: one.call("forward") for way, one in cast.items()}
     outputs = {way: call() for way, call in calls.items()}
-    limits = measure.QUICK if quick else measure.FULL
-    times = measure.interleave(calls, "float32", limits)
+    limits = timing.QUICK if quick else timing.FULL
+    times = timing.interleave(calls, "float32", limits)
     wanted = outputs["float32"]
     size = bytes_of(cast["float32"].layer.experts)
     records = {}
@@ -88,50 +90,52 @@ def measure_time(shape, quick):
         records[way] = {
             "bytes": bytes_of(cast[way].layer.experts) / size,
             "error": float(error) ** 0.5,
-            "time": measure.ratio(times[way], times["float32"])._asdict(),
+            "time": timing.ratio(times[way], times["float32"])._asdict(),
         }
     return records
 
 
 def save(way, shape, path):
-    """Writes a model of one block, quantised; in a child."""
-    from problem import draw
+    """Write a model of one block, quantized; in a child process."""
+    from benchmarks.shared.random_problem import draw
 
     model_of(contestant(way, draw(SHAPES[shape]))).save(path)
     return {}
 
 
 def measure_memory(way, shape, path):
-    """Returns the bytes of a forward pass's peak; in a child.
+    """Return the peak bytes of a forward pass; in a child process.
 
-    The model comes from its file, so that its floats were never here.
+    The model comes from its file, so that this process never held its floats.
     """
     import keras
-    import measure
-    from calls import call_of
-    from problem import draw
+
+    from benchmarks.shared.random_problem import draw
+    from benchmarks.shared.timed_calls import call_of
 
     tiny = contestant(way, draw(Shape(T=8, D=16, F=16, E=4, K=2)))
-    tiny.call("forward")()  # what the backend loads and keeps, once
+    tiny.call("forward")()  # allocate what the backend keeps
     x = draw(SHAPES[shape]).x
-    before = measure.resident()
+    before = resident()
     model = keras.saving.load_model(path)
     call = call_of("forward", model.layers[-1], x, x)
     call()
     call()
-    measure.resident()
-    return {"peak": measure.peak_resident(call) - before}
+    resident()
+    return {"peak": peak_resident(call) - before}
 
 
 def measure_digits(epochs):
-    """Returns accuracies on the held-out digits: a list for each way."""
+    """Return the accuracies on the held-out digits, a list per way."""
     import keras
-    import quickstart_model
 
-    train_data, test_data = quickstart_model.load_data()
+    sys.path.insert(0, str(EXAMPLES))
+    from shared import digits
+
+    train_data, test_data = digits.load_data()
     found = {way: [] for way in WAYS}
     for seed in SEEDS:
-        model = quickstart_model.train("moe", train_data, epochs, seed)
+        model = digits.train("moe", train_data, epochs, seed)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "digits.keras"
             model.save(path)
@@ -145,7 +149,7 @@ def measure_digits(epochs):
 
 
 def child(part, way, shape, path):
-    """Runs one of `CHILDREN` in a fresh process."""
+    """Run one of `CHILDREN` in a fresh process."""
     done = subprocess.run(
         [sys.executable, "-W", "ignore", __file__, "--child", part]
         + ["--way", way, "--only", shape, "--path", path],
@@ -160,7 +164,7 @@ CHILDREN = {"save": save, "memory": measure_memory}
 
 
 def table(records, digits):
-    """Returns the Markdown table of all figures."""
+    """Return the Markdown table of all figures."""
     lines = [
         "| | experts' bytes | forward | peak memory | error of outputs "
         "| digits, mean |",
@@ -177,8 +181,8 @@ def table(records, digits):
 
 
 def main():
-    """Prints the table and writes the records."""
-    parser = options.parser_of(__doc__)
+    """Print the table; write the records."""
+    parser = command_line.parser_of(__doc__)
     parser.add_argument("--child", choices=CHILDREN)
     parser.add_argument("--way", choices=WAYS)
     parser.add_argument("--path")
@@ -199,7 +203,9 @@ def main():
         digits = measure_digits(1 if args.quick else 12)
     print(table(records, digits))
     if args.out:
-        options.write([{"shape": shape, **records, "digits": digits}], args.out)
+        command_line.write(
+            [{"shape": shape, **records, "digits": digits}], args.out
+        )
 
 
 if __name__ == "__main__":

@@ -1,22 +1,26 @@
-"""Peak memory of a training step at M and L, each in its own process.
+"""Measure the peak memory of a training step at M and L, in own processes.
 
-`KERAS_BACKEND=jax python benchmarks/memory.py --only M`; `run.py` runs it.
+    KERAS_BACKEND=jax python benchmarks/memory/training_step.py --only M
 
-`peak` is the most resident memory during a warm training step, less what was
-resident before the model was built: weights, inputs, activations, temporaries
-and gradients. (By how much memory grows during a step would not do: some
-allocators keep what they have been given.) The bound is the dense FFN's peak
-over as many rows, plus what a MoE must have more: the weights and the
-gradients of its E experts.
+`run_suite.py` runs it as the part `memory`. `peak` is the largest resident
+memory during a warm training step, minus what was resident before the model was
+built: weights, inputs, activations, temporaries, and gradients. (The growth
+during a step would be too small, because some allocators keep memory.) The
+upper bound is the peak of the dense FFN on as many rows, plus what a MoE needs
+in addition: the weights and the gradients of its E experts.
 """
 
 import json
 import math
 import subprocess
 import sys
+from pathlib import Path
 
-import options
-from shapes import SHAPES, Shape
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from benchmarks.memory.peak import peak_resident, resident
+from benchmarks.shared import command_line
+from benchmarks.shared.shapes import SHAPES, Shape
 
 NAMES = (
     "limit",
@@ -28,30 +32,29 @@ NAMES = (
 
 
 def measure_one(name, shape):
-    """Returns bytes of the weights and of the peak; in a child."""
-    import cells
-    import measure
-    from problem import draw
+    """Return the bytes of the weights and of the peak; in a child process."""
+    from benchmarks.shared import check_and_time
+    from benchmarks.shared.random_problem import draw
 
     tiny = _find(name, draw(Shape(T=8, D=16, F=16, E=4, K=2)))
     if tiny is None:
         return None
-    tiny.call("train")()  # what the backend loads and keeps, once
-    cells.forget()
+    tiny.call("train")()  # allocate what the backend keeps
+    check_and_time.forget()
     problem = draw(SHAPES[shape])
-    before = measure.resident()
+    before = resident()
     one = _find(name, problem)
     step = one.call("train")
     step()
     step()
     sizes = (math.prod(v.shape) for v in one.layer.trainable_variables)
-    peak = measure.peak_resident(step) - before
+    peak = peak_resident(step) - before
     return {"weights": 4 * sum(sizes), "peak": peak}
 
 
 def _find(name, problem):
-    """Returns the contestant of that name, or None without it."""
-    import contestants
+    """Return the contestant of that name, or None without it."""
+    from benchmarks.shared import contestants
 
     if name in ("limit", "limitE"):
         cast = contestants.limits(problem)
@@ -63,16 +66,17 @@ def _find(name, problem):
 
 
 def bound(dense, moe):
-    """Returns the bytes `moe` may take: see above.
+    """Return the upper bound of the bytes of `moe`; see above.
 
     Args:
-        dense, moe: dicts with `weights` and `peak`.
+        dense: dict with `weights` and `peak`.
+        moe: dict with `weights` and `peak`.
     """
     return dense["peak"] + 2 * (moe["weights"] - dense["weights"])
 
 
 def measure_shape(shape, names):
-    """Returns the records of one shape."""
+    """Return the records of one shape."""
     found = {}
     for name in names:
         done = subprocess.run(
@@ -85,7 +89,7 @@ def measure_shape(shape, names):
         found[name] = json.loads(line[0]) if not done.returncode else "fails"
     records = []
     for name, bytes_ in found.items():
-        if bytes_ is None:  # not installed, or of another backend
+        if bytes_ is None:  # not installed, or for another backend
             continue
         record = {"part": "memory", "shape": shape, "name": name}
         if bytes_ == "fails":
@@ -99,8 +103,8 @@ def measure_shape(shape, names):
 
 
 def main():
-    """Writes the records; with `--child`, prints one contestant's bytes."""
-    parser = options.parser_of(__doc__)
+    """Write the records; with `--child`, print one contestant's bytes."""
+    parser = command_line.parser_of(__doc__)
     parser.add_argument("--child", choices=NAMES)
     args = parser.parse_args()
     if args.child:
@@ -108,10 +112,10 @@ def main():
         return
     names = NAMES[:3] if args.no_peers or args.quick else NAMES
     records = []
-    for shape in options.chosen(args.only, ("S", "M", "L")):
+    for shape in command_line.chosen(args.only, ("S", "M", "L")):
         if args.only or shape != "S":
             records += measure_shape(shape, names)
-    options.write(records, args.out)
+    command_line.write(records, args.out)
 
 
 if __name__ == "__main__":

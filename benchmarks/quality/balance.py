@@ -1,39 +1,46 @@
-"""Shows which routers balance on a real task, and what happens without.
+"""Show which routers balance on a real task, and what happens without.
 
-    KERAS_BACKEND=torch python benchmarks/balance.py
+    KERAS_BACKEND=torch python benchmarks/quality/balance.py
         [--data digits fashion_mnist] [--epochs N] [--seeds N] [--out FOLDER]
         [--fashion-mnist FOLDER] [--only NAME] [--tune] [--write README.md]
 
-Trains a small classifier of image patches with each way of balancing and
+trains a small classifier of image patches with each method of balancing, and
 with the same router without it. The imbalance is the share of the most loaded
 expert times E over the held-out images, in evaluation, of each block: 1 is
-even, E means that one expert has everything (E / K where a token has K).
-Writes `balance-DATA.json`, `.md` and `.png` to FOLDER; `--write FILE` puts the
-tables between `<!-- balance-table -->` and `<!-- /balance-table -->` in FILE.
+even, and E means that one expert has everything (E / K with K experts per
+token). The script writes `balance-DATA.json`, `.md`, and `.png` to FOLDER;
+`--write FILE` puts the tables between `<!-- balance-table -->` and
+`<!-- /balance-table -->` in FILE.
 
 E experts, K top_k.
 """
 
 import argparse
 import json
+import sys
 import time
 from pathlib import Path
 
-import balance_data
-import balance_report
-import balance_ways
 import keras
-import machine
-import markers
 import numpy as np
-from balance_ways import SETTINGS
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from benchmarks.quality import (
+    balance_model,
+    balance_report,
+    balance_setups,
+    image_patches,
+)
+from benchmarks.quality.balance_setups import SETTINGS
+from benchmarks.shared import machine, marked_text
 
 EPOCHS = {"digits": 15, "fashion_mnist": 5}
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).resolve().parents[1] / "results"
 
 
 def loads(router, data, training=False):
-    """Returns each block's largest load times E, and experts a token."""
+    """Return each block's largest load times E, and its experts per token."""
     num_experts = SETTINGS["num_experts"]
     counts = np.zeros((SETTINGS["num_blocks"], num_experts))
     for start in range(0, len(data.labels), SETTINGS["test_batch_size"]):
@@ -48,12 +55,12 @@ def loads(router, data, training=False):
     return largest.tolist(), (pairs / data.ids.size).tolist()
 
 
-def train(way, data, seed, epochs):
-    """Trains once; returns accuracy, imbalance and seconds."""
+def train(setup, data, seed, epochs):
+    """Train once; return accuracy, imbalance, and seconds."""
     started = time.perf_counter()
     keras.utils.set_random_seed(seed)
     fitted, held_out = data
-    model, router = balance_ways.build(way, fitted.tokens.shape[1:], seed)
+    model, router = balance_model.build(setup, fitted.tokens.shape[1:], seed)
     model.compile(
         keras.optimizers.Adam(SETTINGS["learning_rate"]),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
@@ -68,13 +75,13 @@ def train(way, data, seed, epochs):
     )
     return {
         "seed": seed,
-        **test(model, router, held_out, way.router == "SinkhornRouter"),
+        **test(model, router, held_out, setup.router == "SinkhornRouter"),
         "seconds": round(time.perf_counter() - started, 2),
     }
 
 
 def test(model, router, held_out, in_training_too):
-    """Returns what a trained model does with the held-out images."""
+    """Return accuracy and imbalance of a trained model on held-out images."""
     scores = model.evaluate(
         [held_out.tokens, held_out.ids],
         held_out.labels,
@@ -94,20 +101,20 @@ def test(model, router, held_out, in_training_too):
 
 
 def compare(data, seeds, epochs, only):
-    """Trains ways with and without balancing; returns a record a row."""
+    """Train with and without balancing; return one record per row."""
     done, rows = {}, []
 
-    def records(way):
-        if way not in done:
-            done[way] = [train(way, data, seed, epochs) for seed in seeds]
-        return done[way]
+    def records(setup):
+        if setup not in done:
+            done[setup] = [train(setup, data, seed, epochs) for seed in seeds]
+        return done[setup]
 
-    for name, (balanced, unbalanced) in balance_ways.compared().items():
+    for name, (balanced, unbalanced) in balance_setups.compared().items():
         if only not in name:
             continue
         row = {
             "name": name,
-            "ways": [balanced._asdict(), unbalanced._asdict()],
+            "setups": [balanced._asdict(), unbalanced._asdict()],
             "with": records(balanced),
             "without": records(unbalanced),
         }
@@ -123,10 +130,10 @@ def compare(data, seeds, epochs, only):
 
 
 def run(name, options):
-    """Compares on one data set and writes the results; returns the table."""
-    data = balance_data.load(name, options.fashion_mnist)
+    """Compare on one data set; write the results and return the table."""
+    data = image_patches.load(name, options.fashion_mnist)
     if options.tune:
-        data = balance_data.for_tuning(data)
+        data = image_patches.for_tuning(data)
     epochs = options.epochs or EPOCHS[name]
     result = {
         "data": name,
@@ -148,14 +155,14 @@ def run(name, options):
 
 
 def parse():
-    """Returns the options."""
+    """Return the options."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", nargs="+", choices=balance_data.NAMES)
+    parser.add_argument("--data", nargs="+", choices=image_patches.NAMES)
     parser.add_argument("--epochs", type=int)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument(
-        "--fashion-mnist", type=Path, default=balance_data.FASHION_MNIST
+        "--fashion-mnist", type=Path, default=image_patches.FASHION_MNIST
     )
     parser.add_argument("--only", default="", help="a part of a row's name")
     parser.add_argument(
@@ -164,13 +171,13 @@ def parse():
     parser.add_argument("--write", type=Path)
     options = parser.parse_args()
     if not options.data:
-        found = balance_data.is_installed(options.fashion_mnist)
+        found = image_patches.is_installed(options.fashion_mnist)
         options.data = ["fashion_mnist" if found else "digits"]
     return options
 
 
 def main():
-    """Compares, prints the tables, writes them where asked."""
+    """Compare, and print the tables; with `--write`, write them to a file."""
     options = parse()
     options.out.mkdir(parents=True, exist_ok=True)
     tables = []
@@ -179,7 +186,7 @@ def main():
         print(tables[-1], flush=True)
     if options.write:
         text = "\n\n".join(tables)
-        markers.replace(options.write, "balance-table", text)
+        marked_text.replace(options.write, "balance-table", text)
 
 
 if __name__ == "__main__":

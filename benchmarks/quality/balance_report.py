@@ -1,4 +1,4 @@
-"""The table and the figure of `balance.py`."""
+"""Make the table and the figure of `balance.py`."""
 
 from statistics import mean
 
@@ -10,7 +10,7 @@ import matplotlib.pyplot as plt
 
 LIMIT = 1.5
 HEAD = (
-    "| router | experts a token | imbalance, mean (worst) | at most "
+    "| router | experts per token | imbalance, mean (worst) | at most "
     f"{LIMIT} | without balancing, mean (worst) | accuracy | without |\n"
     "|---|---|---|---|---|---|---|"
 )
@@ -18,14 +18,14 @@ NAMES = {"digits": "scikit-learn's digits", "fashion_mnist": "Fashion-MNIST"}
 
 
 def values(records, field):
-    """Returns a field of all blocks and seeds."""
+    """Return a field of all blocks and seeds, as one list."""
     return [value for record in records for value in record[field]]
 
 
 def lines_of(result):
-    """Returns name, imbalances with and without, and the row of each line.
+    """Return name, imbalances with and without balancing, and row of each line.
 
-    The router that plans in training only has a line for that, too.
+    A router that balances only in training has a line for that as well.
     """
     lines = []
     for row in result["rows"]:
@@ -41,7 +41,7 @@ def lines_of(result):
 
 
 def table(result):
-    """Returns the Markdown table of a data set, with what it is of."""
+    """Return the Markdown table of a data set, with a caption."""
     rows = [_line(*line) for line in lines_of(result)]
     return "\n".join([_caption(result), "", HEAD, *rows])
 
@@ -73,7 +73,7 @@ def _caption(result):
 
 
 def draw(result, path):
-    """Draws a pair of bars a router, the worst as whiskers, the limit."""
+    """Draw two bars per router, the worst value as whiskers, and the limit."""
     lines = lines_of(result)[::-1]
     figure, axes = plt.subplots(figsize=(7, 0.4 * len(lines) + 1))
     for i, (label, color) in enumerate((("without", "0.7"), ("with", "C0"))):

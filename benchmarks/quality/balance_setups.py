@@ -1,13 +1,6 @@
-"""The ways of balancing that `balance.py` compares, and its small model.
-
-B images, S patches of an image, C pixels of a patch, D hidden_dim, F
-intermediate_dim, E experts, K top_k.
-"""
+"""List the routers that `balance.py` compares, with and without balancing."""
 
 from typing import NamedTuple
-
-import keras
-from keras import layers, ops
 
 import keras_moe
 
@@ -30,11 +23,12 @@ SETTINGS = {
 }
 
 
-class Way(NamedTuple):
-    """A router and what it is told; one of a kind is trained once a seed.
+class Setup(NamedTuple):
+    """A router and its arguments; equal setups are trained once per seed.
 
-    router: name of a class of `keras_moe`.
-    arguments, block: of the router and of its block, as pairs.
+    router: str. Name of a class of `keras_moe`.
+    arguments: pairs. Arguments of the router.
+    block: pairs. Further arguments of its block.
     """
 
     router: str
@@ -43,12 +37,12 @@ class Way(NamedTuple):
 
     @property
     def needs_ids(self):
-        """Whether the router needs ids."""
+        """Whether the router needs token ids."""
         return self.router == "HashRouter"
 
 
-def _way(router, block=None, **arguments):
-    return Way(router, tuple(arguments.items()), tuple((block or {}).items()))
+def _setup(router, block=None, **arguments):
+    return Setup(router, tuple(arguments.items()), tuple((block or {}).items()))
 
 
 def _weight(weight, **others):
@@ -56,110 +50,47 @@ def _weight(weight, **others):
 
 
 def compared():
-    """Returns each row's name, its way, and the same without balancing."""
+    """Return name, setup, and setup without balancing of each row."""
     on = _weight(SETTINGS["load_balancing_weight"])
     off = _weight(0.0)
     best = {"top_k": 1, "normalize_weights": False}
-    plain = _way("Router", off, **best)
+    plain = _setup("Router", off, **best)
     rows = {
         f"Router, {kind}": (
-            _way("Router", {**on, "load_balancing": kind}, **best),
+            _setup("Router", {**on, "load_balancing": kind}, **best),
             plain,
         )
         for kind in keras_moe.losses.LOAD_BALANCING
     }
     step = SETTINGS["expert_bias_step"]
-    biased = _way("Router", expert_bias=True, expert_bias_step=step, **best)
+    biased = _setup("Router", expert_bias=True, expert_bias_step=step, **best)
     rows["Router, expert_bias"] = biased, plain
     rows["SwitchRouter"] = _pair("SwitchRouter", on, off)
     rows["CosineRouter"] = _pair("CosineRouter", on, off, **best)
     rows["AttentionRouter"] = _pair("AttentionRouter", on, off, **best)
-    rows["SinkhornRouter"] = _way("SinkhornRouter"), plain
-    rows["HashRouter, hash"] = _way("HashRouter"), plain
-    rows["HashRouter, modulo"] = _way("HashRouter", method="modulo"), plain
+    rows["SinkhornRouter"] = _setup("SinkhornRouter"), plain
+    rows["HashRouter, hash"] = _setup("HashRouter"), plain
+    rows["HashRouter, modulo"] = _setup("HashRouter", method="modulo"), plain
     noisy = SETTINGS["noisy_weight"]
     rows["NoisyTopKRouter"] = (
-        _way("NoisyTopKRouter", importance_weight=noisy, load_weight=noisy),
-        _way("NoisyTopKRouter", importance_weight=0.0, load_weight=0.0),
+        _setup("NoisyTopKRouter", importance_weight=noisy, load_weight=noisy),
+        _setup("NoisyTopKRouter", importance_weight=0.0, load_weight=0.0),
     )
     rows["GShardRouter"] = _pair("GShardRouter", on, off)
     rows["ExpertChoiceRouter"] = (
-        _way("ExpertChoiceRouter", bidirectional=True),
-        _way("Router", off, top_k=2),
+        _setup("ExpertChoiceRouter", bidirectional=True),
+        _setup("Router", off, top_k=2),
     )
     rows["ReLURouter"] = (
-        _way("ReLURouter", l1_start=SETTINGS["l1_start"]),
-        _way("ReLURouter", l1_start=1e-30, l1_growth=1.0001),
+        _setup("ReLURouter", l1_start=SETTINGS["l1_start"]),
+        _setup("ReLURouter", l1_start=1e-30, l1_growth=1.0001),
     )
     rows["TopPRouter"] = (
-        _way("TopPRouter", on),
-        _way("TopPRouter", off, entropy_weight=0.0),
+        _setup("TopPRouter", on),
+        _setup("TopPRouter", off, entropy_weight=0.0),
     )
     return rows
 
 
 def _pair(router, on, off, **arguments):
-    return _way(router, on, **arguments), _way(router, off, **arguments)
-
-
-class Positions(layers.Layer):
-    """Adds a learned vector to each place of a sequence."""
-
-    def build(self, input_shape):
-        """Creates the vectors `(S, D)`."""
-        self.vectors = self.add_weight(
-            shape=input_shape[1:],
-            initializer=keras.initializers.RandomNormal(
-                stddev=SETTINGS["position_std"]
-            ),
-            name="vectors",
-        )
-
-    def call(self, inputs):
-        """Returns `(B, S, D)`."""
-        return ops.add(inputs, self.vectors)
-
-
-def build(way, tokens_shape, seed):
-    """Returns a classifier, and a model of its blocks' expert indices.
-
-    Patches `(B, S, C)` and ids `(B, S)` go through an embedding, MoE blocks
-    with residual connections, the mean over S, and a Dense layer.
-    """
-    tokens = keras.Input(tokens_shape)
-    ids = keras.Input(tokens_shape[:1], dtype="int32")
-    x = Positions()(_embedding()(tokens))
-    indices = []
-    for i in range(SETTINGS["num_blocks"]):
-        change, assignment = _block(way, seed * SETTINGS["num_blocks"] + i)(
-            layers.RMSNormalization()(x),
-            return_assignment=True,
-            **({"router_inputs": ids} if way.needs_ids else {}),
-        )
-        x = layers.Add()([x, change])
-        indices.append(assignment.expert_index)
-    x = layers.GlobalAveragePooling1D()(x)
-    logits = layers.Dense(SETTINGS["num_classes"])(x)
-    inputs = [tokens, ids]
-    return keras.Model(inputs, logits), keras.Model(inputs, indices)
-
-
-def _embedding():
-    """A Dense layer whose bias is a direction that all tokens share."""
-    shared = keras.initializers.RandomNormal(stddev=SETTINGS["shared_std"])
-    return layers.Dense(SETTINGS["hidden_dim"], bias_initializer=shared)
-
-
-def _block(way, seed):
-    arguments = dict(way.arguments)
-    if not way.needs_ids:
-        arguments["kernel_initializer"] = keras.initializers.RandomNormal(
-            stddev=SETTINGS["router_kernel_std"], seed=seed
-        )
-    router_class = getattr(keras_moe, way.router)
-    return keras_moe.MoEBlock(
-        SETTINGS["num_experts"],
-        SETTINGS["intermediate_dim"],
-        router=router_class(SETTINGS["num_experts"], seed=seed, **arguments),
-        **dict(way.block),
-    )
+    return _setup(router, on, **arguments), _setup(router, off, **arguments)

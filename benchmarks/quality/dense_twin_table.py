@@ -1,9 +1,9 @@
-"""Makes the README's table of the MoEs that were trained beside dense twins.
+"""Make the table of the MoEs that examples trained beside dense twins.
 
-    python benchmarks/twins_table.py [--write README.md]
+    python benchmarks/quality/dense_twin_table.py [--write README.md]
 
-It reads the `results.json` that `examples/language_model.py`, `tagger.py` and
-`translation.py` left in `saved_models/`. `--write FILE` puts the table between
+reads the `results.json` that `examples/language_model.py`, `tagger.py`, and
+`translation.py` wrote to `saved_models/`. `--write FILE` puts the table between
 `<!-- twins-table -->` and `<!-- /twins-table -->` in FILE.
 """
 
@@ -12,17 +12,19 @@ import json
 import sys
 from pathlib import Path
 
-import markers
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-ROOT = Path(__file__).parents[1]
+from benchmarks.shared import marked_text
+
+ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ("language_model", "tagger", "translation")
 
 
 def load(folder):
-    """Returns the results of the examples that were run.
+    """Return the results of the examples that were run.
 
     Raises:
-        SystemExit: where none was, or one was run with --quick.
+        SystemExit: If none was run, or one was run with `--quick`.
     """
     paths = (folder / name / "results.json" for name in EXAMPLES)
     runs = [json.loads(p.read_text()) for p in paths if p.exists()]
@@ -37,18 +39,18 @@ def load(folder):
 
 
 def main(arguments=None):
-    """Prints the table; writes it where asked."""
+    """Print the table; with `--write`, write it to a file."""
     sys.path.insert(0, str(ROOT / "examples"))
-    import twins_report
+    from shared import twins_table
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--folder", type=Path, default=ROOT / "saved_models")
     parser.add_argument("--write", type=Path)
     options = parser.parse_args(arguments)
-    table = twins_report.markdown(load(options.folder))
+    table = twins_table.markdown(load(options.folder))
     print(table)
     if options.write:
-        markers.replace(options.write, "twins-table", table)
+        marked_text.replace(options.write, "twins-table", table)
 
 
 if __name__ == "__main__":

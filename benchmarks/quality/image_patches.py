@@ -1,6 +1,6 @@
-"""Real images as sequences of patches, for `balance.py`.
+"""Load real images as sequences of patches, for `balance.py`.
 
-B images, S patches of an image, C pixels of a patch.
+B images, S patches per image, C pixels per patch.
 """
 
 import gzip
@@ -18,8 +18,8 @@ LEVELS = 3
 class Data(NamedTuple):
     """One part of a data set.
 
-    tokens: float32 `(B, S, C)`, zero mean and unit variance over all.
-    ids: int32 `(B, S)`, place and brightness of a patch, for `HashRouter`.
+    tokens: float32 `(B, S, C)`. Zero mean and unit variance over all.
+    ids: int32 `(B, S)`. Place and brightness of each patch, for `HashRouter`.
     labels: int32 `(B,)`.
     """
 
@@ -29,12 +29,12 @@ class Data(NamedTuple):
 
 
 def is_installed(folder):
-    """Whether Fashion-MNIST is in `folder`."""
+    """Return whether Fashion-MNIST is in `folder`."""
     return (folder / "train-images-idx3-ubyte.gz").exists()
 
 
 def load(name, folder=FASHION_MNIST, train_images=10_000, test_images=2000):
-    """Returns a data set's training and held-out part."""
+    """Return the training part and the held-out part of a data set."""
     if name == "digits":
         return _digits()
     if not is_installed(folder):
@@ -56,8 +56,10 @@ def load(name, folder=FASHION_MNIST, train_images=10_000, test_images=2000):
 
 
 def for_tuning(parts):
-    """Returns the training part in two, the last fifth held out: settings
-    are chosen on it, and the images that are reported see none of that."""
+    """Split the training part: its last fifth is held out.
+
+    Settings are chosen on that fifth, not on the images of the report.
+    """
     fitted, _ = parts
     cut = len(fitted.labels) * 4 // 5
     return [
@@ -67,7 +69,7 @@ def for_tuning(parts):
 
 
 def _digits():
-    """Scikit-learn's digits, a fifth held out: 16 patches of 2 x 2."""
+    """Return scikit-learn's digits, a fifth held out: 16 patches of 2 x 2."""
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
@@ -80,7 +82,7 @@ def _digits():
 
 
 def _read(folder, name):
-    """Returns an IDX file's bytes in the shape its head names."""
+    """Return the bytes of an IDX file in the shape of its header."""
     data = gzip.decompress((folder / f"{name}-ubyte.gz").read_bytes())
     rank = data[3]
     shape = np.frombuffer(data, ">i4", rank, offset=4)
@@ -88,7 +90,7 @@ def _read(folder, name):
 
 
 def _prepared(train, test, patch):
-    """Scales both parts by the training images and cuts the patches."""
+    """Scale both parts by the training images, and cut the patches."""
     images = np.asarray(train[0], "float32")
     mean, std, top = images.mean(), images.std(), images.max()
     parts = []
@@ -100,17 +102,17 @@ def _prepared(train, test, patch):
 
 
 def _patches(images, size):
-    """Cuts `(B, H, W)` into `(B, S, size * size)`, row by row."""
+    """Cut `(B, H, W)` into `(B, S, size * size)`, row by row."""
     count, side = len(images), images.shape[1] // size
     cut = images.reshape(count, side, size, side, size)
     return cut.transpose(0, 1, 3, 2, 4).reshape(count, side**2, size**2)
 
 
 def _ids(patches):
-    """Numbers a patch by its place and its four quarters' brightness."""
+    """Number each patch by its place and the brightness of its quarters."""
     count, length, size = patches.shape
     side = int(size**0.5)
-    half = side // 2  # of an odd side the last row and column are left out
+    half = side // 2  # an odd side loses its last row and column
     even = patches.reshape(count, length, side, side)
     even = even[:, :, : 2 * half, : 2 * half]
     quarters = even.reshape(count, length, 2, half, 2, half).mean((3, 5))

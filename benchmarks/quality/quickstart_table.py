@@ -1,6 +1,6 @@
-"""Runs the quickstart for three seeds on each backend; makes its table.
+"""Run the quickstart for three seeds on each backend, and make its table.
 
-    python benchmarks/quickstart_table.py [--write README.md]
+    python benchmarks/quality/quickstart_table.py [--write README.md]
 
 `--write FILE` puts the table between `<!-- quickstart-table -->` and
 `<!-- /quickstart-table -->` in FILE.
@@ -14,11 +14,13 @@ import tempfile
 from pathlib import Path
 from statistics import mean
 
-import markers
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from benchmarks.shared import marked_text
 
 BACKENDS = ("jax", "tensorflow", "torch")
 SEEDS = (0, 1, 2)
-QUICKSTART = Path(__file__).parents[1] / "examples" / "quickstart.py"
+QUICKSTART = Path(__file__).resolve().parents[2] / "examples" / "quickstart.py"
 HEAD = (
     "| trained on | MoE accuracy, mean (min) | dense twin, mean (min) | other "
     "backends | SavedModel | LiteRT |\n|---|---|---|---|---|---|"
@@ -26,7 +28,7 @@ HEAD = (
 
 
 def run(backend, seed, folder):
-    """Runs the quickstart once; returns its results."""
+    """Run the quickstart once; return its results."""
     subprocess.run(
         [sys.executable, QUICKSTART, "--backend", backend, "--seed", str(seed)]
         + ["--output", folder],
@@ -37,7 +39,7 @@ def run(backend, seed, folder):
 
 
 def row(backend, results):
-    """Returns a backend's row: means, minima and largest differences."""
+    """Return the row of a backend: means, minima, and largest differences."""
 
     def accuracy(kind):
         values = [r["accuracy"][kind] for r in results]
@@ -57,7 +59,7 @@ def row(backend, results):
 
 
 def main():
-    """Prints the table; writes it where asked."""
+    """Print the table; with `--write`, write it to a file."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--write", type=Path)
     options = parser.parse_args()
@@ -68,7 +70,7 @@ def main():
         print(rows[-1], flush=True)
     table = "\n".join([HEAD, *rows])
     if options.write:
-        markers.replace(options.write, "quickstart-table", table)
+        marked_text.replace(options.write, "quickstart-table", table)
 
 
 if __name__ == "__main__":

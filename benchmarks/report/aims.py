@@ -1,10 +1,10 @@
-"""What is claimed of the speed, the aim, and what a backend measured.
+"""List the aims of speed and memory, and judge what a backend measured.
 
-A claim is a text, an aim (`">= 3.0"`, or one a backend) and a function from a
-result to a number, or None where it was not measured.
+An aim is a text, a bound (`">= 3.0"`, or one per backend), and a function from
+a result to a number, or to None if it was not measured.
 """
 
-from tables import KINDS, OURS, block, find, markdown
+from benchmarks.report.tables import KINDS, OURS, block, find, markdown
 
 HUB = "KerasHub Qwen3-MoE"
 COMPILED = f"{OURS}, jit_compile=True"
@@ -20,12 +20,12 @@ def _faster(peer, shape, kind):
 
 
 def _to_ours(record):
-    """The median of the rounds' ratios over keras_moe; None without it."""
+    """Return the ratio to keras_moe of the same rounds; None without it."""
     return record.get("to_keras_moe", [None])[0]
 
 
 def growth(kind):
-    """Returns a function: the largest time over limitE, over that at E = 8."""
+    """Return a function: the largest `to_limitE`, divided by that at E = 8."""
 
     def measured(result):
         found = find(result, part="experts", name=OURS, kind=kind, status="ok")
@@ -53,7 +53,7 @@ def _memory(shape):
 
 
 def _routers(sinkhorn):
-    """The dearest router's share of the block's forward pass at M."""
+    """Return a function: the largest share of a router in a forward pass."""
 
     def measured(result):
         found = find(result, part="routers", status="ok")
@@ -79,20 +79,20 @@ def _first_step(result):
     return found[0]["to_dense"][0] if found else None
 
 
-# What is claimed, the aim for each backend or all, and the measurement.
-CLAIMS = [
+# Text, bound for all backends or for each, and measurement.
+AIMS = [
     (f"KerasHub's time over ours, {s} {k}", f">= {aim}", _faster(HUB, s, k))
     for s, aim in (("S", 3.0), ("L", 6.0))
     for k in KINDS
 ]
-CLAIMS.append(
+AIMS.append(
     (
         "KerasHub's time over ours, D1 forward",
         {"jax": ">= 25", "tensorflow": ">= 40", "torch": ">= 40"},
         _faster(HUB, "D1", "forward"),
     )
 )
-CLAIMS += [
+AIMS += [
     (
         f"transformers grouped_mm's time over ours, {s} {k}",
         ">= 1.0",
@@ -101,7 +101,7 @@ CLAIMS += [
     for s in ("S", "M", "L", "D1", "D8")
     for k in (KINDS if s[0] != "D" else KINDS[:1])
 ]
-CLAIMS += [
+AIMS += [
     (
         f"jit_compile=True over without, {s} {k}",
         "<= 1.0",
@@ -110,14 +110,18 @@ CLAIMS += [
     for s in ("S", "L", "D1")
     for k in (KINDS[:2] if s[0] != "D" else KINDS[:1])
 ]
-CLAIMS += [
+AIMS += [
     ("growth over limitE, E 8 to 128, forward", "<= 1.25", growth("forward")),
     ("growth over limitE, E 8 to 128, train", "<= 1.5", growth("train")),
     ("skewed over balanced, forward", "<= 1.2", _skewed("forward")),
     ("skewed over balanced, train", "<= 1.2", _skewed("train")),
     ("peak memory over its bound, M", "<= 1.3", _memory("M")),
     ("peak memory over its bound, L", "<= 1.3", _memory("L")),
-    ("dearest router, of the block's forward, M", "<= 0.15", _routers(False)),
+    (
+        "most expensive router, of the block's forward, M",
+        "<= 0.15",
+        _routers(False),
+    ),
     ("SinkhornRouter, the same", "<= 0.3", _routers(True)),
     (
         "model.fit with FusedAdam, tokens/s over the dense twin's",
@@ -126,17 +130,17 @@ CLAIMS += [
     ),
     ("the same with Keras's Adam on torch", ">= 0.8", _fit("Adam")),
     (
-        "first step less a later, over the dense twin's",
+        "first step minus a later one, over the dense twin's",
         "<= 2.5",
         _first_step,
     ),
 ]
 
 
-def claims_table(results):
-    """Each claim, its aim, and what each backend measured."""
+def aims_table(results):
+    """Return the table of each aim and what each backend measured."""
     rows = []
-    for text, aims, measured in CLAIMS:
+    for text, aims, measured in AIMS:
         values, aim_text = [], aims if isinstance(aims, str) else "see cells"
         for result in results:
             value = measured(result)

@@ -1,8 +1,8 @@
-"""Makes tables and plots of what `run.py` wrote.
+"""Make tables and plots of the results of `run_suite.py`.
 
-    python benchmarks/report.py results [--write README.md]
+    python benchmarks/report/make_report.py results [--write README.md]
 
-reads `results/*.json`, prints Markdown and writes `results/report.md` and PNG
+reads `results/*.json`, prints Markdown, and writes `results/report.md` and PNG
 plots. `--write FILE` puts the main tables between `<!-- benchmark-table -->`
 and `<!-- /benchmark-table -->` in FILE. A figure is a ratio of times, the
 median of the rounds with its quartiles; 1 is the limit.
@@ -10,40 +10,41 @@ median of the rounds with its quartiles; 1 is the limit.
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
-import claims
-import markers
-import plots
-import tables
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from benchmarks.report import aims, plots, tables
+from benchmarks.shared import marked_text
 
 ORDER = ("jax", "tensorflow", "torch")
 
 
 def load(folder):
-    """Returns the results of the backends that ran.
+    """Return the results of the backends that ran.
 
     Raises:
-        SystemExit: where there is none.
+        SystemExit: If there is none.
     """
     paths = [folder / f"{backend}.json" for backend in ORDER]
     results = [json.loads(p.read_text()) for p in paths if p.exists()]
     if not results:
         raise SystemExit(
-            f"error: no results in {folder}. Run benchmarks/run.py --out "
+            f"error: no results in {folder}. Run benchmarks/run_suite.py --out "
             f"{folder} first."
         )
     return results
 
 
 def main_part(results):
-    """The tables for the README."""
-    parts = [tables.main_table(results), claims.claims_table(results)]
+    """Return the tables for the README."""
+    parts = [tables.main_table(results), aims.aims_table(results)]
     return "\n\n".join([*parts, tables.environment(results)])
 
 
 def everything(results):
-    """The main part, then every contestant, backend by backend."""
+    """Return the main part, then every contestant, backend by backend."""
     parts = ["# Benchmarks", main_part(results)]
     parts += ["## Routers", tables.routers_table(results)]
     for result in results:
@@ -58,7 +59,7 @@ def everything(results):
 
 
 def main():
-    """Prints the report, writes it and the plots."""
+    """Print the report; write it and the plots."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--write", type=Path)
@@ -70,7 +71,7 @@ def main():
     for path in plots.draw_all(results, args.folder):
         print(path)
     if args.write:
-        markers.replace(args.write, "benchmark-table", main_part(results))
+        marked_text.replace(args.write, "benchmark-table", main_part(results))
 
 
 if __name__ == "__main__":

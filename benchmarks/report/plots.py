@@ -1,11 +1,12 @@
-"""Plots of the results, PNG: over E, over T, and the peers at S and L."""
+"""Draw PNG plots: time over E, over T, and of every contestant."""
 
 import matplotlib
 
 matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
-import tables
+
+from benchmarks.report import tables
 
 SWEEPS = {
     "experts": ("E", "experts, at the same active FLOPs", "to_limitE"),
@@ -14,7 +15,7 @@ SWEEPS = {
 
 
 def draw_all(results, folder):
-    """Writes every plot there are records for; returns the paths."""
+    """Write every plot that has records; return the paths."""
     paths = []
     for part, (field, label, base) in SWEEPS.items():
         figure = _sweep(results, part, field, label, base)
@@ -60,7 +61,7 @@ def _sweep(results, part, field, label, base):
 
 
 def _peers(results, shape):
-    """Bars of the forward pass, one panel a backend, log scale."""
+    """Draw bars of the forward pass, one panel per backend, log scale."""
     base = tables.base_of(shape)
     panels = []
     for result in results:

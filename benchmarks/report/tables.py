@@ -1,10 +1,10 @@
-"""Markdown tables of the results; the targets stand in `TARGETS`.
+"""Make Markdown tables of the results, with the targets in `TARGETS`.
 
-A result is what `run.py` writes: backend, machine, records. A ratio is a list:
-median, lower and upper quartile.
+A result is what `run_suite.py` writes: backend, machine, records. A ratio is a
+list: median, lower and upper quartile.
 """
 
-# Time over `limit` (D: over `limitE`) that is aimed at: forward, f+b.
+# Target of the time over `limit` (D: over `limitE`): forward, f+b.
 TARGETS = {
     "torch": {"S": (1.4, 1.2), "M": (1.0, 1.1), "L": (1.1, 1.25)},
     "tensorflow": {"S": (1.5, 1.4), "M": (1.2, 1.3), "L": (1.2, 1.35)},
@@ -18,7 +18,7 @@ OURS = "keras_moe"
 
 
 def find(result, **wanted):
-    """Returns the records whose fields have these values."""
+    """Return the records whose fields have these values."""
     return [
         r
         for r in result["records"]
@@ -27,7 +27,7 @@ def find(result, **wanted):
 
 
 def block(result, name, shape, kind, dtype="float32"):
-    """Returns the record of a contestant that was timed, or None."""
+    """Return the record of a contestant that was timed, or None."""
     found = find(
         result, part="blocks", name=name, shape=shape, kind=kind, dtype=dtype
     )
@@ -35,24 +35,24 @@ def block(result, name, shape, kind, dtype="float32"):
 
 
 def base_of(shape):
-    """The limit a shape is compared with."""
+    """Return the field of the limit that a shape is compared with."""
     return "to_limitE" if str(shape).startswith("D") else "to_limit"
 
 
 def spread(ratio):
-    """Writes a median with its quartiles."""
+    """Return a median with its quartiles, as text."""
     median, low, high = ratio
     return f"{median:.2f} ({low:.2f}-{high:.2f})"
 
 
 def markdown(head, rows):
-    """Returns a Markdown table."""
+    """Return a Markdown table."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(map(str, x)) + " |" for x in lines)
 
 
 def main_table(results):
-    """keras_moe at every shape, beside what is aimed at."""
+    """Return keras_moe at every shape, beside its targets."""
     rows = []
     for result in results:
         for shape, targets in TARGETS[result["backend"]].items():
@@ -71,7 +71,7 @@ def main_table(results):
 
 
 def all_table(result, dtype):
-    """Every contestant: time over `limit` (D: `limitE`), or what is wrong."""
+    """Return the time over the limit of every contestant, or its error."""
     records = find(result, part="blocks", dtype=dtype)
     columns = list(dict.fromkeys((r["shape"], r["kind"]) for r in records))
     columns.sort(key=lambda c: ("SMLD".index(c[0][0]), c[0], KINDS.index(c[1])))
@@ -90,7 +90,7 @@ def all_table(result, dtype):
 
 
 def routers_table(results):
-    """Each router's time over the forward pass of a block at M."""
+    """Return the time of each router over the forward pass of a block at M."""
     columns = [
         (result, kind)
         for result in results
@@ -118,7 +118,7 @@ def _cell(records, base):
 
 
 def environment(results):
-    """One line a backend: machine, versions, commit, date."""
+    """Return one line per backend: machine, versions, commit, date."""
     lines = []
     for result in results:
         m = result["machine"]

@@ -1,4 +1,4 @@
-"""One cell of a table: contestants checked, then timed by turns.
+"""Check contestants against the reference, then time them in turns.
 
 T tokens, D hidden_dim.
 """
@@ -9,54 +9,56 @@ import re
 import sys
 
 import keras
-import measure
 import numpy as np
-from calls import BACKEND, KINDS, to_numpy
-from problem import reference
 
-# Of the largest value; bfloat16 keeps eight bits.
+from benchmarks.shared import timing
+from benchmarks.shared.numpy_reference import reference
+from benchmarks.shared.timed_calls import BACKEND, KINDS, to_numpy
+
+# Relative to the largest value; bfloat16 has eight bits of precision.
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.06}
 
 
 def measure_cell(contestants, kinds=KINDS, quick=False, pinned=False, **labels):
-    """Checks the contestants and times those that are right.
+    """Check the contestants and time those that are right.
 
     Args:
-        contestants: list of `Contestant`; the first one is `limit`.
-        kinds: what to time, in the order of `calls.KINDS`: an error that
-            `forward` shows leaves a contestant out of the rest.
-        quick: few rounds. pinned: CPU time instead of wall time.
-        **labels: part, shape and so on; they stand in every record.
+        contestants: list of `Contestant`. The first one is `limit`.
+        kinds: What to time, in the order of `timed_calls.KINDS`. A contestant
+            that is wrong in `forward` is left out of the others.
+        quick: bool. Whether to run few rounds.
+        pinned: bool. Whether to measure CPU time instead of wall time.
+        **labels: Part, shape, and so on, for every record.
 
     Returns:
-        list of records (dict), one a contestant and kind.
+        list of dicts, one record per contestant and kind.
     """
-    clock = measure.clock_of(pinned)
-    limits = measure.QUICK if quick else measure.FULL
+    clock = timing.clock_of(pinned)
+    limits = timing.QUICK if quick else timing.FULL
     references, wrong, records = {}, {}, []
     for kind in kinds:
         calls, firsts = {}, {}
         for c in contestants:
             if kind not in c.kinds or c.name in wrong:
                 continue
-            status, call, seconds = _prepare(c, kind, references)
+            status, call, seconds = check(c, kind, references)
             if status == "ok":
                 calls[c.name], firsts[c.name] = call, seconds
             else:
                 wrong[c.name] = status
                 records.append(_record(labels, kind, c.name, status=status))
-        times = measure.interleave(calls, contestants[0].name, limits, clock)
+        times = timing.interleave(calls, contestants[0].name, limits, clock)
         for name in times:
             figures = _figures(times, name, firsts[name])
             records.append(_record(labels, kind, name, **figures))
-        _say(labels, kind, records)
+        _print_progress(labels, kind, records)
         del calls
         gc.collect()
     return records
 
 
 def forget():
-    """Frees what the backend keeps of the models so far."""
+    """Free what the backend caches of the models so far."""
     keras.backend.clear_session()
     if BACKEND == "jax":
         import jax
@@ -65,17 +67,17 @@ def forget():
     if BACKEND == "torch":
         import torch
 
-        torch.compiler.reset()  # or the next shape compiles for any number
+        torch.compiler.reset()  # else the next shape compiles as dynamic
     gc.collect()
 
 
-def _prepare(contestant, kind, references):
-    """Returns the verdict, the function to time, and the first call's time."""
+def check(contestant, kind, references):
+    """Return the verdict, the function to time, and the first call's time."""
     try:
         call = contestant.call(kind)
         results = []
-        seconds = measure.first_call(lambda: results.append(call()))
-    except Exception as error:  # a peer's failure is a result, too
+        seconds = timing.first_call(lambda: results.append(call()))
+    except Exception as error:  # the failure of a library is a result, too
         return f"fails: {type(error).__name__}: {_brief(error)}", None, 0.0
     if contestant.is_limit or kind == "train":
         return "ok", call, seconds
@@ -87,17 +89,18 @@ def _prepare(contestant, kind, references):
 
 
 def verdict(kind, result, expected, dtype):
-    """Compares a result with the naive reference.
+    """Compare a result with the naive reference.
 
     Args:
-        kind: `"forward"`, or `"f+b"`, which compares the inputs' gradient and
-            the norm of all weights' gradients, whatever their layout.
-        result: of the contestant's call.
-        expected: `problem.Reference`.
+        kind: `"forward"`, or `"f+b"`, which compares the gradient of the inputs
+            and the norm of the gradients of all weights, in any layout.
+        result: What the contestant's call returned.
+        expected: `numpy_reference.Reference`.
+        dtype: str. Selects the tolerance.
 
     Returns:
-        `"ok"`; or how many tokens differ: what drops tokens or differs must
-        not be timed as equal.
+        `"ok"`, or how many tokens differ. A contestant that drops tokens or
+        differs is not timed.
     """
     if kind == "forward":
         return _differing(to_numpy(result), expected.y, dtype)
@@ -125,19 +128,19 @@ def _differing(values, expected, dtype):
 
 
 def _brief(error):
-    """The error's own words, without what Keras puts around them."""
+    """Return the message of an error, without what Keras adds around it."""
     text = re.sub(r"\x1b\[\d*m", "", str(error))
     text = re.sub(r"Exception encountered when calling \S+\s*", "", text)
     return " ".join(text.split("Arguments received by")[0].split())[:100]
 
 
 def _figures(times, name, first):
-    """The record of a contestant that was timed."""
+    """Return the figures of a contestant that was timed."""
     figures = {"status": "ok", "first_call": first, "rounds": len(times[name])}
     figures["seconds"] = float(np.median(times[name]))
     for base in ("limit", "limitE", "keras_moe"):
         if base in times:
-            ratio = measure.ratio(times[name], times[base])
+            ratio = timing.ratio(times[name], times[base])
             figures[f"to_{base}"] = list(ratio)
     return figures
 
@@ -146,8 +149,8 @@ def _record(labels, kind, name, **figures):
     return {**labels, "kind": kind, "name": name, **figures}
 
 
-def _say(labels, kind, records):
-    """One line a contestant on stderr, as it is known."""
+def _print_progress(labels, kind, records):
+    """Print one line per contestant to stderr, as it finishes."""
     where = " ".join(str(value) for value in labels.values())
     for r in records:
         if r["kind"] == kind:

@@ -1,4 +1,4 @@
-"""The command line that the parts of the suite share."""
+"""Parse the options that several benchmarks share, and write records."""
 
 import argparse
 import json
@@ -6,14 +6,14 @@ from pathlib import Path
 
 
 def parser_of(description):
-    """Returns a parser with the options every part has."""
+    """Return a parser with the options that every part of the suite has."""
     parser = argparse.ArgumentParser(description=description.splitlines()[0])
     parser.add_argument("--out", type=Path, help="file for the records, JSON")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument(
         "--pinned",
         action="store_true",
-        help="CPU time of the process; `run.py --pinned` also keeps to a core",
+        help="CPU time; `run_suite.py --pinned` also pins to one core",
     )
     parser.add_argument("--no-peers", action="store_true")
     parser.add_argument("--only", help="shapes, such as S,M")
@@ -22,10 +22,10 @@ def parser_of(description):
 
 
 def chosen(only, names):
-    """Returns those of `names` that `--only` asks for; all without it.
+    """Return the members of `names` that `--only` lists; all without it.
 
     Raises:
-        SystemExit: where a name is unknown.
+        SystemExit: If a name is unknown.
     """
     if not only:
         return list(names)
@@ -33,14 +33,14 @@ def chosen(only, names):
     unknown = set(wanted) - {str(name) for name in names}
     if unknown:
         raise SystemExit(
-            f"error: --only knows {', '.join(map(str, names))}. Received: "
-            f"{', '.join(sorted(unknown))}."
+            f"error: `--only` must be among {', '.join(map(str, names))}. "
+            f"Received: {', '.join(sorted(unknown))}."
         )
     return [name for name in names if str(name) in wanted]
 
 
 def write(records, path):
-    """Writes a part's records; prints them where there is no path."""
+    """Write records to a JSON file, or print them if `path` is None."""
     text = json.dumps(records, indent=1)
     if path is None:
         print(text)

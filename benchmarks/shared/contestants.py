@@ -1,4 +1,4 @@
-"""Who is timed: the two limits, keras_moe, and (in `peers.py`) the others.
+"""The layers to time: two limits, keras_moe, and blocks of other libraries.
 
 T tokens, D hidden_dim, F intermediate_dim, E experts, K top_k, P = T * K.
 """
@@ -7,12 +7,12 @@ from typing import NamedTuple
 
 import keras
 import numpy as np
-import peers
-from calls import BACKEND, KINDS, call_of
 from keras import ops
-from problem import Problem
 
 import keras_moe
+from benchmarks.shared import other_libraries
+from benchmarks.shared.random_problem import Problem
+from benchmarks.shared.timed_calls import BACKEND, KINDS, call_of
 from keras_moe import kernels
 
 
@@ -20,10 +20,11 @@ class Contestant(NamedTuple):
     """One row of the tables.
 
     layer: Keras layer from rows to rows of width D.
-    problem: where its weights and tokens come from.
-    is_limit: takes the P sorted rows and is not a MoE; not compared.
-    kinds: what it is timed for.
-    compiled: see `calls.call_of`.
+    problem: `Problem`. The source of its weights and tokens.
+    is_limit: bool. Whether it takes the P sorted rows; it is then not a MoE,
+        and its outputs are not compared.
+    kinds: tuple of str. What is timed; see `timed_calls.KINDS`.
+    compiled: bool. See `timed_calls.call_of`.
     """
 
     name: str
@@ -34,7 +35,7 @@ class Contestant(NamedTuple):
     compiled: bool = False
 
     def call(self, kind):
-        """Returns the function to time; see `calls.call_of`."""
+        """Return the function to time; see `timed_calls.call_of`."""
         x = self.problem.pair_rows if self.is_limit else self.problem.x
         dy = np.resize(self.problem.dy, x.shape)
         return call_of(kind, self.layer, x, dy, self.compiled)
@@ -43,12 +44,12 @@ class Contestant(NamedTuple):
 class Networks(keras.layers.Layer):
     """Separate SwiGLU networks, each on its share of the rows; no routing.
 
-    One network on all rows is `limit`; one an expert, on as many rows as the
-    expert has, is `limitE`. An expert without rows has no network.
+    One network on all rows is `limit`; one network per expert, on as many rows
+    as the expert has, is `limitE`. An expert without rows has no network.
 
     Args:
-        intermediate_dim: F.
-        counts: rows of each network.
+        intermediate_dim: int. F.
+        counts: list of ints. Rows of each network.
     """
 
     def __init__(self, intermediate_dim, counts, **kwargs):
@@ -77,7 +78,7 @@ class Networks(keras.layers.Layer):
 
 
 class Forced(keras.layers.Layer):
-    """A block that computes with a formulation of the kernels by name."""
+    """A block that computes with the named formulation of the kernels."""
 
     def __init__(self, block, formulation, **kwargs):
         super().__init__(dtype=block.dtype_policy, **kwargs)
@@ -93,7 +94,7 @@ class Forced(keras.layers.Layer):
 
 
 def limits(problem):
-    """Returns `limit` and `limitE`."""
+    """Return `limit` and `limitE`."""
     return [
         Contestant(name, Networks(problem.shape.F, counts), problem, True)
         for name, counts in (
@@ -104,13 +105,15 @@ def limits(problem):
 
 
 def ours(problem, forced=False):
-    """Returns keras_moe's block, and one for each formulation it can run."""
+    """Return keras_moe's block; if `forced`, one per formulation as well."""
     block = moe_block(problem.shape, load_balancing_weight=0.0)
     block.build(problem.x.shape)
     block.router.kernel.assign(problem.router)
     for name in ("gate", "up", "down"):
         kernel = getattr(block.experts, f"{name}_kernel")
-        kernel.assign(peers.fitting(getattr(problem, name), kernel.shape))
+        kernel.assign(
+            other_libraries.fitting(getattr(problem, name), kernel.shape)
+        )
     found = [Contestant("keras_moe", block, problem)]
     for name in formulations(problem.shape) if forced else ():
         layer = Forced(block, name)
@@ -119,7 +122,7 @@ def ours(problem, forced=False):
 
 
 def compiled(contestant):
-    """Returns it under the backend's compiler; JAX has nothing to add."""
+    """Return it under the backend's compiler; JAX compiles anyway."""
     if BACKEND == "jax":
         return []
     name = f"{contestant.name}, jit_compile=True"
@@ -129,7 +132,7 @@ def compiled(contestant):
 
 
 def moe_block(shape, **options):
-    """Returns a `MoEBlock` of SwiGLU experts without biases, not built."""
+    """Return a `MoEBlock` of SwiGLU experts without biases, not built."""
     return keras_moe.MoEBlock(
         shape.E,
         shape.F,
@@ -142,14 +145,14 @@ def moe_block(shape, **options):
 
 
 def dense_twin(shape):
-    """Returns the dense network of the same active FLOPs: K * F wide."""
+    """Return the dense network of the same active FLOPs: K * F wide."""
     return keras_moe.Expert(
         shape.K * shape.F, activation="silu", gated=True, use_bias=False
     )
 
 
 def formulations(shape):
-    """The kernels' names to force: what runs here, and in bearable time.
+    """Return the formulations to force: those that run in reasonable time.
 
     `tensorflow_xla...` need `jit_compile=True` and have a row of that name;
     `jax_ragged_dot` takes E times as long on CPU.
@@ -163,18 +166,18 @@ def formulations(shape):
 
 
 def others(problem, only=None):
-    """Returns the peers that are installed and run on this backend.
+    """Return the blocks of other libraries that run on this backend.
 
     Args:
-        problem: their weights and tokens.
-        only: names; the others are left out. None keeps all.
+        problem: `Problem`. Their weights and tokens.
+        only: Names to keep. `None` keeps all.
     """
-    found = peers.kerashub(problem) | peers.einsum(problem)
+    found = other_libraries.kerashub(problem) | other_libraries.einsum(problem)
     if BACKEND == "torch":
-        import peers_torch
+        from benchmarks.shared import other_torch_libraries
 
-        found |= peers_torch.transformers(problem)
-        found |= peers_torch.lucidrains(problem)
+        found |= other_torch_libraries.transformers(problem)
+        found |= other_torch_libraries.lucidrains(problem)
     return [
         Contestant(name, build(), problem)
         for name, build in found.items()

@@ -1,4 +1,4 @@
-"""What ran, and on what: stands in every result file."""
+"""Describe the machine and the versions, for every result file."""
 
 import datetime
 import importlib.metadata
@@ -7,7 +7,7 @@ import re
 import subprocess
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = (
     "keras",
     "keras-hub",
@@ -22,7 +22,7 @@ PACKAGES = (
 
 
 def describe():
-    """Returns processor, memory, versions, commit and date as a dict."""
+    """Return processor, memory, versions, commit, and date as a dict."""
     return {
         "cpu": _find("/proc/cpuinfo", r"model name\s+: (.*)"),
         "cores": os.cpu_count(),

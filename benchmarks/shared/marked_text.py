@@ -1,13 +1,13 @@
-"""Puts a table into a text between its two markers."""
+"""Replace a table between two markers of a Markdown file."""
 
 import re
 
 
 def replace(path, name, text):
-    """Replaces what stands between `<!-- NAME -->` and `<!-- /NAME -->`.
+    """Replace the text between `<!-- NAME -->` and `<!-- /NAME -->`.
 
     Raises:
-        SystemExit: where the file has no such markers.
+        SystemExit: If the file has no such markers.
     """
     start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
     whole = path.read_text()

@@ -13,9 +13,11 @@ class EinsumMoE(keras.layers.Layer):
     """Sends each token to its K best experts through a one-hot mask.
 
     Args:
-        num_experts: E. intermediate_dim: F. top_k: K.
-        capacity: C, pairs an expert takes; more are dropped, every token's
-            first choice before any second one.
+        num_experts: int. E.
+        intermediate_dim: int. F.
+        top_k: int. K.
+        capacity: int. C, the largest number of pairs per expert; further pairs
+            are dropped, second choices before first ones.
     """
 
     def __init__(self, num_experts, intermediate_dim, top_k, capacity, **kw):
@@ -43,7 +45,7 @@ class EinsumMoE(keras.layers.Layer):
         return ops.einsum("tec,ecd->td", combine, rows)
 
     def _combine(self, weights, chosen):
-        """Returns the weight of token t at place c of expert e: (T, E, C)."""
+        """Return the weight of token t at place c of expert e: (T, E, C)."""
         combine, taken = 0.0, 0.0
         places = ops.arange(self.capacity, dtype="float32")
         for k in range(self.top_k):

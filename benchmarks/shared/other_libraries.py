@@ -1,15 +1,15 @@
-"""The other blocks, with a problem's weights in their own layout.
+"""Blocks of other libraries, with a problem's weights in their layout.
 
 T tokens, D hidden_dim, F intermediate_dim, E experts, K top_k, C capacity.
 
 Each function returns a dict of names and functions that build a Keras layer
-from `(T, D)` to `(T, D)`. A peer that is not installed is left out. None of
-them gathers from a TensorFlow variable, which would slow down every later read
+from `(T, D)` to `(T, D)`. A library that is not installed is left out. No block
+gathers from a TensorFlow variable, which would slow down every later read
 of it.
 
 Tutel and MegaBlocks are not here: Tutel has no package on PyPI, and MegaBlocks
-does not run without a GPU (`import megablocks` asks for `megablocks_ops`, a
-CUDA extension, and `stk` for Triton).
+does not run without a GPU (`import megablocks` needs `megablocks_ops`, a CUDA
+extension, and `stk` needs Triton).
 """
 
 import functools
@@ -17,7 +17,8 @@ import importlib.util
 
 import keras
 import numpy as np
-from einsum_moe import EinsumMoE
+
+from benchmarks.shared.one_hot_einsum import EinsumMoE
 
 CAPACITY_FACTOR = 1.25
 
@@ -28,7 +29,7 @@ def installed(package):
 
 
 def fitting(array, shape):
-    """Returns an array, its last two axes swapped where `shape` says so."""
+    """Return an array, its last two axes swapped if `shape` requires it."""
     if array.shape == tuple(shape):
         return array
     return np.swapaxes(array, -1, -2)
@@ -54,7 +55,7 @@ class TokensOnly(keras.layers.Layer):
 
 
 def kerashub_blocks(shape, loss_weight=0.0):
-    """Returns KerasHub's blocks by name, not built; empty without KerasHub."""
+    """Return KerasHub's blocks by name, not built; {} without KerasHub."""
     if not installed("keras_hub"):
         return {}
     from keras_hub.src.models.mixtral import mixtral_decoder as mixtral
@@ -74,7 +75,7 @@ def kerashub_blocks(shape, loss_weight=0.0):
 
 
 def kerashub(problem):
-    """KerasHub's Qwen3-MoE and Mixtral blocks, on every backend."""
+    """Return KerasHub's Qwen3-MoE and Mixtral blocks; on every backend."""
     if not installed("keras_hub"):
         return {}
     names = ("KerasHub Qwen3-MoE", "KerasHub Mixtral")
@@ -95,7 +96,7 @@ def _kerashub_layer(name, problem):
 
 
 def einsum(problem):
-    """The one-hot einsum: capacity 1.25, and the least that drops nothing."""
+    """Return one-hot einsums of capacity 1.25 and of the fullest expert."""
     T, _, _, E, K, _ = problem.shape
     capacities = {
         f"capacity {CAPACITY_FACTOR}": -int(-K * T * CAPACITY_FACTOR // E),

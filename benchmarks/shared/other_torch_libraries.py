@@ -1,4 +1,4 @@
-"""The blocks of torch alone, wrapped as Keras layers; see `peers.py`.
+"""Blocks of PyTorch alone, as Keras layers; see `other_libraries.py`.
 
 T tokens, D hidden_dim, F intermediate_dim, E experts, K top_k, C capacity,
 n rows of one expert.
@@ -9,8 +9,9 @@ import functools
 import keras
 import numpy as np
 import torch
-from peers import CAPACITY_FACTOR, installed
 from torch import nn
+
+from benchmarks.shared.other_libraries import CAPACITY_FACTOR, installed
 
 
 class Wrapped(keras.layers.TorchModuleWrapper):
@@ -37,7 +38,7 @@ def _parameter(array):
 
 
 def transformers(problem):
-    """Hugging Face's Mixtral and Qwen3-MoE blocks, grouped_mm and eager."""
+    """Return Hugging Face's Mixtral and Qwen3-MoE blocks, by implementation."""
     if not installed("transformers"):
         return {}
     weights = functools.cache(lambda: _transformers_weights(problem))
@@ -51,7 +52,7 @@ def transformers(problem):
 
 
 def _transformers_weights(problem):
-    """Linear layers hold (out, in); gate stands before up. All four share."""
+    """Return weights as (out, in), the gate before up, shared by all blocks."""
     gate_up = np.concatenate([problem.gate, problem.up], axis=-1)
     return (
         _parameter(problem.router.T),
@@ -101,14 +102,14 @@ def _transformers_blocks(shape):
 
 
 def lucidrains(problem):
-    """`st-moe-pytorch` and `mixture-of-experts`, with SwiGLU experts.
+    """Return `st-moe-pytorch` and `mixture-of-experts` with SwiGLU experts.
 
-    Their own experts are another function (GEGLU with biases; two matrices),
-    so both get SwiGLU ones by their argument `experts`. Their capacity factor
-    is not multiplied by K: they get `1.25 * K`, and also the least capacity
-    that drops nothing. The random choice of the second expert and the
-    straight-through gradient are switched off. `mixture-of-experts` knows
-    K = 2 only.
+    Their own experts compute another function (GEGLU with biases; two
+    matrices), so both get SwiGLU ones by their argument `experts`. Their
+    capacity factor is not multiplied by K: they get `1.25 * K`, and also the
+    smallest capacity that drops nothing. The random choice of the second expert
+    and the straight-through gradient are switched off. `mixture-of-experts`
+    supports K = 2 only.
     """
     T, _, _, E, K, _ = problem.shape
     fullest = (int(problem.counts.max()) + 0.5) * E / T

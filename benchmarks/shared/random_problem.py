@@ -1,4 +1,4 @@
-"""Weights and tokens of one shape, and the naive reference in NumPy.
+"""Draw weights and tokens of one shape, the same for every contestant.
 
 T tokens, D hidden_dim, F intermediate_dim, E experts, K top_k, P = T * K.
 """
@@ -13,11 +13,14 @@ SKEWED_SHARE = 0.6
 
 
 class Problem(NamedTuple):
-    """Everything a contestant is given, float32 (rounded to `dtype`).
+    """What every contestant is given, float32 (rounded to `dtype`).
 
-    x, dy: `(T, D)`, the tokens and the gradient of the outputs.
-    router: `(D, E)`. gate, up: `(E, D, F)`. down: `(E, F, D)`.
-    chosen: int `(T, K)`, each token's experts. counts: rows of each expert.
+    x, dy: `(T, D)`. The tokens and the gradient of the outputs.
+    router: `(D, E)`.
+    gate, up: `(E, D, F)`.
+    down: `(E, F, D)`.
+    chosen: int `(T, K)`. Experts of each token.
+    counts: int `(E,)`. Rows of each expert.
     """
 
     shape: tuple
@@ -33,24 +36,23 @@ class Problem(NamedTuple):
 
     @property
     def pair_rows(self):
-        """Each pair's token, sorted by expert: `(P, D)`."""
+        """The token of each pair, sorted by expert: `(P, D)`."""
         order = np.argsort(self.chosen.ravel(), kind="stable")
         return self.x[order // self.shape.K]
 
     @property
     def imbalance(self):
-        """The fullest expert's pairs over the mean."""
+        """Pairs of the fullest expert, divided by the mean."""
         return float(self.counts.max() / self.counts.mean())
 
 
 def draw(shape, dtype="float32", seed=0):
-    """Draws a problem.
+    """Draw a problem.
 
     Weights and tokens are normal, which routes about evenly. Tokens whose
-    choice hangs on a rounding error (see `MARGIN`) are drawn again, so that
-    all contestants route alike in every dtype. Where `shape.skewed`, a
-    feature of the tokens sends 60 % of them to expert 0 and the rest
-    elsewhere.
+    choice depends on a rounding error (see `MARGIN`) are drawn again, so that
+    all contestants route alike in every dtype. If `shape.skewed`, a feature of
+    the tokens sends 60 % of them to expert 0 and the rest elsewhere.
     """
     rng = np.random.default_rng(seed)
 
@@ -80,7 +82,7 @@ def draw(shape, dtype="float32", seed=0):
 
 
 def _tokens(rng, router, shape, dtype):
-    """Draws T tokens with a clear choice; returns them and their experts."""
+    """Return T tokens with a clear choice, and their experts."""
     T, D, _, E, K, skewed = shape
     kept = []
     while sum(map(len, kept)) < T:
@@ -102,77 +104,3 @@ def _rounded(values, dtype):
     if dtype == "float32":
         return values
     return values.astype(getattr(ml_dtypes, dtype)).astype("float32")
-
-
-class Reference(NamedTuple):
-    """The naive block's outputs and gradients.
-
-    y, dx: `(T, D)`. norm: of the gradients of all weights together.
-    """
-
-    y: np.ndarray
-    dx: np.ndarray
-    norm: float
-
-
-def reference(problem):
-    """Runs the block and its gradient, one expert after the other.
-
-    The weights of a token's K experts are the softmax over their logits;
-    with K = 1, the softmax over all experts (Fedus et al. 2021, eq. 2).
-    """
-    x, dy, chosen = problem.x, problem.dy, problem.chosen
-    probs, own = _weights(problem)
-    y, dx, d_own = np.zeros_like(x), np.zeros_like(x), np.zeros_like(own)
-    squares = 0.0
-    for e in range(problem.shape.E):
-        token, k = np.nonzero(chosen == e)
-        rows, weight = x[token], own[token, k][:, None]
-        gate, up = rows @ problem.gate[e], rows @ problem.up[e]
-        sigmoid = 1 / (1 + np.exp(-gate))
-        hidden = gate * sigmoid * up
-        out = hidden @ problem.down[e]
-        y[token] += weight * out
-        d_out = weight * dy[token]
-        d_own[token, k] = (dy[token] * out).sum(-1)
-        d_hidden = d_out @ problem.down[e].T
-        d_up = d_hidden * gate * sigmoid
-        d_gate = d_hidden * up * sigmoid * (1 + gate * (1 - sigmoid))
-        dx[token] += d_gate @ problem.gate[e].T + d_up @ problem.up[e].T
-        for a, b in ((rows, d_gate), (rows, d_up), (hidden, d_out)):
-            squares += _square_of_product(a, b)
-    d_logits = _d_logits(probs, own, d_own, chosen)
-    dx += d_logits @ problem.router.T
-    squares += float(np.square(x.T @ d_logits, dtype="float64").sum())
-    return Reference(y, dx, squares**0.5)
-
-
-def _weights(problem):
-    """Returns the probabilities `(T, E)` and the combine weights `(T, K)`."""
-    logits = problem.x @ problem.router
-    probs = np.exp(logits - logits.max(-1, keepdims=True))
-    probs /= probs.sum(-1, keepdims=True)
-    own = np.take_along_axis(probs, problem.chosen, axis=-1)
-    if problem.shape.K > 1:
-        own = own / own.sum(-1, keepdims=True)
-    return probs, own
-
-
-def _d_logits(probs, own, d_own, chosen):
-    """Back through the softmax, over the chosen or (K = 1) over all."""
-    weighted = own * (d_own - (own * d_own).sum(-1, keepdims=True))
-    if chosen.shape[1] > 1:
-        d_logits = np.zeros_like(probs)
-    else:
-        weighted = own * d_own
-        d_logits = -probs * weighted
-    before = np.take_along_axis(d_logits, chosen, axis=-1)
-    np.put_along_axis(d_logits, chosen, before + weighted, axis=-1)
-    return d_logits
-
-
-def _square_of_product(a, b):
-    """The squared norm of `a^T b`, without it where the rows are few."""
-    if len(a) < min(a.shape[1], b.shape[1]):
-        return float(((a @ a.T) * (b @ b.T)).sum(dtype="float64"))
-    return float(np.square(a.T @ b).sum(dtype="float64"))

@@ -1,4 +1,4 @@
-"""The sizes everything is measured at.
+"""The sizes at which everything is measured.
 
 T tokens, D hidden_dim, F intermediate_dim, E experts, K top_k.
 """
@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 
 class Shape(NamedTuple):
-    """A block's sizes, and whether one expert gets 60 % of the pairs."""
+    """Sizes of a block; if `skewed`, one expert gets 60 % of the pairs."""
 
     T: int
     D: int
@@ -26,7 +26,7 @@ SHAPES = {
 }
 DECODE = ("D1", "D8")
 
-# More experts at the same T, K, D and F: the active FLOPs stay.
+# More experts at the same T, K, D, and F: the active FLOPs are the same.
 FLAT = {e: Shape(T=2048, D=512, F=512, E=e, K=2) for e in (8, 16, 32, 64, 128)}
 FLAT_QUICK = (8, 64)
 
@@ -36,8 +36,8 @@ TOKENS = {
     for t in (256, 512, 1024, 2048, 4096, 8192, 16384)
 }
 
-# With K = 2 no expert can get more than half of the pairs, so that skewed
-# routing is measured at K = 1 and K times the tokens: as many pairs.
+# With K = 2 no expert can get more than half of the pairs, so skewed routing is
+# measured at K = 1 with K times the tokens, which gives as many pairs.
 SKEWED = {
     name: shape._replace(T=shape.T * shape.K, K=1)
     for name, shape in {

@@ -1,11 +1,11 @@
-"""What is timed: a layer's forward pass, its gradients, a training step.
+"""Make the functions to time: a forward pass, gradients, a training step.
 
 N rows, D hidden_dim. `forward` and `train` are `predict_on_batch` and
-`train_on_batch` of a compiled model, as users call them. `f+b` is forward and
-backward of the layer alone, without loss and optimizer. The inputs are tensors
-of the backend before the clock starts. The model that trains scales its inputs
-by a weight of width D first: inside a network the gradient of a layer's inputs
-is needed, too.
+`train_on_batch` of a compiled model, as users call them. `f+b` is the forward
+and backward pass of the layer alone, without loss and optimizer. The inputs
+are converted to tensors of the backend before the clock starts. The model that
+trains first scales its inputs by a weight of width D, because inside a network
+the gradient of a layer's inputs is needed, too.
 """
 
 import keras
@@ -16,18 +16,19 @@ BACKEND = keras.backend.backend()
 
 
 def call_of(kind, layer, x, dy, compiled=False):
-    """Returns a function without arguments.
+    """Return a function without arguments.
 
     Args:
-        kind: one of `KINDS`.
-        layer: a Keras layer from `(N, D)` to `(N, D)`.
-        x: `(N, D)` NumPy array. dy: the outputs' gradient, or the targets.
-        compiled: `jit_compile=True` of TensorFlow, torch.compile of torch;
-            JAX compiles always.
+        kind: One of `KINDS`.
+        layer: Keras layer from `(N, D)` to `(N, D)`.
+        x: `(N, D)` NumPy array. The inputs.
+        dy: `(N, D)` NumPy array. The gradient of the outputs, or the targets.
+        compiled: bool. `jit_compile=True` on TensorFlow, `torch.compile` on
+            PyTorch; JAX always compiles.
 
     Returns:
-        The function. Of `forward` it returns the outputs; of `f+b` those, the
-        inputs' gradient and the list of the weights'.
+        The function. With `forward` it returns the outputs; with `f+b` the
+        outputs, the gradient of the inputs, and a list of those of the weights.
     """
     x = ops.convert_to_tensor(x, layer.compute_dtype)
     dy = ops.convert_to_tensor(dy, layer.compute_dtype)
@@ -41,7 +42,7 @@ def call_of(kind, layer, x, dy, compiled=False):
 
 
 class Scale(keras.layers.Layer):
-    """Multiplies its inputs by a trained `(D,)`; stands for what is before."""
+    """Multiplies its inputs by a trained `(D,)`, like an earlier layer."""
 
     def build(self, input_shape):
         self.scale = self.add_weight(input_shape[-1:], initializer="ones")
@@ -51,7 +52,7 @@ class Scale(keras.layers.Layer):
 
 
 def model_of(shape, *layers, compiled=False):
-    """Returns a compiled model of the layers, of static shapes."""
+    """Return a compiled model of the layers, with static shapes."""
     inputs = keras.Input(shape[1:], shape[0], dtype=layers[-1].compute_dtype)
     outputs = inputs
     for layer in layers:
@@ -130,7 +131,7 @@ _GRADIENTS = {
 
 
 def to_numpy(tensor):
-    """Returns a float32 NumPy array of a tensor or array."""
+    """Return a float32 NumPy array of a tensor or array."""
     if BACKEND == "torch":
         tensor = ops.convert_to_tensor(tensor).detach().float()
     return ops.convert_to_numpy(tensor).astype("float32")

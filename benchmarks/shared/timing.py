@@ -1,25 +1,22 @@
-"""Timing by turns, and the peak memory of a call.
+"""Time several callables in turns, so that the machine's state is shared.
 
 Contestants take turns within a round, A B C C B A, so that a machine that
 slows down slows all of them. A contestant's time in a round is the mean of its
-turns, a ratio is taken within a round, and the figure is the median over the
-rounds, with its quartiles.
+turns. Ratios are computed within a round, and the published figure is their
+median over the rounds, with its quartiles.
 """
 
-import ctypes
-import gc
 import os
-import re
 import statistics
 import time
 from typing import NamedTuple
 
-SLOW = 3.0  # as many times the base: fewer turns
+SLOW = 3.0  # contestants this many times slower than the base: fewer turns
 SLOW_ROUNDS = 2
 
 
 class Ratio(NamedTuple):
-    """The median of the rounds' ratios, and their quartiles."""
+    """The median of the ratios of all rounds, and their quartiles."""
 
     median: float
     low: float
@@ -29,9 +26,9 @@ class Ratio(NamedTuple):
 class Limits(NamedTuple):
     """How long to measure.
 
-    budget: seconds to spend on the fast contestants' rounds.
-    rounds: the least and the most rounds.
-    turn: seconds a turn lasts at least; a fast call is repeated to fill it.
+    budget: float. Seconds to spend on the rounds of the fast contestants.
+    rounds: pair of ints. The smallest and the largest number of rounds.
+    turn: float. Shortest turn, in seconds; a fast call is repeated to fill it.
     """
 
     budget: float = 10.0
@@ -44,18 +41,18 @@ QUICK = Limits(budget=1.0, rounds=(2, 3), turn=0.02)
 
 
 def interleave(calls, base, limits=FULL, clock=time.perf_counter):
-    """Times callables by turns.
+    """Time callables in turns.
 
     Args:
         calls: dict of callables without arguments, warmed up.
-        base: name of the one that says who is slow: whoever takes more than
-            `SLOW` times as long, and more than half a second, takes one turn
-            in each of the first `SLOW_ROUNDS` rounds.
-        limits: how long.
-        clock: seconds; `time.process_time` for pinned runs.
+        base: str. The callable that the others are compared with. One that
+            takes more than `SLOW` times as long, and more than half a second,
+            takes only one turn in each of the first `SLOW_ROUNDS` rounds.
+        limits: `Limits`. How long to measure.
+        clock: function that returns seconds; `time.process_time` if pinned.
 
     Returns:
-        dict of lists of seconds a call, one a round.
+        dict of lists of seconds per call, one per round.
     """
     first = {name: _seconds(call, 1, clock) for name, call in calls.items()}
     repeats = {
@@ -84,7 +81,7 @@ def interleave(calls, base, limits=FULL, clock=time.perf_counter):
 
 
 def _seconds(call, repeats, clock):
-    """Seconds a call, over as many as `repeats`."""
+    """Return the mean seconds per call of `repeats` calls."""
     start = clock()
     for _ in range(repeats):
         call()
@@ -92,9 +89,9 @@ def _seconds(call, repeats, clock):
 
 
 def ratio(times, base):
-    """Returns the `Ratio` of two lists of a round's seconds each.
+    """Return the `Ratio` of two lists of seconds, one entry per round.
 
-    A contestant that took part in fewer rounds is compared in those.
+    If one list is shorter, only the rounds that both have are compared.
     """
     ratios = [t / b for t, b in zip(times, base, strict=False)]
     if len(ratios) == 1:
@@ -104,48 +101,17 @@ def ratio(times, base):
 
 
 def first_call(call, clock=time.perf_counter):
-    """Returns seconds of the first call: trace, compile and one run."""
+    """Return the seconds of the first call: trace, compile, and one run."""
     return _seconds(call, 1, clock)
 
 
-# --- memory -----------------------------------------------------------------
-
-
-def resident():
-    """Returns the bytes in memory, after freed ones are given back."""
-    gc.collect()
-    ctypes.CDLL("libc.so.6").malloc_trim(0)
-    return _status("VmRSS")
-
-
-def peak_resident(call):
-    """Returns the most bytes in memory during one call.
-
-    The kernel's high-water mark is set back first (Linux:
-    `/proc/self/clear_refs`). Call it in a process of its own: allocators keep
-    what they once had.
-    """
-    resident()
-    with open("/proc/self/clear_refs", "w") as file:
-        file.write("5")
-    call()
-    return _status("VmHWM")
-
-
-def _status(field):
-    with open("/proc/self/status") as file:
-        found = re.search(rf"{field}:\s+(\d+) kB", file.read())
-    assert found
-    return int(found.group(1)) * 1024
-
-
 def clock_of(pinned):
-    """Returns the clock of a run: CPU time where it is pinned, else wall."""
+    """Return the clock of a run: CPU time if it is pinned, else wall time."""
     return time.process_time if pinned else time.perf_counter
 
 
 def pin():
-    """Keeps this process, and its children, on one core and one thread."""
+    """Pin this process and its children to one core and one thread."""
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     for name in ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS"):
         os.environ[name] = "1"

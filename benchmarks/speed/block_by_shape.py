@@ -1,37 +1,42 @@
-"""The block at S, M, L, D1 and D8: ours, the limits, and the peers.
+"""Time one block at each shape: keras_moe, the limits, and other libraries.
 
-`KERAS_BACKEND=torch python benchmarks/blocks.py --only S --out S.json`;
-`run.py` runs it. T tokens, D hidden_dim, F intermediate_dim, E experts, K
-top_k. bfloat16 is the dtype policy `bfloat16`: weights, too, so that what is
-compared is the rate of the backend's bfloat16 products.
+    KERAS_BACKEND=torch python benchmarks/speed/block_by_shape.py --only S
+
+`run_suite.py` runs it as the part `blocks`. bfloat16 is the dtype policy
+`bfloat16`, which includes the weights, so that the rates of the backend's
+bfloat16 products are compared.
 """
 
-import cells
-import contestants
-import keras
-import options
-from problem import draw
-from shapes import DECODE, SHAPES, Shape
+import sys
+from pathlib import Path
 
-# What a quick run times: the peers at S only, by name.
+import keras
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from benchmarks.shared import check_and_time, command_line, contestants
+from benchmarks.shared.random_problem import draw
+from benchmarks.shared.shapes import DECODE, SHAPES, Shape
+
+# What a quick run times; other libraries at S only.
 QUICK = {"S": ("forward", "train"), "D1": ("forward",)}
 MAIN_PEERS = ("KerasHub Qwen3-MoE", "transformers Qwen3-MoE, grouped_mm")
-EVERY_PEER = ("S", "D1")  # the others' shapes: at M and L they take minutes
-DENSE_PEER_SHAPES = ("S", "L", "D1")  # KerasHub's, which compute every expert
+EVERY_PEER = ("S", "D1")  # at M and L the others take minutes
+DENSE_PEER_SHAPES = ("S", "L", "D1")  # KerasHub computes every expert
 COMPILED = ("S", "L", "D1")  # compiling a model takes a minute on torch
 PEER_KINDS = ("forward", "f+b")
 HALF = ("S", "M")  # shapes for bfloat16
 
 
 def kinds_of(name, quick):
-    """Decoding does not train."""
+    """Return what to time at a shape; decoding shapes are not trained."""
     if quick:
         return QUICK[name]
     return ("forward",) if name in DECODE else ("forward", "f+b", "train")
 
 
 def cast_of(problem, name, quick, peers):
-    """Returns the contestants of a shape: the main peers, or every one."""
+    """Return the contestants of a shape, with the main or all libraries."""
     cast = contestants.limits(problem)
     own = contestants.ours(problem, forced=not quick)
     cast += own
@@ -51,12 +56,12 @@ def cast_of(problem, name, quick, peers):
 
 
 def measure_shape(name, shape: Shape, dtype, args):
-    """Returns the records of one shape and dtype."""
+    """Return the records of one shape and dtype."""
     keras.config.set_dtype_policy(dtype)
     problem = draw(shape, dtype)
-    # In bfloat16 most of the peers would only repeat the picture of float32.
+    # In bfloat16 most libraries would only repeat the picture of float32.
     peers = not args.no_peers and (dtype == "float32" or name == "S")
-    records = cells.measure_cell(
+    records = check_and_time.measure_cell(
         cast_of(problem, name, args.quick, peers),
         kinds_of(name, args.quick),
         quick=args.quick,
@@ -65,24 +70,24 @@ def measure_shape(name, shape: Shape, dtype, args):
         shape=name,
         dtype=dtype,
     )
-    cells.forget()
+    check_and_time.forget()
     for record in records:
         record["imbalance"] = problem.imbalance
     return records
 
 
 def main():
-    """Writes the records of every shape and dtype asked for."""
-    args = options.parser_of(__doc__).parse_args()
+    """Write the records of every selected shape and dtype."""
+    args = command_line.parser_of(__doc__).parse_args()
     records = []
     for dtype in args.dtype.split(","):
         names = QUICK if args.quick else SHAPES
         if dtype != "float32":
             names = () if args.quick else HALF
-        for name in options.chosen(args.only, SHAPES):
+        for name in command_line.chosen(args.only, SHAPES):
             if name in names:
                 records += measure_shape(name, SHAPES[name], dtype, args)
-    options.write(records, args.out)
+    command_line.write(records, args.out)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
-"""How long tracing and compiling take: the first training step, less a later.
+"""Measure tracing and compilation: the first training step, minus a later one.
 
-`KERAS_BACKEND=jax python benchmarks/first_step.py`; `run.py` runs it. 24
-transformer blocks with 128 experts each, small enough (D = F = 64, T = 256, K
-= 2) that tracing and compiling are what takes time, against the same with
-dense networks of K * F; each in a process of its own, by turns.
+    KERAS_BACKEND=jax python benchmarks/speed/compile_time.py
+
+`run_suite.py` runs it as the part `first_step`. 24 transformer blocks with 128
+experts each, small enough (D = F = 64, T = 256, K = 2) that tracing and
+compilation dominate, compared with dense networks of width K * F. Each model
+has a process of its own, in turns.
 """
 
 import json
@@ -11,10 +13,13 @@ import statistics
 import subprocess
 import sys
 import time
+from pathlib import Path
 
-import options
-from measure import ratio
-from shapes import Shape
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from benchmarks.shared import command_line
+from benchmarks.shared.shapes import Shape
+from benchmarks.shared.timing import ratio
 
 BATCH, LENGTH = 4, 64
 SHAPE = Shape(T=BATCH * LENGTH, D=64, F=64, E=128, K=2)
@@ -22,11 +27,11 @@ KINDS = ("dense", "moe")
 
 
 def build(kind, blocks):
-    """Returns a compiled model of transformer blocks."""
-    import contestants
+    """Return a compiled model of transformer blocks."""
     import keras
 
     import keras_moe
+    from benchmarks.shared import contestants
 
     inputs = keras.Input((LENGTH, SHAPE.D), BATCH)
     x = inputs
@@ -42,9 +47,10 @@ def build(kind, blocks):
 
 
 def measure_one(kind, blocks):
-    """Returns seconds of building and of three steps; in a child."""
-    import contestants  # noqa: F401  (its imports are not what is timed)
+    """Return the seconds of building and of three steps; in a child process."""
     import numpy as np
+
+    from benchmarks.shared import contestants  # noqa: F401  (not timed)
 
     x = np.random.default_rng(0).normal(size=(BATCH, LENGTH, SHAPE.D))
     x = x.astype("float32")
@@ -59,7 +65,7 @@ def measure_one(kind, blocks):
 
 
 def in_child(kind, blocks):
-    """Runs `measure_one` in a fresh process."""
+    """Run `measure_one` in a fresh process."""
     done = subprocess.run(
         [sys.executable, "-W", "ignore", __file__, "--child", kind]
         + ["--blocks", str(blocks)],
@@ -71,15 +77,17 @@ def in_child(kind, blocks):
 
 
 def _compiling(taken):
-    """What the first step takes more than the third: of torch, whose steps
-    are alike, nearly nothing; the optimizer's work on 128 times the weights
-    is in both."""
+    """Return the seconds of the first step minus those of the third.
+
+    On PyTorch, whose steps are alike, that is nearly 0. Both steps contain the
+    optimizer's work on 128 times the weights.
+    """
     return taken["first"] - taken["third"]
 
 
 def main():
-    """Writes one record a kind of model."""
-    parser = options.parser_of(__doc__)
+    """Write one record per kind of model."""
+    parser = command_line.parser_of(__doc__)
     parser.add_argument("--child", choices=KINDS)
     parser.add_argument("--blocks", type=int)
     parser.add_argument("--rounds", type=int)
@@ -103,7 +111,7 @@ def main():
         record |= {"status": "ok", **median}
         records.append(record | {"to_dense": list(ratio(own, dense))})
         print(records[-1], file=sys.stderr)
-    options.write(records, args.out)
+    command_line.write(records, args.out)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,20 @@
-"""What a dropless exchange pays in padding on JAX, where shapes are fixed.
+"""Count the padding that a dropless exchange between devices sends on JAX.
 
-    KERAS_BACKEND=jax python benchmarks/exchange.py
+    KERAS_BACKEND=jax python benchmarks/speed/exchange_padding.py
 
-Routes T tokens a device to E experts on N devices and counts the rows that
-travel: those that must, those of the rounds that `kernels/jax_exchange.py`
-makes of them, and those of buffers for the worst case. Prints a table.
+JAX fixes shapes before the load is known. This script routes T tokens per
+device to E experts on N devices and prints a table of the rows that are sent:
+in rounds, as the package sends them, and with buffers for the worst case.
+Nothing is timed.
 """
+
+import sys
+from pathlib import Path
 
 import numpy as np
 from keras import ops
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from keras_moe import Router
 from keras_moe.kernels.exchange import rows_of_way
@@ -17,7 +23,7 @@ DEVICES, TOKENS, WIDTH, TOP_K = 8, 1024, 64, 2
 
 
 def even(rng, experts):
-    """A fresh router on normal tokens."""
+    """Return the experts that a fresh router chooses for normal tokens."""
     return routed(Router(experts, TOP_K), rng)
 
 
@@ -28,18 +34,18 @@ def routed(router, rng):
 
 
 def skewed(rng, experts):
-    """Sixty of a hundred pairs to the first expert."""
+    """Send 60 % of the pairs to the first expert."""
     index = even(rng, experts)
     return np.where(rng.random(index.shape) < 0.6, 0, index)
 
 
 def one_expert(rng, experts):
-    """All of them."""
+    """Send all pairs to the first expert."""
     return np.zeros_like(even(rng, experts))
 
 
 def row(name, index, experts):
-    """A line of the table: rows a device, in units of its pairs."""
+    """Return a line of the table, in units of the pairs of a device."""
     pairs = index.shape[1]
     to = index // (experts // DEVICES)
     ways = np.stack([np.bincount(d, minlength=DEVICES) for d in to])

@@ -1,26 +1,30 @@
-"""`model.fit` and `model.predict` of a 6-block MoE transformer.
+"""Time `model.fit` and `model.predict` of a 6-block MoE transformer.
 
-`KERAS_BACKEND=torch python benchmarks/end_to_end.py`; `run.py` runs it. 8
-sequences of 512 tokens a batch, D = 512, 16 experts of F = 1024, K = 2, SwiGLU
-without biases, load-balancing loss, Adam: keras_moe's block, the dense network
-of the same active FLOPs (K * F wide), and KerasHub's Qwen3-MoE block, in the
-same transformer. All are trained with `FusedAdam`; on PyTorch, where that is
-not Keras's Adam with another name, also with Keras's. B batch, S sequence
-length, D hidden_dim.
+    KERAS_BACKEND=torch python benchmarks/speed/fit_and_predict.py
+
+`run_suite.py` runs it as the part `end_to_end`. 8 sequences of 512 tokens per
+batch, D = 512, 16 experts of F = 1024, K = 2, SwiGLU without biases,
+load-balancing loss. Three models differ in the feed-forward part: keras_moe's
+block, the dense network of the same active FLOPs (K * F wide), and KerasHub's
+Qwen3-MoE block. All are trained with `FusedAdam`; on PyTorch, the only backend
+where `FusedAdam` differs from Keras's Adam, with Keras's as well.
+
+B batch, S sequence length, D hidden_dim.
 """
 
 import sys
+from pathlib import Path
 
-import contestants
 import keras
 import numpy as np
-import options
-import peers
-from calls import BACKEND
-from measure import clock_of, ratio
-from shapes import Shape
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import keras_moe
+from benchmarks.shared import command_line, contestants, other_libraries
+from benchmarks.shared.shapes import Shape
+from benchmarks.shared.timed_calls import BACKEND
+from benchmarks.shared.timing import clock_of, ratio
 from keras_moe.training import FusedAdam
 
 BLOCKS, BATCH, LENGTH, VOCABULARY, STEPS = 6, 8, 512, 1000, 2
@@ -49,16 +53,18 @@ class FirstOutput(keras.layers.Layer):
 
 
 def network(name, shape):
-    """Returns the feed-forward part of one transformer block."""
+    """Return the feed-forward part of one transformer block."""
     if name == "dense":
         return contestants.dense_twin(shape)
     if name == "keras_moe":
         return contestants.moe_block(shape, load_balancing_weight=LOSS_WEIGHT)
-    return FirstOutput(peers.kerashub_blocks(shape, LOSS_WEIGHT)[name])
+    return FirstOutput(
+        other_libraries.kerashub_blocks(shape, LOSS_WEIGHT)[name]
+    )
 
 
 def build(name, shape, batch, length, optimizer="FusedAdam"):
-    """Returns a compiled language model."""
+    """Return a compiled language model."""
     inputs = keras.Input((length,), batch, dtype="int32")
     x = keras.layers.Embedding(VOCABULARY, shape.D)(inputs)
     for _ in range(BLOCKS):
@@ -71,7 +77,7 @@ def build(name, shape, batch, length, optimizer="FusedAdam"):
 
 
 def turn(model, kind, ids, batch, clock):
-    """Returns seconds a step of `fit` or `predict` on all the ids."""
+    """Return the seconds per step of `fit` or `predict` on all the ids."""
     start = clock()
     if kind == "fit":
         targets = np.roll(ids, -1, axis=1)
@@ -82,9 +88,9 @@ def turn(model, kind, ids, batch, clock):
 
 
 def measure(models, kind, batch, length, rounds, clock):
-    """Returns the seconds a step of each model, one a round, by turns.
+    """Return the seconds per step of each model, one per round, in turns.
 
-    KerasHub's takes many times as long: one turn, of one step.
+    KerasHub's model takes many times as long and has one turn, of one step.
     """
     rng = np.random.default_rng(0)
     ids = rng.integers(0, VOCABULARY, (STEPS * batch, length))
@@ -104,7 +110,7 @@ def measure(models, kind, batch, length, rounds, clock):
 
 
 def measured(models, kind, shape, batch, rounds, optimizer, clock):
-    """Returns a record a model."""
+    """Return one record per model."""
     times = measure(models, kind, batch, shape.T // batch, rounds, clock)
     records = []
     for name, taken in times.items():
@@ -120,8 +126,8 @@ def measured(models, kind, shape, batch, rounds, optimizer, clock):
 
 
 def main():
-    """Writes a record a model for `fit` and for `predict`."""
-    parser = options.parser_of(__doc__)
+    """Write one record per model for `fit` and for `predict`."""
+    parser = command_line.parser_of(__doc__)
     parser.add_argument("--intermediate-dim", type=int)
     parser.add_argument("--rounds", type=int)
     args = parser.parse_args()
@@ -129,7 +135,7 @@ def main():
     if args.intermediate_dim:
         shape = shape._replace(F=args.intermediate_dim)
     names = ["dense", "keras_moe"]
-    if peers.installed("keras_hub") and not args.no_peers:
+    if other_libraries.installed("keras_hub") and not args.no_peers:
         names.append(PEER)
     rounds = args.rounds or (2 if args.quick else 3)
     clock = clock_of(args.pinned)
@@ -146,7 +152,7 @@ def main():
                 models, kind, shape, batch, rounds, optimizer, clock
             )
         del models
-    options.write(records, args.out)
+    command_line.write(records, args.out)
 
 
 if __name__ == "__main__":

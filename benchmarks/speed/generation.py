@@ -1,18 +1,21 @@
-"""How long a generated token takes, early and late, with a cache and without.
+"""Time a generated token, early and late, with and without a cache.
 
-`KERAS_BACKEND=jax python benchmarks/generation.py`. One decoding step of a
-`MoELanguageModel` whose cache has `LENGTH` places, at two positions, against
-one call on all `LENGTH` tokens, which is what a token costs without a cache;
-the same of the dense twin of equal active FLOPs; and tokens a second of a
-whole `generate`.
+    KERAS_BACKEND=jax python benchmarks/speed/generation.py --pinned
+
+One decoding step of a `MoELanguageModel` whose cache has `LENGTH` places, at
+two positions, compared with one call on all `LENGTH` tokens, which a token
+costs without a cache. The same for the dense twin of equal active FLOPs, and
+the tokens per second of a whole `generate`.
 
 B sequences, S tokens of a call.
 """
 
 import sys
+from pathlib import Path
 
-import measure
-import options
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from benchmarks.shared import command_line, timing
 
 LENGTH = 512
 EARLY, LATE = 64, 448
@@ -32,7 +35,7 @@ TINY = {"num_layers": 1, "hidden_dim": 16, "intermediate_dim": 8}
 
 
 def calls_of(model, batch_size):
-    """Returns callables without arguments: a token by each way."""
+    """Return callables without arguments that compute a token."""
     import numpy as np
     from keras import ops
 
@@ -65,7 +68,7 @@ def calls_of(model, batch_size):
 
 
 def tokens_per_second(model, batch_size, clock):
-    """Of a whole `generate` from one token on; compiled before."""
+    """Return the rate of a whole `generate`, compiled before."""
     import numpy as np
 
     prompt = np.full((batch_size, 1), 3, "int32")
@@ -77,14 +80,14 @@ def tokens_per_second(model, batch_size, clock):
 
 
 def records_of(kind, sizes, batch_size, limits, clock):
-    """Returns one record a way, of the MoE model or its dense twin."""
+    """Return one record per callable, of the MoE model or its dense twin."""
     from keras_moe.models import MoELanguageModel
 
     if kind == "dense":
         sizes = {**sizes, "num_experts": None}
     model = MoELanguageModel(**sizes)
     calls = calls_of(model, batch_size)
-    times = measure.interleave(calls, next(iter(calls)), limits, clock)
+    times = timing.interleave(calls, next(iter(calls)), limits, clock)
     early = next(iter(times.values()))
     common = {"part": "generation", "model": kind, "batch_size": batch_size}
     records = [
@@ -92,7 +95,7 @@ def records_of(kind, sizes, batch_size, limits, clock):
             **common,
             "name": name,
             "milliseconds": 1e3 * sorted(found)[len(found) // 2],
-            "to_early": list(measure.ratio(found, early[: len(found)])),
+            "to_early": list(timing.ratio(found, early[: len(found)])),
         }
         for name, found in times.items()
     ]
@@ -104,17 +107,17 @@ def records_of(kind, sizes, batch_size, limits, clock):
 
 
 def main():
-    """Writes the records of both models at two batch sizes."""
-    parser = options.parser_of(__doc__)
+    """Write the records of both models at two batch sizes."""
+    parser = command_line.parser_of(__doc__)
     args = parser.parse_args()
     sizes = SIZES | (TINY | {"max_length": 64} if args.quick else {})
-    limits = measure.QUICK if args.quick else measure.FULL
-    clock = measure.clock_of(args.pinned)
+    limits = timing.QUICK if args.quick else timing.FULL
+    clock = timing.clock_of(args.pinned)
     records = []
     for batch_size in (1, 8):
         for kind in ("moe", "dense"):
             records += records_of(kind, sizes, batch_size, limits, clock)
-    options.write(records, args.out)
+    command_line.write(records, args.out)
 
 
 if __name__ == "__main__":

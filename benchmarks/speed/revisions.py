@@ -1,27 +1,30 @@
 """Compare the speed of a block in this checkout with that of a revision.
 
-`KERAS_BACKEND=jax python benchmarks/revisions.py REVISION` checks REVISION out
-into a temporary folder and starts two processes on one core, one per version
-of the package. They take turns (A B B A), so that a machine that slows down
-slows both. The figure is the median over the rounds of the CPU time of this
-checkout over that of the revision, with its quartiles.
+    KERAS_BACKEND=jax python benchmarks/speed/revisions.py REVISION
+
+checks REVISION out into a temporary folder and starts two processes on one
+core, one per version of the package. Both run the benchmark code of this
+checkout. They take turns (A B B A), so that a machine that slows down slows
+both. The figure is the median over the rounds of the CPU time of this checkout
+over that of the revision, with its quartiles.
 """
 
 import argparse
 import contextlib
-import os
 import pathlib
 import subprocess
 import sys
 import tempfile
 import time
 
-import measure
-from shapes import SHAPES
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
+
+from benchmarks.shared import timing
+from benchmarks.shared.shapes import SHAPES
 
 NAMES = ("S", "M", "L", "D1")
 KINDS = {"D1": ("forward",)}
-REPOSITORY = pathlib.Path(__file__).parents[1]
+REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 
 
 def main():
@@ -31,7 +34,7 @@ def main():
     parser.add_argument("--only", default=",".join(NAMES))
     parser.add_argument("--budget", type=float, default=10.0, help="seconds")
     options = parser.parse_args()
-    measure.pin()
+    timing.pin()
     with checked_out(options.revision) as folder:
         for name in options.only.split(","):
             for kind in KINDS.get(name, ("forward", "f+b", "train")):
@@ -61,9 +64,9 @@ def compare(folder, name, kind, budget):
             version: stack.enter_context(running(root, name, kind))
             for version, root in (("old", folder), ("new", REPOSITORY))
         }
-        limits = measure.Limits(budget=budget, rounds=(5, 41))
+        limits = timing.Limits(budget=budget, rounds=(5, 41))
         times = take_turns(calls, limits)
-    return measure.ratio(times["new"], times["old"])
+    return timing.ratio(times["new"], times["old"])
 
 
 def take_turns(calls, limits):
@@ -87,12 +90,9 @@ def take_turns(calls, limits):
 @contextlib.contextmanager
 def running(root, name, kind):
     """Yield a function from a number of calls to the seconds per call."""
-    command = (sys.executable, __file__, "--serve", name, kind)
-    variables = {**os.environ, "PYTHONPATH": str(root)}
+    command = (sys.executable, __file__, "--serve", str(root), name, kind)
     pipe = subprocess.PIPE
-    process = subprocess.Popen(
-        command, env=variables, stdin=pipe, stdout=pipe, text=True
-    )
+    process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True)
 
     def seconds(repeats):
         print(repeats, file=process.stdin, flush=True)
@@ -108,14 +108,18 @@ def running(root, name, kind):
         process.wait()
 
 
-def serve(name, kind):
-    """Read numbers of calls, and print the seconds per call of each."""
-    import contestants
-    import problem
+def serve(root, name, kind):
+    """Read numbers of calls, and print the seconds per call of each.
 
+    `keras_moe` is imported from `root`. `benchmarks` is already imported from
+    this checkout, so that an old revision needs no benchmarks of its own.
+    """
+    sys.path.insert(0, root)
     import keras_moe
+    from benchmarks.shared import contestants
+    from benchmarks.shared.random_problem import draw
 
-    (block,) = contestants.ours(problem.draw(SHAPES[name]))
+    (block,) = contestants.ours(draw(SHAPES[name]))
     call = block.call(kind)
     for _ in range(3):
         call()

@@ -1,34 +1,37 @@
-"""What each router costs, beside the block that it routes for.
+"""Time each router, as a share of the block that it routes for.
 
-`KERAS_BACKEND=torch python benchmarks/routers.py`; `run.py` runs it. Shape M,
-forward, in evaluation and in training (where noise is drawn, losses are summed
-and Sinkhorn's plan is made), each over the forward pass of a whole block with
-the default router. T tokens, D hidden_dim, E experts.
+    KERAS_BACKEND=torch python benchmarks/speed/routers.py
+
+`run_suite.py` runs it as the part `routers`. Shape M, forward, in evaluation
+and in training (which draws noise, sums losses, and makes Sinkhorn's plan),
+each divided by the forward pass of a whole block with the default router.
+E experts, K top_k.
 """
 
 import sys
+from pathlib import Path
 
-import contestants
 import keras
-import measure
 import numpy as np
-import options
-from calls import call_of, model_of
 from keras import ops
-from problem import draw
-from shapes import SHAPES
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import keras_moe
+from benchmarks.shared import command_line, contestants, timing
+from benchmarks.shared.random_problem import draw
+from benchmarks.shared.shapes import SHAPES
+from benchmarks.shared.timed_calls import call_of, model_of
 
 SHAPE, QUICK = SHAPES["M"], SHAPES["S"]
 LENGTH = 256  # of the sequences that AttentionRouter reads
 
 
 def routers(shape):
-    """Returns every router by name, on experts of the shape.
+    """Return every router by name, on experts of the shape.
 
-    A router that may use many experts a token is held to K: here it is the
-    routing that counts.
+    A router that may use many experts per token is limited to K, because only
+    the routing is measured.
     """
     E, K = shape.E, shape.K
     return {
@@ -57,7 +60,7 @@ def routers(shape):
 
 
 class Routed(keras.layers.Layer):
-    """A router as a layer of its own: its pairs, probabilities and loss."""
+    """A router as a layer of its own, with its pairs and probabilities."""
 
     def __init__(self, router, in_training, **kwargs):
         super().__init__(**kwargs)
@@ -87,8 +90,8 @@ class Routed(keras.layers.Layer):
 
 
 def main():
-    """Writes a record a router, in evaluation and in training."""
-    args = options.parser_of(__doc__).parse_args()
+    """Write one record per router, in evaluation and in training."""
+    args = command_line.parser_of(__doc__).parse_args()
     shape = QUICK if args.quick else SHAPE
     problem = draw(shape)
     x = ops.convert_to_tensor(problem.x)
@@ -101,17 +104,17 @@ def main():
             calls[name, mode] = lambda model=model: model.predict_on_batch(x)
     for call in calls.values():
         call()
-    clock = measure.clock_of(args.pinned)
-    limits = measure.QUICK if args.quick else measure.FULL
-    times = measure.interleave(calls, "block", limits, clock)
+    clock = timing.clock_of(args.pinned)
+    limits = timing.QUICK if args.quick else timing.FULL
+    times = timing.interleave(calls, "block", limits, clock)
     records = []
     for (name, mode), taken in list(times.items())[1:]:
-        share = measure.ratio(taken, times["block"])
+        share = timing.ratio(taken, times["block"])
         record = {"part": "routers", "kind": mode, "name": name}
         record |= {"status": "ok", "seconds": float(np.median(taken))}
         records.append(record | {"to_block": list(share)})
         print(name, mode, f"{share[0]:.3f}", file=sys.stderr)
-    options.write(records, args.out)
+    command_line.write(records, args.out)
 
 
 if __name__ == "__main__":

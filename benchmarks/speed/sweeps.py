@@ -1,18 +1,22 @@
-"""Flat in the experts? From few tokens to many? Skewed as fast as balanced?
+"""Time one block as experts and tokens grow, and with skewed routing.
 
-`KERAS_BACKEND=torch python benchmarks/sweeps.py --only experts`; `run.py` runs
-it. T tokens, D hidden_dim, F intermediate_dim, E experts, K top_k.
+    KERAS_BACKEND=torch python benchmarks/speed/sweeps.py --only experts
 
-`experts`: E from 8 to 128 at the same T, D, F and K. `tokens`: T from 256 to
-16,384. `skewed`: 60 % of the pairs go to one expert, against balanced routing
-of as many pairs by the same block.
+`run_suite.py` runs it as the part `sweeps`.
+
+- `experts`: E from 8 to 128 at the same T, D, F, and K.
+- `tokens`: T from 256 to 16,384.
+- `skewed`: 60 % of the pairs go to one expert, compared with balanced routing
+  of as many pairs by the same block.
 """
 
-import cells
-import contestants
-import options
-import shapes
-from problem import draw
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from benchmarks.shared import check_and_time, command_line, contestants, shapes
+from benchmarks.shared.random_problem import draw
 
 SWEEPS = ("experts", "skewed", "tokens")
 QUICK = SWEEPS[:1]
@@ -20,7 +24,7 @@ PEER = "KerasHub Qwen3-MoE"
 
 
 def experts(args):
-    """Time over `limitE` and `limit` as E grows; KerasHub's forward beside."""
+    """Time over `limitE` and `limit` as E grows, and KerasHub's forward."""
     records = []
     for e, shape in shapes.FLAT.items():
         if args.quick and e not in shapes.FLAT_QUICK:
@@ -48,7 +52,7 @@ def tokens(args):
 
 
 def skewed(args):
-    """Balanced and skewed routing, each with its own limits, by turns."""
+    """Time balanced and skewed routing in turns, each with its own limits."""
     records = []
     for name, shape in shapes.SKEWED.items():
         cast = []
@@ -56,14 +60,14 @@ def skewed(args):
             problem = draw(shape._replace(skewed=skew))
             both = contestants.limits(problem) + contestants.ours(problem)
             cast += [c._replace(name=c.name + suffix) for c in both]
-        # One `limit` is enough: it has the same rows.
+        # One `limit` is enough, because it has the same rows.
         cast = [c for c in cast if c.name != "limit, skewed"]
         records += _cell(args, cast, ("forward", "train"), "skewed", shape=name)
     return records
 
 
 def _cell(args, cast, kinds, sweep, **labels):
-    records = cells.measure_cell(
+    records = check_and_time.measure_cell(
         cast,
         kinds,
         quick=args.quick,
@@ -71,7 +75,7 @@ def _cell(args, cast, kinds, sweep, **labels):
         part=sweep,
         **labels,
     )
-    cells.forget()
+    check_and_time.forget()
     return records
 
 
@@ -79,12 +83,12 @@ SWEEPS_BY_NAME = {"experts": experts, "tokens": tokens, "skewed": skewed}
 
 
 def main():
-    """Writes the records of every sweep asked for."""
-    args = options.parser_of(__doc__).parse_args()
+    """Write the records of every selected sweep."""
+    args = command_line.parser_of(__doc__).parse_args()
     records = []
-    for name in options.chosen(args.only, QUICK if args.quick else SWEEPS):
+    for name in command_line.chosen(args.only, QUICK if args.quick else SWEEPS):
         records += SWEEPS_BY_NAME[name](args)
-    options.write(records, args.out)
+    command_line.write(records, args.out)
 
 
 if __name__ == "__main__":

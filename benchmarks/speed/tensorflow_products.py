@@ -1,23 +1,28 @@
-"""GFLOP/s of an expert's products on TensorFlow, by widths and operand order.
+"""Measure the rate of an expert's matrix products on TensorFlow, in GFLOP/s.
 
-    KERAS_BACKEND=tensorflow python benchmarks/products.py [--pinned]
+    KERAS_BACKEND=tensorflow python benchmarks/speed/tensorflow_products.py
 
-P rows, D = 512, F units. Why training keeps its hidden units transposed, and
-what `predict` loses at widths of whole pages (README, Speed). "up, after" is
-the product transposed after, which few rows take.
+P rows, D = 512, F units. The table shows why `kernels` transposes the hidden
+units in training, and how slow products are at widths of whole memory pages.
+"up, after" transposes the result instead of the operands, which is used for few
+rows. `--pinned` pins to one core.
 """
 
 import argparse
 import statistics
+import sys
+from pathlib import Path
 
-import measure
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-D, BANK = 512, 8  # so many matrices, so that none stays in the cache
+from benchmarks.shared import timing
+
+D, BANK = 512, 8  # so many matrices that none stays in the cache
 ROWS, WIDTHS = (32, 128, 256, 384), (1024, 1040)
 
 
 def products(rows, units, tf):
-    """Returns pairs of functions, as the definition says and transposed."""
+    """Return pairs of functions: operands as defined, and transposed."""
     shapes = {"x": (rows, D), "h": (rows, units), "ht": (units, rows)}
     shapes |= {"up": (D, units), "down": (units, D)}
     x, h, ht, up, down = (
@@ -47,13 +52,13 @@ def products(rows, units, tf):
 
 
 def main():
-    """Prints a line a product."""
+    """Print one line per product."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pinned", action="store_true")
     args = parser.parse_args()
-    clock = measure.clock_of(args.pinned)
+    clock = timing.clock_of(args.pinned)
     if args.pinned:
-        measure.pin()
+        timing.pin()
     import tensorflow as tf
 
     print("| F | P | product | GFLOP/s | transposed |")
@@ -63,7 +68,7 @@ def main():
             flops = 2 * rows * D * units * BANK
             for name, calls in products(rows, units, tf).items():
                 named = dict(zip(("plain", "transposed"), calls, strict=True))
-                times = measure.interleave(named, "plain", measure.QUICK, clock)
+                times = timing.interleave(named, "plain", timing.QUICK, clock)
                 rates = [
                     f"{flops / statistics.median(taken) / 1e9:.0f}"
                     for taken in times.values()
