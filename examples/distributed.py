@@ -1,14 +1,14 @@
-"""Trains a mixture of experts on digits, in one process or in several.
+"""Train a mixture of experts on digits, in one process or in several.
 
     KERAS_BACKEND=jax python examples/distributed.py
     keras-moe launch --backend jax --processes 2 examples/distributed.py
 
-The same script, the same losses: the batches are the same, and each process
-takes its part of them. On JAX and PyTorch every process holds its part of the
-experts; on TensorFlow all of them. Process 0 prints, and writes the model and
-`results.json`. docs/from-laptop-to-cluster.md takes it to more hosts.
+Both commands give the same losses: the batches are the same, and each process
+computes its part of them. On JAX and PyTorch every process holds its part of
+the experts; on TensorFlow, all of them. Process 0 prints, and writes the model
+and `results.json`. docs/from-laptop-to-cluster.md describes more hosts.
 
-B batch, S rows of an image, D pixels of a row.
+B batch, S rows per image, D pixels per row.
 """
 
 import json
@@ -42,13 +42,13 @@ def main(
     seed: Annotated[int, typer.Option()] = 0,
     output: Annotated[Path, typer.Option()] = OUTPUT,
     resume: Annotated[
-        bool, typer.Option("--resume", help="go on from the last save")
+        bool, typer.Option("--resume", help="resume from the last save")
     ] = False,
     quick: Annotated[
         bool, typer.Option("--quick", help="one epoch, not accurate")
     ] = False,
 ):
-    """Runs the program."""
+    """Run the program."""
     distribution.initialize()  # before anything is computed
     start = time.perf_counter()
     training, held_out = load_digits(seed)
@@ -80,9 +80,9 @@ def main(
 
 
 def load_digits(seed):
-    """Returns training and held-out images `(N, S, D)` and labels `(N,)`.
+    """Return training and held-out images `(N, S, D)` and labels `(N,)`.
 
-    In an order that is drawn once: every process must have the same.
+    Every process must have the same order, so it is drawn from the seed.
     """
     from sklearn.datasets import load_digits
 
@@ -96,11 +96,11 @@ def load_digits(seed):
 
 
 def layout():
-    """How this backend spreads a model and its data over the processes.
+    """Return how this backend spreads a model and its data over processes.
 
     Returns:
-        A function that makes the model, and one that turns images and labels
-        into what `fit` is given: this process's part of them.
+        A function that makes the model, and one from images and labels to the
+        arguments of `fit`: this process's part of them.
     """
     backend = keras.backend.backend()
     if backend == "jax":
@@ -133,13 +133,13 @@ def layout():
 
 
 def make_for_torch():
-    """Divides the experts among the processes, and averages the gradients."""
+    """Divide the experts among the processes, and average the gradients."""
     model = distribution.shard_experts(make_model())
     return distribution.data_parallel(model)
 
 
 def own_arrays(x, y):
-    """This process's part of each batch, in the order of all."""
+    """Return this process's part of each batch, as arguments of `fit`."""
     x, y = distribution.local_shard(x, y)
     return {"x": x, "y": y, "batch_size": own_batch_size()}
 
@@ -149,7 +149,7 @@ def own_batch_size():
 
 
 def make_model():
-    """Returns a compiled classifier of `(B, S, D)`, a token a row."""
+    """Return a compiled classifier of `(B, S, D)`, with one token per row."""
     block = keras_moe.MoEBlock(
         NUM_EXPERTS,
         2 * WIDTH,
@@ -172,7 +172,7 @@ def make_model():
 
 
 def report(results, folder):
-    """Prints what was reached, and writes it."""
+    """Print the results, and write them."""
     (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n")
     print(
         f"{results['backend']}, {results['processes']} process(es): held-out "

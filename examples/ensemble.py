@@ -1,40 +1,38 @@
-"""Combines three MoE classifiers of handwritten digits in six ways.
+"""Combine three MoE classifiers of handwritten digits in six ways.
 
     python examples/ensemble.py [--backend torch] [--seeds 3]
 
-1. Splits scikit-learn's 1,797 digits: 1,077 images to train on, 360 to
-   validate, the 360 of the quickstart held out.
-2. For each seed trains three of the quickstart's MoE transformers, each on a
+1. Splits scikit-learn's 1,797 digits into 1,077 images for training, 360 for
+   validation, and the 360 that the quickstart holds out.
+2. For each seed, trains three of the quickstart's MoE transformers, each on a
    bootstrap of the training images.
-3. Weighting and stacking learn on the validation images; every method is
-   evaluated on the held-out ones.
+3. Trains weighting and stacking on the validation images, and evaluates every
+   method on the held-out ones.
 4. Saves the stacked ensemble, loads it under the two other backends, exports
-   it as a SavedModel, and runs that in TensorFlow alone.
+   it, and runs the exports in their own runtimes.
 5. Prints a table and writes `results.json`.
 
-Six epochs leave the members at about 0.92 on the validation images, where
-there is something to gain; four and eight were tried. Stacking's rate, steps
-and regularizer were chosen by four-fold cross-validation within those images
-(members of two seeds). Weighting's settings were not tuned. The held-out
-images chose nothing.
+After six epochs the members reach about 0.92 on the validation images, so that
+combining them can help; four and eight epochs were tried. The learning rate,
+steps, and regularizer of stacking were chosen by four-fold cross-validation
+within these images (members of two seeds). The settings of weighting were not
+tuned. No choice depends on the held-out images.
 
-The exit code is 1 where soft voting, weighting or stacking does not beat the
-mean of its members, or is below the best of them, in the mean over the seeds;
-or where a file's probabilities differ.
+The exit code is 1 if soft voting, weighting, or stacking does not beat the mean
+of its members, or is below the best of them, in the mean over the seeds; or if
+the probabilities of a file differ.
 """
 
 import json
 import tempfile
 import time
-from enum import StrEnum
 from pathlib import Path
 from statistics import mean
-from types import SimpleNamespace
-from typing import Annotated
 
-import quickstart
-import quickstart_report as report
 import typer
+from shared import checks
+from shared import options as cli
+from shared.program import BACKENDS, write_json
 
 NUM_MEMBERS = 3
 VALIDATION_SIZE = 360
@@ -42,46 +40,40 @@ BATCH_SIZE = 64
 TRAINED = ("weighted", "stacking")
 METHODS = ("soft_vote", "hard_vote", "median", *TRAINED, "snapshot")
 PROMISED = ("soft_vote", "weighted", "stacking")
-# Learning rate, epochs (one batch each), and stacking's pull to the mean.
+# Learning rate, epochs (one batch each), and stacking's pull toward the mean.
 WEIGHTED = {"rate": 0.1, "epochs": 30}
 STACKING = {"rate": 0.003, "epochs": 30, "l2": 0.1}
 
-Backend = StrEnum("Backend", list(quickstart.BACKENDS))
-
 
 def main(
-    backend: Annotated[Backend, typer.Option()] = Backend.torch,
-    epochs: Annotated[int, typer.Option(min=1)] = 6,
-    seeds: Annotated[int, typer.Option(min=1, help="runs to average")] = 3,
-    output: Annotated[Path, typer.Option(help="folder to write to")] = (
-        quickstart.ROOT / "saved_models" / "ensemble"
-    ),
-    quick: Annotated[
-        bool, typer.Option(help="one seed, small and not accurate")
-    ] = False,
+    backend: cli.Backend = "torch",
+    epochs: cli.Epochs = 6,
+    seeds: cli.Seeds = 3,
+    output: cli.Output = None,
+    quick: cli.Quick = False,
 ):
-    """Combines three MoE classifiers of handwritten digits in six ways."""
+    """Combine three MoE classifiers of handwritten digits in six ways."""
     if quick:
         epochs, seeds = 1, 1
-    options = SimpleNamespace(
-        backend=backend.value, epochs=epochs, seeds=seeds, output=output
+    options = cli.Options(
+        "ensemble", backend, seeds, quick, output, epochs=epochs
     )
-    try:
-        quickstart.prepare(options)
-        results = run(options)
-    except quickstart.QuickstartError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(1) from error
-    missed = report.failures(results)
-    if not quick:
+    raise typer.Exit(cli.start(options, job))
+
+
+def job(options):
+    """Run the example; return 1 if a promise is broken."""
+    results = run(options)
+    missed = checks.failures(results)
+    if not options.quick:
         missed += [m for m in PROMISED if not kept(results["accuracy"], m)]
     for name in missed:
         typer.echo(f"error: {name} missed its aim", err=True)
-    raise typer.Exit(1 if missed else 0)
+    return 1 if missed else 0
 
 
 def run(options):
-    """Does the five steps; returns the results."""
+    """Run the five steps; return the results."""
     from rich.console import Console
 
     console, start = Console(), time.perf_counter()
@@ -102,16 +94,16 @@ def run(options):
         )
     results["seconds"] = round(time.perf_counter() - start, 1)
     print_table(results, console)
-    report.write_json(results, options.output / "results.json")
+    write_json(results, options.output / "results.json")
     return results
 
 
 def load_data():
-    """Returns `(images, labels)` by split; see `quickstart_model`."""
-    import quickstart_model
+    """Return `(images, labels)` by split; see `shared/digits.py`."""
+    from shared import digits
     from sklearn.model_selection import train_test_split
 
-    (x, y), test = quickstart_model.load_data(quickstart_model.SHIFTS[:1])
+    (x, y), test = digits.load_data(digits.SHIFTS[:1])
     train_x, validation_x, train_y, validation_y = train_test_split(
         x, y, test_size=VALIDATION_SIZE, stratify=y, random_state=0
     )
@@ -123,7 +115,7 @@ def load_data():
 
 
 def run_seed(data, epochs, seed):
-    """Trains members and ensembles; returns the figures and the stack."""
+    """Train members and ensembles; return the figures and the stack."""
     import keras
 
     keras.utils.set_random_seed(seed)
@@ -146,8 +138,8 @@ def run_seed(data, epochs, seed):
 
 
 def train_members(train_data, epochs, seed):
-    """Trains three models that start, and see images, differently."""
-    from quickstart_model import build_model, learning_rate
+    """Train three models with different starts and bootstraps."""
+    from shared.digits import build_model, learning_rate
 
     import keras_moe
 
@@ -167,7 +159,7 @@ def train_members(train_data, epochs, seed):
 
 
 def combine(method, models, validation_data):
-    """Returns the ensemble; what learns, learns on the validation images."""
+    """Return the ensemble, trained on the validation images if it learns."""
     import keras
 
     from keras_moe import Ensemble
@@ -191,8 +183,8 @@ def combine(method, models, validation_data):
 
 
 def train_snapshots(train_data, epochs):
-    """Trains one model three times as long, in three cycles."""
-    from quickstart_model import LEARNING_RATE, build_model
+    """Train one model three times as long, in three cycles."""
+    from shared.digits import LEARNING_RATE, build_model
 
     from keras_moe import Ensemble
 
@@ -206,7 +198,7 @@ def train_snapshots(train_data, epochs):
 
 
 def compile_model(model, rate):
-    """Compiles a classifier of probabilities."""
+    """Compile a classifier of probabilities."""
     import keras
 
     model.compile(
@@ -217,13 +209,13 @@ def compile_model(model, rate):
 
 
 def accuracy(model, data):
-    """Returns the share of right answers."""
+    """Return the share of right answers."""
     figures = model.evaluate(*data, 360, verbose=0, return_dict=True)
     return float(figures["accuracy"])
 
 
 def collect(options, runs):
-    """Returns the results: every figure by seed."""
+    """Return the results: every figure by seed."""
     members = {
         "members, mean": [mean(run["members"]) for run in runs],
         "members, best": [max(run["members"]) for run in runs],
@@ -239,7 +231,7 @@ def collect(options, runs):
 
 
 def kept(accuracies, method):
-    """Whether a method beats the members' mean and reaches the best one."""
+    """Return whether a method beats the mean member and reaches the best."""
     value = mean(accuracies[method])
     return (
         value > mean(accuracies["members, mean"])
@@ -248,9 +240,9 @@ def kept(accuracies, method):
 
 
 def check(options, folder, model, images):
-    """Step 4: each file in a process of its own; returns differences."""
-    others = [b for b in quickstart.BACKENDS if b != options.backend]
-    elsewhere = quickstart.predict_elsewhere(
+    """Step 4: run each file in its own process; return the differences."""
+    others = [b for b in BACKENDS if b != options.backend]
+    elsewhere = checks.predict_elsewhere(
         others,
         folder,
         options.output / "stacking.keras",
@@ -258,16 +250,16 @@ def check(options, folder, model, images):
         model.predict(images, verbose=0),
     )
     artifacts = {
-        quickstart.ALL_FORMATS[format]: quickstart.export(
+        checks.FORMATS[format]: checks.export(
             model, options.output / format, format, images
         )
-        for format in quickstart.QUICK_FORMATS
+        for format in checks.QUICK_FORMATS
     }
     return {**elsewhere, **artifacts}
 
 
 def print_table(results, console):
-    """Prints accuracies and differences."""
+    """Print accuracies and differences."""
     from rich.table import Table
 
     accuracies = results["accuracy"]

@@ -1,12 +1,12 @@
-"""Trains a character language model, MoE and dense twin, and generates.
+"""Train a character language model, MoE and dense twin, and generate.
 
     python examples/language_model.py [--data FOLDER] [--backend torch]
 
-Tiny Shakespeare (Karpathy 2015), its last tenth held out. The MoE and its
-dense twin of equal active FLOPs are trained for as many steps on the same
-characters, for three seeds, and compared by the mean loss of the held-out
-characters, in nats. Then the MoE generates: with the cache of keys and values
-and without, which must give the same tokens, and a token is timed at several
+The data are Tiny Shakespeare (Karpathy 2015), its last tenth held out. The MoE
+and its dense twin of equal active FLOPs are trained for as many steps on the
+same characters, for three seeds, and compared by the mean loss of the held-out
+characters, in nats. The MoE then generates with and without the cache of keys
+and values, which must give the same tokens, and a token is timed at several
 positions.
 
 B batch, S context, N windows, V characters and padding.
@@ -15,9 +15,10 @@ B batch, S context, N windows, V characters and padding.
 import time
 
 import numpy as np
-import twins
 import typer
-from quickstart_report import judge
+from shared import options as cli
+from shared import twins
+from shared.checks import judge
 
 SOURCE = ("tinyshakespeare", "input.txt")
 CONTEXT = 64
@@ -40,44 +41,42 @@ class Characters:
         self.size = len(self.symbols) + 1
 
     def encode(self, text):
-        """Returns int32 `(length,)`."""
+        """Return int32 `(length,)`."""
         return np.array([self.ids[symbol] for symbol in text], "int32")
 
     def decode(self, ids):
-        """Returns the text of ids; padding is nothing."""
+        """Return the text of ids, without padding."""
         return "".join(self.symbols[i - 1] for i in ids if i)
 
 
 def split(ids):
-    """Returns the first nine tenths and the last."""
+    """Return the first nine tenths and the last."""
     cut = len(ids) * 9 // 10
     return ids[:cut], ids[cut:]
 
 
 def windows(ids, starts, context):
-    """Returns `(inputs, targets, weights)`, each `(N, S)`.
+    """Return `(inputs, targets, weights)`, each `(N, S)`.
 
-    A window's targets are its inputs moved by one.
+    The targets of a window are its inputs, moved by one.
     """
     rows = ids[np.asarray(starts)[:, None] + np.arange(context + 1)]
     return rows[:, :-1], rows[:, 1:], np.ones((len(rows), context), "float32")
 
 
 def random_windows(ids, count, context, seed):
-    """Returns windows that start anywhere; see `windows`."""
+    """Return windows that start at random places; see `windows`."""
     starts = np.random.default_rng(seed).integers(0, len(ids) - context, count)
     return windows(ids, starts, context)
 
 
 def all_windows(ids, context):
-    """Returns windows that hold each target once; see `windows`."""
+    """Return windows that contain each target once; see `windows`."""
     return windows(ids, np.arange(0, len(ids) - context, context), context)
 
 
 def make_tasks(options):
-    """Returns the one task."""
-    import twins_model
-
+    """Return the one task."""
     import keras_moe
 
     path = options.source(*SOURCE)
@@ -100,9 +99,7 @@ def make_tasks(options):
 
     def train(model, seed):
         data = random_windows(train_ids, count, CONTEXT, seed)
-        twins_model.fit(
-            model, data, BATCH_SIZE, 1, peak=LEARNING_RATE, shuffle=False
-        )
+        twins.fit(model, data, BATCH_SIZE, 1, peak=LEARNING_RATE, shuffle=False)
 
     def evaluate(model):
         inputs, targets, _ = held_out
@@ -124,7 +121,7 @@ def make_tasks(options):
 
 
 def generation(model, characters):
-    """Generates with the cache and without, and times it."""
+    """Generate with and without the cache, and time it."""
     prompt = characters.encode(PROMPT)[None]
     length = min(128, model.max_length)
     written, seconds = {}, {}
@@ -147,14 +144,14 @@ def generation(model, characters):
 
 
 def time_positions(model):
-    """Returns the time of one cached token at several positions."""
+    """Return the time of one cached token at several positions."""
     length = model.max_length
     positions = [0, *(length * n // 4 for n in (1, 2, 3)), length - 1]
     return {position: time_step(model, position) for position in positions}
 
 
 def time_step(model, position):
-    """Returns the median CPU time of a step, in milliseconds."""
+    """Return the median CPU time of a step, in milliseconds."""
     from keras import ops
 
     token = ops.ones((1, 1), dtype="int32")
@@ -170,16 +167,14 @@ def time_step(model, position):
 
 
 def main(
-    backend: twins.Backend = "torch",
-    seeds: twins.Seeds = 3,
-    quick: twins.Quick = False,
-    output: twins.Output = None,
-    data: twins.Data = None,
+    backend: cli.Backend = "torch",
+    seeds: cli.Seeds = 3,
+    quick: cli.Quick = False,
+    output: cli.Output = None,
+    data: cli.Data = None,
 ):
-    """Trains a character language model, MoE and dense twin; generates."""
-    options = twins.Options(
-        "language_model", backend, seeds, quick, output, data
-    )
+    """Train a character language model, MoE and dense twin; generate."""
+    options = cli.Options("language_model", backend, seeds, quick, output, data)
     raise typer.Exit(twins.run(options, (), make_tasks, [SOURCE]))
 
 

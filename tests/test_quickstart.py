@@ -84,23 +84,23 @@ def test_an_unwritable_output_is_one_line(tmp_path):
 
 def test_the_twin_costs_what_the_moe_costs_per_token():
     """Active parameters differ by the router and the experts' biases."""
-    import quickstart_model as quickstart
+    from shared import digits
 
-    moe = quickstart.count_parameters(quickstart.build_model("moe"))
-    dense = quickstart.count_parameters(quickstart.build_model("dense"))
-    D, E, K = quickstart.HIDDEN_DIM, quickstart.NUM_EXPERTS, quickstart.TOP_K
+    moe = digits.count_parameters(digits.build_model("moe"))
+    dense = digits.count_parameters(digits.build_model("dense"))
+    D, E, K = digits.HIDDEN_DIM, digits.NUM_EXPERTS, digits.TOP_K
     assert dense["active"] == dense["total"]
-    extra = quickstart.NUM_BLOCKS * (D * E + (K - 1) * D)
+    extra = digits.NUM_BLOCKS * (D * E + (K - 1) * D)
     assert moe["active"] == dense["active"] + extra
 
 
 def test_shifted_copies_are_of_training_images_only():
-    import quickstart_model as quickstart
+    from shared import digits
 
-    (x, y), (test_x, test_y) = quickstart.load_data()
+    (x, y), (test_x, test_y) = digits.load_data()
     assert len(x) == len(y) == 9 * 1437
     assert len(test_x) == len(test_y) == 360
-    down = quickstart.shift(test_x[:1], 1, 0)
+    down = digits.shift(test_x[:1], 1, 0)
     np.testing.assert_array_equal(down[:, 1:], test_x[:1, :-1])
     assert (down[:, 0] == 0).all()
     held_out = {image.tobytes() for image in test_x}

@@ -28,18 +28,19 @@ NO_DIFFERENCE = {"reloaded": NOTHING, "saved_model": NOTHING}
 @pytest.fixture
 def no_check(monkeypatch):
     """Saves and exports nothing; the translation's test does."""
-    import twins_model
+    from shared import twins
 
-    monkeypatch.setattr(twins_model, "check", lambda *_: dict(NO_DIFFERENCE))
+    monkeypatch.setattr(twins, "check", lambda *_: dict(NO_DIFFERENCE))
 
 
 def quick(example, folder):
     """Runs an example's quick form here; returns its only task."""
-    import twins
+    from shared import twins
+    from shared.options import Options
 
     module = importlib.import_module(example)
     data = pathlib.Path(DATA) if DATA else None
-    options = twins.Options(example, BACKEND, 1, True, folder, data)
+    options = Options(example, BACKEND, 1, True, folder, data)
     assert twins.run(options, (), module.make_tasks) == 0
     (task,) = json.loads((folder / "results.json").read_text())["tasks"]
     return task
@@ -65,10 +66,10 @@ def test_language_model(tmp_path, no_check):
 @once
 @pytest.mark.slow
 def test_tagger(tmp_path, no_check, monkeypatch):
-    import tagger_data
+    import tagger
 
-    files = {"wikigold": tagger_data.FILES["wikigold"]}
-    monkeypatch.setattr(tagger_data, "FILES", files)
+    files = {"wikigold": tagger.FILES["wikigold"]}
+    monkeypatch.setattr(tagger, "FILES", files)
     task = quick("tagger", tmp_path)
     assert task["data"] == "wikigold"
     for kind in ("moe", "dense"):
@@ -135,7 +136,7 @@ def test_characters_leave_padding_free():
 
 
 def test_io_tags_become_bio():
-    from tagger_data import to_bio
+    from tagger import to_bio
 
     tags = ("I-PER", "I-PER", "O", "I-LOC", "I-ORG", "I-ORG", "O")
     assert to_bio(tags) == (
@@ -144,7 +145,7 @@ def test_io_tags_become_bio():
 
 
 def test_sentences_end_at_blank_lines(tmp_path):
-    from tagger_data import Sentence, read
+    from tagger import Sentence, read
 
     path = tmp_path / "x.conll"
     path.write_text("-DOCSTART- O\n\nAn\tO\nOslo\tB-loc\n\t\n\nhm\tO")
@@ -155,7 +156,7 @@ def test_sentences_end_at_blank_lines(tmp_path):
 
 
 def test_a_word_seen_once_is_read_as_its_class():
-    from tagger_data import Encoder, Sentence
+    from tagger import Encoder, Sentence
 
     tags = ("O", "B-loc", "O", "O", "B-loc")
     words = ("in", "Oslo", "in", "sailing", "Rome")
@@ -172,7 +173,7 @@ def test_a_word_seen_once_is_read_as_its_class():
 
 
 def test_a_cut_sentence_is_tagged_o_behind_the_cut():
-    from tagger_data import Encoder, Sentence
+    from tagger import Encoder, Sentence
 
     sentence = Sentence(("a", "a", "a", "a"), ("B-x", "O", "B-x", "B-x"))
     encoder = Encoder([sentence], most_words=2)
@@ -182,16 +183,15 @@ def test_a_cut_sentence_is_tagged_o_behind_the_cut():
 
 def test_entities_count_whole():
     """One of two entities found, one found wrongly: 1/2, 1/2 and 1/2."""
-    import tagger
-    from tagger_data import Sentence
+    from tagger import Sentence, scores
 
     gold = [Sentence(("a",) * 5, ("B-x", "I-x", "O", "B-y", "O"))]
-    found = tagger.scores([["B-x", "O", "O", "B-y", "O"]], gold)
+    found = scores([["B-x", "O", "O", "B-y", "O"]], gold)
     assert found == {"F1": 50.0, "precision": 50.0, "recall": 50.0}
 
 
 def test_the_way_a_word_is_written():
-    from tagger_data import class_of
+    from tagger import class_of
 
     assert class_of("Iowa") == "<Xx >"
     assert class_of("B2B") == "<XdX >"
@@ -200,7 +200,7 @@ def test_the_way_a_word_is_written():
 
 
 def test_translation_pairs_are_apart():
-    from translation_data import letters, load_pairs
+    from translation import letters, load_pairs
 
     training, held_out = load_pairs()
     assert 0.08 < len(held_out) / len(training) < 0.13
@@ -210,7 +210,7 @@ def test_translation_pairs_are_apart():
 
 
 def test_translation_pairs_are_prose():
-    from translation_data import is_prose, tidy
+    from translation import is_prose, tidy
 
     assert is_prose(("Close %1", "Fermer %1"))
     assert not is_prose(("Python", "Python"))
@@ -220,7 +220,7 @@ def test_translation_pairs_are_prose():
 
 
 def test_translation_tokens_and_targets():
-    import translation_data as data
+    import translation as data
 
     pairs = [("Close the file", "Fermer le fichier"), ("No.", "Non.")]
     tokenizer = data.train_tokenizer(pairs, 60)
@@ -241,8 +241,8 @@ def test_translation_tokens_and_targets():
 
 def test_the_table_of_several_examples(tmp_path, monkeypatch):
     """Two seeds: means of 1.0 and 2.0, and of 1.5 and 2.5; 6 CPU minutes."""
-    monkeypatch.syspath_prepend(str(EXAMPLES.parent / "benchmarks"))
-    import twins_table
+    monkeypatch.syspath_prepend(str(EXAMPLES.parent))
+    from benchmarks.quality import dense_twin_table
 
     size = {"total": 4000, "active": 4000}
     task = {
@@ -268,7 +268,7 @@ def test_the_table_of_several_examples(tmp_path, monkeypatch):
     path.write_text(json.dumps(run))
     readme = tmp_path / "README.md"
     readme.write_text("a\n<!-- twins-table -->\n<!-- /twins-table -->\nb")
-    twins_table.main(["--folder", str(tmp_path), "--write", str(readme)])
+    dense_twin_table.main(["--folder", str(tmp_path), "--write", str(readme)])
     assert (
         "| texts | loss (lower is better) | 1.5000 (1.0000, 2.0000) | "
         "2.0000 (1.5000, 2.5000) | chance: 3.0000 | 9,000 (4,500 a token) | "
@@ -277,4 +277,4 @@ def test_the_table_of_several_examples(tmp_path, monkeypatch):
     assert "0: 2.5, 7: 2.2. 9 tokens take 1.0 CPU" in readme.read_text()
     path.write_text(json.dumps({**run, "quick": True}))
     with pytest.raises(SystemExit, match="run with --quick"):
-        twins_table.main(["--folder", str(tmp_path)])
+        dense_twin_table.main(["--folder", str(tmp_path)])

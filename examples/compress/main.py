@@ -1,92 +1,81 @@
-"""Makes a trained MoE smaller in eight ways, and teaches a small student.
+"""Make a trained MoE smaller in eight ways, and teach a small student.
 
-    python examples/compress.py [--backend torch] [--seeds 3] [--quick]
+    python examples/compress/main.py [--backend torch] [--seeds 3] [--quick]
 
 For each seed:
 
 1. Trains the quickstart's MoE (8 experts in each of 2 blocks) on
    scikit-learn's digits, as `quickstart.py` does.
-2. Makes it smaller: half of the experts pruned by load, by saliency, by weight
-   norm; experts merged by twos; half of the experts' hidden units gone; half
-   of their weights zero; one dense network in place of the experts, their
-   average or the most loaded. Each is evaluated on the held-out fifth as it is
-   and after one epoch of fine-tuning; so is the MoE itself, for comparison.
+2. Makes it smaller: prunes half of the experts by load, by saliency, or by
+   weight norm; merges pairs of experts; removes half of the experts' hidden
+   units; sets half of their weights to zero; or replaces the experts by one
+   dense network, their average or the most loaded one. Each model is evaluated
+   on the held-out fifth before and after one epoch of fine-tuning, and so is
+   the MoE itself, for comparison.
 3. Trains a small dense student twice on a tenth of the training images (144,
    unshifted) and their labels: alone, and with the MoE's soft labels of the
-   same images. Start, images, labels, batches, steps, optimizer and learning
-   rate are the same; the loss alone differs.
+   same images. Start, images, labels, batches, steps, optimizer, and learning
+   rate are the same; only the loss differs.
 
-Temperature and alpha are those of the first attempt; others did as well on
-training images that the student had not seen. The held-out images chose
-nothing.
+Temperature and alpha were not tuned; other values did as well on training
+images that the student had not seen. No choice depends on the held-out images.
 
-Writes `results.json` and prints a table. The exit code is 1 where a MoE pruned
-by load is more than two points below the unpruned one after fine-tuning, or a
-distilled student is not better than the same student alone; for any seed.
+Writes `results.json` and prints a table. The exit code is 1 if, for any seed, a
+MoE pruned by load is more than two points below the unpruned one after
+fine-tuning, or a distilled student is not better than the same student alone.
 """
 
 import os
+import sys
 import time
-from enum import StrEnum
 from pathlib import Path
 from statistics import mean
-from types import SimpleNamespace
-from typing import Annotated
 
-import quickstart
-import quickstart_report as report
 import typer
 
-LARGEST_LOSS = 0.02
-STEPS = 600  # of a student
-PRUNED = "pruned by load"
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-Backend = StrEnum("Backend", list(quickstart.BACKENDS))
+from shared import options as cli
+from shared.program import write_json
+
+LARGEST_LOSS = 0.02
+STEPS, QUICK_STEPS = 600, 12  # of a student
+PRUNED = "pruned by load"
 
 
 def main(
-    backend: Annotated[Backend, typer.Option()] = Backend.torch,
-    epochs: Annotated[int, typer.Option(min=1, help="of the MoE")] = 12,
-    seeds: Annotated[int, typer.Option(min=1, help="runs to average")] = 3,
-    output: Annotated[Path, typer.Option(help="folder to write to")] = (
-        quickstart.ROOT / "saved_models" / "compress"
-    ),
-    quick: Annotated[
-        bool, typer.Option(help="one seed, small and not accurate")
-    ] = False,
+    backend: cli.Backend = "torch",
+    epochs: cli.Epochs = 12,
+    seeds: cli.Seeds = 3,
+    output: cli.Output = None,
+    quick: cli.Quick = False,
 ):
-    """Makes a trained MoE smaller, and teaches a small student."""
-    steps = STEPS
+    """Make a trained MoE smaller, and teach a small student."""
     if quick:
-        epochs, seeds, steps = 1, 1, 12
-    options = SimpleNamespace(
-        backend=backend.value,
-        epochs=epochs,
-        seeds=seeds,
-        output=output,
-        quick=quick,
-        steps=steps,
+        epochs, seeds = 1, 1
+    options = cli.Options(
+        "compress", backend, seeds, quick, output, epochs=epochs
     )
-    try:
-        quickstart.prepare(options)
-        results = run(options)
-    except quickstart.QuickstartError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(1) from error
-    missed = [] if quick else failures(results["runs"])
+    raise typer.Exit(cli.start(options, job))
+
+
+def job(options):
+    """Run the example; return 1 if a promise is broken."""
+    results = run(options)
+    missed = [] if options.quick else failures(results["runs"])
     for name in missed:
         typer.echo(f"error: {name}", err=True)
-    raise typer.Exit(1 if missed else 0)
+    return 1 if missed else 0
 
 
 def run(options):
-    """Does the steps for each seed; returns the results."""
-    import quickstart_model
+    """Run the steps for each seed; return the results."""
     from rich.console import Console
+    from shared import digits
 
     console, start = Console(), time.perf_counter()
-    shifts = quickstart_model.SHIFTS[: 1 if options.quick else None]
-    data = quickstart_model.load_data(shifts)
+    shifts = digits.SHIFTS[: 1 if options.quick else None]
+    data = digits.load_data(shifts)
     runs = []
     for seed in range(options.seeds):
         console.print(f"[bold]Seed {seed}: training on {options.backend}")
@@ -94,39 +83,37 @@ def run(options):
     results = {
         "backend": options.backend,
         "epochs": options.epochs,
-        "steps": options.steps,
+        "steps": options.count(STEPS, QUICK_STEPS),
         "cores": os.cpu_count(),
         "runs": runs,
         "seconds": round(time.perf_counter() - start, 1),
     }
     print_tables(results, console)
-    report.write_json(results, options.output / "results.json")
+    write_json(results, options.output / "results.json")
     console.print(f"Everything is in {options.output}", soft_wrap=True)
     return results
 
 
 def run_seed(options, data, seed, console):
-    """Returns a seed's figures."""
-    import compress_model
+    """Return the figures of a seed."""
+    from compress import models
 
     train_data, test_data = data
-    moe = compress_model.train_moe(train_data, options.epochs, seed)
+    moe = models.train_moe(train_data, options.epochs, seed)
     if not seed:
         moe.save(options.output / "moe.keras")
     number = min(len(train_data[0]), 512)
     smaller = {"MoE": (moe, 0)}
-    for name, model in compress_model.smaller_models(
-        moe, train_data[0][:number]
-    ):
-        smaller[name] = (model, compress_model.zeros_of(model))
+    for name, model in models.smaller_models(moe, train_data[0][:number]):
+        smaller[name] = (model, models.zeros_of(model))
     figures = {}
-    accuracy_of = compress_model.accuracy_of
+    accuracy_of = models.accuracy_of
     students = train_students(options, data, seed, moe)
     for name, (model, zeros) in smaller.items():
         before = accuracy_of(model, test_data)
-        compress_model.fine_tune(model, train_data, seed)
+        models.fine_tune(model, train_data, seed)
         figures[name] = {
-            "weights": compress_model.count_weights(model) - zeros,
+            "weights": models.count_weights(model) - zeros,
             "before": before,
             "after": accuracy_of(model, test_data),
         }
@@ -139,20 +126,19 @@ def run_seed(options, data, seed, console):
 
 
 def train_students(options, data, seed, moe):
-    """Returns the figures of the student alone and of the distilled one."""
-    import compress_model
+    """Return the figures of the student, alone and distilled."""
+    from compress import models
 
     train_data, test_data = data
-    images, unseen = compress_model.student_images(train_data, seed)
+    steps = options.count(STEPS, QUICK_STEPS)
+    images, unseen = models.student_images(train_data, seed)
     figures = {}
     for name, teacher in (("alone", None), ("distilled", moe)):
-        student = compress_model.train_student(
-            images, options.steps, seed, teacher
-        )
+        student = models.train_student(images, steps, seed, teacher)
         figures[name] = {
-            "weights": compress_model.count_weights(student),
-            "accuracy": compress_model.accuracy_of(student, test_data),
-            "unseen": compress_model.accuracy_of(student, unseen),
+            "weights": models.count_weights(student),
+            "accuracy": models.accuracy_of(student, test_data),
+            "unseen": models.accuracy_of(student, unseen),
         }
         if not seed:
             student.save(options.output / f"student_{name}.keras")
@@ -160,7 +146,7 @@ def train_students(options, data, seed, moe):
 
 
 def failures(runs):
-    """Returns what was promised and not kept."""
+    """Return the broken promises, one text each."""
     missed = []
     for result in runs:
         seed, students = result["seed"], result["students"]
@@ -177,7 +163,7 @@ def failures(runs):
 
 
 def print_tables(results, console):
-    """Prints the means over the seeds, and each seed's figure."""
+    """Print the means over the seeds, and the figure of each seed."""
     from rich.table import Table
 
     runs = results["runs"]

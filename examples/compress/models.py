@@ -1,16 +1,16 @@
-"""What `compress.py` trains: a MoE made smaller, and a student of it."""
+"""Train a MoE, smaller versions of it, and a student."""
 
 import keras
 import numpy as np
-import quickstart_model as base
 from keras import layers
+from shared import digits as base
 from sklearn.model_selection import train_test_split
 
 import keras_moe
 from keras_moe import compress
 
 FINE_TUNING_RATE = 1e-3
-NUM_IMAGES = 1437  # to train on; in the data their shifts follow them
+NUM_IMAGES = 1437  # for training; their shifts follow in the data
 STUDENT_IMAGES = 144  # a tenth of the training images
 STUDENT_DIM = 24
 STUDENT_BATCH = 48
@@ -20,7 +20,7 @@ ALPHA = 0.9
 
 
 def train_moe(data, epochs, seed):
-    """Returns the quickstart's MoE, trained as there."""
+    """Return the quickstart's MoE, trained as in the quickstart."""
     keras.utils.set_random_seed(seed)
     model = base.build_model("moe")
     steps = epochs * -(-len(data[0]) // base.BATCH_SIZE)
@@ -31,13 +31,13 @@ def train_moe(data, epochs, seed):
 
 
 def accuracy_of(model, data):
-    """Returns the share of right answers."""
+    """Return the share of correct predictions."""
     answers = model.predict(data[0], 360, verbose=0).argmax(-1)
     return float(np.mean(answers == data[1]))
 
 
 def compiled(model, rate):
-    """Compiles a classifier of probabilities; returns it."""
+    """Compile a classifier of probabilities, and return it."""
     model.compile(
         keras.optimizers.Adam(rate),
         "sparse_categorical_crossentropy",
@@ -47,7 +47,7 @@ def compiled(model, rate):
 
 
 def smaller_models(model, images):
-    """Yields the name of each way to half the experts, and its model."""
+    """Yield a name and a smaller model for each method."""
     yield "pruned by load", compress.prune_experts(model, keep=0.5)
     yield (
         "pruned by saliency",
@@ -68,7 +68,7 @@ def smaller_models(model, images):
 
 
 def fine_tune(model, data, seed):
-    """Trains for one epoch, the learning rate falling to 0."""
+    """Train for one epoch with a learning rate that falls to 0."""
     keras.utils.set_random_seed(seed)
     steps = -(-len(data[0]) // base.BATCH_SIZE)
     rate = keras.optimizers.schedules.CosineDecay(FINE_TUNING_RATE, steps)
@@ -77,7 +77,7 @@ def fine_tune(model, data, seed):
 
 
 def zeros_of(model):
-    """Returns how many of the experts' kernels' numbers are zero."""
+    """Return the number of zeros in the kernels of the experts."""
     kernels = [
         weight
         for layer in model._flatten_layers()
@@ -90,13 +90,12 @@ def zeros_of(model):
 
 
 def count_weights(model):
-    """Returns how many trainable numbers a model has."""
+    """Return the number of trainable parameters of a model."""
     return sum(int(np.prod(w.shape)) for w in model.trainable_weights)
 
 
 def student_images(data, seed):
-    """Returns a tenth of the training images, unshifted, with labels; and
-    the others."""
+    """Split the unshifted training images: a tenth, and the others."""
     number = NUM_IMAGES
     images, labels = data[0][:number], data[1][:number]
     chosen, rest = train_test_split(
@@ -109,7 +108,7 @@ def student_images(data, seed):
 
 
 def build_student():
-    """Returns a dense classifier a fraction of the MoE's size."""
+    """Return a dense classifier a fraction of the MoE's size."""
     inputs = keras.Input((8, 8, 1))
     x = layers.Conv2D(STUDENT_DIM, 2, strides=2, name="patches")(inputs)
     x = layers.Reshape((base.NUM_TOKENS, STUDENT_DIM))(x)
@@ -124,10 +123,10 @@ def build_student():
 
 
 def train_student(data, steps, seed, teacher=None):
-    """Trains a student; with a teacher by its soft labels as well.
+    """Train a student; with a teacher, by its soft labels as well.
 
-    With and without, it is the same start, the same images and labels, as
-    many steps of the same optimizer: the loss alone differs.
+    Start, images, labels, steps, and optimizer are the same with and without
+    a teacher; only the loss differs.
     """
     keras.utils.set_random_seed(seed)
     student = build_student()

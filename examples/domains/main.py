@@ -1,28 +1,34 @@
-"""Routes whole questions to the expert of their domain.
+"""Route whole questions to the expert of their domain.
 
-    python examples/domains.py [--data FOLDER] [--backend torch] [--seeds 3]
+    python examples/domains/main.py [--data FOLDER] [--seeds 3]
 
-CLINC150 (Larson et al. 2019): 150 intents in ten domains. Each of ten experts
-is trained on the questions of one domain. They are mixed in two ways: by rule,
-which is told the domain, and by a router that learns it from the intents
-alone, while the experts stay as they are. That mixture is trained with all
-experts and then served with one: its accuracy, how often the router names the
-domain, and what one expert of ten costs. Beside them a single model of the
-same parts, trained on everything, and TF-IDF with a linear SVM. Experts are
-alike (convolutions), or of three kinds (convolution, LSTM, transformer).
+CLINC150 (Larson et al. 2019) has 150 intents in ten domains. Each of ten
+experts is trained on the questions of one domain. They are mixed in two ways:
+by a rule that is given the domain, and by a router that learns the domain from
+the intents alone, with frozen experts. That mixture is trained with all experts
+and then served with one. The table shows its accuracy, how often the router
+selects the expert of the domain, and the cost of one expert of ten. It also has
+a single model of the same parts, trained on everything, and TF-IDF with a
+linear SVM. Experts are all convolutions, or of three kinds (convolution, LSTM,
+transformer).
 """
 
+import sys
 import time
+from pathlib import Path
 
 import numpy as np
-import twins
 import typer
-from quickstart_report import write_json
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from shared import options as cli
+from shared.program import write_json
 
 SOURCE = ("clinc150", "data_full.json")
 EXPERT_EPOCHS, ROUTER_EPOCHS, SINGLE_EPOCHS = 15, 4, 10
 ROUNDS = 7  # of each timing, in turns
-TIMED = 512  # questions a call
+TIMED = 512  # questions per call
 COLUMNS = {
     "by rule": "domain given",
     "all": "learned, all experts",
@@ -34,29 +40,28 @@ COLUMNS = {
 
 
 def main(
-    backend: twins.Backend = "torch",
-    seeds: twins.Seeds = 3,
-    quick: twins.Quick = False,
-    output: twins.Output = None,
-    data: twins.Data = None,
+    backend: cli.Backend = "torch",
+    seeds: cli.Seeds = 3,
+    quick: cli.Quick = False,
+    output: cli.Output = None,
+    data: cli.Data = None,
 ):
-    """Routes whole questions to the expert of their domain."""
-    options = twins.Options("domains", backend, seeds, quick, output, data)
-    raise typer.Exit(twins.start(options, run, (), [SOURCE]))
+    """Route whole questions to the expert of their domain."""
+    options = cli.Options("domains", backend, seeds, quick, output, data)
+    raise typer.Exit(cli.start(options, run, sources=[SOURCE]))
 
 
 def run(options):
-    """Trains, compares and writes everything; returns the exit code."""
-    import domains_data
-    import domains_model
+    """Train, compare, and write everything; return the exit code."""
+    from domains import models, questions
     from rich.console import Console
 
     console = Console()
-    splits, size, _ = domains_data.load(options.source(*SOURCE).parent)
+    splits, size, _ = questions.load(options.source(*SOURCE).parent)
     if options.quick:
         splits = {name: part.first(300) for name, part in splits.items()}
-    kinds = {"convolutions": domains_model.KINDS[:1]}
-    kinds["three kinds"] = domains_model.KINDS
+    kinds = {"convolutions": models.KINDS[:1]}
+    kinds["three kinds"] = models.KINDS
     if options.quick:
         del kinds["convolutions"]
     results = {
@@ -78,9 +83,9 @@ def run(options):
 
 
 def one_seed(splits, size, kinds, seed, options):
-    """Trains and judges the mixtures of one seed; returns the figures."""
-    import domains_model as models
+    """Train and evaluate the mixtures of one seed; return the figures."""
     import keras
+    from domains import models
 
     keras.utils.set_random_seed(seed)
     train, test = splits["train"], splits["test"]
@@ -112,7 +117,7 @@ def one_seed(splits, size, kinds, seed, options):
 
 
 def tf_idf(splits):
-    """Returns the accuracy of words, pairs of words and a linear SVM."""
+    """Return the accuracy of words, pairs of words, and a linear SVM."""
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.pipeline import make_pipeline
     from sklearn.svm import LinearSVC
@@ -123,7 +128,7 @@ def tf_idf(splits):
 
 
 def cost(one, other, inputs):
-    """Returns the median ratio of two models' CPU times, taken in turns."""
+    """Return the median ratio of two models' CPU times, taken in turns."""
     ratios = []
     for model in (one, other):
         model.predict_on_batch(inputs)  # compiles
@@ -138,7 +143,7 @@ def cost(one, other, inputs):
 
 
 def table(results):
-    """Returns Markdown: means over the seeds."""
+    """Return a Markdown table of the means over the seeds."""
     lines = [
         "| experts | " + " | ".join(COLUMNS.values()) + " | TF-IDF, SVM |",
         "|" + " --- |" * (len(COLUMNS) + 2),

@@ -1,10 +1,10 @@
-"""The models of `domains.py`: experts, router, mixtures, the single model.
+"""Build and train the experts, the mixtures of them, and the single model.
 
-S words of a question, D width of a word.
+B batch, S words per question.
 """
 
 import keras
-from domains_data import MOST_WORDS
+from domains.questions import MOST_WORDS
 
 import keras_moe
 
@@ -17,7 +17,7 @@ KINDS = ("convolution", "lstm", "transformer")
 
 
 def encoder(kind, vocabulary_size):
-    """Returns a model from word ids `(B, S)` to a vector of the question."""
+    """Return a model from word ids `(B, S)` to a vector of the question."""
     ids = keras.Input((MOST_WORDS,), dtype="int32")
     mask = keras.ops.not_equal(ids, 0)
     x = keras.layers.Embedding(vocabulary_size, WIDTH)(ids)
@@ -61,14 +61,14 @@ ENCODERS = {
 
 
 def classifier(encoded, inputs):
-    """Returns a model that ends in the intents' probabilities."""
+    """Return a model that ends in the intents' probabilities."""
     x = keras.layers.Dropout(DROPOUT)(encoded)
     outputs = keras.layers.Dense(NUM_INTENTS, activation="softmax")(x)
     return keras.Model(inputs, outputs)
 
 
 def make_experts(kinds, vocabulary_size):
-    """Returns one expert a domain; the kinds take turns."""
+    """Return one expert per domain; the kinds alternate."""
     experts = []
     for domain in range(NUM_DOMAINS):
         body = encoder(kinds[domain % len(kinds)], vocabulary_size)
@@ -77,15 +77,17 @@ def make_experts(kinds, vocabulary_size):
 
 
 def make_single(kind, vocabulary_size):
-    """Returns one model of all that a routed question meets: the encoder of
-    the router and that of an expert, side by side."""
+    """Return one model with the parts that a routed question passes through.
+
+    These are the encoder of the router and that of an expert, side by side.
+    """
     ids = keras.Input((MOST_WORDS,), dtype="int32")
     parts = [encoder(k, vocabulary_size)(ids) for k in ("bag", kind)]
     return classifier(keras.layers.concatenate(parts), ids)
 
 
 def by_domain(experts):
-    """Returns the mixture that is told each question's domain."""
+    """Return the mixture that is given the domain of each question."""
     mixture = keras_moe.MixtureOfModels(
         experts, router=keras_moe.RuleRouter(NUM_DOMAINS)
     )
@@ -95,14 +97,14 @@ def by_domain(experts):
 
 
 def all_weighed(experts, vocabulary_size):
-    """Returns the mixture that learns to weigh all experts."""
+    """Return the mixture that learns to weight all experts."""
     return keras_moe.MixtureOfModels(
         experts, features=encoder("bag", vocabulary_size)
     )
 
 
 def one_chosen(mixture):
-    """Returns the mixture with the same weights that asks one expert."""
+    """Return the mixture with the same weights that runs one expert."""
     sparse = keras_moe.MixtureOfModels(
         mixture.experts.layers,
         router=keras_moe.Router(NUM_DOMAINS, 1),
@@ -114,7 +116,7 @@ def one_chosen(mixture):
 
 
 def expert_of(mixture, words):
-    """Returns the expert that each question is sent to."""
+    """Return the expert that each question is sent to."""
     inputs = keras.Input((MOST_WORDS,), dtype="int32")
     _, assignment = mixture(inputs, return_assignment=True)
     choice = keras.Model(inputs, assignment.expert_index)
@@ -122,20 +124,20 @@ def expert_of(mixture, words):
 
 
 def train_by_domain(experts, questions, epochs):
-    """Trains each expert on the questions of its own domain alone."""
+    """Train each expert only on the questions of its own domain."""
     for domain, expert in enumerate(experts):
         own = questions.domain == domain
         fit(expert, questions.words[own], questions.intent[own], epochs)
 
 
 def freeze(experts):
-    """Leaves the experts as they are, whatever is trained around them."""
+    """Freeze the experts."""
     for expert in experts:
         expert.trainable = False
 
 
 def fit(model, inputs, targets, epochs, learning_rate=4e-3):
-    """Trains with Adam, its rate falling as a cosine."""
+    """Train with Adam and a cosine schedule."""
     steps = epochs * -(-len(targets) // BATCH_SIZE)
     rate = keras.optimizers.schedules.CosineDecay(learning_rate, steps)
     model.compile(

@@ -1,6 +1,6 @@
-"""CLINC150 (Larson et al. 2019): questions, their intents and domains.
+"""Load CLINC150 (Larson et al. 2019): questions with intents and domains.
 
-N questions, S words of a question.
+N questions, S words per question.
 """
 
 import json
@@ -19,10 +19,10 @@ class Questions:
     """One split.
 
     Args:
-        texts: N strings.
-        words: int32 `(N, S)`, 0 is padding.
-        intent: int32 `(N,)`, 0 ... 149.
-        domain: int32 `(N,)`, 0 ... 9.
+        texts: list of N strings.
+        words: int32 `(N, S)`. Ids of words; 0 is padding.
+        intent: int32 `(N,)`. 0 ... 149.
+        domain: int32 `(N,)`. 0 ... 9.
     """
 
     texts: list[str]
@@ -31,7 +31,7 @@ class Questions:
     domain: np.ndarray
 
     def first(self, count):
-        """Returns every so-manieth question, so that `count` are left."""
+        """Return about `count` questions, at equal distances."""
         step = max(1, len(self.texts) // count)
         return Questions(
             self.texts[::step],
@@ -42,7 +42,7 @@ class Questions:
 
 
 def load(folder):
-    """Returns `({split: Questions}, vocabulary size, domains' names)`."""
+    """Return `({split: Questions}, vocabulary size, names of domains)`."""
     data = json.loads((folder / "data_full.json").read_text())
     domains = json.loads((folder / "domains.json").read_text())
     intents = [name for names in domains.values() for name in names]
@@ -63,19 +63,19 @@ def load(folder):
 
 
 def words_of(texts):
-    """Returns the numbers of the words that stand in the texts twice."""
+    """Return the ids of the words that occur at least twice in the texts."""
     counts = Counter(word for text in texts for word in split(text))
     words = sorted(word for word, count in counts.items() if count > 1)
     return {word: n for n, word in enumerate(words, UNKNOWN + 1)}
 
 
 def split(text):
-    """Returns the words of a question; `what's` is two."""
+    """Return the words of a question; `what's` becomes two words."""
     return text.lower().replace("'", " '").replace(",", " ,").split()
 
 
 def encode(texts, vocabulary):
-    """Returns int32 `(N, S)`."""
+    """Return int32 `(N, S)`."""
     ids = np.full((len(texts), MOST_WORDS), PADDING, "int32")
     for row, text in zip(ids, texts, strict=True):
         words = [vocabulary.get(w, UNKNOWN) for w in split(text)[:MOST_WORDS]]

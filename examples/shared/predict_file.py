@@ -1,22 +1,23 @@
-"""What `quickstart.py` and other examples run under another backend.
+"""Write the outputs of a `.keras` file under another backend.
 
-    quickstart_worker.py MODEL.keras INPUTS.npz OUT.npz
+    predict_file.py MODEL.keras INPUTS.npz OUT.npz
 
-Loads the `.keras` file under the backend that KERAS_BACKEND names and writes
-its outputs. INPUTS.npz holds one array, or one for each of a model's named
-inputs.
+Loads the file under the backend that KERAS_BACKEND names. INPUTS.npz holds one
+array, or one for each of a model's named inputs.
 """
 
 import sys
 
+import digits  # noqa: F401  (registers its layers)
 import keras
 import numpy as np
-import quickstart_model  # noqa: F401  registers its layers
 
 
 def main(model_path, inputs_path, out_path):
-    """Not compiled: the file says how the backend that trained it compiled,
-    and that is not right for another one (torch would spend a minute on it).
+    """Load the model, run it, and write its outputs.
+
+    The model is not compiled: its file says how it was compiled on the backend
+    of its training, and on PyTorch `torch.compile` would take a minute.
     """
     model = keras.models.load_model(model_path, compile=False)
     with np.load(inputs_path) as arrays:

@@ -1,94 +1,42 @@
-"""Trains a MoE and its dense twin over seeds; three examples share it.
+"""Train a MoE and its dense twin over seeds; three examples share this.
 
-The twins differ in nothing but the feed-forward part: E experts of width F,
-K of them a token, or one network of width K * F. Data, order, steps,
-optimizer, schedule and seeds are the same.
+The twins differ only in the feed-forward part: E experts of width F, K of them
+per token, or one network of width K * F. Data, order, steps, optimizer,
+schedule, and seeds are the same.
 """
 
-import importlib.util
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-import quickstart
-import twins_report as report
-import typer
-from quickstart import QuickstartError
-from quickstart_report import write_json
+import numpy as np
+from shared import checks, twins_table
+from shared.options import start
+from shared.program import write_json
 
 KINDS = ("moe", "dense")
 NUM_EXPERTS = 8
 TOP_K = 2
-
-Backend = Annotated[
-    Literal["jax", "tensorflow", "torch"], typer.Option(help="Keras backend.")
-]
-Seeds = Annotated[int, typer.Option(min=1, help="Trainings of each twin.")]
-Quick = Annotated[bool, typer.Option(help="Small and fast, not accurate.")]
-Output = Annotated[
-    Path | None, typer.Option(help="Folder; saved_models/NAME by default.")
-]
-Data = Annotated[
-    Path | None,
-    typer.Option(help="Folder of data sets.", envvar="KERAS_MOE_DATA_DIR"),
-]
-
-
-@dataclass
-class Options:
-    """What the command line says; `output` and `data` are folders."""
-
-    name: str
-    backend: str
-    seeds: int
-    quick: bool
-    output: Path | None = None
-    data: Path | None = None
-
-    def __post_init__(self):
-        folder = quickstart.ROOT / "saved_models" / self.name
-        self.output = self.output or folder
-
-    def count(self, full, quick):
-        """Returns a size: the full one, or the quick form's."""
-        return quick if self.quick else full
-
-    def source(self, *parts):
-        """Returns the path of a data set below `data`, or `data` if a file.
-
-        Raises:
-            QuickstartError: where there is nothing.
-        """
-        remedy = f"Name the folder that {'/'.join(parts)} is in by --data"
-        if self.data is None:
-            raise QuickstartError(f"no data. {remedy} or KERAS_MOE_DATA_DIR.")
-        if self.data.is_file():
-            return self.data
-        path = self.data.joinpath(*parts)
-        if not path.exists():
-            raise QuickstartError(f"{path} does not exist. {remedy}.")
-        return path
+RELOADED_TOLERANCE = 0.0
 
 
 @dataclass(frozen=True)
 class Task:
-    """Data, the models for them and how they are judged.
+    """Data, the models for them, and how the models are judged.
 
     Args:
-        name: of the data.
-        figure: what `evaluate` returns that the twins are compared by.
+        name: str. Name of the data.
+        figure: str. The figure of `evaluate` by which twins are compared.
         better: "lower" or "higher".
-        build: from the model's arguments that tell the twins apart, its name
-            among them, to a model.
-        train: from `(model, seed)`; trains the model.
-        evaluate: from a model to a dict of figures on held-out data.
-        sample: held-out inputs for what is reloaded and exported.
-        floor: `(name, value)` of the figure for something simple, or None.
-        more: from the first seed's MoE to a dict for the results, or None;
-            its "differences" are judged with the others.
+        build: function from the arguments in which the twins differ, including
+            their name, to a model.
+        train: function of `(model, seed)` that trains the model.
+        evaluate: function from a model to a dict of figures on held-out data.
+        sample: Held-out inputs, for the reloaded and the exported model.
+        floor: `(name, value)` of the figure for a simple baseline, or None.
+        more: function from the MoE of the first seed to a dict for the
+            results, or None. Its "differences" are judged with the others.
     """
 
     name: str
@@ -103,16 +51,18 @@ class Task:
 
 
 def run(options, packages, make_tasks, sources=()):
-    """Runs an example.
+    """Run an example.
 
     Args:
         options: `Options`.
-        packages: names of modules it needs beside the quickstart's.
-        make_tasks: from the options to a list of `Task`, once Keras runs.
-        sources: data sets that must be there; see `Options.source`.
+        packages: Names of modules that are needed beside the quickstart's.
+        make_tasks: function from the options to a list of `Task`, called after
+            Keras is imported.
+        sources: Data sets that must exist; see `Options.source`.
 
     Returns:
-        The exit code: 1 where something is missing or a difference too large.
+        int. The exit code: 1 if something is missing or a difference is too
+        large.
     """
     return start(
         options,
@@ -122,21 +72,8 @@ def run(options, packages, make_tasks, sources=()):
     )
 
 
-def start(options, job, packages, sources):
-    """Checks what must be there, starts Keras and returns the job's code."""
-    try:
-        for parts in sources:
-            options.source(*parts)
-        check_packages(packages)
-        quickstart.prepare(options)
-        return job(options)
-    except QuickstartError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-
-
 def report_tasks(options, tasks):
-    """Runs the tasks; returns 1 where a difference is too large."""
+    """Run the tasks; return 1 if a difference is too large."""
     results = run_tasks(options, tasks)
     differences = {
         f"{task['data']}, {name}": difference
@@ -144,22 +81,11 @@ def report_tasks(options, tasks):
         for name, difference in task["differences"].items()
     }
     path = options.output / "results.json"
-    return quickstart.blame({"differences": differences}, path)
-
-
-def check_packages(packages):
-    """Raises a `QuickstartError` where one is missing."""
-    missing = [p for p in packages if importlib.util.find_spec(p) is None]
-    if missing:
-        raise QuickstartError(
-            f"{', '.join(missing)} not installed. Run: "
-            'pip install "keras-moe[examples]"'
-        )
+    return checks.report_failures({"differences": differences}, path)
 
 
 def run_tasks(options, tasks):
-    """Trains, checks and writes every task; returns the results."""
-    import twins_model
+    """Train, check, and write every task; return the results."""
     from rich.console import Console
 
     console = Console()
@@ -171,28 +97,26 @@ def run_tasks(options, tasks):
         folder.mkdir(exist_ok=True)
         models["dense"].save(folder / "dense.keras")
         console.print("[bold]Saving, loading and exporting the MoE")
-        result["differences"] = twins_model.check(
-            task.sample, models["moe"], folder
-        )
+        result["differences"] = check(task.sample, models["moe"], folder)
         if task.more:
             result["more"] = task.more(models["moe"])
             result["differences"] |= result["more"].pop("differences", {})
         done.append(result)
     results = {**about, "tasks": done}
     write_json(results, options.output / "results.json")
-    report.write_markdown([results], options.output / "results.md")
-    report.print_table(results, console)
+    twins_table.write_markdown([results], options.output / "results.md")
+    twins_table.print_table(results, console)
     console.print(f"Everything is in {options.output}", soft_wrap=True)
     return results
 
 
 def train_twins(task, seeds, console):
-    """Trains both kinds for each seed.
+    """Train both kinds for each seed.
 
     Returns:
-        The first seed's models by kind, and the task's results.
+        The models of the first seed by kind, and the results of the task.
     """
-    from quickstart_model import count_parameters
+    from shared.digits import count_parameters
 
     models, trainings, parameters = {}, {kind: [] for kind in KINDS}, {}
     for seed in range(seeds):
@@ -216,7 +140,7 @@ def train_twins(task, seeds, console):
 
 
 def train_one(task, kind, seed):
-    """Returns a trained model and its figures and times."""
+    """Return a trained model and its figures and times."""
     import keras
 
     keras.utils.set_random_seed(seed)
@@ -229,3 +153,56 @@ def train_one(task, kind, seed):
         "cpu_seconds": round(time.process_time() - cpu, 1),
     }
     return model, {"seed": seed, **task.evaluate(model), **times}
+
+
+def fit(model, data, batch_size, epochs, peak, shuffle=True):
+    """Train logits on ids with AdamW; `data` is `(inputs, targets, weights)`.
+
+    The loss is the mean cross-entropy, in nats, of the targets whose weight is
+    1. The learning rate rises to `peak` and falls to 0.
+    """
+    import keras
+    from shared.digits import learning_rate
+
+    inputs, targets, weights = data
+    steps = epochs * -(-len(targets) // batch_size)
+    model.compile(
+        keras.optimizers.AdamW(
+            learning_rate(steps, peak), weight_decay=0.01, clipnorm=1.0
+        ),
+        keras.losses.SparseCategoricalCrossentropy(
+            from_logits=True, reduction="mean_with_sample_weight"
+        ),
+    )
+    model.fit(
+        inputs,
+        targets,
+        sample_weight=weights,
+        batch_size=batch_size,
+        epochs=epochs,
+        shuffle=shuffle,
+        verbose=0,
+    )
+
+
+def check(sample, model, folder):
+    """Save, reload, and export a model; return the differences."""
+    import keras
+
+    model.save(folder / "moe.keras")
+    expected = outputs(model, sample)
+    again = keras.models.load_model(folder / "moe.keras", compile=False)
+    largest = float(np.max(np.abs(outputs(again, sample) - expected)))
+    return {
+        "reloaded": checks.judge(largest, RELOADED_TOLERANCE),
+        "saved_model": checks.export(
+            model, folder / "saved_model", "tf_saved_model", sample
+        ),
+    }
+
+
+def outputs(model, inputs):
+    """Return the outputs of a model outside training."""
+    import keras
+
+    return keras.ops.convert_to_numpy(model(inputs, training=False))

@@ -1,4 +1,4 @@
-"""Tables of what `twins.py` trained: on the screen and in Markdown."""
+"""Make tables of the results of `twins.py`, on the screen and in Markdown."""
 
 from statistics import mean
 
@@ -11,19 +11,19 @@ RULE = "|---" * 10 + "|"
 
 
 def write_markdown(runs, path):
-    """Writes one table of several examples' results."""
+    """Write one table of the results of several examples."""
     path.write_text(markdown(runs) + "\n")
 
 
 def markdown(runs):
-    """Returns the table, a row for each task of each example, and notes."""
+    """Return the table, a row per task of each example, and notes."""
     tasks = [task for results in runs for task in results["tasks"]]
     lines = ("| " + " | ".join(row(task)) + " |" for task in tasks)
     return "\n".join([HEAD, RULE, *lines, *generation_notes(tasks)])
 
 
 def generation_notes(tasks):
-    """Yields what was measured of generation, below the table."""
+    """Yield notes on the speed of generation, for below the table."""
     for task in tasks:
         more = task.get("more", {})
         times = more.get("cpu_milliseconds_at_position")
@@ -39,7 +39,7 @@ def generation_notes(tasks):
 
 
 def row(task):
-    """Returns a task's cells."""
+    """Return the cells of a task."""
     floor = "-"
     if task["floor"]:
         name, value = task["floor"]
@@ -59,25 +59,25 @@ def row(task):
 
 
 def number(task, value):
-    """Returns a figure: losses to four digits, scores of 100 to two."""
+    """Return a figure as text: losses with four digits, scores with two."""
     return f"{value:.4f}" if task["better"] == "lower" else f"{value:.2f}"
 
 
 def figures(task, kind):
-    """Returns a kind's mean over the seeds, and each."""
+    """Return the mean over the seeds of a kind, and each value."""
     values = [t[task["figure"]] for t in task["trainings"][kind]]
     each = ", ".join(number(task, value) for value in values)
     return f"{number(task, mean(values))} ({each})"
 
 
 def size(parameters):
-    """Returns parameters, all and those that one token meets."""
+    """Return the number of parameters, all and those active per token."""
     total, active = parameters["total"], parameters["active"]
     return f"{total:,}" + (f" ({active:,} a token)" if active < total else "")
 
 
 def cpu_seconds(task):
-    """Returns the CPU time of all trainings of a task."""
+    """Return the CPU time of all trainings of a task."""
     return sum(
         training["cpu_seconds"]
         for trainings in task["trainings"].values()
@@ -86,7 +86,7 @@ def cpu_seconds(task):
 
 
 def print_table(results, console):
-    """Prints every task, a column each."""
+    """Print a table with one column per task."""
     from rich.table import Table
 
     table = Table(title=f"{results['name']} on {results['backend']}")
