@@ -104,13 +104,13 @@ format: $(VENV)/.dev
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
-# One backend a process, by turns; --write puts the tables into the README.
+# One process per backend; benchmarks/README.md names what else it publishes.
 bench: $(VENV)/.bench
 	@for backend in $(BACKENDS); do \
-		KERAS_BACKEND=$$backend $(PY) benchmarks/run.py \
+		KERAS_BACKEND=$$backend $(PY) benchmarks/run_suite.py \
 			--out $(BENCH_OUT) $(BENCH_ARGS) || exit 1; \
 	done
-	$(PY) benchmarks/report.py $(BENCH_OUT)
+	$(PY) benchmarks/report/make_report.py $(BENCH_OUT)
 
 bench-quick: BENCH_ARGS += --quick
 bench-quick: bench

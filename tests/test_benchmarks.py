@@ -3,6 +3,7 @@
 T tokens, D hidden_dim, F intermediate_dim, E experts, K top_k.
 """
 
+import importlib
 import pathlib
 import sys
 import warnings
@@ -25,6 +26,7 @@ from benchmarks.shared import (
 )
 from benchmarks.shared.shapes import Shape
 
+ROOT = pathlib.Path(__file__).resolve().parents[1]
 TINY = Shape(T=48, D=16, F=24, E=4, K=2)
 
 
@@ -43,6 +45,20 @@ class Clock:
             self.now += seconds
 
         return run
+
+
+MODULES = sorted(
+    ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    for path in (ROOT / "benchmarks").rglob("*.py")
+)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_it_imports(name):
+    """No benchmark names what a library or the package no longer has."""
+    if name.endswith("other_torch_libraries") and BACKEND != "torch":
+        pytest.skip("blocks of PyTorch alone")
+    importlib.import_module(name)
 
 
 # --- measuring --------------------------------------------------------------
@@ -133,8 +149,7 @@ def statuses(contestants):
     references, found = {}, {}
     for one in contestants:
         found[one.name] = [
-            check_and_time._prepare(one, kind, references)[0]
-            for kind in one.kinds
+            check_and_time.check(one, kind, references)[0] for kind in one.kinds
         ]
     return found
 
