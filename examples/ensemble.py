@@ -30,6 +30,7 @@ from pathlib import Path
 from statistics import mean
 
 import typer
+
 from shared import checks
 from shared import options as cli
 from shared.program import BACKENDS, write_json
@@ -100,8 +101,9 @@ def run(options):
 
 def load_data():
     """Return `(images, labels)` by split; see `shared/digits.py`."""
-    from shared import digits
     from sklearn.model_selection import train_test_split
+
+    from shared import digits
 
     (x, y), test = digits.load_data(digits.SHIFTS[:1])
     train_x, validation_x, train_y, validation_y = train_test_split(
@@ -139,9 +141,8 @@ def run_seed(data, epochs, seed):
 
 def train_members(train_data, epochs, seed):
     """Train three models with different starts and bootstraps."""
-    from shared.digits import build_model, learning_rate
-
     import keras_moe
+    from shared.digits import build_model, learning_rate
 
     models = [build_model("moe") for _ in range(NUM_MEMBERS)]
     ensemble = keras_moe.Ensemble(models, "soft_vote")
@@ -184,9 +185,8 @@ def combine(method, models, validation_data):
 
 def train_snapshots(train_data, epochs):
     """Train one model three times as long, in three cycles."""
-    from shared.digits import LEARNING_RATE, build_model
-
     from keras_moe import Ensemble
+    from shared.digits import LEARNING_RATE, build_model
 
     model = build_model("moe")
     ensemble = Ensemble(model, "snapshot", num_snapshots=NUM_MEMBERS)

@@ -16,6 +16,7 @@ import time
 
 import numpy as np
 import typer
+
 from shared import options as cli
 from shared import twins
 from shared.checks import judge

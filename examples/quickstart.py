@@ -67,6 +67,7 @@ def positive(text):
 def run(options):
     """Run the five steps; return the results."""
     from rich.console import Console
+
     from shared import digits
 
     console, start = Console(), time.perf_counter()

@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 import typer
+
 from shared import options as cli
 from shared import twins
 

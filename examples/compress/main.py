@@ -71,6 +71,7 @@ def job(options):
 def run(options):
     """Run the steps for each seed; return the results."""
     from rich.console import Console
+
     from shared import digits
 
     console, start = Console(), time.perf_counter()

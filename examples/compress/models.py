@@ -3,11 +3,11 @@
 import keras
 import numpy as np
 from keras import layers
-from shared import digits as base
 from sklearn.model_selection import train_test_split
 
 import keras_moe
 from keras_moe import compress
+from shared import digits as base
 
 FINE_TUNING_RATE = 1e-3
 NUM_IMAGES = 1437  # for training; their shifts follow in the data

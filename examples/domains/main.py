@@ -53,8 +53,9 @@ def main(
 
 def run(options):
     """Train, compare, and write everything; return the exit code."""
-    from domains import models, questions
     from rich.console import Console
+
+    from domains import models, questions
 
     console = Console()
     splits, size, _ = questions.load(options.source(*SOURCE).parent)
@@ -85,6 +86,7 @@ def run(options):
 def one_seed(splits, size, kinds, seed, options):
     """Train and evaluate the mixtures of one seed; return the figures."""
     import keras
+
     from domains import models
 
     keras.utils.set_random_seed(seed)

@@ -4,9 +4,9 @@ B batch, S words per question.
 """
 
 import keras
-from domains.questions import MOST_WORDS
 
 import keras_moe
+from domains.questions import MOST_WORDS
 
 WIDTH = 64
 DROPOUT = 0.4

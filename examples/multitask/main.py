@@ -56,8 +56,9 @@ def job(options):
 
 def run(options):
     """Train all models for all seeds; return the results."""
-    from multitask import census, models
     from rich.console import Console
+
+    from multitask import census, models
 
     if census.folder() is None:
         raise ExampleError(
@@ -91,6 +92,7 @@ def train_all(data, epochs, seed):
         Test AUC of both tasks by kind, and the number of parameters by kind.
     """
     import keras
+
     from multitask import models
 
     training, validation, test = data

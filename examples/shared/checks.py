@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+
 from shared.program import ExampleError
 
 TOLERANCE = 1e-4

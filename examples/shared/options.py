@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
+
 from shared.program import ROOT, ExampleError, check_packages, prepare
 
 Backend = Annotated[

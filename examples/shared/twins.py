@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+
 from shared import checks, twins_table
 from shared.options import start
 from shared.program import write_json
@@ -162,6 +163,7 @@ def fit(model, data, batch_size, epochs, peak, shuffle=True):
     1. The learning rate rises to `peak` and falls to 0.
     """
     import keras
+
     from shared.digits import learning_rate
 
     inputs, targets, weights = data
