@@ -14,8 +14,6 @@ RUNS = {  # a formulation, and `compiled` of value_and_gradients
         ("tensorflow_loop", True),
         ("tensorflow_split", False),
         ("tensorflow_split", True),
-        ("tensorflow_tiles", False),
-        ("tensorflow_tiles", True),
         ("tensorflow_xla", "xla"),
         ("tensorflow_xla_few_rows", "xla"),
     ],

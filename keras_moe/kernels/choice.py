@@ -1,6 +1,6 @@
 """Which formulation computes: one rule a backend, and what it rests on.
 
-P rows, E groups, F inner width. Every formulation is a module of this folder
+P rows, E groups. Every formulation is a module of this folder
 with the same two functions. `use` forces one; otherwise the running backend's
 rule decides from the device and from sizes that are known when the call is
 traced. S, L, D1, D8, `limit` and `limitE` are those of `benchmarks/`, which
@@ -37,7 +37,7 @@ def implementation(x: Tensor, kernel: Tensor) -> ModuleType:
     if _forced:
         name = _forced[-1]
     elif backend in _RULES:
-        name = _RULES[backend][1](x, kernel.shape[0], kernel.shape[-1])
+        name = _RULES[backend][1](x, kernel.shape[0])
     else:
         name = "reference"
     return _module(name)
@@ -130,7 +130,7 @@ def context() -> tuple:
     return tuple(_forced), distribution, keras.config.floatx()
 
 
-def _jax(x, num_groups, inner):
+def _jax(x, num_groups):
     """Accelerators have a grouped matmul of their own; on CPU it multiplies
     every row by every matrix. Without copies of the weights up to 8 rows a
     group: D1 0.94 times `limitE` where blocks take 6.8, D8 0.89 for 4.4; at
@@ -147,25 +147,19 @@ def _jax(x, num_groups, inner):
     return "jax_blocks"
 
 
-def _tensorflow(x, num_groups, inner):
+def _tensorflow(x, num_groups):
     """XLA has no slices of unknown length: blocks inside `jit_compile=True`;
     without copies of the weights up to 8 rows a group, as on JAX (D1 0.84
     times `limitE`, blocks 6.1). Elsewhere unrolled (S f+b 1.23 times `limit`,
     a loop 1.37), but for many experts where a tape records: 24 blocks of 128
     took two minutes to trace, the loop 11 seconds. `predict` and `export`
-    record nothing, and LiteRT has no such loop. Tiles are for the CPU that
-    traces, not for an export: forward of S, M and L they take 1.17, 0.93 and
-    0.92 times `limit`, a split 1.62, 0.96 and 1.52 on one thread, and 1.19,
-    0.87 and 0.97 on two. Decoding has no rows for them. The gradients written
-    by hand have no forward mode."""
+    record nothing, and LiteRT has no such loop. The gradients written by hand
+    have no forward mode."""
     from tensorflow.python.eager import record
 
-    from keras_moe.kernels import tensorflow_tiles as tiles
     from keras_moe.kernels.tensorflow_primitives import (
         in_forward_mode,
         inside_xla,
-        one_thread_of_avx2,
-        runs_here,
     )
 
     if in_forward_mode(x):
@@ -173,13 +167,8 @@ def _tensorflow(x, num_groups, inner):
     if inside_xla():
         few = x.shape[0] is not None and x.shape[0] <= 8 * num_groups
         return "tensorflow_xla" + "_few_rows" * (few and _all_on_cpu())
-    if record.could_possibly_record():
-        return "tensorflow_loop" if num_groups > 8 else "tensorflow_split"
-    many = x.shape[0] is None or x.shape[0] >= tiles.ROWS
-    slow = 0 in (inner % tiles.SLOW, x.shape[-1] % tiles.SLOW)
-    here = one_thread_of_avx2() and _all_on_cpu() and runs_here()
-    if many and slow and x.dtype == "float32" and here:
-        return "tensorflow_tiles"
+    if record.could_possibly_record() and num_groups > 8:
+        return "tensorflow_loop"
     return "tensorflow_split"
 
 
@@ -190,7 +179,7 @@ def _all_on_cpu():
     return all(device.device_type == "CPU" for device in devices)
 
 
-def _torch(x, num_groups, inner):
+def _torch(x, num_groups):
     """CUDA: no count on the host. On CPU `torch_split` keeps an expert's
     hidden rows in cache and writes each gradient where the last one was:
     forward and backward of L and M take 0.82 and 0.85 of the time of
@@ -228,7 +217,6 @@ _RULES = {
         (
             "tensorflow_loop",
             "tensorflow_split",
-            "tensorflow_tiles",
             "tensorflow_xla",
             "tensorflow_xla_few_rows",
         ),

@@ -3,21 +3,16 @@
 What each does is said in `primitives.py` and `objects.py`.
 """
 
-import functools
-import os
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 
-import numpy as np
 import tensorflow as tf
 from tensorflow.python.eager import forwardprop_util, record
 from tensorflow.python.ops import control_flow_util
 
 from keras_moe.types import Tensor
 
-# How the names of the graphs begin that Keras's trainer makes.
-STEPS = ("one_step_on_", "multi_step_on_")
 NOT_TOGETHER = (
     "`fn` of `strategy.run(fn)` must be a plain function for a model with a "
     "mixture in training: the mixture sums its load over the replicas, and "
@@ -32,11 +27,7 @@ def compiled(
     function: Callable, variables: Sequence, written: Sequence = ()
 ) -> Callable:
     """A graph refers to variables by itself."""
-
-    def one_step_on_arguments(*args):  # a name that `runs_here` knows
-        return function(*args)
-
-    program = tf.function(one_step_on_arguments, autograph=False)
+    program = tf.function(function, autograph=False)
 
     def call(*args):
         return program(*tf.nest.map_structure(tf.convert_to_tensor, args))
@@ -139,34 +130,6 @@ def inside_xla() -> bool:
     """Whether what is traced now is compiled by XLA."""
     graph = tf.compat.v1.get_default_graph()
     return control_flow_util.GraphOrParentsInXlaContext(graph)
-
-
-def runs_here() -> bool:
-    """Whether what is traced now runs in this process: called eagerly, in a
-    step of Keras's (`predict`, `evaluate`) or of `compiled`. Any other graph
-    may be exported."""
-    graph = tf.compat.v1.get_default_graph()
-    eager = tf.executing_eagerly()
-    while not eager and graph is not None:
-        if getattr(graph, "name", "").startswith(STEPS):
-            return True
-        graph = getattr(graph, "outer_graph", None)
-    return eager
-
-
-@functools.cache
-def one_thread_of_avx2() -> bool:
-    """Whether a product runs on one thread of a CPU with AVX2, not AVX-512."""
-    threads = tf.config.threading.get_intra_op_parallelism_threads()
-    threads = threads or int(os.environ.get("TF_NUM_INTRAOP_THREADS", 0))
-    if not threads and hasattr(os, "sched_getaffinity"):
-        threads = len(os.sched_getaffinity(0))
-    # NumPy leaves out what would be empty, and names levels of x86 from 2.4 on
-    # where older releases name instructions.
-    known = np.show_config("dicts").get("SIMD Extensions", {})
-    has = {*known.get("baseline", ()), *known.get("found", ())}
-    avx2, avx512 = {"AVX2", "X86_V3"} & has, {"AVX512F", "X86_V4"} & has
-    return threads == 1 and bool(avx2) and not avx512
 
 
 def value_and_gradient(

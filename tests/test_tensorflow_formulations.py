@@ -1,0 +1,80 @@
+"""Which formulation computes on TensorFlow, and how often it is traced."""
+
+import keras
+import numpy as np
+import pytest
+from backend import BACKEND
+
+import keras_moe
+from keras_moe import kernels
+from keras_moe.kernels import choice
+
+if BACKEND != "tensorflow":
+    pytest.skip("formulations of TensorFlow's", allow_module_level=True)
+
+import tensorflow as tf
+
+from keras_moe.kernels import tensorflow_loop
+
+MANY, FEW, T, D, F = 9, 8, 6, 4, 16
+X = np.ones((4, T, D), "float32")
+
+
+@pytest.fixture
+def chosen(monkeypatch):
+    """The names of the formulations that computed, in order."""
+    names, module = [], choice._module
+
+    def noted(name):
+        names.append(name)
+        return module(name)
+
+    monkeypatch.setattr(choice, "_module", noted)
+    return names
+
+
+def model_of(num_experts, num_blocks=1):
+    """Blocks and a loss; not traced by what built it."""
+    inputs = x = keras.Input((T, D))
+    for _ in range(num_blocks):
+        x = keras_moe.MoEBlock(num_experts, F)(x)
+    model = keras.Model(inputs, x)
+    model.compile("sgd", "mse")
+    return model
+
+
+@pytest.mark.parametrize("num_experts", [FEW, MANY])
+def test_what_records_nothing_is_unrolled(chosen, num_experts, tmp_path):
+    """LiteRT has no loop of unknown length."""
+    model = model_of(num_experts)
+    chosen.clear()
+    model.predict_on_batch(X)
+    kernels.compiled(lambda x: model(x, training=False), model.variables)(X)
+    model.export(tmp_path / "model.tflite", verbose=False, format="litert")
+    assert set(chosen) == {"tensorflow_split"}
+
+
+@pytest.mark.parametrize(
+    ("num_experts", "name"),
+    [(FEW, "tensorflow_split"), (MANY, "tensorflow_loop")],
+)
+def test_training_of_many_experts_is_a_loop(chosen, num_experts, name):
+    model = model_of(num_experts)
+    chosen.clear()
+    model.train_on_batch(X, X)
+    assert set(chosen) == {name}
+
+
+def test_forward_mode_takes_the_reference(chosen):
+    x, kernel = tf.ones((4, D)), tf.ones((2, D, F))
+    with tf.autodiff.ForwardAccumulator(x, tf.ones_like(x)):
+        kernels.implementation(x, kernel)
+    assert chosen == ["reference"]
+
+
+def test_blocks_of_one_shape_share_a_loop():
+    """24 blocks of 128 experts would take minutes to trace, else."""
+    model = model_of(MANY, num_blocks=3)
+    tensorflow_loop._traced.cache_clear()
+    model.train_on_batch(X, X)
+    assert tensorflow_loop._traced.cache_info().misses == 1
