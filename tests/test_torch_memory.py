@@ -54,6 +54,21 @@ def test_a_gradient_that_somebody_holds_is_left_alone(bank):
     torch.testing.assert_close(second[2, :, 0], 3 * before)
 
 
+HOLDERS = {
+    "array": torch.Tensor.numpy,
+    "buffer": lambda gradient: memoryview(gradient.numpy()),
+    "capsule": lambda gradient: np.from_dlpack(gradient),
+}
+
+
+@pytest.mark.parametrize("of", HOLDERS.values(), ids=HOLDERS)
+def test_a_gradient_that_is_held_by_other_objects_is_left_alone(bank, of):
+    held = of(gradient_of(bank))
+    before = gradient_of(bank)
+    gradient_of(bank, scale=3.0)
+    np.testing.assert_array_equal(np.asarray(held), before.numpy())
+
+
 def test_what_is_held_costs_no_second_memory(bank):
     """A third gradient goes to the first one's place once that is free."""
     first = gradient_of(bank)
@@ -84,7 +99,7 @@ def test_the_memory_goes_with_the_weight(bank):
 
     weight = bank.detach().requires_grad_()
     gradient_of(weight)
-    memory = weakref.ref(torch_memory._memory_of[weight])
+    memory = weakref.ref(torch_memory._memory_of[weight].buffer)
     del weight
     gc.collect()
     assert memory() is None

@@ -12,7 +12,8 @@ step's backward pass, so that no more memory is in use than without; where
 processes reduce gradients and free them earlier, none is kept.
 """
 
-import sys
+import weakref
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -24,9 +25,16 @@ from keras_moe.types import Tensor
 LEAST_BYTES = 1 << 20  # smaller ones the C library keeps itself
 LARGE_BYTES = 1 << 22  # from here on NumPy asks for large pages
 ALIGNMENT_BYTES = 64
-UNUSED = 2  # references to memory that no tensor holds: a name, an argument
 
 _memory_of: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+
+
+class _Memory(NamedTuple):
+    """Bytes that are lent out, and a weak reference to the array over them
+    that lives as long as a tensor, a view, or an array holds them."""
+
+    buffer: np.ndarray
+    lent: Any
 
 
 def empty_gradient(weight: Tensor) -> Tensor:
@@ -39,14 +47,13 @@ def empty_gradient(weight: Tensor) -> Tensor:
         return _new(weight)
     # Taken out and put back, so that no two threads find the same.
     memory = _memory_of.pop(weight, None)
-    if memory is None:
-        memory = _memory_for(weight)
-    elif sys.getrefcount(memory) > UNUSED:
+    if memory is not None and memory.lent() is not None:
         _memory_of[weight] = memory
         return _new(weight)
-    lent = _lent(memory, weight)
-    _memory_of[weight] = memory
-    return lent
+    buffer = _buffer_for(weight) if memory is None else memory.buffer
+    array = _array_over(buffer, weight)
+    _memory_of[weight] = _Memory(buffer, weakref.ref(array))
+    return _as_tensor(array, weight)
 
 
 def settle(variable: keras.Variable) -> None:
@@ -55,22 +62,27 @@ def settle(variable: keras.Variable) -> None:
     if not isinstance(weight, torch.nn.Parameter):  # one without values
         return
     if weight.device.type == "cpu" and _num_bytes(weight) >= LARGE_BYTES:
-        weight.data = _lent(_memory_for(weight), weight).copy_(weight.data)
+        array = _array_over(_buffer_for(weight), weight)
+        weight.data = _as_tensor(array, weight).copy_(weight.data)
 
 
 def _num_bytes(weight):
     return weight.numel() * weight.element_size()
 
 
-def _memory_for(weight):
+def _buffer_for(weight):
     return np.empty(_num_bytes(weight) + ALIGNMENT_BYTES, np.uint8)
 
 
-def _lent(memory, weight):
-    """An uninitialised tensor like a weight, in this memory."""
-    start = -memory.ctypes.data % ALIGNMENT_BYTES
-    lent = torch.from_numpy(memory[start : start + _num_bytes(weight)])
-    return lent.view(weight.dtype).view(weight.shape)
+def _array_over(buffer, weight):
+    """An aligned part of the bytes, as long as a weight."""
+    start = -buffer.ctypes.data % ALIGNMENT_BYTES
+    return buffer[start : start + _num_bytes(weight)]
+
+
+def _as_tensor(array, weight):
+    """An uninitialised tensor like a weight, which holds the array."""
+    return torch.from_numpy(array).view(weight.dtype).view(weight.shape)
 
 
 def _new(weight):
