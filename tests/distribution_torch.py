@@ -22,7 +22,8 @@ import keras_moe
 from keras_moe.distribution.torch_experts import gather_experts, shard_experts
 from keras_moe.distribution.torch_parallel import data_parallel
 from keras_moe.distribution.torch_saving import whole
-from keras_moe.kernels import grouped_matmul, torch_exchange
+from keras_moe.kernels import grouped_matmul
+from keras_moe.kernels.torch import exchange
 
 RANK, PROCESSES = int(os.environ["RANK"]), 2
 
@@ -120,14 +121,14 @@ def exchanged():
         x = torch.tensor(rows[RANK], requires_grad=True)
         own = torch.tensor(kernel[2 * RANK :][:2], requires_grad=True)
         sent.clear()
-        torch_exchange.distributed.all_to_all_single = counting
-        y = torch_exchange.exchange_rows(
+        exchange.distributed.all_to_all_single = counting
+        y = exchange.exchange_rows(
             lambda rows, sizes, own=own: grouped_matmul(rows, own, sizes),
             x,
             torch.tensor(sizes[RANK], dtype=torch.int32),
         )
         (y * torch.tensor(upstream[RANK])).sum().backward()
-        torch_exchange.distributed.all_to_all_single = original
+        exchange.distributed.all_to_all_single = original
         found |= {
             f"{name}/y": y.detach().numpy(),
             f"{name}/x gradient": x.grad.numpy(),

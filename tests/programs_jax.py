@@ -8,7 +8,7 @@ import numpy as np
 
 import keras_moe
 from keras_moe.distribution import expert_parallel
-from keras_moe.kernels import jax_exchange
+from keras_moe.kernels.jax import exchange
 
 D, E = 8, 8
 
@@ -76,7 +76,7 @@ def compiled_text(block, x, training):
 def ragged():
     """Whether the program for TPUs, which cannot run here, sends rows of no
     padding."""
-    jax_exchange.is_ragged = lambda mesh: True
+    exchange.is_ragged = lambda mesh: True
     block = keras_moe.MoEBlock(E, 8)
     with expert_parallel().scope():
         block.build((64, D))

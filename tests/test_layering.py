@@ -85,8 +85,7 @@ def test_only_its_own_kernel_file_imports_a_backend(path):
             if str(path.relative_to(ROOT)) in BACKENDS_OWN_JOBS:
                 continue
             assert room_of(path) in NAMED, f"{path} imports {name}"
-            # choice.py asks the running backend what device it is on.
-            mine = path.stem.startswith(backend) or path.stem == "choice"
+            mine = path.parent.name == backend or path.stem.startswith(backend)
             assert mine, f"{path} imports {name}"
 
 

@@ -7,14 +7,14 @@ from backend import BACKEND
 
 import keras_moe
 from keras_moe import kernels
-from keras_moe.kernels import choice
+from keras_moe.kernels import grouped, reference
 
 if BACKEND != "tensorflow":
     pytest.skip("formulations of TensorFlow's", allow_module_level=True)
 
 import tensorflow as tf
 
-from keras_moe.kernels import tensorflow_loop
+from keras_moe.kernels.tensorflow import loop, split
 
 MANY, FEW, T, D, F = 9, 8, 6, 4, 16
 X = np.ones((4, T, D), "float32")
@@ -22,15 +22,15 @@ X = np.ones((4, T, D), "float32")
 
 @pytest.fixture
 def chosen(monkeypatch):
-    """The names of the formulations that computed, in order."""
-    names, module = [], choice._module
+    """The formulations that computed, in order."""
+    modules, choose = [], grouped.implementation
 
-    def noted(name):
-        names.append(name)
-        return module(name)
+    def noted(x, kernel):
+        modules.append(choose(x, kernel))
+        return modules[-1]
 
-    monkeypatch.setattr(choice, "_module", noted)
-    return names
+    monkeypatch.setattr(grouped, "implementation", noted)
+    return modules
 
 
 def model_of(num_experts, num_blocks=1):
@@ -51,30 +51,28 @@ def test_what_records_nothing_is_unrolled(chosen, num_experts, tmp_path):
     model.predict_on_batch(X)
     kernels.compiled(lambda x: model(x, training=False), model.variables)(X)
     model.export(tmp_path / "model.tflite", verbose=False, format="litert")
-    assert set(chosen) == {"tensorflow_split"}
+    assert set(chosen) == {split}
 
 
 @pytest.mark.parametrize(
-    ("num_experts", "name"),
-    [(FEW, "tensorflow_split"), (MANY, "tensorflow_loop")],
+    ("num_experts", "expected"), [(FEW, split), (MANY, loop)]
 )
-def test_training_of_many_experts_is_a_loop(chosen, num_experts, name):
+def test_training_of_many_experts_is_a_loop(chosen, num_experts, expected):
     model = model_of(num_experts)
     chosen.clear()
     model.train_on_batch(X, X)
-    assert set(chosen) == {name}
+    assert set(chosen) == {expected}
 
 
-def test_forward_mode_takes_the_reference(chosen):
+def test_forward_mode_takes_the_reference():
     x, kernel = tf.ones((4, D)), tf.ones((2, D, F))
     with tf.autodiff.ForwardAccumulator(x, tf.ones_like(x)):
-        kernels.implementation(x, kernel)
-    assert chosen == ["reference"]
+        assert kernels.implementation(x, kernel) is reference
 
 
 def test_blocks_of_one_shape_share_a_loop():
     """24 blocks of 128 experts would take minutes to trace, else."""
     model = model_of(MANY, num_blocks=3)
-    tensorflow_loop._traced.cache_clear()
+    loop._traced.cache_clear()
     model.train_on_batch(X, X)
-    assert tensorflow_loop._traced.cache_info().misses == 1
+    assert loop._traced.cache_info().misses == 1

@@ -8,7 +8,7 @@ torch = pytest.importorskip("torch")
 if keras.backend.backend() != "torch":
     pytest.skip("PyTorch's kernels", allow_module_level=True)
 
-from keras_moe.kernels import torch_activation  # noqa: E402
+from keras_moe.kernels.torch import activation as activation_module  # noqa: E402
 
 ACTIVATIONS = ["silu", "gelu", "relu", "tanh", lambda x: x]
 
@@ -29,9 +29,9 @@ def test_rows_and_gradients_are_those_of_autograd(rng, activation, gated):
     values = [b.detach() for b in before]
     copies = [v.clone() for v in values]
     with torch.no_grad():
-        hidden = torch_activation.activated(activation, *values)
+        hidden = activation_module.activated(activation, *values)
         np.testing.assert_allclose(hidden, expected.detach(), rtol=1e-12)
-        hidden, vjp = torch_activation.activated_and_vjp(activation, values)
+        hidden, vjp = activation_module.activated_and_vjp(activation, values)
         np.testing.assert_allclose(hidden, expected.detach(), rtol=1e-12)
         gradients = vjp(d_hidden.clone())
     for gradient, wanted in zip(gradients, expected_gradients, strict=True):
@@ -43,6 +43,6 @@ def test_rows_and_gradients_are_those_of_autograd(rng, activation, gated):
 def test_the_usual_activations_are_known():
     for name in ("silu", "swish", "gelu", "relu"):
         activation = keras.activations.get(name)
-        assert torch_activation.plain(activation) is not activation
+        assert activation_module.plain(activation) is not activation
     tanh = keras.activations.tanh
-    assert torch_activation.plain(tanh) is tanh
+    assert activation_module.plain(tanh) is tanh

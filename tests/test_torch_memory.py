@@ -79,11 +79,11 @@ def test_what_is_held_costs_no_second_memory(bank):
 
 
 def test_none_is_kept_where_processes_reduce_gradients(bank, monkeypatch):
-    from keras_moe.kernels import torch_memory
+    from keras_moe.kernels.torch import memory
 
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     gradient_of(bank)
-    assert bank not in torch_memory._memory_of
+    assert bank not in memory._memory_of
 
 
 def test_backward_twice_adds_up(bank):
@@ -95,14 +95,14 @@ def test_backward_twice_adds_up(bank):
 
 
 def test_the_memory_goes_with_the_weight(bank):
-    from keras_moe.kernels import torch_memory
+    from keras_moe.kernels.torch import memory
 
     weight = bank.detach().requires_grad_()
     gradient_of(weight)
-    memory = weakref.ref(torch_memory._memory_of[weight].buffer)
+    buffer = weakref.ref(memory._memory_of[weight].buffer)
     del weight
     gc.collect()
-    assert memory() is None
+    assert buffer() is None
 
 
 def test_a_bank_settles_in_other_memory_as_the_same_parameter():

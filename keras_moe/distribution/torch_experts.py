@@ -1,7 +1,7 @@
 """Expert parallelism on PyTorch: each process holds E / N of the E experts.
 
 N processes, E experts. Tokens travel to the process of their expert and back;
-see `keras_moe.kernels.torch_exchange`. Where there are more processes than N,
+see `keras_moe.kernels.torch.exchange`. Where there are more processes than N,
 each N of them hold a copy.
 """
 

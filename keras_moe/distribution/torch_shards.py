@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 import keras
 
-from keras_moe.kernels.torch_exchange import gather_shards
+from keras_moe.kernels.torch.exchange import gather_shards
 from keras_moe.layers.expert import Expert
 
 

@@ -17,7 +17,7 @@ import numpy as np
 SCALARS = (bool, int, float, complex, str, bytes, type(None), type(Ellipsis))
 CONTAINERS = (list, tuple, set, frozenset, dict)
 # Modules of these packages keep no state that a program depends on, except
-# for what `choice.context` returns.
+# for what `forced.context` returns.
 LIBRARIES = {"jax", "keras", "keras_hub", "keras_moe", "numpy", "tensorflow"}
 # What `compile`, `fit`, and `predict` set. `generate` may run in a callback.
 OF_TRAINING = {

@@ -8,7 +8,6 @@ layouts of `keras.distribution`; on PyTorch between the processes that a bank
 is divided among. Routing and losses stay outside of it.
 """
 
-import importlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -89,67 +88,3 @@ def rows_of_way(
         return min(num_rows, num_experts // devices * most_rows)
     even = -(-num_rows // devices)
     return min(num_rows, 8 * -(-5 * even // 32))
-
-
-def is_spread(shard: ExpertShard | None, num_rows: int | Tensor) -> bool:
-    """Returns whether tokens or experts lie on more than one device.
-
-    A program of symbolic shapes on JAX is traced for its shapes, or exported;
-    it is one device's, since the exchange needs a number of rows.
-
-    Args:
-        shard: of a bank, which decides on backends other than JAX; there
-            `keras.distribution` does.
-        num_rows: T, a number or what the trace has instead.
-    """
-    if keras.backend.backend() == "jax":
-        known = isinstance(num_rows, int)
-        return known and keras.distribution.distribution() is not None
-    return shard is not None
-
-
-def num_token_shards(bank: Bank) -> int:
-    """Returns in how many equal parts, in order, a program's tokens lie."""
-    own = _twin("num_token_shards")
-    return own(bank) if own else 1
-
-
-def mix_across(
-    mix: Callable,
-    bank: Bank,
-    rows: Tensor,
-    pairs: Pairs,
-    pairs_per_token: int | None,
-    most_rows: int | Tensor | None = None,
-) -> Tensor:
-    """Dispatch, experts and combine, wherever the experts are.
-
-    Args:
-        mix: `mix(send, rows, pairs)`: sorts pairs by expert, gives the rows
-            `(P, W)`, each expert's count `(E,)` and the order of the pairs to
-            `send`, combines what it returns to `(T, W')`.
-        bank: the experts.
-        rows: `(T, W)`.
-        pairs: of these rows.
-        pairs_per_token: K where the pairs of token t stand at `t * K ...`.
-        most_rows: C, where no expert gets more pairs of one token shard.
-
-    Returns:
-        `(T, W')`.
-    """
-    own = _twin("mix_across")
-    if own is None:
-        raise NotImplementedError(
-            f"{keras.backend.backend()!r} has no exchange of rows. Use jax or "
-            "torch."
-        )
-    return own(mix, bank, rows, pairs, pairs_per_token, most_rows)
-
-
-def _twin(name):
-    """The running backend's own function of this name, or None."""
-    backend = keras.backend.backend()
-    if backend not in ("jax", "torch"):
-        return None
-    module = importlib.import_module(f"keras_moe.kernels.{backend}_exchange")
-    return getattr(module, name, None)

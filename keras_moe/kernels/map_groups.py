@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import keras
 from keras import ops, tree
 
-from keras_moe.kernels.primitives import (
+from keras_moe.kernels.row_ops import (
     output_shapes,
     shapes_known,
     smaller_size,

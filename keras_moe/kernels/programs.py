@@ -1,14 +1,68 @@
-"""Compiled programs that are kept from call to call."""
+"""Whole programs: compiled, kept from call to call, differentiated."""
 
 import threading
 from collections.abc import Callable, Hashable, Sequence
 
 import keras
+from keras import ops
 
+from keras_moe.kernels.backend import backend
 from keras_moe.kernels.captured import captured_by
-from keras_moe.kernels.primitives import compiled
+from keras_moe.kernels.forced import context
+from keras_moe.types import Tensor
 
 SIZE = 32  # programs of one owner
+
+
+def compiled(
+    function: Callable, variables: Sequence, written: Sequence = ()
+) -> Callable:
+    """Returns `function` as a program that is compiled once for each shape.
+
+    `jax.jit` with the variables as arguments, so that later values are seen;
+    `tf.function`; on PyTorch, and elsewhere, the function itself. Gradients
+    do not flow through it. Each formulation that `kernels.use` forces has a
+    program of its own. What else the function captured must not change as
+    long as the program is used: `Programs` is for functions where it may.
+
+    Args:
+        function: of tensors, returns tensors.
+        variables: every `keras.Variable` that the function reads.
+        written: those among them that it assigns.
+    """
+    kept: dict = {}
+
+    def call(*args):
+        now = context()
+        if now not in kept:
+            kept[now] = backend.compiled(function, variables, written)
+        return kept[now](*args)
+
+    return call
+
+
+def value_and_gradient(
+    function: Callable[[Tensor], Tensor], x: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Returns a function's value and its gradient with respect to `x`.
+
+    Both are constants to whoever differentiates around it: no gradient flows
+    out of them, neither to `x` nor to weights that the function reads.
+
+    Args:
+        function: from a tensor like `x` to a scalar. It is called once.
+        x: float, any shape.
+
+    Returns:
+        The scalar, and a tensor like `x`; zeros where the function does not
+        depend on it.
+
+    Raises:
+        NotImplementedError: on a backend other than the three.
+    """
+    x = ops.stop_gradient(ops.convert_to_tensor(x))
+    value, gradient = backend.value_and_gradient(function, x)
+    return ops.stop_gradient(value), ops.stop_gradient(gradient)
 
 
 class Programs:

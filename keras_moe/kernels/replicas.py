@@ -7,25 +7,12 @@ Every replica of a step must make these calls, in the same order.
 
 import math
 
-from keras_moe.kernels.primitives import light_ops, twin
+from keras_moe.kernels.backend import backend
+from keras_moe.kernels.row_ops import light_ops
 from keras_moe.types import Tensor
 
-
-def num_replicas() -> int:
-    """Return the number of replicas that take the current step together."""
-    own = twin("num_replicas")
-    return own() if own else 1
-
-
-def sum_over_replicas(x: Tensor) -> Tensor:
-    """Return the sum of a tensor over the replicas of a data-parallel step.
-
-    Args:
-        x: Any shape, the same on each replica. The sum has no gradient on
-            PyTorch.
-    """
-    own = twin("sum_over_replicas")
-    return own(x) if own else x
+# As the backend has it; `protocol.py` says what it does.
+sum_over_replicas = backend.sum_over_replicas
 
 
 def mean_of_units(total: Tensor, count: Tensor, over_replicas: bool) -> Tensor:
@@ -57,7 +44,7 @@ def mean_over_replicas(total: Tensor, count: Tensor) -> Tensor:
         count: float32, broadcastable to `total`. The number of these units,
             without gradient.
     """
-    replicas = num_replicas()
+    replicas = backend.num_replicas()
     if replicas == 1:
         return mean_of_units(total, count, False)
     size = math.prod(total.shape)

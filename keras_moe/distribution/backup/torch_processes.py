@@ -31,7 +31,7 @@ class TorchProcesses(Processes):
     def read(self, variable):
         value = variable.value.detach()
         if shard := self.shards.get(id(variable)):
-            from keras_moe.kernels.torch_exchange import gather_shards
+            from keras_moe.kernels.torch.exchange import gather_shards
 
             value = gather_shards(value, shard.group)
         if isinstance(value, DTensor):

@@ -2,7 +2,7 @@
 
 P rows, sorted by group; E groups; D input and F output width; B rows a block.
 
-The loop is `jax_loop.py`'s. XLA cannot differentiate a loop of unknown
+The loop is `loop.py`'s. XLA cannot differentiate a loop of unknown
 length, so the gradient is a loop of the same shape, written by hand. Each is
 jitted here, so that calls outside `jit` compile it once and not every time.
 
@@ -16,9 +16,9 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from keras_moe.kernels.blocks import block_sizes
-from keras_moe.kernels.jax_loop import map_blocks
-from keras_moe.kernels.jax_reverse_only import ReverseOnly, second_gradients
+from keras_moe.kernels.block_sizes import block_sizes
+from keras_moe.kernels.jax.loop import map_blocks
+from keras_moe.kernels.jax.reverse_only import ReverseOnly, second_gradients
 from keras_moe.kernels.reference import (
     FFNWeights,
     before_activation,

@@ -2,11 +2,12 @@
 
 T tokens, D hidden_dim, F intermediate_dim, E experts, P routed pairs.
 
-What each function does is said in `exchange.py`. `jax.shard_map` runs one
+What each function does is said in `protocol.py`. `jax.shard_map` runs one
 shard of the tokens on each device; around it XLA partitions the program as
-ever. What travels between shards is in `jax_rounds.py`.
+ever. What travels between shards is in `exchange_rounds.py`.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -17,7 +18,7 @@ from jax import lax
 from jax.sharding import PartitionSpec
 
 from keras_moe.kernels.exchange import Bank, Pairs, Part, rows_of_way
-from keras_moe.kernels.jax_rounds import Way, in_rounds, is_ragged
+from keras_moe.kernels.jax.exchange_rounds import Way, in_rounds, is_ragged
 from keras_moe.types import Tensor
 
 
@@ -64,6 +65,12 @@ def layout_of(bank: Bank) -> Layout:
     return Layout(data.mesh, tuple(others), expert_axis, model_axis)
 
 
+def is_spread(shard: Any, num_rows: int | Tensor) -> bool:
+    """Where `keras.distribution` has a distribution."""
+    known = isinstance(num_rows, int)
+    return known and keras.distribution.distribution() is not None
+
+
 def num_token_shards(bank: Bank) -> int:
     """Returns in how many equal parts the tokens lie."""
     layout = layout_of(bank)
@@ -71,7 +78,12 @@ def num_token_shards(bank: Bank) -> int:
 
 
 def mix_across(
-    mix, bank: Bank, rows: Tensor, pairs: Pairs, pairs_per_token, most_rows
+    mix: Callable,
+    bank: Bank,
+    rows: Tensor,
+    pairs: Pairs,
+    pairs_per_token: int | None,
+    most_rows: int | Tensor | None = None,
 ) -> Tensor:
     """Dispatch, experts and combine on each device's shard of the tokens."""
     layout = layout_of(bank)

@@ -20,9 +20,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from keras_moe.kernels.choice import is_reference
-from keras_moe.kernels.jax_reverse_only import ReverseOnly
-from keras_moe.kernels.primitives import linear_map
+from keras_moe.kernels.forced import is_reference
+from keras_moe.kernels.jax.reverse_only import ReverseOnly
+from keras_moe.kernels.jax.row_ops import linear_map
 from keras_moe.types import Tensor
 
 
@@ -153,6 +153,8 @@ def _permuted(x, source, place):
     """Row i of the result is row source[i] of `x`, zero where there is none;
     `place` is where each row of `x` went, by which its gradient is a gather,
     too."""
+    if is_reference():
+        return _by_source(x, source, place)
     return linear_map(_by_source, _by_place, x, source, place)
 
 

@@ -7,7 +7,7 @@ small beside the product; for one row it is the work. A sum of multiples of a
 matrix's rows is fused with the slices and reads them where they lie, for one
 row at the rate of memory. At D = 1024 and F = 2816 it takes 0.5 to 0.8 of the
 time of products of slices that stay in the cache (1 to 4 rows; 8 rows, 0.93).
-Gradients are `jax_blocks.py`'s.
+Gradients are `blocks.py`'s.
 """
 
 from functools import partial
@@ -16,11 +16,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from keras_moe.kernels import jax_blocks
-from keras_moe.kernels.blocks import few_rows_size
-from keras_moe.kernels.jax_loop import map_blocks
-from keras_moe.kernels.jax_reverse_only import ReverseOnly
-from keras_moe.kernels.jax_varying import varying_alike
+from keras_moe.kernels.block_sizes import few_rows_size
+from keras_moe.kernels.jax import blocks
+from keras_moe.kernels.jax.loop import map_blocks
+from keras_moe.kernels.jax.reverse_only import ReverseOnly
+from keras_moe.kernels.jax.varying import varying_alike
 from keras_moe.kernels.reference import FFNWeights, ffn
 from keras_moe.types import Activation, Tensor
 
@@ -53,7 +53,7 @@ def _grouped_matmul(x, kernel, group_sizes):
 
 
 _grouped_matmul.defvjp(
-    jax_blocks._grouped_matmul_forward, jax_blocks._grouped_matmul_backward
+    blocks._grouped_matmul_forward, blocks._grouped_matmul_backward
 )
 
 
@@ -71,9 +71,7 @@ def _grouped_ffn(activation, remat, x, weights, group_sizes):
     return _map(block, x, group_sizes, weights.down_kernel.shape[-1])
 
 
-_grouped_ffn.defvjp(
-    jax_blocks._grouped_ffn_forward, jax_blocks._grouped_ffn_backward
-)
+_grouped_ffn.defvjp(blocks._grouped_ffn_forward, blocks._grouped_ffn_backward)
 
 
 def _map(block, x, group_sizes, width):

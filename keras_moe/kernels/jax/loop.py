@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from keras_moe.kernels.jax_varying import varying_alike
+from keras_moe.kernels.jax.varying import varying_alike
 from keras_moe.types import Tensor
 
 

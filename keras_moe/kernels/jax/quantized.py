@@ -2,7 +2,7 @@
 
 P rows, sorted by group; E groups; D input and F output width; B rows a block.
 
-The loop is `jax_loop.py`'s. A step slices one group's integers and widens
+The loop is `loop.py`'s. A step slices one group's integers and widens
 them for its product. Rows that are quantised are multiplied as floats that
 hold integers: XLA's integer product on CPU is many times slower.
 """
@@ -12,9 +12,9 @@ from functools import partial
 import jax
 
 from keras_moe.kernels import quantized, reference
-from keras_moe.kernels.blocks import block_sizes
-from keras_moe.kernels.jax_loop import map_blocks
-from keras_moe.kernels.jax_reverse_only import ReverseOnly
+from keras_moe.kernels.block_sizes import block_sizes
+from keras_moe.kernels.jax.loop import map_blocks
+from keras_moe.kernels.jax.reverse_only import ReverseOnly
 from keras_moe.kernels.quantized import QuantizedKernel
 from keras_moe.kernels.reference import FFNWeights, ffn
 from keras_moe.types import Activation, Tensor

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from keras_moe.kernels import reference
-from keras_moe.kernels.jax_reverse_only import ReverseOnly, second_gradients
+from keras_moe.kernels.jax.reverse_only import ReverseOnly, second_gradients
 from keras_moe.kernels.reference import FFNWeights
 from keras_moe.types import Activation, Tensor
 

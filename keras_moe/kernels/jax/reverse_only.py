@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from keras_moe.kernels.jax_varying import varying_alike
+from keras_moe.kernels.jax.varying import varying_alike
 
 MESSAGE = (
     "The mixture has no forward-mode derivative on JAX (`jax.jvp`, "

@@ -1,44 +1,21 @@
-"""JAX: the primitives that keras.ops has not.
+"""JAX: what `keras.ops` cannot do with rows, or does slowly.
 
-What each does is said in `primitives.py`.
+`protocol.py` says what each function does.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import keras
-from jax.extend.core import get_opaque_trace_state
 
-from keras_moe.kernels.jax_reverse_only import ReverseOnly
-from keras_moe.kernels.jax_varying import varying_alike as varying_alike
+from keras_moe.kernels.jax.reverse_only import ReverseOnly
+from keras_moe.kernels.jax.varying import varying_alike as varying_alike
 from keras_moe.types import Tensor
 
 FEW = 16  # columns that are found one after another
-
-
-def compiled(
-    function: Callable, variables: Sequence, written: Sequence = ()
-) -> Callable:
-    """Variables would be constants of the program: they are arguments."""
-    variables = list(variables)
-
-    @jax.jit
-    def run(values, *args):
-        pairs = list(zip(variables, values, strict=True))
-        with keras.StatelessScope(state_mapping=pairs) as scope:
-            outputs = function(*args)
-        return outputs, [scope.get_current_value(v) for v in written]
-
-    def call(*args):
-        outputs, new_values = run([v.value for v in variables], *args)
-        for variable, value in zip(written, new_values, strict=True):
-            variable.assign(value)
-        return outputs
-
-    return call
 
 
 def top_k_index(scores: Tensor, top_k: int) -> Tensor:
@@ -120,31 +97,3 @@ def smaller_size(one: int | Tensor, other: int | Tensor) -> int | Tensor:
 def output_shapes(function: Callable, *args: Any) -> Any:
     """Symbolic dimensions stay in the shapes."""
     return jax.eval_shape(function, *args)
-
-
-def value_and_gradient(
-    function: Callable[[Tensor], Tensor], x: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Nests inside the gradient of a training step."""
-    return jax.value_and_grad(function)(x)
-
-
-def trace_here() -> Any:
-    """It holds the trace weakly."""
-    return get_opaque_trace_state()
-
-
-def is_traced_here(value: Tensor) -> bool:
-    """By the private attributes with which JAX 0.10 compares traces."""
-    trace = getattr(value, "_trace", None)
-    return trace is not None and trace is trace_here()._trace_ref()
-
-
-def writes_leave_traces() -> bool:
-    """The new value itself has to come out."""
-    return False
-
-
-def outside_of_traces():
-    """A constant is computed at once."""
-    return jax.ensure_compile_time_eval()

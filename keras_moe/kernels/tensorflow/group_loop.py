@@ -1,7 +1,7 @@
 """TensorFlow: a loop over the groups that have rows.
 
 P rows, sorted by group; E groups. It has no gradient of its own:
-`tensorflow_loop.py` writes it.
+`loop.py` writes it.
 """
 
 import math

@@ -22,10 +22,10 @@ from functools import partial
 import tensorflow as tf
 
 from keras_moe.kernels import reference
-from keras_moe.kernels import tensorflow_ffn as one
 from keras_moe.kernels.reference import FFNWeights
-from keras_moe.kernels.tensorflow_again import gradients_of, with_gradient
-from keras_moe.kernels.tensorflow_groups import (
+from keras_moe.kernels.tensorflow import one_expert as one
+from keras_moe.kernels.tensorflow.gradients import gradients_of, with_gradient
+from keras_moe.kernels.tensorflow.group_loop import (
     Groups,
     for_each,
     groups_of,

@@ -21,7 +21,7 @@ import tensorflow as tf
 
 from keras_moe.kernels import reference
 from keras_moe.kernels.reference import FFNWeights
-from keras_moe.kernels.tensorflow_again import gradients_of, with_gradient
+from keras_moe.kernels.tensorflow.gradients import gradients_of, with_gradient
 from keras_moe.types import Activation, Tensor
 
 # Rows up to which the product is transposed, and not its operands: at F = 1024

@@ -3,7 +3,7 @@
 P rows, sorted by group; E groups; D input and F output width; n rows of one
 group.
 
-What `tensorflow_split.py` is to floats, and like it without an operation that
+What `split.py` is to floats, and like it without an operation that
 LiteRT lacks. Where an expert's integers lie is computed from the output of
 the expert before. So no two matrices are widened at the same time, which the
 executor would do with all of them as the first thing; and LiteRT's converter

@@ -2,7 +2,7 @@
 
 P rows, sorted by group; E groups; D input and F output width; B rows a block.
 
-The loop is `tensorflow_xla_loop.py`'s; a step widens one group's integers.
+The loop is `xla_loop.py`'s; a step widens one group's integers.
 """
 
 import tensorflow as tf
@@ -10,7 +10,7 @@ import tensorflow as tf
 from keras_moe.kernels import quantized, reference
 from keras_moe.kernels.quantized import QuantizedKernel
 from keras_moe.kernels.reference import FFNWeights
-from keras_moe.kernels.tensorflow_xla_loop import map_blocks
+from keras_moe.kernels.tensorflow.xla_loop import map_blocks
 from keras_moe.types import Activation, Tensor
 
 

@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterable
 import tensorflow as tf
 from tensorflow.python.eager import record
 
-from keras_moe.kernels import tensorflow_ffn as one
 from keras_moe.kernels.reference import FFNWeights, ffn
+from keras_moe.kernels.tensorflow import one_expert as one
 from keras_moe.types import Activation, Tensor
 
 

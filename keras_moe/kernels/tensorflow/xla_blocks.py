@@ -2,8 +2,8 @@
 
 P rows, sorted by group; E groups; D input and F output width; B rows a block.
 
-The loop is `tensorflow_xla_loop.py`'s; the gradient is a loop of the same
-shape, written by hand. Forward, the products are not `tensorflow_ffn.py`'s
+The loop is `xla_loop.py`'s; the gradient is a loop of the same
+shape, written by hand. Forward, the products are not `one_expert.py`'s
 transposed ones: under XLA L takes 1.10 times `limit` as it is, 1.45 so.
 """
 
@@ -11,7 +11,6 @@ from functools import partial
 
 import tensorflow as tf
 
-from keras_moe.kernels import tensorflow_ffn as one
 from keras_moe.kernels.reference import (
     FFNWeights,
     before_activation,
@@ -19,8 +18,9 @@ from keras_moe.kernels.reference import (
     hidden_units,
     linear,
 )
-from keras_moe.kernels.tensorflow_again import gradients_of, with_gradient
-from keras_moe.kernels.tensorflow_xla_loop import map_blocks
+from keras_moe.kernels.tensorflow import one_expert as one
+from keras_moe.kernels.tensorflow.gradients import gradients_of, with_gradient
+from keras_moe.kernels.tensorflow.xla_loop import map_blocks
 from keras_moe.types import Activation, Tensor
 
 

@@ -2,8 +2,8 @@
 
 P rows, sorted by group; E groups; D input and F output width; B rows a block.
 
-What `jax_few_rows.py` is to JAX, and why a product is a sum of multiples of a
-matrix's rows is said there. Where a tape records, all is `tensorflow_xla.py`'s.
+What `jax/few_rows.py` is to JAX, and why a product is a sum of multiples of a
+matrix's rows is said there. Where a tape records, all is `xla_blocks.py`'s.
 """
 
 from functools import partial
@@ -12,11 +12,11 @@ import tensorflow as tf
 from tensorflow.compiler.tf2xla.python import xla
 from tensorflow.python.eager import record
 
-from keras_moe.kernels import tensorflow_xla
-from keras_moe.kernels.blocks import few_rows_size
+from keras_moe.kernels.block_sizes import few_rows_size
 from keras_moe.kernels.reference import FFNWeights, ffn
-from keras_moe.kernels.tensorflow_ffn import wide_dtype
-from keras_moe.kernels.tensorflow_xla_loop import map_blocks
+from keras_moe.kernels.tensorflow import xla_blocks
+from keras_moe.kernels.tensorflow.one_expert import wide_dtype
+from keras_moe.kernels.tensorflow.xla_loop import map_blocks
 from keras_moe.types import Activation, Tensor
 
 AT_ONCE = 8  # rows of a matrix
@@ -25,7 +25,7 @@ AT_ONCE = 8  # rows of a matrix
 def grouped_matmul(x: Tensor, kernel: Tensor, group_sizes: Tensor) -> Tensor:
     """Multiplies each row by its group's matrix: `(P, D) -> (P, F)`."""
     if not _only_predicts(x):
-        return tensorflow_xla.grouped_matmul(x, kernel, group_sizes)
+        return xla_blocks.grouped_matmul(x, kernel, group_sizes)
     bank = tf.convert_to_tensor(kernel)
 
     def block(rows, own):
@@ -43,7 +43,7 @@ def grouped_ffn(
 ) -> Tensor:
     """Up, gate, activation and down of one block before the next one's."""
     if not _only_predicts(x):
-        return tensorflow_xla.grouped_ffn(
+        return xla_blocks.grouped_ffn(
             x, weights, group_sizes, activation, remat
         )
     banks = FFNWeights(

@@ -2,7 +2,7 @@
 
 P rows, sorted by group; E groups; B rows a block.
 
-What `jax_loop.py` is to JAX, and why it looks as it does is said there: a
+What `jax/loop.py` is to JAX, and why it looks as it does is said there: a
 loop over a number of blocks that is data, and a switch for the least size
 that holds a block. XLA fixes P when it compiles, after this code has been
 traced; where the trace does not know P, B has one size. The
@@ -15,8 +15,8 @@ from functools import partial
 import tensorflow as tf
 from tensorflow.compiler.tf2xla.python import xla
 
-from keras_moe.kernels.blocks import block_sizes
-from keras_moe.kernels.tensorflow_ffn import wide_dtype
+from keras_moe.kernels.block_sizes import block_sizes
+from keras_moe.kernels.tensorflow.one_expert import wide_dtype
 from keras_moe.types import Tensor
 
 UNKNOWN_P_BLOCK_ROWS = 64
@@ -44,7 +44,7 @@ def map_blocks(
         widths: the widths of the outputs.
         summed: whether the second result is summed over the blocks.
         sizes: the values B may have, ascending; None for those of
-            `blocks.py`, or one where the trace does not know P.
+            `block_sizes.py`, or one where the trace does not know P.
 
     Returns:
         The outputs, each (P, width), zero behind the last group, and the sums

@@ -17,7 +17,7 @@ from keras import ops
 from torch import distributed
 
 from keras_moe.kernels.exchange import Bank, Pairs
-from keras_moe.kernels.torch_transforms import is_transformed
+from keras_moe.kernels.torch.tracing import is_transformed
 from keras_moe.types import Tensor
 
 
@@ -49,7 +49,7 @@ def mix_across(
     most_rows: int | Tensor | None = None,
 ) -> Tensor:
     """Dispatch here, the experts where they are, combine here; see
-    `exchange.py`."""
+    `protocol.py`."""
 
     def send(rows, group_sizes, pair_order):
         def run(rows, local_sizes):

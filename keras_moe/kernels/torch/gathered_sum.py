@@ -1,6 +1,6 @@
 """PyTorch on CPU: sums of gathered rows, in one pass over them.
 
-P rows of width D, T = P / K sums of K rows each. See `primitives.py`.
+P rows of width D, T = P / K sums of K rows each. See `../row_ops.py`.
 Gathering, weighting and summing one after the other writes each row three
 times to memory that the system has to find first: at L a tenth of a block's
 forward pass. The library's bag of embeddings does it all at once; its own
@@ -11,9 +11,9 @@ it makes of the parts for any number of tokens takes a quarter of S forward.
 
 import torch
 
-from keras_moe.kernels.torch_ops import is_exported
-from keras_moe.kernels.torch_transforms import (
+from keras_moe.kernels.torch.tracing import (
     is_differentiated_again,
+    is_exported,
     is_transformed,
 )
 from keras_moe.types import Tensor

@@ -11,8 +11,9 @@ group as it found them. Speed on CUDA was not timed here.
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from keras_moe.kernels import reference, torch_activation
+from keras_moe.kernels import reference
 from keras_moe.kernels.reference import FFNWeights
+from keras_moe.kernels.torch import activation as activations
 from keras_moe.types import Activation, Tensor
 
 ALIGNMENT_BYTES = 16
@@ -43,7 +44,7 @@ def grouped_ffn(
                 return y
             return reference.add_grouped_bias(y, bias, group_sizes)
 
-        function = torch_activation.plain(activation)
+        function = activations.plain(activation)
         return reference.ffn(x, weights, function, linear)
 
     if remat:

@@ -8,29 +8,10 @@ is not here is Keras's.
 import keras
 import torch
 
-from keras_moe.kernels.torch_transforms import is_transformed
 from keras_moe.types import Tensor
 
 # Where Keras would move tensors of the host to, if anywhere.
 ACCELERATED = torch.accelerator.is_available()
-
-
-def eager_on_cpu(x) -> bool:
-    """Whether the host may look at values and sizes of `x` and lose nothing:
-    neither a compiler or an export traces it, nor is it queued elsewhere, nor
-    does `torch.func` transform what is made of it."""
-    return (
-        x.device.type == "cpu"
-        and not torch.compiler.is_compiling()
-        and not torch.jit.is_tracing()
-        and not is_transformed()
-    )
-
-
-def is_exported() -> bool:
-    """Whether a program is traced that is kept: by `torch.export`, or by
-    TorchScript, from which Keras makes ONNX."""
-    return torch.compiler.is_exporting() or torch.jit.is_tracing()
 
 
 def __getattr__(name):

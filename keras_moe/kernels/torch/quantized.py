@@ -14,7 +14,7 @@ import torch
 from keras_moe.kernels import quantized
 from keras_moe.kernels.quantized import QuantizedKernel, Rounding
 from keras_moe.kernels.reference import FFNWeights, ffn
-from keras_moe.kernels.torch_transforms import is_differentiated_again
+from keras_moe.kernels.torch.tracing import is_differentiated_again
 from keras_moe.types import Activation, Tensor
 
 

@@ -59,9 +59,13 @@ def may_be_repeated() -> bool:
     return hooks is not None
 
 
-@contextlib.contextmanager
-def repeatable(pure: bool) -> Iterator[None]:
+def repeatable(pure: bool) -> contextlib.AbstractContextManager[None]:
     """In this thread."""
+    return _within(pure)
+
+
+@contextlib.contextmanager
+def _within(pure: bool) -> Iterator[None]:
     before, _THREAD.pure = _THREAD.pure, pure
     try:
         yield

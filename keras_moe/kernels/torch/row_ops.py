@@ -1,42 +1,25 @@
-"""PyTorch: the primitives that keras.ops has not, or slowly.
+"""PyTorch: what `keras.ops` cannot do with rows, or does slowly.
 
-T tokens, E experts, K top_k, P routed pairs. What each does is said in
-`primitives.py` and `objects.py`.
+T tokens, E experts, K top_k, P routed pairs. `protocol.py` says what each
+function does.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
-from torch.optim.adam import adam
 
-from keras_moe.kernels import (
-    torch_gathered_sum,
-    torch_memory,
-    torch_recomputation,
+from keras_moe.kernels.torch.tracing import (
+    eager_on_cpu,
+    is_exported,
+    is_transformed,
+    known_sizes,
 )
-from keras_moe.kernels.torch_ops import eager_on_cpu, is_exported
-from keras_moe.kernels.torch_transforms import is_transformed, known_sizes
 from keras_moe.types import Tensor
 
 # In files of their own.
-gathered_sum = torch_gathered_sum.gathered_sum
-settle = torch_memory.settle
-first_value = torch_recomputation.first_value
-is_recomputing = torch_recomputation.is_recomputing
-may_be_repeated = torch_recomputation.may_be_repeated
-repeatable = torch_recomputation.repeatable
 
 FEW_SCORES = 4096
 FEW_ELEMENTS = 64
-ENDLESS = 1e9  # steps after which no beta below 1 - 1e-7 leaves a bias
-
-
-def compiled(
-    function: Callable, variables: Sequence, written: Sequence = ()
-) -> Callable:
-    """As it is, and nothing is kept for gradients: `torch.compile` would
-    leave the graph at each bank of experts."""
-    return torch.no_grad()(function)
 
 
 def top_k_index(scores: Tensor, top_k: int) -> Tensor:
@@ -52,7 +35,7 @@ def top_k_index(scores: Tensor, top_k: int) -> Tensor:
     num_columns = scores.shape[-1]
     infinity = float("inf")
     scores = scores.float().nan_to_num(0.0, infinity, -infinity)
-    if torch.onnx.is_in_onnx_export():  # see `torch_ops.argsort`
+    if torch.onnx.is_in_onnx_export():  # see `light_ops.argsort`
         return torch.topk(scores, top_k, dim=-1).indices.to(torch.int32)
     if torch.compiler.is_compiling() or scores.numel() <= FEW_SCORES:
         order = torch.sort(scores, dim=-1, descending=True, stable=True)
@@ -166,49 +149,6 @@ def sort_few_groups(
     return found.split((count, count, num_groups))
 
 
-def sum_over_replicas(x: Tensor) -> Tensor:
-    """Over the processes of `torch.distributed`, where it is initialised."""
-    if num_replicas() == 1:
-        return x
-    x = x.detach().clone()
-    torch.distributed.all_reduce(x)
-    return x
-
-
-def num_replicas() -> int:
-    """The processes of `torch.distributed`."""
-    distributed = torch.distributed
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return 1
-    return distributed.get_world_size()
-
-
-def needs_a_full_call(owner, layer) -> bool:
-    """Whether Keras or PyTorch would do more than `call`: hooks, another
-    dtype, regularised outputs, quantised or recomputed layers."""
-    if owner.dtype_policy is layer.dtype_policy:
-        dtypes = {layer.compute_dtype, layer.variable_dtype}
-    else:
-        dtypes = {
-            owner.compute_dtype,
-            owner.variable_dtype,
-            layer.compute_dtype,
-            layer.variable_dtype,
-        }
-    return bool(
-        len(dtypes) > 1
-        or not layer.built
-        or layer.activity_regularizer is not None
-        or layer.quantization_mode is not None
-        or layer._remat_mode is not None
-        or layer._forward_hooks
-        or layer._forward_pre_hooks
-        or layer._backward_hooks
-        or layer._backward_pre_hooks
-        or torch.nn.modules.module._has_any_global_hook()
-    )
-
-
 def known_int(value: Tensor) -> int | None:
     """Not in torch.compile and torch.export, nor on CUDA."""
     return int(value) if eager_on_cpu(value) else None
@@ -226,53 +166,3 @@ def shapes_known(x: Tensor) -> str:
     one branch, and under `vmap`, where each slice has another length."""
     batched = is_transformed() and known_sizes(x) is None
     return "whole" if batched or torch.jit.is_tracing() else "at run time"
-
-
-def value_and_gradient(
-    function: Callable[[Tensor], Tensor], x: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Touches no weight's `.grad`."""
-    with torch.enable_grad():
-        x = x.detach().requires_grad_()
-        value = function(x)
-        if not value.requires_grad:
-            return value, torch.zeros_like(x)
-        (gradient,) = torch.autograd.grad(
-            value, x, allow_unused=True, materialize_grads=True
-        )
-    return value, gradient
-
-
-@torch.no_grad()
-def adam_step(variable, gradient, slots, step_size, betas, epsilon) -> bool:
-    """By `torch.optim`'s function. It would correct for bias itself, and put
-    epsilon beside the corrected root: told that an endless number of steps
-    has gone by, it has nothing to correct."""
-    tensors = [variable.value, gradient, *(slot.value for slot in slots)]
-    plain = all(
-        type(t) in (torch.Tensor, torch.nn.Parameter)
-        and t.dtype == torch.float32
-        for t in tensors
-    )
-    if not plain:
-        return False
-    steps = torch.full((), ENDLESS, device=gradient.device)
-    weights, gradients, *moments = ([t] for t in tensors)
-    first, second, largest = [*moments, []][:3]
-    adam(
-        weights,
-        gradients,
-        first,
-        second,
-        largest,
-        [steps],
-        fused=True,
-        amsgrad=bool(largest),
-        beta1=betas[0],
-        beta2=betas[1],
-        lr=step_size(),
-        weight_decay=0.0,
-        eps=epsilon,
-        maximize=False,
-    )
-    return True

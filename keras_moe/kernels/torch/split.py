@@ -7,7 +7,7 @@ The gradient is written by hand for one reason: each expert's part goes
 straight to its place in the bank's gradient. Autograd would make E separate
 tensors and stack them, which for many experts costs more than the products.
 The row counts are read on the host: on CUDA this would stop the queue.
-A gradient that is differentiated again is that of `torch_unrolled.py`.
+A gradient that is differentiated again is that of `unrolled.py`.
 """
 
 from functools import partial
@@ -15,13 +15,13 @@ from itertools import repeat
 
 import torch
 
-from keras_moe.kernels import torch_transforms, torch_unrolled
 from keras_moe.kernels.reference import FFNWeights
-from keras_moe.kernels.torch_activation import (
+from keras_moe.kernels.torch import tracing, unrolled
+from keras_moe.kernels.torch.activation import (
     activated,
     activated_and_vjp,
 )
-from keras_moe.kernels.torch_memory import empty_gradient
+from keras_moe.kernels.torch.memory import empty_gradient
 from keras_moe.types import Activation, Tensor
 
 
@@ -73,10 +73,10 @@ class _GroupedMatmul(torch.autograd.Function):
     @staticmethod
     def backward(ctx, dy):
         x, kernel = ctx.saved_tensors
-        if torch_transforms.is_differentiated_again(dy):
+        if tracing.is_differentiated_again(dy):
             sizes = _with_rest(x, ctx.sizes)
-            matmul = partial(torch_unrolled.matmul_of_sizes, sizes)
-            gradients = torch_transforms.gradients(matmul, (x, kernel), dy)
+            matmul = partial(unrolled.matmul_of_sizes, sizes)
+            gradients = tracing.gradients(matmul, (x, kernel), dy)
             return None, *gradients
         dx = _empty_rows(x, x.shape[-1], ctx.sizes)
         dkernel = _empty_bank(kernel, ctx.sizes)
@@ -115,11 +115,11 @@ class _GroupedFFN(torch.autograd.Function):
     def backward(ctx, dy):
         x, *weights = ctx.saved_tensors
         count = len(FFNWeights._fields)
-        if torch_transforms.is_differentiated_again(dy):
+        if tracing.is_differentiated_again(dy):
             sizes = _with_rest(x, ctx.sizes)
-            ffn = partial(torch_unrolled.ffn_of_sizes, sizes, ctx.activation)
+            ffn = partial(unrolled.ffn_of_sizes, sizes, ctx.activation)
             inputs = x, *weights[:count]
-            gradients = torch_transforms.gradients(ffn, inputs, dy)
+            gradients = tracing.gradients(ffn, inputs, dy)
             return None, None, None, *gradients
         w, kept = FFNWeights(*weights[:count]), weights[count:]
         scratch = [] if kept else _before_buffers(w, max(ctx.sizes))

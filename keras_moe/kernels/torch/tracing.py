@@ -1,4 +1,4 @@
-"""PyTorch: when only its own operations can be differentiated.
+"""PyTorch: what traces or transforms the operations that run now.
 
 The hand-written gradients of this package are for `backward` and
 `torch.autograd.grad`. `torch.func` and forward-mode differentiation follow
@@ -11,6 +11,24 @@ import torch
 from torch.autograd import forward_ad
 
 from keras_moe.types import Tensor
+
+
+def eager_on_cpu(x) -> bool:
+    """Whether the host may look at values and sizes of `x` and lose nothing:
+    neither a compiler or an export traces it, nor is it queued elsewhere, nor
+    does `torch.func` transform what is made of it."""
+    return (
+        x.device.type == "cpu"
+        and not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()
+        and not is_transformed()
+    )
+
+
+def is_exported() -> bool:
+    """Whether a program is traced that is kept: by `torch.export`, or by
+    TorchScript, from which Keras makes ONNX."""
+    return torch.compiler.is_exporting() or torch.jit.is_tracing()
 
 
 def is_transformed() -> bool:

@@ -17,8 +17,8 @@ from torch.utils.checkpoint import checkpoint
 from keras_moe.kernels import quantized, reference
 from keras_moe.kernels.quantized import QuantizedKernel
 from keras_moe.kernels.reference import FFNWeights, ffn
-from keras_moe.kernels.torch_quantized import round_rows
-from keras_moe.kernels.torch_transforms import is_transformed, known_sizes
+from keras_moe.kernels.torch.quantized import round_rows
+from keras_moe.kernels.torch.tracing import is_transformed, known_sizes
 from keras_moe.types import Activation, Tensor
 
 

@@ -1,0 +1,81 @@
+"""JAX: what `kernels` runs here, and which formulation is taken when.
+
+P rows, E groups. D1, D8, and `limitE` are those of `benchmarks/`, which
+measures every formulation.
+"""
+
+import jax
+
+from keras_moe.kernels.generic import (
+    adam_step,
+    first_value,
+    gathered_sum,
+    group_sizes_of,
+    inverse_permutation,
+    is_recomputing,
+    keep_losses_apart,
+    light_ops,
+    map_entries,
+    may_be_repeated,
+    needs_a_full_call,
+    num_replicas,
+    repeatable,
+    row_of_each,
+    settle,
+    sort_few_groups,
+    sum_over_replicas,
+    take_columns,
+    take_rows,
+)
+from keras_moe.kernels.jax import blocks, few_rows, quantized, ragged_dot
+from keras_moe.kernels.jax.exchange import (
+    is_spread,
+    mix_across,
+    num_token_shards,
+)
+from keras_moe.kernels.jax.layer_hooks import (
+    is_traced_here,
+    outside_of_traces,
+    trace_here,
+    writes_leave_traces,
+)
+from keras_moe.kernels.jax.programs import compiled, value_and_gradient
+from keras_moe.kernels.jax.row_ops import (
+    known_int,
+    linear_map,
+    output_shapes,
+    require,
+    shape_of_count,
+    shapes_known,
+    smaller_size,
+    top_k_index,
+)
+from keras_moe.kernels.jax.varying import varying_alike
+from keras_moe.kernels.protocol import Formulation, QuantizedFormulation
+from keras_moe.types import Tensor
+
+FORMULATIONS: dict[str, Formulation] = {
+    "jax_blocks": blocks,
+    "jax_few_rows": few_rows,
+    "jax_ragged_dot": ragged_dot,
+}
+
+
+def formulation_for(x: Tensor, num_groups: int) -> str:
+    """Accelerators have a grouped matmul of their own; on CPU it multiplies
+    every row by every matrix. Without copies of the weights up to 8 rows a
+    group: D1 0.94 times `limitE` where blocks take 6.8, D8 0.89 for 4.4; at
+    64 experts of D = F = 512 and 8 rows a group 0.9 of blocks' time, at 16
+    rows 1.3. Where the number of rows is symbolic (`jax.export`, or a model
+    of the user's own on `keras.Input`), blocks need no number."""
+    if jax.default_backend() != "cpu":
+        return "jax_ragged_dot"
+    known = isinstance(x.shape[0], int)
+    if known and x.shape[0] <= 8 * num_groups:
+        return "jax_few_rows"
+    return "jax_blocks"
+
+
+def quantized_formulation() -> QuantizedFormulation:
+    """Whatever the sizes."""
+    return quantized

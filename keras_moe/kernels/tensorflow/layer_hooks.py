@@ -1,0 +1,61 @@
+"""TensorFlow: the losses of replicas, and what is traced."""
+
+import threading
+import weakref
+from collections.abc import Iterable
+
+import tensorflow as tf
+from tensorflow.python.eager import record
+
+from keras_moe.types import Tensor
+
+
+class LossesOfThreads(threading.local):
+    """In place of a layer's list of losses; each thread sees its own."""
+
+    def __init__(self):
+        self.losses = []
+
+    def __reduce__(self):
+        return LossesOfThreads, ()
+
+    def extend(self, losses: Iterable[Tensor]) -> None:
+        """What `add_loss` does."""
+        self.losses.extend(losses)
+
+    def clear(self) -> None:
+        """What entering a model does."""
+        self.losses.clear()
+
+    def __getitem__(self, index):
+        return self.losses[index]
+
+    def __len__(self):
+        return len(self.losses)
+
+
+def keep_losses_apart(layer) -> None:
+    """By the one private attribute in which Keras 3.15 keeps them."""
+    if isinstance(getattr(layer, "_losses", None), list):
+        layer._losses = LossesOfThreads()
+
+
+def trace_here() -> object:
+    """The graph that operations are added to, weakly, and whether a tape
+    records them: `tf.recompute_grad` records nothing of its first run."""
+    recording = record.could_possibly_record()
+    if tf.executing_eagerly():
+        return None, recording
+    return weakref.ref(tf.compat.v1.get_default_graph()), recording
+
+
+def is_traced_here(value: Tensor) -> bool:
+    """An eager tensor and a variable belong to no graph."""
+    if tf.executing_eagerly() or not tf.is_symbolic_tensor(value):
+        return False
+    return value.graph is tf.compat.v1.get_default_graph()
+
+
+def outside_of_traces():
+    """A constant that every graph takes in."""
+    return tf.init_scope()

@@ -1,0 +1,81 @@
+"""PyTorch: calls without what Keras does around them, and Adam's step."""
+
+from collections.abc import Callable, Sequence
+
+import keras
+import torch
+from torch.optim.adam import adam
+
+from keras_moe.types import Tensor
+
+ENDLESS = 1e9  # steps after which no beta below 1 - 1e-7 leaves a bias
+
+
+def needs_a_full_call(
+    owner: keras.layers.Layer, layer: keras.layers.Layer
+) -> bool:
+    """Whether Keras or PyTorch would do more than `call`: hooks, another
+    dtype, regularised outputs, quantised or recomputed layers."""
+    if owner.dtype_policy is layer.dtype_policy:
+        dtypes = {layer.compute_dtype, layer.variable_dtype}
+    else:
+        dtypes = {
+            owner.compute_dtype,
+            owner.variable_dtype,
+            layer.compute_dtype,
+            layer.variable_dtype,
+        }
+    return bool(
+        len(dtypes) > 1
+        or not layer.built
+        or layer.activity_regularizer is not None
+        or layer.quantization_mode is not None
+        or layer._remat_mode is not None
+        or layer._forward_hooks
+        or layer._forward_pre_hooks
+        or layer._backward_hooks
+        or layer._backward_pre_hooks
+        or torch.nn.modules.module._has_any_global_hook()
+    )
+
+
+def adam_step(
+    variable: keras.Variable,
+    gradient: Tensor,
+    slots: Sequence[keras.Variable],
+    step_size: Callable[[], Tensor],
+    betas: tuple[float, float],
+    epsilon: float,
+) -> bool:
+    """By `torch.optim`'s function. It would correct for bias itself, and put
+    epsilon beside the corrected root: told that an endless number of steps
+    has gone by, it has nothing to correct."""
+    tensors = [variable.value, gradient, *(slot.value for slot in slots)]
+    plain = all(
+        type(t) in (torch.Tensor, torch.nn.Parameter)
+        and t.dtype == torch.float32
+        for t in tensors
+    )
+    if not plain:
+        return False
+    steps = torch.full((), ENDLESS, device=gradient.device)
+    weights, gradients, *moments = ([t] for t in tensors)
+    first, second, largest = [*moments, []][:3]
+    with torch.no_grad():
+        adam(
+            weights,
+            gradients,
+            first,
+            second,
+            largest,
+            [steps],
+            fused=True,
+            amsgrad=bool(largest),
+            beta1=betas[0],
+            beta2=betas[1],
+            lr=step_size(),
+            weight_decay=0.0,
+            eps=epsilon,
+            maximize=False,
+        )
+    return True
