@@ -46,8 +46,3 @@ SKEWED = {
         "flat, E=64": FLAT[64],
     }.items()
 }
-
-
-def flops(shape):
-    """Multiplications and additions of a SwiGLU block's forward pass."""
-    return 6 * shape.T * shape.K * shape.D * shape.F
