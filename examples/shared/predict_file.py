@@ -16,8 +16,8 @@ import numpy as np
 def main(model_path, inputs_path, out_path):
     """Load the model, run it, and write its outputs.
 
-    The model is not compiled: its file says how it was compiled on the backend
-    of its training, and on PyTorch `torch.compile` would take a minute.
+    The model is not compiled: its file records how it was compiled on the
+    backend of its training, and on PyTorch `torch.compile` would take a minute.
     """
     model = keras.models.load_model(model_path, compile=False)
     with np.load(inputs_path) as arrays:
