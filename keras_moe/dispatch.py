@@ -8,12 +8,10 @@ Both are gathers, and so are their gradients: a sort is a permutation, whose
 transpose is its inverse, where a scatter-add would be slow on every backend.
 """
 
-from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
 from keras_moe.kernels import (
-    Pairs,
     gathered_sum,
     linear_map,
     sort_groups,
@@ -118,33 +116,3 @@ def combine(
         sums = ops.segment_sum(weighted, token, num_segments=num_tokens + 1)
         return sums[:num_tokens]
     return gathered_sum(rows, place, order, pairs_per_token, weights)
-
-
-def mix(
-    send: Callable, rows: Tensor, pairs: Pairs, pairs_per_token: int | None
-) -> Tensor:
-    """Dispatch, experts, combine.
-
-    Args:
-        send: function of `(P, W)` rows sorted by expert, of int32 `(E,)`
-            pairs an expert, and of the `PairOrder` they are in; returns
-            `(P, W')`.
-        rows: `(T, W)`.
-        pairs: of these rows.
-        pairs_per_token: see `dispatch`.
-
-    Returns:
-        `(T, W')`.
-    """
-    pair_order, pairs_per_expert = sort_by_expert(
-        pairs.expert_index, pairs.num_experts
-    )
-    dispatched = dispatch(rows, pairs.token_index, pair_order, pairs_per_token)
-    return combine(
-        send(dispatched, pairs_per_expert, pair_order),
-        pairs.token_index,
-        pairs.combine_weights,
-        pair_order,
-        ops.shape(rows)[0],
-        pairs_per_token,
-    )

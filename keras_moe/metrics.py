@@ -6,7 +6,7 @@ is not computed.
 
 from keras import ops
 
-from keras_moe.argument_checks import check_positive_int
+from keras_moe.checks import check_positive_int
 from keras_moe.kernels import group_sizes_of
 from keras_moe.types import Tensor
 

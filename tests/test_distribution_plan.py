@@ -158,4 +158,6 @@ def test_planned_sums_are_what_xla_compiles(programs):
         "2x2x2": router + 4 * half + 3 * tokens + 2 * 1024,
     }
     for name, elements in wanted.items():
-        assert sum(programs[name]["all reduce"][1]) == elements, name
+        # One or two numbers are the losses' sums, of one or two blocks.
+        sums = [n for n in programs[name]["all reduce"][1] if n > 2]
+        assert sum(sums) == elements, name

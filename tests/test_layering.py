@@ -13,7 +13,7 @@ pytestmark = pytest.mark.one_backend
 
 ROOT = pathlib.Path(keras_moe.__file__).parent
 FLOORS = {
-    "argument_checks": -1,
+    "checks": -1,
     "files": -1,
     "types": -2,
     "kernels": 0,

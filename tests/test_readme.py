@@ -1,6 +1,5 @@
 """The README's Python blocks run, in order, as one script."""
 
-import importlib
 import inspect
 import pathlib
 import re
@@ -60,7 +59,7 @@ def test_a_router_as_contributing_adds_one(rng):
         **vars(keras_moe.routing.assignment),
         **vars(keras_moe.layers),
         "keras": keras,
-        "checks": importlib.import_module("keras_moe.layers.checks"),
+        "checks": keras_moe.checks,
     }
     for block in blocks:
         exec(

@@ -9,8 +9,9 @@ from collections.abc import Callable
 import numpy as np
 from keras import ops
 
+from keras_moe import checks
 from keras_moe.callbacks.block_callback import BlockCallback
-from keras_moe.layers import MoEBlock, checks
+from keras_moe.layers import MoEBlock
 from keras_moe.layers.find import paths_of
 
 

@@ -3,10 +3,9 @@
 import numpy as np
 from keras import ops
 
-from keras_moe import metrics
+from keras_moe import checks, metrics
 from keras_moe.callbacks.block_callback import BlockCallback
 from keras_moe.callbacks.order import warn_of_earlier_readers
-from keras_moe.layers import checks
 from keras_moe.layers.find import paths_of
 
 NAMES = ("imbalance", "fraction_dropped")

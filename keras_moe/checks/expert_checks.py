@@ -8,7 +8,7 @@ from typing import Any
 
 import keras
 
-from keras_moe.layers import checks
+from keras_moe import checks
 from keras_moe.types import Shape, Tensor
 
 

@@ -1,5 +1,4 @@
-"""What arguments must be, said in one form: the argument in backticks, the
-rule, what was received, the remedy."""
+"""Checks of layers, tensors, shapes, and what Keras finds by a name."""
 
 import os
 import pathlib
@@ -9,21 +8,9 @@ from typing import Any
 
 import keras
 
-# Every check is found here; `argument_checks` has those of plain values.
-from keras_moe.argument_checks import (  # noqa: F401
-    check_above,
+from keras_moe.checks.argument_checks import (
     check_bool,
     check_callable,
-    check_capacity_factor,
-    check_choice,
-    check_count,
-    check_list,
-    check_optional_int,
-    check_positive_int,
-    check_rate,
-    check_seed,
-    check_top_k,
-    check_weight,
     nearest_of,
 )
 from keras_moe.types import Activation, Shape, Tensor

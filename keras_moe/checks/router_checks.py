@@ -4,12 +4,12 @@ from typing import Any
 
 import keras
 
-from keras_moe.argument_checks import is_index
-from keras_moe.layers.checks import (
+from keras_moe.checks import (
     check_list,
     check_positive_int,
     check_weight,
 )
+from keras_moe.checks.argument_checks import is_index
 from keras_moe.types import Assignment, Tensor
 
 

@@ -3,8 +3,7 @@
 
 import keras
 
-from keras_moe import kernels
-from keras_moe.layers import checks
+from keras_moe import checks
 from keras_moe.types import Shape, Tensor
 
 
@@ -111,13 +110,12 @@ def check_moe_shape(block, input_shape: Shape) -> None:
         )
 
 
-def check_room(inputs: Tensor, places: Tensor, index: int | Tensor) -> None:
+def check_room(inputs: Tensor, places: Tensor, start: int) -> None:
     """Raises if inputs `(B, S, D)` do not fit into the places `(B, L, ...)` of
-    a cache from `index` on, as far as the sizes are known.
+    a cache from `start` on, as far as the sizes are known.
 
     JAX and TensorFlow would write to other places, without an error.
     """
-    start = kernels.known_int(index) or 0
     batch, length, *_ = inputs.shape
     rows, room, *_ = places.shape
     if _known(batch, rows) and batch != rows:

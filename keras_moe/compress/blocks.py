@@ -8,7 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_moe.argument_checks import as_number
+from keras_moe.checks import as_number
 from keras_moe.compress.rebuild import Changes
 from keras_moe.layers import (
     Expert,

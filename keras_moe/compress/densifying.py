@@ -9,13 +9,14 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_moe import checks
 from keras_moe.compress import blocks as mixtures
 from keras_moe.compress.averaging import HIDDEN_AXES
 from keras_moe.compress.banks import read_experts, write_experts
 from keras_moe.compress.observing import Record, observe
 from keras_moe.compress.pruning import load_of_training
 from keras_moe.compress.rebuild import Changes, rebuild, replacement
-from keras_moe.layers import Expert, MoEBlock, checks
+from keras_moe.layers import Expert, MoEBlock
 
 CHOICES = ("average", "load")
 

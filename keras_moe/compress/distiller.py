@@ -8,8 +8,8 @@ import threading
 import keras
 from keras import ops
 
+from keras_moe import checks
 from keras_moe.compress import pairs, soft_labels
-from keras_moe.layers import checks
 from keras_moe.layers.added_losses import in_floatx
 from keras_moe.layers.calling import computing_once, watching
 from keras_moe.layers.wrapper import Wrapper

@@ -6,11 +6,12 @@ D hidden_dim, F intermediate_dim, E experts, S width of the shared expert.
 import keras
 import numpy as np
 
+from keras_moe import checks
 from keras_moe.compress import blocks as mixtures
 from keras_moe.compress.averaging import take_units
 from keras_moe.compress.banks import read_experts, write_experts
 from keras_moe.compress.rebuild import Changes, rebuild
-from keras_moe.layers import Expert, checks
+from keras_moe.layers import Expert
 
 GRANULARITIES = ("unstructured", "structured")
 

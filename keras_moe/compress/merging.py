@@ -8,6 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_moe import checks
 from keras_moe.compress import averaging
 from keras_moe.compress import blocks as mixtures
 from keras_moe.compress.banks import outputs_of, read_experts, write_experts
@@ -20,7 +21,7 @@ from keras_moe.compress.rebuild import (
     move_weights,
     rebuild,
 )
-from keras_moe.layers import MoEBlock, checks
+from keras_moe.layers import MoEBlock
 from keras_moe.layers.mixture import Mixture
 
 SIMILARITIES = ("output", "router_logits")

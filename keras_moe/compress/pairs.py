@@ -7,7 +7,7 @@ from typing import Any
 
 import keras
 
-from keras_moe.layers import checks
+from keras_moe import checks
 from keras_moe.layers.calling import Call
 from keras_moe.layers.find import find_blocks
 from keras_moe.types import Tensor

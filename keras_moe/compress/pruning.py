@@ -8,6 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_moe import checks
 from keras_moe.compress import blocks as mixtures
 from keras_moe.compress.observing import observe
 from keras_moe.compress.rebuild import (
@@ -24,7 +25,6 @@ from keras_moe.compress.routers import (
     move_router,
     pruned_config,
 )
-from keras_moe.layers import checks
 from keras_moe.layers.mixture import Mixture
 
 CRITERIA = ("load", "weight", "saliency")

@@ -18,8 +18,8 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_moe import checks
 from keras_moe.distribution.environment import process_count, process_index
-from keras_moe.layers import checks
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 
 import keras
 
-from keras_moe.argument_checks import is_static
+from keras_moe import checks
+from keras_moe.checks import is_static
 from keras_moe.distribution import jax_state
-from keras_moe.layers import checks
-from keras_moe.layers.exchange import BANK_AXES
+from keras_moe.layers.expert_parallel import BANK_AXES
 
 AXES = ("data", "expert", "model")
 BATCH_AXES = AXES[:2]

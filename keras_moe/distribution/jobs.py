@@ -9,8 +9,8 @@ import pathlib
 import re
 import shlex
 
+from keras_moe import checks
 from keras_moe.distribution.starting import check_backend
-from keras_moe.layers import checks
 
 PORT = 29500
 

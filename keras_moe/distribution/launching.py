@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 
+from keras_moe import checks
 from keras_moe.distribution.even_batches import JOINED
 from keras_moe.distribution.processes import (
     Failure,
@@ -23,7 +24,6 @@ from keras_moe.distribution.starting import (
     environment_of,
     jobs_of,
 )
-from keras_moe.layers import checks
 
 LAST_LINES = 30
 SECONDS_TO_JOIN = 120.0

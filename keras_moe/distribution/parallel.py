@@ -2,7 +2,7 @@
 
 import keras
 
-from keras_moe.layers import checks
+from keras_moe import checks
 
 ON_JAX = (
     "On JAX call keras.distribution.set_distribution(keras_moe.distribution."

@@ -8,7 +8,8 @@ import math
 
 import keras
 
-from keras_moe.layers import Expert, checks
+from keras_moe import checks
+from keras_moe.layers import Expert
 from keras_moe.layers.argument_names import check_names
 from keras_moe.layers.find import find_blocks
 

@@ -8,10 +8,10 @@ experts compute, B rows of their largest block.
 import math
 from typing import NamedTuple
 
+from keras_moe import checks
 from keras_moe.distribution.plan_config import PlanConfig
 from keras_moe.kernels.block_sizes import block_sizes
 from keras_moe.kernels.exchange import rows_of_way
-from keras_moe.layers import checks
 
 
 class Estimate(NamedTuple):

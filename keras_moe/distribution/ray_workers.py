@@ -15,9 +15,9 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from keras_moe import checks
 from keras_moe.distribution.starting import check_backend
 from keras_moe.distribution.variables import Job, write_job
-from keras_moe.layers import checks
 
 
 def launch_on_ray(

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 
 import keras
 
+from keras_moe import checks
 from keras_moe.distribution.environment import process_count, process_index
 from keras_moe.files import follow_links, replace_file, scratch_beside
-from keras_moe.layers import checks
 
 
 def save_model(model: keras.Model, path: str | os.PathLike) -> None:

@@ -8,6 +8,7 @@ each N of them hold a copy.
 import keras
 from torch import distributed
 
+from keras_moe import checks
 from keras_moe.distribution import torch_optimizers, torch_saving
 from keras_moe.distribution.torch_group import join
 from keras_moe.distribution.torch_shards import (
@@ -17,7 +18,6 @@ from keras_moe.distribution.torch_shards import (
     variables_of,
 )
 from keras_moe.kernels import ExpertShard
-from keras_moe.layers import checks
 from keras_moe.layers.expert import Expert
 from keras_moe.layers.find import blocks_of, layers_of
 from keras_moe.layers.moe_layer import MoELayer

@@ -2,9 +2,9 @@
 
 import keras
 
+from keras_moe import checks
 from keras_moe.ensemble import combiners
 from keras_moe.ensemble.snapshots import clones
-from keras_moe.layers import checks
 
 METHODS = (
     "mean",

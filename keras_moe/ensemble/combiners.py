@@ -9,7 +9,7 @@ two classes. Everything is computed in float32.
 import keras
 from keras import ops
 
-from keras_moe.layers import checks
+from keras_moe import checks
 from keras_moe.layers.argument_names import NamedArguments
 from keras_moe.types import Shape, Tensor
 

@@ -9,9 +9,9 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_moe import checks
 from keras_moe.ensemble import arguments, diversity, members, training
 from keras_moe.ensemble.snapshots import fit_snapshots
-from keras_moe.layers import checks
 from keras_moe.layers.argument_names import check_names
 from keras_moe.layers.trainable_parts import TrainableParts
 

@@ -9,8 +9,8 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_moe import checks
 from keras_moe.ensemble.training import compile_member
-from keras_moe.layers import checks
 
 
 @keras.saving.register_keras_serializable(package="keras_moe")

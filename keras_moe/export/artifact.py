@@ -6,10 +6,10 @@ import pathlib
 import numpy as np
 from keras import tree
 
+from keras_moe import checks
 from keras_moe.export import manifest as manifests
 from keras_moe.export import runtimes
 from keras_moe.export.formats import FORMATS, require_packages
-from keras_moe.layers import checks
 
 
 class Artifact:

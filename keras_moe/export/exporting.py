@@ -7,6 +7,7 @@ import warnings
 
 import keras
 
+from keras_moe import checks
 from keras_moe.export import manifest as manifests
 from keras_moe.export.elsewhere import write_elsewhere
 from keras_moe.export.formats import format_of
@@ -19,7 +20,6 @@ from keras_moe.export.signature import as_functional
 from keras_moe.export.verifying import verify_folder
 from keras_moe.export.writers import write
 from keras_moe.files import NEW, scratch_beside, swap_in
-from keras_moe.layers import checks
 
 _log = logging.getLogger("keras_moe.export")
 _CONFIGS = {

@@ -3,7 +3,7 @@
 import importlib.util
 from typing import NamedTuple
 
-from keras_moe.layers import checks
+from keras_moe import checks
 
 
 class Format(NamedTuple):

@@ -10,10 +10,10 @@ from reprlib import repr as repr_of
 
 import keras
 
+from keras_moe import checks
 from keras_moe.export import checksums, schema
 from keras_moe.export.describing import describe
 from keras_moe.export.formats import FORMATS
-from keras_moe.layers import checks
 
 NAME = "moe.json"
 # Increased when a reader of the old form would misread the new one.

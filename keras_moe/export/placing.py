@@ -3,9 +3,9 @@
 import os
 import pathlib
 
+from keras_moe import checks
 from keras_moe.export import manifest as manifests
 from keras_moe.files import follow_links
-from keras_moe.layers import checks
 
 Path = pathlib.Path
 # TensorFlow makes it for files of a SavedModel, of which there may be none.

@@ -6,8 +6,8 @@ from typing import Any
 
 import keras
 
-from keras_moe.argument_checks import nearest_of
-from keras_moe.layers import checks
+from keras_moe import checks
+from keras_moe.checks import nearest_of
 
 # What other libraries call our arguments; the first one that a class has.
 FOREIGN = {

@@ -7,7 +7,9 @@ import zlib
 
 import keras
 
-from keras_moe.layers import checks, expert_checks, quantization, sharing
+from keras_moe import checks
+from keras_moe.checks import expert_checks
+from keras_moe.layers import quantization, sharing
 from keras_moe.layers.argument_names import NamedArguments
 from keras_moe.layers.expert import Expert
 from keras_moe.layers.initializers import reseeded

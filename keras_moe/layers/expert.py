@@ -10,10 +10,9 @@ from functools import partial
 import keras
 from keras import ops
 
-from keras_moe import kernels
+from keras_moe import checks, kernels
+from keras_moe.checks import expert_checks
 from keras_moe.layers import (
-    checks,
-    expert_checks,
     quantization,
     quantized_bank,
     upcycling,

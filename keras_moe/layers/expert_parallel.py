@@ -1,4 +1,4 @@
-"""Dispatch, experts and combine, where experts may lie on several devices.
+"""Dispatch, experts, and combine, where they lie on several devices.
 
 T tokens, U units (tokens or examples), W their width, E experts, F
 intermediate_dim, P routed pairs.
@@ -10,11 +10,11 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_moe import dispatch, kernels
+from keras_moe import kernels
+from keras_moe.dispatch import combine, dispatch, sort_by_expert
 from keras_moe.layers.dropout import seed_of_part
 from keras_moe.layers.expert import Expert
 from keras_moe.layers.expert_layers import ExpertLayers
-from keras_moe.layers.levels import Units
 from keras_moe.routing import Assignment
 from keras_moe.types import Tensor
 
@@ -29,57 +29,54 @@ BANK_AXES = {
 }
 
 
-def mix_experts(
-    block,
-    units: Units,
+def mix_across(
+    bank: kernels.Bank,
+    rows: Tensor,
     assignment: Assignment,
+    num_experts: int,
     pairs_per_token: int | None,
     most_rows: int | Tensor | None,
-    training,
 ) -> Tensor:
-    """Units to the experts and back.
+    """Dispatches, computes, and combines where experts or tokens lie on
+    several devices.
 
     Args:
-        block: whose `experts` are an `Expert`, or a layer called as one.
-        units: U of them.
+        bank: of `spread_bank`.
+        rows: `(U, W)`.
         assignment: of the units.
+        num_experts: E.
         pairs_per_token: of the router.
         most_rows: pairs that an expert has at most, or None.
-        training: bool.
 
     Returns:
-        Tokens `(T, W')`.
+        `(U, W')`.
     """
-    experts = block.experts
     pairs = kernels.Pairs(
         assignment.token_index,
         assignment.expert_index,
         assignment.combine_weights,
-        experts.num_experts,
+        num_experts,
     )
-    mix = partial(dispatch.mix, pairs_per_token=pairs_per_token)
-    num_units = ops.shape(units.rows)[0]
-    bank = spread_bank(experts, num_units, training, units)
-    if bank is not None:
-        outputs = kernels.mix_across(
-            mix, bank, units.rows, pairs, pairs_per_token, most_rows
-        )
-    else:
+    mix = partial(_mix_local, pairs_per_token=pairs_per_token)
+    return kernels.mix_across(
+        mix, bank, rows, pairs, pairs_per_token, most_rows
+    )
 
-        def send(rows, group_sizes, pair_order):
-            outputs = kernels.call_part(
-                block,
-                experts,
-                units.for_experts(rows),
-                group_sizes=group_sizes,
-                training=training,
-                mask=_row_mask(units, pairs, pair_order),
-                most_rows=most_rows,
-            )
-            return units.as_rows(outputs)
 
-        outputs = mix(send, units.rows, pairs)
-    return units.as_tokens(outputs)
+def _mix_local(send, rows, pairs, pairs_per_token):
+    """What one device does with its rows; `send` runs the experts."""
+    pair_order, group_sizes = sort_by_expert(
+        pairs.expert_index, pairs.num_experts
+    )
+    dispatched = dispatch(rows, pairs.token_index, pair_order, pairs_per_token)
+    return combine(
+        send(dispatched, group_sizes, pair_order),
+        pairs.token_index,
+        pairs.combine_weights,
+        pair_order,
+        ops.shape(rows)[0],
+        pairs_per_token,
+    )
 
 
 def token_shards(experts, num_units: int | Tensor) -> int:
@@ -142,13 +139,6 @@ def _cast_float(x, dtype):
     if not keras.backend.is_float_dtype(x.dtype):
         return x
     return ops.cast(x, dtype)
-
-
-def _row_mask(units, pairs, pair_order):
-    if units.row_mask is None:
-        return None
-    source = ops.take(pairs.token_index, pair_order.order)
-    return ops.take(units.row_mask, source, axis=0)
 
 
 def _flattened(weights: kernels.FFNWeights) -> tuple[list, Any]:

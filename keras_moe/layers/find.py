@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import keras
 
-from keras_moe.layers import checks
+from keras_moe import checks
 from keras_moe.layers.mixture import Mixture
 from keras_moe.layers.routers import BaseRouter
 

@@ -5,7 +5,8 @@ E experts, G groups, F intermediate_dim, K top_k, M top_k_groups.
 
 import keras
 
-from keras_moe.layers import checks, parts, sharing
+from keras_moe import checks
+from keras_moe.layers import parts, sharing
 from keras_moe.layers.moe_block import MoEBlock
 from keras_moe.layers.routers import HierarchicalRouter
 

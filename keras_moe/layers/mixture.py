@@ -5,10 +5,9 @@ U units (tokens or examples), E experts, K top_k, P routed pairs.
 
 import keras
 
-from keras_moe import kernels, losses, routing
-from keras_moe.layers import checks
+from keras_moe import checks, kernels, losses, routing
 from keras_moe.layers.argument_names import NamedArguments
-from keras_moe.layers.exchange import rows_are_fixed, token_shards
+from keras_moe.layers.expert_parallel import rows_are_fixed, token_shards
 from keras_moe.layers.moe_layer import MoELayer
 from keras_moe.layers.routers import BaseRouter
 from keras_moe.layers.scheduled import loss_weight_of

@@ -9,12 +9,13 @@ from collections.abc import Sequence
 import keras
 from keras import ops, tree
 
-from keras_moe import dispatch, kernels, routing
-from keras_moe.layers import checks, model_checks, sharing
+from keras_moe import checks, dispatch, kernels, routing
+from keras_moe.checks import model_checks
+from keras_moe.layers import sharing
 from keras_moe.layers.expert_layers import ExpertLayers, mask_for
-from keras_moe.layers.levels import units_of
 from keras_moe.layers.mixture import Mixture
 from keras_moe.layers.parts import router_of
+from keras_moe.layers.tokens import units_of
 from keras_moe.types import Tensor
 
 

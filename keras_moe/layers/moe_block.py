@@ -5,21 +5,20 @@ T tokens, D hidden_dim, F intermediate_dim, E experts, K top_k, P pairs.
 
 import keras
 
-from keras_moe import kernels
+from keras_moe import checks, kernels
+from keras_moe.checks import expert_checks
+from keras_moe.dispatch import combine, dispatch, sort_by_expert
 from keras_moe.kernels import light_ops as ops
 from keras_moe.layers import (
-    checks,
-    expert_checks,
     parts,
     quantization,
     sharing,
     upcycling,
 )
-from keras_moe.layers.exchange import mix_experts
-from keras_moe.layers.levels import check_level, units_of
+from keras_moe.layers.expert_parallel import mix_across, spread_bank
 from keras_moe.layers.mixture import Mixture
 from keras_moe.layers.null_experts import NullExperts
-from keras_moe.layers.routers.tokens import zero_padding
+from keras_moe.layers.tokens import check_level, units_of, zero_padding
 from keras_moe.routing import Assignment
 from keras_moe.types import Shape, Tensor
 
@@ -251,17 +250,38 @@ class MoEBlock(Mixture):
         )
         num_units = ops.shape(units.rows)[0]
         kept, capacity = self.apply_capacity(chosen, num_units, training)
-        outputs = mix_experts(
-            self,
-            units,
-            kept,
-            self.router.pairs_per_token,
-            capacity,
-            training,
-        )
+        per_token = self.router.pairs_per_token
+        bank = spread_bank(self.experts, num_units, training, units)
+        if bank is not None:  # experts or tokens lie on several devices
+            outputs = mix_across(
+                bank, units.rows, kept, self.num_experts, per_token, capacity
+            )
+        else:
+            pair_order, group_sizes = sort_by_expert(
+                kept.expert_index, self.num_experts
+            )
+            rows = dispatch(units.rows, kept.token_index, pair_order, per_token)
+            outputs = kernels.call_part(
+                self,
+                self.experts,
+                units.for_experts(rows),
+                group_sizes=group_sizes,
+                training=training,
+                mask=units.mask_of_rows(kept.token_index, pair_order.order),
+                most_rows=capacity,
+            )
+            outputs = combine(
+                units.as_rows(outputs),
+                kept.token_index,
+                kept.combine_weights,
+                pair_order,
+                num_units,
+                per_token,
+            )
+        outputs = units.as_tokens(outputs)
         if self.null_experts is not None:
             outputs = outputs + self.null_experts(
-                units.rows, kept, pairs_per_token=self.router.pairs_per_token
+                units.rows, kept, pairs_per_token=per_token
             )
         if self.shared_expert is not None:
             shared = kernels.call_part(

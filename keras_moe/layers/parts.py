@@ -6,7 +6,8 @@ block as well, and differs, would be lost without a word: that is an error.
 
 import keras
 
-from keras_moe.layers import checks, sharing
+from keras_moe import checks
+from keras_moe.layers import sharing
 from keras_moe.layers.expert import Expert
 from keras_moe.layers.expert_layers import ExpertLayers
 from keras_moe.layers.initializers import reseeded

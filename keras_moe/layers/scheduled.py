@@ -5,8 +5,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_moe import kernels
-from keras_moe.layers import checks
+from keras_moe import checks, kernels
 from keras_moe.layers.moe_layer import MoELayer
 from keras_moe.layers.quantization import KeptInFloats
 from keras_moe.types import Shape, Tensor

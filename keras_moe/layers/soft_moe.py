@@ -9,12 +9,11 @@ import warnings
 import keras
 from keras import ops
 
-from keras_moe import routing
-from keras_moe.layers import checks
+from keras_moe import checks, routing
 from keras_moe.layers.added_losses import floatx_regularizer
 from keras_moe.layers.dense_mixture import DenseMixture
 from keras_moe.layers.initializers import reseeded
-from keras_moe.layers.routers.tokens import flatten_tokens
+from keras_moe.layers.tokens import flatten_tokens
 from keras_moe.types import Shape, Tensor
 
 

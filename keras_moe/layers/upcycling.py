@@ -14,7 +14,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_moe.layers import checks
+from keras_moe import checks
 from keras_moe.types import Shape
 
 PARTS = ("up", "down", "gate")

@@ -4,7 +4,7 @@ import contextlib
 
 import keras
 
-from keras_moe.layers import checks
+from keras_moe import checks
 from keras_moe.layers.argument_names import NamedArguments
 from keras_moe.layers.trainable_parts import TrainableParts
 from keras_moe.types import Shape, Tensor

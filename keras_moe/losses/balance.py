@@ -7,7 +7,7 @@ padding alone has the loss zero. `available` is bool `(E,)`, False for experts
 that are off; None if all are on. The loss is that of the other experts alone.
 """
 
-from keras_moe.argument_checks import (
+from keras_moe.checks import (
     check_assignment,
     check_bool,
     check_choice,

@@ -6,7 +6,7 @@ are excluded, as in `balance.py`.
 
 import math
 
-from keras_moe.argument_checks import (
+from keras_moe.checks import (
     check_bool,
     check_count,
     check_top_k,

@@ -8,7 +8,7 @@ padding, which counts nowhere; nor does a token whose modality is none of
 import numpy as np
 from keras import ops
 
-from keras_moe.argument_checks import (
+from keras_moe.checks import (
     check_bool,
     check_positive_int,
     check_weight,

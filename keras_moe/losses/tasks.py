@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from keras import ops
 
-from keras_moe.argument_checks import (
+from keras_moe.checks import (
     as_number,
     check_choice,
     check_list,

@@ -11,8 +11,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_moe import kernels
-from keras_moe.layers import checks
+from keras_moe import checks, kernels
 from keras_moe.layers.calling import calling, computing_once, own_call
 from keras_moe.layers.find import (
     blocks_of,

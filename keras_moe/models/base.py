@@ -2,7 +2,8 @@
 
 import keras
 
-from keras_moe.layers import checks, quantization
+from keras_moe import checks
+from keras_moe.layers import quantization
 from keras_moe.layers.trainable_parts import TrainableParts
 
 

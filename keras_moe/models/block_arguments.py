@@ -5,7 +5,8 @@ from typing import Any
 
 import keras
 
-from keras_moe.layers import BaseRouter, checks
+from keras_moe import checks
+from keras_moe.layers import BaseRouter
 from keras_moe.layers.argument_names import check_names
 
 

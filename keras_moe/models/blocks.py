@@ -3,15 +3,15 @@
 F intermediate_dim, E experts, K top_k.
 """
 
+from keras_moe import checks
+from keras_moe.checks import transformer_checks
 from keras_moe.layers import (
     Expert,
     MoEBlock,
     TransformerDecoderBlock,
     TransformerEncoderBlock,
-    checks,
 )
 from keras_moe.layers.argument_names import check_dtype
-from keras_moe.layers.transformer import transformer_checks
 from keras_moe.models.block_arguments import check_block_names, checked
 
 POSITIONS = ("rotary", "learned")

@@ -14,8 +14,7 @@ from collections.abc import Callable
 import numpy as np
 from keras import ops
 
-from keras_moe import kernels
-from keras_moe.layers import checks
+from keras_moe import checks, kernels
 from keras_moe.models.base import MoEModel
 from keras_moe.models.parts import PADDING
 from keras_moe.models.prompts import ended

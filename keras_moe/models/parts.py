@@ -6,8 +6,7 @@ B batch, S sequence length, V vocabulary_size, D hidden_dim.
 import keras
 from keras import ops
 
-from keras_moe import kernels
-from keras_moe.layers import checks
+from keras_moe import checks, kernels
 from keras_moe.layers.argument_names import NamedArguments
 from keras_moe.layers.moe_layer import MoELayer
 from keras_moe.layers.quantization import KeptInFloats

@@ -12,7 +12,7 @@ import dataclasses
 
 from keras import ops
 
-from keras_moe.layers import checks
+from keras_moe import checks
 from keras_moe.types import Tensor
 
 FORBIDDEN = -1e30  # the logit of a token that is never drawn

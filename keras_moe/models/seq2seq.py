@@ -10,7 +10,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_moe.layers import checks
+from keras_moe import checks
 from keras_moe.models import generation, parts, prompts
 from keras_moe.models.blocks import blocks_of, router_inputs_of
 from keras_moe.types import Tensor

@@ -5,7 +5,8 @@ B batch, S sequence length.
 
 import keras
 
-from keras_moe.layers import checks, quantization
+from keras_moe import checks
+from keras_moe.layers import quantization
 from keras_moe.models import parts
 from keras_moe.models.base import MoEModel
 from keras_moe.models.blocks import blocks_of

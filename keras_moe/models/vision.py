@@ -8,7 +8,8 @@ from typing import Any
 
 import keras
 
-from keras_moe.layers import checks, quantization
+from keras_moe import checks
+from keras_moe.layers import quantization
 from keras_moe.models import parts
 from keras_moe.models.base import MoEModel
 from keras_moe.models.blocks import blocks_of

@@ -10,7 +10,7 @@ costs nothing either: what it gives is no matter of the experts.
 
 from typing import NamedTuple
 
-from keras_moe.argument_checks import check_assignment
+from keras_moe.checks import check_assignment
 from keras_moe.kernels import light_ops as ops
 from keras_moe.kernels import (
     row_of_each,

@@ -7,7 +7,7 @@ from fractions import Fraction
 
 from keras import ops
 
-from keras_moe.argument_checks import (
+from keras_moe.checks import (
     INFINITY,
     check_above,
     check_assignment,

@@ -5,7 +5,7 @@ T tokens, E experts, C expert_capacity, P = E * C routed pairs.
 
 from keras import ops
 
-from keras_moe.argument_checks import check_size
+from keras_moe.checks import check_size
 from keras_moe.kernels import smaller_size, take_rows, top_k_index
 from keras_moe.routing import rules
 from keras_moe.routing.assignment import (

@@ -10,7 +10,7 @@ other token moves.
 import numpy as np
 from keras import ops
 
-from keras_moe.argument_checks import (
+from keras_moe.checks import (
     check_count,
     check_positive_int,
     check_top_k,

@@ -5,7 +5,7 @@ T tokens, E experts, K top_k, M the most experts a token may have.
 
 from keras import ops
 
-from keras_moe.argument_checks import (
+from keras_moe.checks import (
     INFINITY,
     check_above,
     check_bool,

@@ -6,7 +6,7 @@ number of tokens, which may be a tensor or a symbolic dimension.
 
 from typing import Any
 
-from keras_moe.argument_checks import (
+from keras_moe.checks import (
     INFINITY,
     check_above,
     check_bool,

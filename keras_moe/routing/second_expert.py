@@ -5,7 +5,7 @@ T tokens, K top_k.
 
 from keras import ops
 
-from keras_moe.argument_checks import check_assignment
+from keras_moe.checks import check_assignment
 from keras_moe.routing import rules
 from keras_moe.routing.assignment import Assignment
 from keras_moe.types import Tensor

@@ -5,7 +5,7 @@ T tokens, E experts, K top_k.
 
 from keras import ops
 
-from keras_moe.argument_checks import (
+from keras_moe.checks import (
     check_optional_int,
     check_positive_int,
     check_top_k,

@@ -3,7 +3,7 @@
 T tokens, E experts, N null experts, K top_k.
 """
 
-from keras_moe.argument_checks import check_choice, check_positive_int
+from keras_moe.checks import check_choice, check_positive_int
 from keras_moe.kernels import (
     group_sizes_of,
     sum_over_replicas,

@@ -5,7 +5,7 @@ T tokens, E experts, K the most experts a token may have.
 
 from keras import ops
 
-from keras_moe.argument_checks import check_bool
+from keras_moe.checks import check_bool
 from keras_moe.kernels import mean_of_units
 from keras_moe.routing import rules
 from keras_moe.routing.assignment import (

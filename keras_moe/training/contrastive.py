@@ -6,8 +6,8 @@ B batch, S sequence length, D hidden_dim.
 import keras
 from keras import ops
 
-from keras_moe.argument_checks import INFINITY, is_static
-from keras_moe.layers import checks
+from keras_moe import checks
+from keras_moe.checks import INFINITY, is_static
 from keras_moe.layers.added_losses import in_floatx
 from keras_moe.layers.wrapper import Wrapper
 from keras_moe.types import Tensor

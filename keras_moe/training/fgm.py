@@ -8,9 +8,8 @@ import threading
 import keras
 from keras import ops
 
-from keras_moe import kernels
-from keras_moe.argument_checks import is_static
-from keras_moe.layers import checks
+from keras_moe import checks, kernels
+from keras_moe.checks import is_static
 from keras_moe.layers.calling import calling, watching
 from keras_moe.layers.wrapper import Wrapper
 from keras_moe.types import Tensor

@@ -6,7 +6,7 @@ B sequences, S sequence length, D hidden_dim, V vocabulary_size.
 import keras
 from keras import ops
 
-from keras_moe.layers import checks
+from keras_moe import checks
 from keras_moe.layers.added_losses import in_floatx
 from keras_moe.layers.wrapper import Wrapper
 from keras_moe.types import Shape, Tensor

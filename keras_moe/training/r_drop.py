@@ -6,7 +6,7 @@ B batch, C classes.
 import keras
 from keras import ops
 
-from keras_moe.layers import checks
+from keras_moe import checks
 from keras_moe.layers.wrapper import Wrapper
 from keras_moe.types import Tensor
 

@@ -3,7 +3,7 @@
 import keras
 from keras import ops
 
-from keras_moe.layers import checks
+from keras_moe import checks
 from keras_moe.types import Tensor
 
 

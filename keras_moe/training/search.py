@@ -6,7 +6,7 @@ from typing import Any
 
 import keras
 
-from keras_moe.layers import checks
+from keras_moe import checks
 from keras_moe.layers.argument_names import check_names
 
 DROPLESS = 0.0  # how a search writes capacity_factor=None: it knows no None

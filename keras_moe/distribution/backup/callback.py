@@ -4,6 +4,7 @@ import pathlib
 
 import keras
 
+from keras_moe import checks
 from keras_moe.distribution.backup import (
     choosing,
     describing,
@@ -15,7 +16,6 @@ from keras_moe.distribution.backup import (
 )
 from keras_moe.distribution.backup.processes import Processes, processes_of
 from keras_moe.distribution.backup.replaying import Replay
-from keras_moe.layers import checks
 
 
 class BackupAndResume(keras.callbacks.Callback):

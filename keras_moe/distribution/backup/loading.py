@@ -5,6 +5,7 @@ import warnings
 
 import keras
 
+from keras_moe import checks
 from keras_moe.distribution.backup import (
     choosing,
     describing,
@@ -12,7 +13,6 @@ from keras_moe.distribution.backup import (
     state,
 )
 from keras_moe.distribution.backup.processes import Processes, processes_of
-from keras_moe.layers import checks
 
 Path = pathlib.Path
 

@@ -7,14 +7,13 @@ experts that an output mixes: m a task, s shared.
 import keras
 from keras import ops
 
-from keras_moe import routing
-from keras_moe.layers import checks
+from keras_moe import checks, routing
 from keras_moe.layers.multitask.task_mixture import (
     TaskMixture,
     first,
     one_mask,
 )
-from keras_moe.layers.routers.tokens import flatten_tokens
+from keras_moe.layers.tokens import flatten_tokens
 from keras_moe.types import Shape, Tensor
 
 

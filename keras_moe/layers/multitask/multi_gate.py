@@ -6,10 +6,9 @@ T tokens, D hidden_dim, F intermediate_dim, E experts, H output_dim, N tasks.
 import keras
 from keras import ops
 
-from keras_moe import routing
-from keras_moe.layers import checks
+from keras_moe import checks, routing
 from keras_moe.layers.multitask.task_mixture import TaskMixture
-from keras_moe.layers.routers.tokens import flatten_tokens
+from keras_moe.layers.tokens import flatten_tokens
 from keras_moe.types import Shape, Tensor
 
 

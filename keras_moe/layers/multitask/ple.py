@@ -6,7 +6,7 @@ shared ones.
 
 import keras
 
-from keras_moe.layers import checks
+from keras_moe import checks
 from keras_moe.layers.multitask.cgc import CGC
 from keras_moe.layers.multitask.task_mixture import (
     TaskMixture,

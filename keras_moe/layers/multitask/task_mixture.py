@@ -6,11 +6,11 @@ T tokens, D hidden_dim, E experts, H output_dim, N tasks.
 import keras
 from keras import ops
 
-from keras_moe.layers import checks
+from keras_moe import checks
 from keras_moe.layers.added_losses import floatx_regularizer
 from keras_moe.layers.dense_mixture import DenseMixture
 from keras_moe.layers.initializers import reseeded
-from keras_moe.layers.routers.tokens import zero_padding
+from keras_moe.layers.tokens import zero_padding
 from keras_moe.routing.assignment import softmax
 from keras_moe.types import Shape, Tensor
 

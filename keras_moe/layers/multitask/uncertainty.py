@@ -7,8 +7,7 @@ from collections.abc import Sequence
 
 import keras
 
-from keras_moe import losses
-from keras_moe.layers import checks
+from keras_moe import checks, losses
 from keras_moe.layers.argument_names import NamedArguments
 from keras_moe.layers.moe_layer import MoELayer
 from keras_moe.layers.quantization import KeptInFloats

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import keras
 from keras import ops
 
-from keras_moe.layers import checks
+from keras_moe import checks
 from keras_moe.layers.added_losses import in_floatx
 from keras_moe.layers.argument_names import NamedArguments
 from keras_moe.layers.multitask.uncertainty import UncertaintyWeighting

@@ -10,16 +10,16 @@ from typing import NamedTuple
 
 import keras
 
-from keras_moe import kernels
+from keras_moe import checks, kernels
+from keras_moe.checks import router_checks
 from keras_moe.kernels import light_ops as ops
-from keras_moe.layers import checks, quantization
+from keras_moe.layers import quantization
 from keras_moe.layers.added_losses import floatx_regularizer
 from keras_moe.layers.argument_names import NamedArguments
 from keras_moe.layers.moe_layer import MoELayer
-from keras_moe.layers.routers import router_checks
 from keras_moe.layers.routers.switches import ExpertSwitches
-from keras_moe.layers.routers.tokens import flatten_tokens
 from keras_moe.layers.seeds import SeedGenerator
+from keras_moe.layers.tokens import flatten_tokens
 from keras_moe.routing import Assignment, Conditions
 from keras_moe.types import Shape, Tensor
 

@@ -8,7 +8,7 @@ import math
 import keras
 from keras import ops
 
-from keras_moe.layers import checks
+from keras_moe import checks
 from keras_moe.layers.routers.base import TokenBatch
 from keras_moe.layers.routers.router import Router
 from keras_moe.types import Tensor

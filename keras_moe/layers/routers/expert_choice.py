@@ -8,8 +8,7 @@ import warnings
 import keras
 from keras import ops
 
-from keras_moe import kernels, routing
-from keras_moe.layers import checks
+from keras_moe import checks, kernels, routing
 from keras_moe.layers.routers.base import TokenBatch
 from keras_moe.layers.routers.learned import LearnedRouter
 from keras_moe.routing import Assignment

@@ -6,11 +6,10 @@ T tokens, E experts, K top_k.
 import keras
 from keras import ops
 
-from keras_moe import kernels, routing
-from keras_moe.layers import checks
-from keras_moe.layers.routers import router_checks
+from keras_moe import checks, kernels, routing
+from keras_moe.checks import router_checks
 from keras_moe.layers.routers.base import BaseRouter, TokenBatch
-from keras_moe.layers.routers.tokens import flatten_ids
+from keras_moe.layers.tokens import flatten_ids
 from keras_moe.routing import Assignment
 from keras_moe.routing.fixed import check_default_expert
 

@@ -6,8 +6,7 @@ T tokens, K = 2.
 import keras
 from keras import ops
 
-from keras_moe import routing
-from keras_moe.layers import checks
+from keras_moe import checks, routing
 from keras_moe.layers.routers.base import TokenBatch, without
 from keras_moe.layers.routers.router import Router
 from keras_moe.routing import Assignment

@@ -5,8 +5,8 @@ T tokens, D hidden_dim, E experts, N null experts.
 
 import keras
 
+from keras_moe import checks
 from keras_moe.kernels import light_ops as ops
-from keras_moe.layers import checks
 from keras_moe.layers.routers.base import BaseRouter, TokenBatch
 from keras_moe.types import Shape, Tensor
 

@@ -6,8 +6,7 @@ T tokens, D hidden_dim, E experts, K top_k.
 import keras
 from keras import ops
 
-from keras_moe import losses, routing
-from keras_moe.layers import checks
+from keras_moe import checks, losses, routing
 from keras_moe.layers.routers.base import TokenBatch, without
 from keras_moe.layers.routers.router import Router
 from keras_moe.routing import Assignment

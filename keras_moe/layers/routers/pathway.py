@@ -6,10 +6,10 @@ T tokens, D hidden_dim, E experts, N null experts.
 import keras
 from keras import ops
 
-from keras_moe.layers import checks
+from keras_moe import checks
 from keras_moe.layers.routers.base import TokenBatch
 from keras_moe.layers.routers.router import Router
-from keras_moe.layers.routers.tokens import flatten_logits
+from keras_moe.layers.tokens import flatten_logits
 from keras_moe.routing.assignment import available_logits, unavailable
 from keras_moe.types import Tensor
 

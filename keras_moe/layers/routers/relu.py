@@ -6,9 +6,8 @@ T tokens, E experts, K top_k, M max_experts.
 import keras
 import numpy as np
 
-from keras_moe import kernels, routing
-from keras_moe.layers import checks
-from keras_moe.layers.routers import router_checks
+from keras_moe import checks, kernels, routing
+from keras_moe.checks import router_checks
 from keras_moe.layers.routers.base import TokenBatch
 from keras_moe.layers.routers.learned import LearnedRouter
 from keras_moe.routing import Assignment

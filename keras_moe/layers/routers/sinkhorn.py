@@ -2,8 +2,7 @@
 
 import keras
 
-from keras_moe import routing
-from keras_moe.layers import checks
+from keras_moe import checks, routing
 from keras_moe.layers.routers.base import TokenBatch
 from keras_moe.layers.routers.learned import LearnedRouter
 from keras_moe.routing import Assignment

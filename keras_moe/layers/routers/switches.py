@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_moe.layers.routers import router_checks
+from keras_moe.checks import router_checks
 
 
 class ExpertSwitches:

@@ -11,10 +11,11 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_moe.layers import checks, quantization
+from keras_moe import checks, kernels
+from keras_moe.checks import transformer_checks
+from keras_moe.layers import quantization
 from keras_moe.layers.argument_names import NamedArguments
 from keras_moe.layers.moe_layer import MoELayer
-from keras_moe.layers.transformer import transformer_checks
 from keras_moe.routing.assignment import softmax
 from keras_moe.types import Shape, Tensor
 
@@ -213,7 +214,8 @@ class CachedAttention(NamedArguments, MoELayer):
         return rotate(heads, _places(heads, index))
 
     def _written(self, cache, inputs, index):
-        transformer_checks.check_room(inputs, cache[0], index)
+        start = kernels.known_int(index) or 0
+        transformer_checks.check_room(inputs, cache[0], start)
         start = (0, index, 0, 0)
         new = self.keys_values(inputs, index)
         pairs = zip(cache, new, strict=True)

@@ -6,8 +6,8 @@ sequence, D hidden_dim, G key and value heads, H head_dim.
 
 import keras
 
-from keras_moe.layers import checks
-from keras_moe.layers.transformer import transformer_checks
+from keras_moe import checks
+from keras_moe.checks import transformer_checks
 from keras_moe.layers.transformer.attention import CachedAttention, KeysValues
 from keras_moe.layers.transformer.pre_norm import PreNormBlock
 from keras_moe.types import Assignment, Shape, Tensor

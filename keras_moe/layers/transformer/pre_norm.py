@@ -7,11 +7,12 @@ import inspect
 
 import keras
 
-from keras_moe.layers import checks, quantization, sharing
+from keras_moe import checks
+from keras_moe.checks import transformer_checks
+from keras_moe.layers import quantization, sharing
 from keras_moe.layers.argument_names import NamedArguments
 from keras_moe.layers.mixture import Mixture
 from keras_moe.layers.moe_layer import MoELayer
-from keras_moe.layers.transformer import transformer_checks
 from keras_moe.types import Shape
 
 
