@@ -14,14 +14,11 @@ from keras_moe.kernels.exchange import (
     Pairs,
     Part,
 )
-from keras_moe.kernels.formulations import (
-    formulations,
-    implementation,
-    use,
-)
+from keras_moe.kernels.formulations import formulations, use
 from keras_moe.kernels.grouped import (
     grouped_ffn,
     grouped_matmul,
+    implementation,
     stacked_ffn,
 )
 from keras_moe.kernels.layer_hooks import (

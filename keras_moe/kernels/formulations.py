@@ -1,34 +1,15 @@
-"""Which formulation computes: one that is forced, or the backend's choice.
-
-P rows, E groups. A formulation is a module with the same two functions. `use`
-forces one; otherwise `formulation_for` in the running backend's folder decides
-from the device and from sizes that are known when the call is traced.
-"""
+"""The switch by which users force a formulation."""
 
 import contextlib
 from collections.abc import Iterator
 
-from keras_moe.kernels import reference
 from keras_moe.kernels.backend import backend
-from keras_moe.kernels.forced import forced, forcing, is_reference
-from keras_moe.kernels.protocol import Formulation, QuantizedFormulation
-from keras_moe.types import Tensor
+from keras_moe.kernels.forced import forcing
 
 
 def formulations() -> tuple[str, ...]:
     """Returns the names of the running backend's formulations."""
     return tuple(backend.FORMULATIONS)
-
-
-def implementation(x: Tensor, kernel: Tensor) -> Formulation:
-    """Returns the module for rows `x` `(P, D)` and a kernel `(E, D, F)`."""
-    name = forced() or backend.formulation_for(x, kernel.shape[0])
-    return reference if name == "reference" else backend.FORMULATIONS[name]
-
-
-def quantized_implementation() -> QuantizedFormulation:
-    """Returns the module for kernels of 8 or 4 bits."""
-    return reference if is_reference() else backend.quantized_formulation()
 
 
 @contextlib.contextmanager

@@ -1,22 +1,34 @@
 """The only heavy work: rows through their groups' matrices and networks.
 
 P routed pairs sorted by expert (the rows), E experts (the groups), D
-hidden_dim, F intermediate_dim. All formulations of all backends give the
-values and the gradients of `reference.py`.
+hidden_dim, F intermediate_dim. A formulation is a module with the same two
+functions. `use` forces one; otherwise `formulation_for` in the running
+backend's folder decides from the device and from sizes that are known when the
+call is traced. All of them give the values and the gradients of `reference.py`.
 """
 
 from keras import ops
 
 from keras_moe.kernels import reference
+from keras_moe.kernels.backend import backend
 from keras_moe.kernels.captured import keyed
-from keras_moe.kernels.formulations import (
-    implementation,
-    quantized_implementation,
-)
+from keras_moe.kernels.forced import forced, is_reference
+from keras_moe.kernels.protocol import Formulation, QuantizedFormulation
 from keras_moe.kernels.quantized import QuantizedKernel
 from keras_moe.kernels.reference import FFNWeights, ffn
 from keras_moe.kernels.row_ops import light_ops
 from keras_moe.types import Activation, Tensor
+
+
+def implementation(x: Tensor, kernel: Tensor) -> Formulation:
+    """Returns the module for rows `x` `(P, D)` and a kernel `(E, D, F)`."""
+    name = forced() or backend.formulation_for(x, kernel.shape[0])
+    return reference if name == "reference" else backend.FORMULATIONS[name]
+
+
+def quantized_implementation() -> QuantizedFormulation:
+    """Returns the module for kernels of 8 or 4 bits."""
+    return reference if is_reference() else backend.quantized_formulation()
 
 
 def grouped_matmul(

@@ -10,7 +10,7 @@ costs nothing either: what it gives is no matter of the experts.
 
 from typing import NamedTuple
 
-from keras_moe.checks import check_assignment
+from keras_moe.checks import check_assignment, routing_checks
 from keras_moe.kernels import light_ops as ops
 from keras_moe.kernels import (
     row_of_each,
@@ -18,7 +18,6 @@ from keras_moe.kernels import (
     take_rows,
     top_k_index,
 )
-from keras_moe.routing import rules
 from keras_moe.types import UNAVAILABLE, Assignment, Tensor
 
 
@@ -84,7 +83,7 @@ def choose(scores: Tensor, top_k: int, conditions: Conditions) -> Choice:
     best = top_k_index(scores, top_k)
     if conditions.replay is None:
         return Choice(best)
-    return replayed(best, conditions, rules.num_columns(scores))
+    return replayed(best, conditions, routing_checks.num_columns(scores))
 
 
 def replayed(best: Tensor, conditions: Conditions, num_columns: int) -> Choice:
@@ -100,7 +99,7 @@ def replayed(best: Tensor, conditions: Conditions, num_columns: int) -> Choice:
         conditions: of the batch, with a replay.
         num_columns: E + N.
     """
-    num_experts = rules.num_columns(conditions.replay.router_probs)  # type: ignore
+    num_experts = routing_checks.num_columns(conditions.replay.router_probs)  # type: ignore
     recorded = ops.reshape(
         conditions.replay.expert_index,  # type: ignore
         (-1, best.shape[-1]),
@@ -152,8 +151,8 @@ def token_choice(
         num_null_experts: N; they are the last columns.
         router_loss: scalar, or None for zero.
     """
-    num_experts = rules.real_experts(
-        rules.num_columns(router_logits), num_null_experts
+    num_experts = routing_checks.real_experts(
+        routing_checks.num_columns(router_logits), num_null_experts
     )
     if conditions.token_mask is not None:
         choice = choice.only(ops.expand_dims(conditions.token_mask, -1))
@@ -180,7 +179,7 @@ def available_logits(router_logits: Tensor, conditions: Conditions) -> Tensor:
     """Returns the logits, `UNAVAILABLE` in the columns of experts that are
     off."""
     available = available_columns(
-        conditions.available, rules.num_columns(router_logits)
+        conditions.available, routing_checks.num_columns(router_logits)
     )
     if available is None:
         return router_logits
@@ -192,7 +191,7 @@ def available_columns(available: Tensor | None, num_columns: int):
     if available is None:
         return None
     available = ops.convert_to_tensor(available)
-    num_null = num_columns - rules.num_columns(available)
+    num_null = num_columns - routing_checks.num_columns(available)
     if not num_null:
         return available
     null_experts = ops.ones(num_null, dtype="bool")
@@ -217,7 +216,7 @@ def as_probabilities(
     """Makes rows of non-negative scores `(T, .)` sum to one. Zero rows are
     even over the experts that are on."""
     available = available_columns(
-        conditions.available, rules.num_columns(scores)
+        conditions.available, routing_checks.num_columns(scores)
     )
     if available is None:
         return normalized(scores + 1e-20)
@@ -243,7 +242,7 @@ def pair_scores(assignment: Assignment) -> Tensor:
         ops.convert_to_tensor(assignment.router_probs),
         ops.convert_to_tensor(assignment.token_index),
     )
-    last = rules.num_columns(assignment.router_probs) - 1
+    last = routing_checks.num_columns(assignment.router_probs) - 1
     expert = ops.expand_dims(ops.minimum(assignment.expert_index, last), -1)
     return ops.squeeze(take_columns(probs, expert), -1)
 
@@ -259,7 +258,9 @@ def dense_weights(
         experts: int32 `(n,)`, the `expert_index` of each column.
     """
     check_assignment(assignment)
-    rules.check_pairs(pairs_per_token, assignment.expert_index.shape[0])
+    routing_checks.check_pairs(
+        pairs_per_token, assignment.expert_index.shape[0]
+    )
     index = ops.reshape(assignment.expert_index, (-1, pairs_per_token, 1))
     weights = ops.reshape(assignment.combine_weights, (-1, pairs_per_token, 1))
     hits = ops.equal(index, experts)

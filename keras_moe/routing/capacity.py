@@ -14,6 +14,7 @@ from keras_moe.checks import (
     check_choice,
     check_positive_int,
     check_size,
+    routing_checks,
 )
 from keras_moe.kernels import (
     group_sizes_of,
@@ -22,7 +23,6 @@ from keras_moe.kernels import (
     map_entries,
     take_rows,
 )
-from keras_moe.routing import rules
 from keras_moe.routing.assignment import Assignment, pair_scores
 from keras_moe.types import Tensor
 
@@ -54,7 +54,9 @@ def expert_capacity(
         capacity_factor: above 0. 1.25 is common in training, 2 in evaluation.
     """
     check_size("num_tokens", num_tokens)
-    rules.check_positive("num_experts", check_size("num_experts", num_experts))
+    routing_checks.check_positive(
+        "num_experts", check_size("num_experts", num_experts)
+    )
     check_above("top_k", top_k, 0, INFINITY)
     check_above("capacity_factor", capacity_factor, 0, INFINITY)
     factor = Fraction(str(capacity_factor)) * Fraction(str(top_k))
@@ -136,7 +138,7 @@ def apply_capacity(
     check_size("capacity", capacity)
     check_choice("priority", priority, PRIORITIES)
     num_shards = check_positive_int("num_shards", num_shards)
-    num_experts = rules.num_columns(assignment.router_probs)
+    num_experts = routing_checks.num_columns(assignment.router_probs)
     score = pair_scores(assignment) if priority == "score" else None
     if num_shards == 1:
         rank = _rank_within_expert(assignment.expert_index, num_experts, score)

@@ -5,9 +5,8 @@ T tokens, E experts, C expert_capacity, P = E * C routed pairs.
 
 from keras import ops
 
-from keras_moe.checks import check_size
+from keras_moe.checks import check_size, routing_checks
 from keras_moe.kernels import smaller_size, take_rows, top_k_index
-from keras_moe.routing import rules
 from keras_moe.routing.assignment import (
     UNAVAILABLE,
     UNCONDITIONAL,
@@ -42,7 +41,7 @@ def expert_choice_assignment(
         from its best token down.
     """
     router_logits = ops.convert_to_tensor(router_logits)
-    rules.check_conditions(conditions)
+    routing_checks.check_conditions(conditions)
     check_size("capacity", capacity)  # 0 of an empty batch
     router_logits = available_logits(router_logits, conditions)
     num_experts = router_logits.shape[1]

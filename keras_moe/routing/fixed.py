@@ -15,8 +15,8 @@ from keras_moe.checks import (
     check_positive_int,
     check_top_k,
     is_index,
+    routing_checks,
 )
-from keras_moe.routing import rules
 from keras_moe.routing.assignment import (
     UNCONDITIONAL,
     Assignment,
@@ -118,9 +118,9 @@ def fixed_assignment(
         top_k: K.
         conditions: of the batch.
     """
-    num_experts = rules.num_columns(scores)
+    num_experts = routing_checks.num_columns(scores)
     top_k = check_top_k(top_k, num_experts)
-    rules.check_conditions(conditions)
+    routing_checks.check_conditions(conditions)
     choice = choose(available_logits(scores, conditions), top_k, conditions)
     experts = ops.arange(num_experts, dtype="int32")
     hits = ops.equal(ops.expand_dims(choice.columns, -1), experts)

@@ -6,8 +6,13 @@ top_k, K / M of them in each chosen group.
 
 from keras import ops
 
+from keras_moe.checks.routing_checks import (
+    check_even_groups,
+    check_groups,
+    check_token_choice,
+    num_columns,
+)
 from keras_moe.kernels import take_columns, top_k_index
-from keras_moe.routing import rules
 from keras_moe.routing.assignment import (
     UNAVAILABLE,
     UNCONDITIONAL,
@@ -58,11 +63,11 @@ def hierarchical_assignment(
         them, so that a z-loss keeps both stages small. With one group they
         are the experts' logits, since the group's decides nothing.
     """
-    num_groups = rules.num_columns(group_logits)
-    num_experts = rules.num_columns(expert_logits)
-    rules.check_token_choice(top_k, num_experts, normalize_weights, conditions)
-    rules.check_groups(num_experts, top_k, num_groups, top_k_groups)
-    rules.check_even_groups(top_k, top_k_groups)
+    num_groups = num_columns(group_logits)
+    num_experts = num_columns(expert_logits)
+    check_token_choice(top_k, num_experts, normalize_weights, conditions)
+    check_groups(num_experts, top_k, num_groups, top_k_groups)
+    check_even_groups(top_k, top_k_groups)
     size = num_experts // num_groups
     expert_logits = ops.convert_to_tensor(expert_logits)
     masked = available_logits(expert_logits, conditions)
@@ -95,8 +100,8 @@ def hierarchical_assignment(
 
 def _joint_logits(group_logits, expert_logits):
     """Both stages' log-probabilities, `(T, E)`, and the sum of all."""
-    num_groups = rules.num_columns(group_logits)
-    num_experts = rules.num_columns(expert_logits)
+    num_groups = num_columns(group_logits)
+    num_experts = num_columns(expert_logits)
     size = num_experts // num_groups
     by_group = ops.reshape(expert_logits, (-1, num_groups, size))
     in_group = ops.log_softmax(by_group, axis=-1)
@@ -119,7 +124,7 @@ def _available_groups(group_logits, conditions, size):
 
 def _choose(group_logits, expert_logits, top_k, top_k_groups):
     """The best experts of the best groups, as columns `(T, K)`."""
-    size = rules.num_columns(expert_logits) // rules.num_columns(group_logits)
+    size = num_columns(expert_logits) // num_columns(group_logits)
     groups = ops.reshape(top_k_index(group_logits, top_k_groups), (-1, 1))
     columns = groups * size + ops.arange(size, dtype="int32")
     logits = take_columns(

@@ -5,7 +5,10 @@ T tokens, E experts, K top_k, M modalities.
 
 from keras import ops
 
-from keras_moe.routing import rules
+from keras_moe.checks.routing_checks import (
+    check_token_choice,
+    num_columns,
+)
 from keras_moe.routing.assignment import (
     UNAVAILABLE,
     UNCONDITIONAL,
@@ -44,8 +47,11 @@ def modality_assignment(
         An `Assignment` with K pairs a token, its best expert first.
     """
     router_logits = ops.convert_to_tensor(router_logits)
-    rules.check_token_choice(
-        top_k, rules.num_columns(router_logits), normalize_weights, conditions
+    check_token_choice(
+        top_k,
+        num_columns(router_logits),
+        normalize_weights,
+        conditions,
     )
     router_logits = masked = available_logits(router_logits, conditions)
     if allowed is not None:
@@ -66,7 +72,7 @@ def modality_assignment(
 
 def _recorded(conditions, top_k):
     """Bool `(T, E)`, the experts that a replay chose."""
-    num_experts = rules.num_columns(conditions.replay.router_probs)
+    num_experts = num_columns(conditions.replay.router_probs)
     index = conditions.replay.expert_index
     index = ops.reshape(index, (-1, top_k, 1))
     experts = ops.arange(num_experts, dtype="int32")

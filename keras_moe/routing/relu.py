@@ -10,9 +10,9 @@ from keras_moe.checks import (
     check_above,
     check_bool,
     check_positive_int,
+    routing_checks,
 )
 from keras_moe.kernels import mean_of_units, sum_over_replicas
-from keras_moe.routing import rules
 from keras_moe.routing.assignment import (
     UNCONDITIONAL,
     Assignment,
@@ -53,8 +53,8 @@ def relu_assignment(
         weight zero are not computed.
     """
     router_logits = ops.convert_to_tensor(router_logits)
-    num_experts = rules.num_columns(router_logits)
-    rules.check_conditions(conditions)
+    num_experts = routing_checks.num_columns(router_logits)
+    routing_checks.check_conditions(conditions)
     check_bool("over_replicas", over_replicas)
     check_above("top_k", top_k, 0, num_experts)
     check_above(

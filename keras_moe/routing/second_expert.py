@@ -5,8 +5,7 @@ T tokens, K top_k.
 
 from keras import ops
 
-from keras_moe.checks import check_assignment
-from keras_moe.routing import rules
+from keras_moe.checks import check_assignment, routing_checks
 from keras_moe.routing.assignment import Assignment
 from keras_moe.types import Tensor
 
@@ -48,8 +47,8 @@ def drop_weak_second(
         noise: float32 `(T,)`, uniform in 0 ... 1, or None.
     """
     check_assignment(assignment)
-    rules.check_share("threshold", threshold)
-    num_experts = rules.num_columns(assignment.router_probs)
+    routing_checks.check_share("threshold", threshold)
+    num_experts = routing_checks.num_columns(assignment.router_probs)
     second = ops.reshape(assignment.combine_weights, (-1, 2))[:, 1]
     if noise is None:
         kept = second > threshold

@@ -9,8 +9,8 @@ from keras_moe.checks import (
     check_optional_int,
     check_positive_int,
     check_top_k,
+    routing_checks,
 )
-from keras_moe.routing import rules
 from keras_moe.routing.assignment import (
     UNAVAILABLE,
     UNCONDITIONAL,
@@ -44,8 +44,8 @@ def sinkhorn_assignment(
         conditions: of the batch.
     """
     router_logits = ops.convert_to_tensor(router_logits)
-    rules.check_conditions(conditions)
-    top_k = check_top_k(top_k, rules.num_columns(router_logits))
+    routing_checks.check_conditions(conditions)
+    top_k = check_top_k(top_k, routing_checks.num_columns(router_logits))
     num_iterations = check_optional_int("num_iterations", num_iterations)
     ranked = masked = available_logits(router_logits, conditions)
     probs = softmax(masked)
@@ -80,7 +80,7 @@ def sinkhorn(
     Returns:
         float32 `(T, E)`, the logarithm of the plan, its rows summing to one.
     """
-    rules.check_conditions(conditions)
+    routing_checks.check_conditions(conditions)
     num_iterations = check_positive_int("num_iterations", num_iterations)
     log_plan = ops.stop_gradient(ops.convert_to_tensor(router_logits))
     log_plan = available_logits(log_plan, conditions)

@@ -3,7 +3,7 @@
 T tokens, E experts, N null experts, K top_k.
 """
 
-from keras_moe.checks import check_choice, check_positive_int
+from keras_moe.checks import check_choice, check_positive_int, routing_checks
 from keras_moe.kernels import (
     group_sizes_of,
     sum_over_replicas,
@@ -11,7 +11,6 @@ from keras_moe.kernels import (
     top_k_index,
 )
 from keras_moe.kernels import light_ops as ops
-from keras_moe.routing import rules
 from keras_moe.routing.assignment import (
     UNAVAILABLE,
     UNCONDITIONAL,
@@ -75,14 +74,18 @@ def top_k_assignment(
         from its best expert down.
     """
     router_logits = ops.convert_to_tensor(router_logits)
-    num_experts = rules.real_experts(
-        rules.num_columns(router_logits), num_null_experts
+    num_experts = routing_checks.real_experts(
+        routing_checks.num_columns(router_logits), num_null_experts
     )
     check_choice("scoring", scoring, SCORINGS)
-    rules.check_token_choice(top_k, num_experts, normalize_weights, conditions)
-    rules.check_groups(num_experts, top_k, num_groups, top_k_groups)
-    rules.check_null_experts(num_null_experts, num_groups)
-    rules.check_positive("routed_scaling_factor", routed_scaling_factor)
+    routing_checks.check_token_choice(
+        top_k, num_experts, normalize_weights, conditions
+    )
+    routing_checks.check_groups(num_experts, top_k, num_groups, top_k_groups)
+    routing_checks.check_null_experts(num_null_experts, num_groups)
+    routing_checks.check_positive(
+        "routed_scaling_factor", routed_scaling_factor
+    )
     masked = available_logits(router_logits, conditions)
     if scoring == "sigmoid":
         scores = ops.sigmoid(masked)
@@ -133,8 +136,8 @@ def keep_best_groups(
     Returns:
         `(T, E)`.
     """
-    num_experts = rules.num_columns(scores)
-    rules.check_groups(num_experts, 1, num_groups, top_k_groups)
+    num_experts = routing_checks.num_columns(scores)
+    routing_checks.check_groups(num_experts, 1, num_groups, top_k_groups)
     best = check_positive_int("best", best)
     size = num_experts // num_groups
     grouped = ops.reshape(scores, (-1, size))  # a row for each group
@@ -176,8 +179,8 @@ def balanced_bias(
         available: bool `(E,)`, False for experts that are off, which keep
             their bias and have no part in the mean. `None` if all are on.
     """
-    rules.check_num_experts(num_experts, expert_bias.shape[0])
-    rules.check_positive("step_size", step_size)
+    routing_checks.check_num_experts(num_experts, expert_bias.shape[0])
+    routing_checks.check_positive("step_size", step_size)
     expert_bias = ops.convert_to_tensor(expert_bias)
     counts = ops.cast(group_sizes_of(expert_index, num_experts), "float32")
     counts = ops.cast(sum_over_replicas(counts), "int32")

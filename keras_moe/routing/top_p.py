@@ -5,9 +5,8 @@ T tokens, E experts, K the most experts a token may have.
 
 from keras import ops
 
-from keras_moe.checks import check_bool
+from keras_moe.checks import check_bool, routing_checks
 from keras_moe.kernels import mean_of_units
-from keras_moe.routing import rules
 from keras_moe.routing.assignment import (
     UNCONDITIONAL,
     Assignment,
@@ -50,11 +49,14 @@ def top_p_assignment(
         An `Assignment` with K pairs a token, its best expert first.
     """
     router_logits = ops.convert_to_tensor(router_logits)
-    rules.check_token_choice(
-        top_k, rules.num_columns(router_logits), normalize_weights, conditions
+    routing_checks.check_token_choice(
+        top_k,
+        routing_checks.num_columns(router_logits),
+        normalize_weights,
+        conditions,
     )
-    rules.check_share("top_p", top_p)
-    rules.check_loss_weight("entropy_weight", entropy_weight)
+    routing_checks.check_share("top_p", top_p)
+    routing_checks.check_loss_weight("entropy_weight", entropy_weight)
     check_bool("over_replicas", over_replicas)
     masked = available_logits(router_logits, conditions)
     probs = softmax(masked)

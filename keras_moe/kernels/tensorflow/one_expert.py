@@ -7,10 +7,10 @@ TensorFlow stacking up everything each step has seen.
 
 The hidden units are transposed, (F, P), so that the weights can be the first
 operand of a product. As the second one of few rows, and at widths like 1024,
-they are slow on a CPU of AVX2 (`benchmarks/speed/tensorflow_products.py`; others not timed):
-256 rows get 30 GFLOP/s in the gradient of the hidden units and 34 in that of
-`x`, and 57 and 59 so. Forward and backward of S, M and L take 0.85, 0.84 and
-0.79 of the time.
+they are slow on a CPU of AVX2 (others not timed;
+`benchmarks/speed/tensorflow_products.py`): 256 rows get 30 GFLOP/s in the
+gradient of the hidden units and 34 in that of `x`, and 57 and 59 so. Forward
+and backward of S, M and L take 0.85, 0.84 and 0.79 of the time.
 """
 
 from collections.abc import Callable

@@ -6,9 +6,13 @@ T tokens, D hidden_dim, E experts, G groups, M top_k_groups, K top_k.
 import keras
 
 from keras_moe import checks, routing
+from keras_moe.checks.routing_checks import (
+    check_even_groups,
+    check_groups,
+)
 from keras_moe.layers.routers.base import TokenBatch
 from keras_moe.layers.routers.learned import LearnedRouter
-from keras_moe.routing import Assignment, rules
+from keras_moe.routing import Assignment
 
 
 @keras.saving.register_keras_serializable(package="keras_moe")
@@ -60,10 +64,10 @@ class HierarchicalRouter(LearnedRouter):
     ):
         super().__init__(num_experts, **kwargs)
         self.top_k = checks.check_top_k(top_k, num_experts)
-        self.num_groups, self.top_k_groups = rules.check_groups(
+        self.num_groups, self.top_k_groups = check_groups(
             num_experts, top_k, num_groups, top_k_groups
         )
-        rules.check_even_groups(top_k, top_k_groups)
+        check_even_groups(top_k, top_k_groups)
         self.normalize_weights = checks.check_bool(
             "normalize_weights", normalize_weights
         )

@@ -7,9 +7,13 @@ import keras
 from keras import ops
 
 from keras_moe import checks, kernels, routing
+from keras_moe.checks.routing_checks import (
+    check_groups,
+    check_null_experts,
+)
 from keras_moe.layers.routers.base import TokenBatch
 from keras_moe.layers.routers.learned import LearnedRouter
-from keras_moe.routing import Assignment, rules
+from keras_moe.routing import Assignment
 from keras_moe.types import Shape, Tensor
 
 
@@ -108,10 +112,10 @@ class Router(LearnedRouter):
         self.routed_scaling_factor = checks.check_above(
             "routed_scaling_factor", routed_scaling_factor, 0, float("inf")
         )
-        self.num_groups, self.top_k_groups = rules.check_groups(
+        self.num_groups, self.top_k_groups = check_groups(
             num_experts, top_k, num_groups, top_k_groups
         )
-        rules.check_null_experts(num_null_experts, num_groups)
+        check_null_experts(num_null_experts, num_groups)
         self.expert_bias = checks.check_bool("expert_bias", expert_bias)
         if self.expert_bias:
             self.load_balancing_weight = 0.0
