@@ -21,7 +21,6 @@ FUNCTIONS = {n: m for n, m in LISTED.items() if inspect.isfunction(m)}
 # Files whose functions the folder's `__init__.py` hands on, not formulations.
 PROVIDING = (
     "exchange",
-    "gathered_sum",
     "layer_hooks",
     "memory",
     "programs",

@@ -28,7 +28,6 @@ from keras_moe.kernels.torch import (
     unrolled,
 )
 from keras_moe.kernels.torch.exchange import mix_across
-from keras_moe.kernels.torch.gathered_sum import gathered_sum
 from keras_moe.kernels.torch.layer_hooks import adam_step, needs_a_full_call
 from keras_moe.kernels.torch.memory import settle
 from keras_moe.kernels.torch.programs import compiled, value_and_gradient
@@ -40,6 +39,7 @@ from keras_moe.kernels.torch.recomputation import (
 )
 from keras_moe.kernels.torch.replicas import num_replicas, sum_over_replicas
 from keras_moe.kernels.torch.row_ops import (
+    gathered_sum,
     group_sizes_of,
     inverse_permutation,
     known_int,
