@@ -52,7 +52,8 @@ def test_python_blocks_run(exporting, tmp_path, monkeypatch):
 
 def test_a_router_as_contributing_adds_one(rng):
     """The two blocks of the walk-through are a router that trains a block."""
-    text = (ROOT / "CONTRIBUTING.md").read_text()
+    page = ROOT / "docs" / "contributing" / "adding-a-router.md"
+    text = page.read_text()
     blocks = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
     assert len(blocks) == 2
     namespace = {
@@ -63,7 +64,7 @@ def test_a_router_as_contributing_adds_one(rng):
     }
     for block in blocks:
         exec(
-            compile(textwrap.dedent(block), "CONTRIBUTING.md", "exec"),
+            compile(textwrap.dedent(block), page.name, "exec"),
             namespace,
         )
     block = keras_moe.MoEBlock(4, 6, router=namespace["MyRouter"](4))
