@@ -75,11 +75,15 @@ def dispatch(
     return linear_map(_spread, gathered, tokens, source, *pair_order)
 
 
-def _spread(tokens, source, order, place):
+def _spread(
+    tokens: Tensor, source: Tensor, order: Tensor, place: Tensor
+) -> Tensor:
     return take_rows(tokens, source)
 
 
-def _gathered(rows, source, order, place, num_terms):
+def _gathered(
+    rows: Tensor, source: Tensor, order: Tensor, place: Tensor, num_terms: int
+) -> Tensor:
     """The transpose of `_spread`."""
     return gathered_sum(rows, place, order, num_terms)
 

@@ -92,7 +92,7 @@ def fraction_dropped(
     """
     num_experts = check_positive_int("num_experts", num_experts)
 
-    def routed(index):
+    def routed(index: Tensor) -> Tensor:
         return ops.sum(ops.cast(index < num_experts, "float32"))
 
     before, after = routed(expert_index), routed(kept_expert_index)

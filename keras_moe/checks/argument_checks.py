@@ -8,7 +8,7 @@ a ValueError that names the argument, the rule, what was received, and a remedy.
 import difflib
 import numbers
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, SupportsIndex, TypeGuard
 
 import numpy as np
 
@@ -198,7 +198,7 @@ def as_number(value: object) -> Any:
     return None
 
 
-def is_index(value: object, number: int) -> bool:
+def is_index(value: object, number: int) -> TypeGuard[SupportsIndex]:
     """Return whether a value is an integer in 0 ... number - 1."""
     return _is_integer(value) and 0 <= int(value) < number  # type: ignore[call-overload]
 

@@ -7,6 +7,8 @@ padding alone has the loss zero. `available` is bool `(E,)`, False for experts
 that are off; None if all are on. The loss is that of the other experts alone.
 """
 
+from typing import Any
+
 from keras_moe.checks import (
     check_assignment,
     check_bool,
@@ -140,14 +142,14 @@ def sequence_balancing_loss(
 
 
 def _balance_of_sequences(
-    router_probs,
-    token_index,
-    expert_index,
-    num_on,
-    num_sequences,
-    token_mask,
-    over_replicas,
-):
+    router_probs: Tensor,
+    token_index: Tensor,
+    expert_index: Tensor,
+    num_on: Tensor,
+    num_sequences: int | Tensor,
+    token_mask: Tensor | None,
+    over_replicas: bool,
+) -> Tensor:
     """`sequence_balancing_loss` where `num_on` experts are on, a float."""
     router_probs = ops.convert_to_tensor(router_probs)
     num_experts = router_probs.shape[-1]
@@ -249,7 +251,7 @@ def router_z_loss(
     return ops.sum(mean_over_tokens(squares, token_mask, over_replicas))
 
 
-def _divisor(name, value, num_tokens):
+def _divisor(name: str, value: Any, num_tokens: int | Tensor) -> int | Tensor:
     """Return a number that divides the tokens into sequences, if it is known.
 
     Of NumPy it would have another dtype than the tokens' numbers.
@@ -265,7 +267,9 @@ def _divisor(name, value, num_tokens):
     return number
 
 
-def _mask_pairs(expert_index, token_mask, num_experts):
+def _mask_pairs(
+    expert_index: Tensor, token_mask: Tensor | None, num_experts: int
+) -> Tensor:
     """Gives the pairs of padding tokens the index E: `(T, K)`."""
     num_tokens = divisor = ops.shape(token_mask)[0]
     flat = ops.reshape(expert_index, (-1,))

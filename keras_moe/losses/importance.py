@@ -95,7 +95,7 @@ def load_loss(
     return importance_loss(probs, token_mask, available, over_replicas)
 
 
-def _mean_over_experts(values, available):
+def _mean_over_experts(values: Tensor, available: Tensor | None) -> Tensor:
     """Mean of `(E,)` over the experts that are on."""
     if available is None:
         return ops.mean(values)

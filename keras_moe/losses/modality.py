@@ -5,6 +5,8 @@ padding, which counts nowhere; nor does a token whose modality is none of
 0 ... M - 1. A modality without tokens has the loss zero.
 """
 
+from typing import Any
+
 import numpy as np
 from keras import ops
 
@@ -92,7 +94,7 @@ def global_entropy_loss(
     return loss
 
 
-def _check_threshold(threshold, num_modalities):
+def _check_threshold(threshold: Any, num_modalities: int) -> None:
     """Raise if plain numbers are no threshold for each modality."""
     if (
         isinstance(threshold, (list, tuple))
@@ -104,13 +106,15 @@ def _check_threshold(threshold, num_modalities):
     check_weight("threshold", threshold)
 
 
-def _entropy(probs):
+def _entropy(probs: Tensor) -> Tensor:
     """Entropy over the last axis in nats; 0 log 0 is 0, its gradient too."""
     logs = ops.log(ops.maximum(probs, 1e-30))
     return ops.negative(ops.sum(probs * logs, axis=-1))
 
 
-def _members(modality, num_modalities, token_mask):
+def _members(
+    modality: Tensor, num_modalities: int, token_mask: Tensor | None
+) -> tuple[Tensor, Tensor]:
     """Bool `(T, M)`, whose token it is, and the tokens of each, `(M,)`."""
     num_modalities = check_positive_int("num_modalities", num_modalities)
     modalities = ops.arange(num_modalities, dtype="int32")

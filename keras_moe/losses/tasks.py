@@ -4,6 +4,7 @@ N tasks.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from keras import ops
@@ -54,7 +55,7 @@ def uncertainty_weighted_loss(
     return ops.sum(precisions * task_losses + 0.5 * log_variances)
 
 
-def _check_kinds(kinds, number):
+def _check_kinds(kinds: Any, number: int) -> list[str]:
     """Return `kinds` as a list if there is one for each task."""
     kinds = check_list("kinds", kinds, "kinds, one for each task")
     if len(kinds) == number:
@@ -65,15 +66,15 @@ def _check_kinds(kinds, number):
     )
 
 
-def _check_losses(losses, number):
+def _check_losses(losses: Any, number: int) -> list[Tensor]:
     """Return the losses as a list if there is one for each task."""
-    losses = check_list("task_losses", losses, "scalars, one for each task")
-    plain = [one for one in losses if is_static(one)]
+    given = check_list("task_losses", losses, "scalars, one for each task")
+    plain = [one for one in given if is_static(one)]
     arrays = [isinstance(one, np.ndarray) for one in plain]
     numbers = [as_number(one) is not None for one in plain]
-    if len(losses) == number and all(map(max, arrays, numbers)):
-        return losses
+    if len(given) == number and all(map(max, arrays, numbers)):
+        return given
     raise ValueError(
         f"`task_losses` must be {number} scalars, one for each task. Received: "
-        f"task_losses={losses!r}. Pass as many as there are `kinds`."
+        f"task_losses={given!r}. Pass as many as there are `kinds`."
     )

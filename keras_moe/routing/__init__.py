@@ -5,7 +5,6 @@ Every algorithm is a function of logits or scores and of the batch's
 """
 
 from keras_moe.routing.assignment import (
-    Assignment,
     Conditions,
     dense_weights,
     pair_scores,
@@ -44,6 +43,7 @@ from keras_moe.routing.top_k import (
     top_k_assignment,
 )
 from keras_moe.routing.top_p import top_p_assignment
+from keras_moe.types import Assignment
 
 __all__ = [
     "Assignment",

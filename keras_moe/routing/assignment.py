@@ -186,7 +186,9 @@ def available_logits(router_logits: Tensor, conditions: Conditions) -> Tensor:
     return ops.where(available, router_logits, UNAVAILABLE)
 
 
-def available_columns(available: Tensor | None, num_columns: int):
+def available_columns(
+    available: Tensor | None, num_columns: int
+) -> Tensor | None:
     """Returns `(E,)` as `(E + N,)`: null experts are always available."""
     if available is None:
         return None

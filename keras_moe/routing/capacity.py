@@ -23,8 +23,10 @@ from keras_moe.kernels import (
     map_entries,
     take_rows,
 )
-from keras_moe.routing.assignment import Assignment, pair_scores
-from keras_moe.types import Tensor
+from keras_moe.routing.assignment import (
+    pair_scores,
+)
+from keras_moe.types import Assignment, Tensor
 
 PRIORITIES = ("position", "score")
 COUNT_BITS = 24  # of a number of tokens that is known only at run time
@@ -69,7 +71,7 @@ def expert_capacity(
     return (pairs + num_experts - 1) // num_experts
 
 
-def _at_least(factor):
+def _at_least(factor: Fraction) -> Fraction:
     """Returns the least fraction that is not below a factor, of those whose
     denominator has `COUNT_BITS` bits at most: it gives the same product,
     rounded up, for every integer up to that denominator."""
@@ -84,7 +86,7 @@ def _at_least(factor):
     return Fraction((a * d + 1) // b, d)
 
 
-def _rounded_up(count, factor):
+def _rounded_up(count: int | Tensor, factor: Fraction) -> int | Tensor:
     """Returns `ceil(count * factor)`; no product of a fraction is above
     2**31 for a count of `COUNT_BITS` bits.
 
@@ -153,13 +155,15 @@ def apply_capacity(
     )
 
 
-def _rank_in_shards(assignment, score, num_shards):
+def _rank_in_shards(
+    assignment: Assignment, score: Tensor | None, num_shards: int
+) -> Tensor:
     """`_rank_within_expert` of each shard's pairs by themselves."""
     num_tokens, num_experts = assignment.router_probs.shape
     num_pairs = assignment.expert_index.shape[0]
     length = -(-num_tokens // num_shards) * (num_pairs // max(1, num_tokens))
 
-    def shards(x, fill):
+    def shards(x: Tensor, fill: float) -> Tensor:
         missing = num_shards * length - num_pairs
         x = ops.pad(x, ((0, missing),), constant_values=fill)
         return ops.reshape(x, (num_shards, length))
@@ -174,7 +178,9 @@ def _rank_in_shards(assignment, score, num_shards):
     return ops.reshape(ranks, (-1,))[:num_pairs]
 
 
-def _rank_within_expert(expert_index, num_experts, score=None):
+def _rank_within_expert(
+    expert_index: Tensor, num_experts: int, score: Tensor | None = None
+) -> Tensor:
     """How many pairs of the same expert stand before each, int32 `(P,)`."""
     expert_index = ops.convert_to_tensor(expert_index)
     if score is None:

@@ -8,15 +8,13 @@ from keras import ops
 from keras_moe.checks import check_size, routing_checks
 from keras_moe.kernels import smaller_size, take_rows, top_k_index
 from keras_moe.routing.assignment import (
-    UNAVAILABLE,
     UNCONDITIONAL,
-    Assignment,
     Conditions,
     available_logits,
     no_loss,
     softmax,
 )
-from keras_moe.types import Tensor
+from keras_moe.types import UNAVAILABLE, Assignment, Tensor
 
 
 def expert_choice_assignment(
@@ -73,7 +71,9 @@ def expert_choice_assignment(
     )
 
 
-def _best_tokens(probs, capacity, token_mask):
+def _best_tokens(
+    probs: Tensor, capacity: int | Tensor, token_mask: Tensor | None
+) -> tuple[Tensor, Tensor]:
     """Each expert's best tokens and their expert, int32 `(E * C,)` both."""
     num_tokens, num_experts = ops.shape(probs)[0], probs.shape[1]
     capacity = smaller_size(capacity, num_tokens)

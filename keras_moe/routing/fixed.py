@@ -7,6 +7,8 @@ an expert is switched off its tokens go to the next in their own order, and no
 other token moves.
 """
 
+import operator
+
 import numpy as np
 from keras import ops
 
@@ -19,13 +21,12 @@ from keras_moe.checks import (
 )
 from keras_moe.routing.assignment import (
     UNCONDITIONAL,
-    Assignment,
     Conditions,
     available_logits,
     choose,
     token_choice,
 )
-from keras_moe.types import Tensor
+from keras_moe.types import Assignment, Tensor
 
 
 def hash_scores(ids: Tensor, num_experts: int, seed: int = 0) -> Tensor:
@@ -98,7 +99,7 @@ def check_default_expert(value: object, num_experts: int) -> int | None:
     if value is None:
         return None
     if is_index(value, num_experts):
-        return int(value)  # type: ignore[call-overload]
+        return operator.index(value)
     raise ValueError(
         f"`default_expert` must be None or in 0 ... {num_experts - 1}. "
         f"Received: default_expert={value!r}. Name an expert by its place."
@@ -130,7 +131,7 @@ def fixed_assignment(
     return token_choice(logits, probs, choice, weights, conditions)
 
 
-def _salt(num_experts, seed):
+def _salt(num_experts: int, seed: int) -> Tensor:
     """A number for each expert and seed, int32 `(E,)`: each has another hash
     function for all seeds, however large."""
     numbers = [e + 1 + seed * num_experts for e in range(num_experts)]
@@ -138,12 +139,12 @@ def _salt(num_experts, seed):
     salt = ops.zeros((num_experts,), dtype="int32")
     for place in range(digits):
         digit = [n >> 32 * place & 0xFFFFFFFF for n in numbers]
-        digit = np.array(digit, "uint32").view("int32")
-        salt = _mix(ops.bitwise_xor(salt, ops.convert_to_tensor(digit)))
+        bits = np.array(digit, "uint32").view("int32")
+        salt = _mix(ops.bitwise_xor(salt, ops.convert_to_tensor(bits)))
     return salt
 
 
-def _mix(x):
+def _mix(x: Tensor) -> Tensor:
     """Spreads int32 bits: a mixer in the manner of MurmurHash3's.
 
     Sums and products wrap around, on every backend. The sign is masked away
@@ -156,6 +157,6 @@ def _mix(x):
     return ops.bitwise_xor(x, _shifted(x, 16))
 
 
-def _shifted(x, bits):
+def _shifted(x: Tensor, bits: int) -> Tensor:
     shifted = ops.right_shift(x, bits)
     return ops.bitwise_and(shifted, (1 << (32 - bits)) - 1)

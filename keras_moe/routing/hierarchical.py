@@ -14,9 +14,7 @@ from keras_moe.checks.routing_checks import (
 )
 from keras_moe.kernels import take_columns, top_k_index
 from keras_moe.routing.assignment import (
-    UNAVAILABLE,
     UNCONDITIONAL,
-    Assignment,
     Choice,
     Conditions,
     available_logits,
@@ -26,7 +24,7 @@ from keras_moe.routing.assignment import (
     softmax,
     token_choice,
 )
-from keras_moe.types import Tensor
+from keras_moe.types import UNAVAILABLE, Assignment, Tensor
 
 
 def hierarchical_assignment(
@@ -98,7 +96,7 @@ def hierarchical_assignment(
     )
 
 
-def _joint_logits(group_logits, expert_logits):
+def _joint_logits(group_logits: Tensor, expert_logits: Tensor) -> Tensor:
     """Both stages' log-probabilities, `(T, E)`, and the sum of all."""
     num_groups = num_columns(group_logits)
     num_experts = num_columns(expert_logits)
@@ -113,7 +111,9 @@ def _joint_logits(group_logits, expert_logits):
     return ops.reshape(log_probs, (-1, num_experts)) + log_sum
 
 
-def _available_groups(group_logits, conditions, size):
+def _available_groups(
+    group_logits: Tensor, conditions: Conditions, size: int
+) -> Tensor:
     """Puts groups without an expert that is on below all others."""
     group_logits = ops.convert_to_tensor(group_logits)
     if conditions.available is None:
@@ -122,7 +122,9 @@ def _available_groups(group_logits, conditions, size):
     return ops.where(ops.any(experts, axis=-1), group_logits, UNAVAILABLE)
 
 
-def _choose(group_logits, expert_logits, top_k, top_k_groups):
+def _choose(
+    group_logits: Tensor, expert_logits: Tensor, top_k: int, top_k_groups: int
+) -> Tensor:
     """The best experts of the best groups, as columns `(T, K)`."""
     size = num_columns(expert_logits) // num_columns(group_logits)
     groups = ops.reshape(top_k_index(group_logits, top_k_groups), (-1, 1))
@@ -135,7 +137,7 @@ def _choose(group_logits, expert_logits, top_k, top_k_groups):
     return ops.reshape(columns, (-1, top_k))
 
 
-def _weights(of_group, in_group, normalize):
+def _weights(of_group: Tensor, in_group: Tensor, normalize: bool) -> Tensor:
     """The product of both stages' factors, `(T, M, K / M)`.
 
     Both are zero where a choice is not carried out.

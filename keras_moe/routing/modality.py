@@ -10,9 +10,7 @@ from keras_moe.checks.routing_checks import (
     num_columns,
 )
 from keras_moe.routing.assignment import (
-    UNAVAILABLE,
     UNCONDITIONAL,
-    Assignment,
     Conditions,
     available_logits,
     choose,
@@ -20,7 +18,7 @@ from keras_moe.routing.assignment import (
     softmax,
     token_choice,
 )
-from keras_moe.types import Tensor
+from keras_moe.types import UNAVAILABLE, Assignment, Tensor
 
 
 def modality_assignment(
@@ -56,7 +54,9 @@ def modality_assignment(
     router_logits = masked = available_logits(router_logits, conditions)
     if allowed is not None:
         if conditions.replay is not None:
-            allowed = ops.logical_or(allowed, _recorded(conditions, top_k))
+            allowed = ops.logical_or(
+                allowed, _recorded(conditions.replay, top_k)
+            )
         masked = ops.where(allowed, masked, UNAVAILABLE)
     probs = softmax(masked)
     choice = choose(masked, top_k, conditions)
@@ -70,10 +70,9 @@ def modality_assignment(
     return token_choice(router_logits, probs, choice, weights, conditions)
 
 
-def _recorded(conditions, top_k):
+def _recorded(replay: Assignment, top_k: int) -> Tensor:
     """Bool `(T, E)`, the experts that a replay chose."""
-    num_experts = num_columns(conditions.replay.router_probs)
-    index = conditions.replay.expert_index
-    index = ops.reshape(index, (-1, top_k, 1))
+    num_experts = num_columns(replay.router_probs)
+    index = ops.reshape(replay.expert_index, (-1, top_k, 1))
     experts = ops.arange(num_experts, dtype="int32")
     return ops.any(ops.equal(index, experts), axis=1)

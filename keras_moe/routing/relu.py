@@ -15,14 +15,13 @@ from keras_moe.checks import (
 from keras_moe.kernels import mean_of_units, sum_over_replicas
 from keras_moe.routing.assignment import (
     UNCONDITIONAL,
-    Assignment,
     Conditions,
     as_probabilities,
     available_logits,
     choose,
     token_choice,
 )
-from keras_moe.types import Tensor
+from keras_moe.types import Assignment, Tensor
 
 MOST_L1 = 1e4
 
@@ -122,7 +121,9 @@ def next_l1_coefficient(
     return ops.minimum(moved, MOST_L1)
 
 
-def _balanced_l1(gates, top_k, conditions, over_replicas):
+def _balanced_l1(
+    gates: Tensor, top_k: float, conditions: Conditions, over_replicas: bool
+) -> Tensor:
     """Sum over the experts of their load times their mean gate."""
     num_on: int | Tensor = gates.shape[-1]
     if conditions.available is not None:
@@ -137,7 +138,7 @@ def _balanced_l1(gates, top_k, conditions, over_replicas):
     return ops.sum(load * mean_gate)
 
 
-def _valid(values, token_mask):
+def _valid(values: Tensor, token_mask: Tensor | None) -> Tensor:
     """Float `(T, 1)`, zero for padding."""
     if token_mask is None:
         return ops.ones_like(values[:, :1])

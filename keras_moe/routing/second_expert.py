@@ -6,8 +6,7 @@ T tokens, K top_k.
 from keras import ops
 
 from keras_moe.checks import check_assignment, routing_checks
-from keras_moe.routing.assignment import Assignment
-from keras_moe.types import Tensor
+from keras_moe.types import Assignment, Tensor
 
 SECOND_EXPERTS = ("random", "threshold", "all")
 
@@ -21,7 +20,7 @@ def first_choices(assignment: Assignment, pairs_per_token: int) -> Assignment:
     """
     by_token = (-1, pairs_per_token)
 
-    def first(x):
+    def first(x: Tensor) -> Tensor:
         return ops.reshape(x, by_token)[:, 0]
 
     return assignment._replace(

@@ -12,16 +12,14 @@ from keras_moe.checks import (
     routing_checks,
 )
 from keras_moe.routing.assignment import (
-    UNAVAILABLE,
     UNCONDITIONAL,
-    Assignment,
     Conditions,
     available_logits,
     choose,
     softmax,
     token_choice,
 )
-from keras_moe.types import Tensor
+from keras_moe.types import UNAVAILABLE, Assignment, Tensor
 
 
 def sinkhorn_assignment(

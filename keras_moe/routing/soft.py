@@ -6,8 +6,7 @@ an expert, T = B * S tokens.
 
 from keras import ops
 
-from keras_moe.routing.assignment import UNAVAILABLE
-from keras_moe.types import Tensor
+from keras_moe.types import UNAVAILABLE, Tensor
 
 
 def soft_slot_logits(
@@ -79,12 +78,12 @@ def mix_experts(outputs: Tensor, mixture_weights: Tensor) -> Tensor:
     return ops.squeeze(ops.matmul(weights, outputs), 1)
 
 
-def _softmax(logits, axis):
+def _softmax(logits: Tensor, axis: int) -> Tensor:
     """`ops.softmax`, without its warning where the axis has one entry."""
     return ops.exp(ops.log_softmax(logits, axis=axis))
 
 
-def _unit_length(x, axis):
+def _unit_length(x: Tensor, axis: int) -> Tensor:
     """Divides by the Euclidean norm; zeros stay zeros."""
     squares = ops.sum(ops.square(x), axis=axis, keepdims=True)
     return x * ops.rsqrt(ops.maximum(squares, 1e-12))

@@ -12,9 +12,7 @@ from keras_moe.kernels import (
 )
 from keras_moe.kernels import light_ops as ops
 from keras_moe.routing.assignment import (
-    UNAVAILABLE,
     UNCONDITIONAL,
-    Assignment,
     Conditions,
     as_probabilities,
     available_logits,
@@ -24,7 +22,7 @@ from keras_moe.routing.assignment import (
     token_choice,
     unavailable,
 )
-from keras_moe.types import Tensor
+from keras_moe.types import UNAVAILABLE, Assignment, Tensor
 
 SCORINGS = ("softmax", "topk_softmax", "sigmoid")
 

@@ -9,7 +9,6 @@ from keras_moe.checks import check_bool, routing_checks
 from keras_moe.kernels import mean_of_units
 from keras_moe.routing.assignment import (
     UNCONDITIONAL,
-    Assignment,
     Conditions,
     available_logits,
     choose,
@@ -17,7 +16,7 @@ from keras_moe.routing.assignment import (
     softmax,
     token_choice,
 )
-from keras_moe.types import Tensor
+from keras_moe.types import Assignment, Tensor
 
 
 def top_p_assignment(
@@ -84,7 +83,9 @@ def top_p_assignment(
     )
 
 
-def _entropy(probs, token_mask, over_replicas):
+def _entropy(
+    probs: Tensor, token_mask: Tensor | None, over_replicas: bool
+) -> Tensor:
     logs = ops.log(ops.maximum(probs, 1e-30))
     entropy = ops.negative(ops.sum(probs * logs, axis=-1))
     valid = ops.ones_like(entropy)
