@@ -1,5 +1,6 @@
 """Floor 2: the layers. They own weights and call the functions below."""
 
+from keras_moe.layers import routers
 from keras_moe.layers.expert import Expert
 from keras_moe.layers.expert_layers import ExpertLayers
 from keras_moe.layers.hierarchical_moe import HierarchicalMoE
@@ -13,26 +14,9 @@ from keras_moe.layers.multitask import (
     UncertaintyWeightedModel,
     UncertaintyWeighting,
 )
-from keras_moe.layers.routers import (
-    AttentionRouter,
-    BaseRouter,
-    CosineRouter,
-    ExpertChoiceRouter,
-    GShardRouter,
-    HashRouter,
-    HierarchicalRouter,
-    LearnedRouter,
-    ModalityRouter,
-    NoisyTopKRouter,
-    PathwayRouter,
-    ReLURouter,
-    Router,
-    RuleRouter,
-    SinkhornRouter,
-    SwitchRouter,
-    TokenBatch,
-    TopPRouter,
-)
+from keras_moe.layers.routers import *  # noqa: F403
+from keras_moe.layers.routers.base import BaseRouter, TokenBatch
+from keras_moe.layers.routers.learned import LearnedRouter
 from keras_moe.layers.soft_moe import SoftMoE
 from keras_moe.layers.transformer import (
     TransformerDecoderBlock,
@@ -40,36 +24,22 @@ from keras_moe.layers.transformer import (
 )
 
 __all__ = [
-    "AttentionRouter",
     "BaseRouter",
     "CGC",
-    "CosineRouter",
     "Expert",
-    "ExpertChoiceRouter",
     "ExpertLayers",
-    "GShardRouter",
-    "HashRouter",
     "HierarchicalMoE",
-    "HierarchicalRouter",
     "LearnedRouter",
     "MixtureOfModels",
     "MoEBlock",
     "ModalityEmbedding",
-    "ModalityRouter",
     "MultiGateMoE",
-    "NoisyTopKRouter",
     "PLE",
-    "PathwayRouter",
-    "ReLURouter",
-    "Router",
-    "RuleRouter",
-    "SinkhornRouter",
     "SoftMoE",
-    "SwitchRouter",
     "TokenBatch",
-    "TopPRouter",
     "TransformerDecoderBlock",
     "TransformerEncoderBlock",
     "UncertaintyWeightedModel",
     "UncertaintyWeighting",
 ]
+__all__ += routers.__all__

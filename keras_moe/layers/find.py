@@ -6,7 +6,7 @@ import keras
 
 from keras_moe import checks
 from keras_moe.layers.mixture import Mixture
-from keras_moe.layers.routers import BaseRouter
+from keras_moe.layers.routers.base import BaseRouter
 
 _MODEL = ("a Keras model", "Pass the model, not its name or its layers.")
 

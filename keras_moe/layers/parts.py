@@ -11,7 +11,8 @@ from keras_moe.layers import sharing
 from keras_moe.layers.expert import Expert
 from keras_moe.layers.expert_layers import ExpertLayers
 from keras_moe.layers.initializers import reseeded
-from keras_moe.layers.routers import BaseRouter, Router
+from keras_moe.layers.routers import Router
+from keras_moe.layers.routers.base import BaseRouter
 
 _ROUTER = (
     "None or a router",
