@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from keras_moe.kernels import quantized, reference
 from keras_moe.kernels.quantized import QuantizedKernel
 from keras_moe.kernels.reference import FFNWeights, ffn
+from keras_moe.kernels.torch.activation import plain
 from keras_moe.kernels.torch.quantized import round_rows
 from keras_moe.kernels.torch.tracing import is_transformed, known_sizes
 from keras_moe.types import Activation, Tensor
@@ -73,8 +74,10 @@ def ffn_of_sizes(
 ) -> Tensor:
     """`grouped_ffn` of such sizes, and of the weights in order."""
 
+    function = plain(activation)
+
     def expert(rows, own):
-        arguments = rows, FFNWeights(*own), activation, _linear
+        arguments = rows, FFNWeights(*own), function, _linear
         if remat:
             return checkpoint(ffn, *arguments, use_reentrant=False)
         return ffn(*arguments)
