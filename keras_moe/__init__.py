@@ -35,9 +35,8 @@ from keras_moe.layers import (
     UncertaintyWeightedModel,
     UncertaintyWeighting,
 )
-from keras_moe.layers.find import find_blocks
 from keras_moe.layers.routers import *  # noqa: F403
-from keras_moe.model_surgery import routing_of
+from keras_moe.model_surgery import find_blocks, routing_of
 from keras_moe.routing import Assignment
 
 __version__ = "0.1.0"

@@ -7,7 +7,7 @@ from backend import BACKEND, draw, to_numpy
 from keras import ops
 
 from keras_moe import Expert, MoEBlock, Router, kernels
-from keras_moe.layers.calling import calling, watching
+from keras_moe.model_surgery.observe import calling, watching
 
 E, D = 4, 8
 

@@ -17,7 +17,7 @@ from zoo import LAYERS, WIDTH, model_of
 
 import keras_moe
 from keras_moe import kernels
-from keras_moe.layers.find import find_routers
+from keras_moe.model_surgery.find import find_routers
 
 # Keras says of every layer without `quantize` that it has none.
 pytestmark = pytest.mark.filterwarnings(

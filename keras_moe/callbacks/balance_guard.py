@@ -12,7 +12,7 @@ from keras import ops
 from keras_moe import checks
 from keras_moe.callbacks.block_callback import BlockCallback
 from keras_moe.layers import MoEBlock
-from keras_moe.layers.find import paths_of
+from keras_moe.model_surgery.find import paths_of
 
 
 class BalanceGuard(BlockCallback):

@@ -2,7 +2,7 @@
 
 import keras
 
-from keras_moe.layers.find import blocks_of, find_blocks
+from keras_moe.model_surgery.find import blocks_of, find_blocks
 
 
 class BlockCallback(keras.callbacks.Callback):

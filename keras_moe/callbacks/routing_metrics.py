@@ -6,7 +6,7 @@ from keras import ops
 from keras_moe import checks, metrics
 from keras_moe.callbacks.block_callback import BlockCallback
 from keras_moe.callbacks.order import warn_of_earlier_readers
-from keras_moe.layers.find import paths_of
+from keras_moe.model_surgery.find import paths_of
 
 NAMES = ("imbalance", "fraction_dropped")
 

@@ -6,9 +6,9 @@ E experts, D hidden_dim, F intermediate_dim, R tokens.
 import numpy as np
 from keras import ops
 
-from keras_moe.compress.rebuild import assign, to_array
 from keras_moe.layers import Expert
 from keras_moe.layers.upcycling import NAMES
+from keras_moe.model_surgery.rebuild import assign, to_array
 
 
 def read_experts(bank: Expert) -> list[dict[str, np.ndarray]]:

@@ -9,7 +9,6 @@ import keras
 import numpy as np
 
 from keras_moe.checks import as_number
-from keras_moe.compress.rebuild import Changes
 from keras_moe.layers import (
     Expert,
     ExpertLayers,
@@ -17,8 +16,9 @@ from keras_moe.layers import (
     MoEBlock,
     sharing,
 )
-from keras_moe.layers.find import find_blocks
 from keras_moe.layers.mixture import Mixture
+from keras_moe.model_surgery.find import find_blocks
+from keras_moe.model_surgery.rebuild import Changes
 
 
 def blocks_of(model: keras.Model) -> list[Mixture]:

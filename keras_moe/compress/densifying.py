@@ -15,8 +15,8 @@ from keras_moe.compress.averaging import HIDDEN_AXES
 from keras_moe.compress.banks import read_experts, write_experts
 from keras_moe.compress.observing import Record, observe
 from keras_moe.compress.pruning import load_of_training
-from keras_moe.compress.rebuild import Changes, rebuild, replacement
 from keras_moe.layers import Expert, MoEBlock
+from keras_moe.model_surgery.rebuild import Changes, rebuild, replacement
 
 CHOICES = ("average", "load")
 

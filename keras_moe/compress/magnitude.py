@@ -10,8 +10,8 @@ from keras_moe import checks
 from keras_moe.compress import blocks as mixtures
 from keras_moe.compress.averaging import take_units
 from keras_moe.compress.banks import read_experts, write_experts
-from keras_moe.compress.rebuild import Changes, rebuild
 from keras_moe.layers import Expert
+from keras_moe.model_surgery.rebuild import Changes, rebuild
 
 GRANULARITIES = ("unstructured", "structured")
 

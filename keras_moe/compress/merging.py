@@ -14,15 +14,15 @@ from keras_moe.compress import blocks as mixtures
 from keras_moe.compress.banks import outputs_of, read_experts, write_experts
 from keras_moe.compress.merged_router import MergedRouter
 from keras_moe.compress.observing import Record, observe
-from keras_moe.compress.rebuild import (
+from keras_moe.layers import MoEBlock
+from keras_moe.layers.mixture import Mixture
+from keras_moe.model_surgery.rebuild import (
     REPLACEMENT,
     Changes,
     assign,
     move_weights,
     rebuild,
 )
-from keras_moe.layers import MoEBlock
-from keras_moe.layers.mixture import Mixture
 
 SIMILARITIES = ("output", "router_logits")
 

@@ -10,10 +10,10 @@ import numpy as np
 from keras import ops
 
 from keras_moe import kernels
-from keras_moe.compress.rebuild import to_array
-from keras_moe.layers.calling import Call, computing_once, watching
 from keras_moe.layers.mixture import Mixture
 from keras_moe.model_surgery.batches import batches_of
+from keras_moe.model_surgery.observe import Call, computing_once, watching
+from keras_moe.model_surgery.rebuild import to_array
 from keras_moe.types import UNAVAILABLE, Tensor
 
 TOKENS_OF_BATCH = 256

@@ -8,8 +8,8 @@ from typing import Any
 import keras
 
 from keras_moe import checks
-from keras_moe.layers.calling import Call
-from keras_moe.layers.find import find_blocks
+from keras_moe.model_surgery.find import find_blocks
+from keras_moe.model_surgery.observe import Call
 from keras_moe.types import Tensor
 
 Pair = tuple[keras.layers.Layer, keras.layers.Layer]

@@ -11,14 +11,6 @@ import numpy as np
 from keras_moe import checks
 from keras_moe.compress import blocks as mixtures
 from keras_moe.compress.observing import observe
-from keras_moe.compress.rebuild import (
-    Changes,
-    assign,
-    move_weights,
-    own_weights,
-    rebuild,
-    to_array,
-)
 from keras_moe.compress.routers import (
     check_router,
     choose,
@@ -26,6 +18,14 @@ from keras_moe.compress.routers import (
     pruned_config,
 )
 from keras_moe.layers.mixture import Mixture
+from keras_moe.model_surgery.rebuild import (
+    Changes,
+    assign,
+    move_weights,
+    own_weights,
+    rebuild,
+    to_array,
+)
 
 CRITERIA = ("load", "weight", "saliency")
 

@@ -6,9 +6,9 @@ E experts, N null experts, K top_k, G groups, n experts that stay.
 import keras
 import numpy as np
 
-from keras_moe.compress.rebuild import assign, own_weights, to_array
 from keras_moe.layers import LearnedRouter
 from keras_moe.layers.mixture import Mixture
+from keras_moe.model_surgery.rebuild import assign, own_weights, to_array
 
 
 def check_router(block: Mixture, keep: int) -> None:

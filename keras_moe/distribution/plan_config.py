@@ -11,7 +11,7 @@ import keras
 from keras_moe import checks
 from keras_moe.layers import Expert
 from keras_moe.layers.argument_names import check_names
-from keras_moe.layers.find import find_blocks
+from keras_moe.model_surgery.find import find_blocks
 
 
 @dataclasses.dataclass(frozen=True)

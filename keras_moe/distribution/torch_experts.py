@@ -19,8 +19,8 @@ from keras_moe.distribution.torch_shards import (
 )
 from keras_moe.kernels import ExpertShard
 from keras_moe.layers.expert import Expert
-from keras_moe.layers.find import blocks_of, layers_of
 from keras_moe.layers.moe_layer import MoELayer
+from keras_moe.model_surgery.find import blocks_of, layers_of
 
 
 def shard_experts(

@@ -9,7 +9,7 @@ import torch
 from torch import distributed
 
 from keras_moe.distribution.torch_shards import sharded_banks
-from keras_moe.layers.calling import own_call
+from keras_moe.model_surgery.observe import own_call
 
 
 class ReplicatedCall:

@@ -8,7 +8,7 @@ import re
 
 import keras
 
-from keras_moe.layers.find import blocks_of, paths_of
+from keras_moe.model_surgery.find import blocks_of, paths_of
 
 
 def describe(model: keras.Model) -> dict:

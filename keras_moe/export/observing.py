@@ -11,8 +11,8 @@ import numpy as np
 from keras import ops, tree
 
 from keras_moe import kernels
-from keras_moe.layers.calling import Call, computing_once, watching
-from keras_moe.layers.find import blocks_of, paths_of
+from keras_moe.model_surgery.find import blocks_of, paths_of
+from keras_moe.model_surgery.observe import Call, computing_once, watching
 
 
 class Observation(NamedTuple):

@@ -12,14 +12,14 @@ import numpy as np
 from keras import ops
 
 from keras_moe import checks, kernels
-from keras_moe.layers.calling import calling, computing_once, own_call
-from keras_moe.layers.find import (
+from keras_moe.model_surgery.batches import BATCH_SIZE, batches_of
+from keras_moe.model_surgery.find import (
     blocks_of,
     find_blocks,
     layers_of,
     paths_of,
 )
-from keras_moe.model_surgery.batches import BATCH_SIZE, batches_of
+from keras_moe.model_surgery.observe import calling, computing_once, own_call
 from keras_moe.types import Assignment
 
 # What JAX and TensorFlow raise for a tensor taken out of a loop's body.

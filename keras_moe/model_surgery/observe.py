@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import keras
 
-from keras_moe.layers.find import layers_of
+from keras_moe.model_surgery.find import layers_of
 
 _lock = threading.Lock()
 RECOMPUTED = "rematerialized_call"  # the method by which Keras repeats a call

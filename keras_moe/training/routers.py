@@ -4,7 +4,7 @@ import keras
 from keras import ops
 
 from keras_moe import checks
-from keras_moe.layers.find import find_routers
+from keras_moe.model_surgery.find import find_routers
 from keras_moe.types import Tensor
 
 

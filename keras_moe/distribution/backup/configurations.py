@@ -11,7 +11,7 @@ from typing import Any
 
 import keras
 
-from keras_moe.layers.find import layers_of
+from keras_moe.model_surgery.find import layers_of
 
 # Keys of configs that do not change what is trained.
 IGNORED = {
