@@ -32,7 +32,7 @@ PROVIDING = (
 # Public in these files for the backend's other files alone.
 OF_THE_FOLDER = {
     "jax": {"layout_of"},
-    "tensorflow": {"in_forward_mode", "inside_xla"},
+    "tensorflow": set(),
     "torch": {"empty_gradient", "exchange_rows", "gather_shards"},
 }
 

@@ -15,6 +15,10 @@ PAGE = PACKAGE.parent / "docs" / "contributing" / "design.md"
 COLUMNS = {"torch": 0, "jax": 1, "tensorflow": 2}
 # What the page names beside the walk, and what only answers questions.
 BESIDE = (
+    "_jax.py",
+    "_keras.py",
+    "_tensorflow.py",
+    "_torch.py",
     "checks/",
     "kernels/captured.py",
     "kernels/forced.py",

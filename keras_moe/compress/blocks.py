@@ -8,6 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_moe import _keras
 from keras_moe.checks import as_number
 from keras_moe.layers import (
     Expert,
@@ -55,12 +56,12 @@ def _check_block(block, model):
             f"{block.name!r}, of which nobody knows how it is built. Use one "
             "of these."
         )
-    check_parts([block, *block._flatten_layers(include_self=False)], model)
+    check_parts([block, *_keras.layers_inside(block)], model)
 
 
 def check_parts(layers: list[keras.layers.Layer], model: keras.Model) -> None:
     """Raises if a layer stands in several of the model's, or is quantized."""
-    holders = list(model._flatten_layers())
+    holders = _keras.every_layer_of(model)
     for layer in layers:
         if sharing.is_shared(layer, holders):
             raise ValueError(
@@ -98,7 +99,7 @@ def check_banks(blocks: list[Mixture], what: str) -> None:
 def model_of_arguments(model: keras.Model, block: Mixture):
     """Returns the part of a model that builds `block` from arguments of its
     own, such as those of `keras_moe.models`; None where there is none."""
-    for part in model._flatten_layers():
+    for part in _keras.every_layer_of(model):
         if any(block is x for x in getattr(part, "moe_blocks", ())):
             return part
     return None

@@ -8,7 +8,7 @@ import threading
 import keras
 from keras import ops
 
-from keras_moe import checks
+from keras_moe import _keras, checks
 from keras_moe.compress import pairs, soft_labels
 from keras_moe.layers.added_losses import in_floatx
 from keras_moe.layers.wrapper import Wrapper
@@ -131,7 +131,7 @@ class Distiller(Wrapper):
         self, x=None, y=None, y_pred=None, sample_weight=None, training=True
     ):
         """Returns the scalar loss of a batch; see the class."""
-        has_labels = y is not None and self._compile_loss is not None
+        has_labels = y is not None and _keras.compiled_loss_of(self) is not None
         if not training and has_labels:
             return super().compute_loss(x, y, y_pred, sample_weight, training)
         if has_labels:
@@ -140,7 +140,7 @@ class Distiller(Wrapper):
                 task = self.task_loss(y, y_pred, sample_weight)
                 loss = loss - self.alpha * task
         else:
-            pairs.check_no_labels(self.alpha, y, self._compile_loss)
+            pairs.check_no_labels(self.alpha, y, _keras.compiled_loss_of(self))
             loss = sum(self.losses)
         once = computing_once(self.teacher)
         with self.no_trace(), once, watching(self._watched(1)) as seen:

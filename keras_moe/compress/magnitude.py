@@ -6,7 +6,7 @@ D hidden_dim, F intermediate_dim, E experts, S width of the shared expert.
 import keras
 import numpy as np
 
-from keras_moe import checks
+from keras_moe import _keras, checks
 from keras_moe.compress import blocks as mixtures
 from keras_moe.compress.averaging import take_units
 from keras_moe.compress.banks import read_experts, write_experts
@@ -66,7 +66,7 @@ def prune_weights(
 
 def _banks_of(model):
     mixtures.check_model(model)
-    layers = model._flatten_layers()
+    layers = _keras.every_layer_of(model)
     banks = [x for x in layers if isinstance(x, Expert)]
     if not banks:
         raise ValueError(
@@ -150,7 +150,7 @@ def _shrink_arguments(changes, model, sparsity):
         shared = config["shared_expert_dim"]
         return {**config, "shared_expert_dim": units_left(shared, sparsity)}
 
-    for layer in model._flatten_layers():
+    for layer in _keras.every_layer_of(model):
         if hasattr(layer, "moe_blocks"):
             changes.edit(layer, edit)
         elif getattr(layer, "shared_expert", None) is not None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import keras
 
-from keras_moe import checks
+from keras_moe import _keras, checks
 from keras_moe.model_surgery.find import find_blocks
 from keras_moe.model_surgery.observe import Call
 from keras_moe.types import Tensor
@@ -90,7 +90,7 @@ def router_pairs(
 
 def _layer(model, name):
     """The one layer of a name or path."""
-    layers = model._flatten_layers(include_self=False)
+    layers = _keras.layers_inside(model)
     found = [
         x for x in layers if name in (x.name, x.path) or _ends(x.path, name)
     ]

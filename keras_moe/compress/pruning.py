@@ -93,7 +93,7 @@ def _scores(model, blocks, by, data):
     if by == "weight":
         return [_weight_norms(block) for block in blocks]
     for block in blocks:
-        if getattr(block, "_runs_all", False):
+        if getattr(block, "runs_all", False):
             raise ValueError(
                 f"`by` must be 'weight' where every expert runs on everything. "
                 f"Received: by={by!r}, {block.path!r} without `top_k`. Pass "

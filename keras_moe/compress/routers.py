@@ -6,6 +6,7 @@ E experts, N null experts, K top_k, G groups, n experts that stay.
 import keras
 import numpy as np
 
+from keras_moe import _keras
 from keras_moe.layers import LearnedRouter
 from keras_moe.layers.mixture import Mixture
 from keras_moe.model_surgery.rebuild import assign, own_weights, to_array
@@ -110,10 +111,10 @@ def move_router(
 
 
 def _check_known(router: keras.layers.Layer):
-    if router._layers:
+    if layers := _keras.layers_right_below(router):
         raise ValueError(
             "A router must own its weights itself to lose rows of them. "
             f"Received: {type(router).__name__} with the layers "
-            f"{[x.name for x in router._layers]}. Use `merge_experts`, which "
+            f"{[x.name for x in layers]}. Use `merge_experts`, which "
             "keeps the router."
         )

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import keras
 
-from keras_moe import checks
+from keras_moe import _keras, checks
 from keras_moe.distribution.environment import process_count, process_index
 from keras_moe.files import follow_links, replace_file, scratch_beside
 
@@ -140,9 +140,10 @@ def _whole_on_one_device(model) -> Iterator[None]:
                 whole = np.asarray(value)
             else:
                 whole = np.asarray(process_allgather(value, tiled=True))
-            variable._value = jax.device_put(whole, jax.local_devices()[0])
+            one = jax.device_put(whole, jax.local_devices()[0])
+            _keras.put_value(variable, one)
         yield
     finally:
         for variable, value in zip(variables, kept, strict=True):
-            variable._value = value
+            _keras.put_value(variable, value)
         keras.distribution.set_distribution(distribution)

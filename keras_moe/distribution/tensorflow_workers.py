@@ -13,7 +13,7 @@ import keras
 import tensorflow as tf
 from keras import tree
 
-from keras_moe import kernels
+from keras_moe import _keras, _tensorflow, kernels
 from keras_moe.distribution import even_batches
 from keras_moe.distribution.environment import process_index
 from keras_moe.distribution.referee import UNEVEN
@@ -79,18 +79,16 @@ def data_parallel(model: keras.Model) -> keras.Model:
         return model
     even_batches.install()
     several = has_several_workers(strategy)
-    make_function = keras.Model.make_train_function
-    reduce = make_function.__globals__.get("reduce_per_replica")
-    as_rows = several and _has_fault(reduce, LOGS_FAULT)
+    as_rows = several and _has_fault(_keras.replica_reduction(), LOGS_FAULT)
     train_step = model.train_step
     if several:
         train_step = _of_rows(train_step)
     model.train_step = _step(model, train_step, as_rows)
     model.test_step = _step(model, model.test_step, as_rows)
-    build = getattr(model, "_maybe_symbolic_build", None)
+    build = _keras.symbolic_build_of(model)
     if several and _has_fault(build, BUILD_FAULT):
         own_build = _build_from_own_batch(strategy, build)  # type: ignore[arg-type]
-        model._maybe_symbolic_build = own_build
+        _keras.replace_symbolic_build(model, own_build)
     model.__dict__["make_train_function"] = CheckedMaker(model)
     model.train_function = model.test_function = None
     return model
@@ -109,7 +107,7 @@ def _step(model, step: Callable, as_rows: bool) -> Callable:
     @functools.wraps(step)
     def run(data):
         _check_not_compiled_around_replicas(model)
-        for layer in model._flatten_layers():
+        for layer in _keras.every_layer_of(model):
             kernels.keep_losses_apart(layer)
         logs = step(data)
         if as_rows:
@@ -167,7 +165,7 @@ def _strategy_of(model):
             f"`model` must be a keras.Model. Received: {model!r}. Pass the "
             "model that is trained."
         )
-    strategy = getattr(model, "_distribute_strategy", None)
+    strategy = _keras.strategy_of(model)
     if isinstance(strategy, STRATEGIES):
         return strategy
     received = "none" if strategy is None else type(strategy).__name__
@@ -198,7 +196,7 @@ def has_several_workers(strategy) -> bool:
     """Whether the strategy's replicas are in more than one process."""
     if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
         return False
-    return strategy.extended._in_multi_worker_mode()  # as Keras asks
+    return _tensorflow.has_several_workers(strategy)
 
 
 def _has_fault(function: Callable | None, line: str) -> bool:

@@ -10,6 +10,7 @@ import torch
 from torch.distributed import fsdp
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
+from keras_moe import _keras
 from keras_moe.distribution.torch_replicas import ReplicatedCall
 from keras_moe.distribution.torch_shards import sharded_banks, slots_of
 
@@ -79,9 +80,9 @@ class FullyShardedCall(ReplicatedCall):
 
     def _shard_slots(self, optimizer):
         for slot in slots_of(self.model, self.variables):
-            # Inside a call `slot.value` may be cast by a dtype policy.
-            if not isinstance(slot._value, DTensor):
-                slot._value = self._distributed(slot._value)
+            value = _keras.stored_value_of(slot)
+            if not isinstance(value, DTensor):
+                _keras.put_value(slot, self._distributed(value))
         banks = sharded_banks(self.model)
         if banks:
             weights = [weight for bank in banks for weight in bank.weights]
@@ -106,9 +107,10 @@ class FullyShardedCall(ReplicatedCall):
         pairs = list(zip(everything, parts, strict=True))
         for variable, part in pairs:
             if part is not None:
-                variable._value = torch.nn.Parameter(
+                whole = torch.nn.Parameter(
                     part.detach().full_tensor(), requires_grad=False
                 )
+                _keras.put_value(variable, whole)
         try:
             yield
         finally:
@@ -116,7 +118,7 @@ class FullyShardedCall(ReplicatedCall):
                 if part is not None:
                     found = self._distributed(variable.value)
                     part.detach().to_local().copy_(found.detach().to_local())
-                    variable._value = part
+                    _keras.put_value(variable, part)
 
 
 class _FollowedWeights(torch.nn.Module):
@@ -133,7 +135,7 @@ class _FollowedWeights(torch.nn.Module):
         super().__setattr__(name, value)
         follower = self.__dict__.get("followers", {}).get(name)
         if follower is not None:
-            follower._value = value
+            _keras.put_value(follower, value)
 
     def forward(self, *args, **kwargs):
         return self.function(*args, **kwargs)
@@ -168,8 +170,8 @@ class _ApplyToAll:
 
     def _put(self, variable, value):
         """Gives a variable another tensor, and what `assign` checks."""
-        variable._value = value
-        variable._shape = tuple(value.shape)
+        _keras.put_value(variable, value)
+        _keras.put_shape(variable, value.shape)
 
     def _as_part(self, tensor):
         return DTensor.from_local(tensor, self.mesh, [Shard(0)])
@@ -177,10 +179,8 @@ class _ApplyToAll:
 
 def _forget_whole_weights(model) -> None:
     """Lets go of the whole weights, which each layer has noted for PyTorch."""
-    for layer in model._flatten_layers():
-        if "_torch_params" in layer._modules:
-            delattr(layer, "_torch_params")
-        layer.torch_params  # noqa: B018  noted anew, as parts
+    for layer in _keras.every_layer_of(model):
+        _keras.note_weights_anew(layer)
 
 
 def _check_ranks(model, variables):

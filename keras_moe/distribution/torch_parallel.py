@@ -6,6 +6,7 @@ averaged over the processes while they are computed.
 
 import keras
 
+from keras_moe import _keras
 from keras_moe.distribution import torch_optimizers, torch_saving
 from keras_moe.distribution.torch_fsdp import FullyShardedCall
 from keras_moe.distribution.torch_group import join
@@ -118,7 +119,7 @@ def _holds_parts_of(call, model):
 
 
 def _parts_of(model):
-    layers = model._flatten_layers(include_self=False)
+    layers = _keras.layers_inside(model)
     return [layer for layer in layers if isinstance(layer, keras.Model)]
 
 

@@ -8,6 +8,7 @@ import keras
 import torch
 from torch import distributed
 
+from keras_moe import _torch
 from keras_moe.distribution.torch_shards import sharded_banks
 from keras_moe.model_surgery.observe import own_call
 
@@ -63,10 +64,10 @@ class ReplicatedCall:
             for v in self.values
             if v.is_floating_point() and id(v) not in trained
         ]
-        versions = [v._version for v in state]
+        versions = [_torch.version_of(v) for v in state]
         outputs = self.replicated()(*args, **kwargs)
         pairs = zip(state, versions, strict=True)
-        self.moved = [v for v, version in pairs if v._version != version]
+        self.moved = [v for v, old in pairs if _torch.version_of(v) != old]
         return outputs
 
     def settle(self) -> None:

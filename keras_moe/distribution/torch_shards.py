@@ -9,13 +9,14 @@ from collections.abc import Callable, Iterator
 
 import keras
 
+from keras_moe import _keras
 from keras_moe.kernels.torch.exchange import gather_shards
 from keras_moe.layers.expert import Expert
 
 
 def sharded_banks(model: keras.Model) -> list[Expert]:
     """Returns the banks of which this process holds a part."""
-    layers = model._flatten_layers()
+    layers = _keras.every_layer_of(model)
     return [x for x in layers if isinstance(x, Expert) and x.shard is not None]
 
 
@@ -94,7 +95,7 @@ def resize(model, banks, change: Callable) -> None:
         parameter = variable.value
         parameter.grad = None
         parameter.data = change(parameter.data)
-        variable._shape = tuple(parameter.shape)
+        _keras.put_shape(variable, parameter.shape)
 
 
 def variables_of(model, banks) -> list:

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_moe import checks
+from keras_moe import _keras, checks
 from keras_moe.ensemble import arguments, diversity, members, training
 from keras_moe.ensemble.snapshots import fit_snapshots
 from keras_moe.layers.argument_names import check_names
@@ -286,7 +286,7 @@ class Ensemble(TrainableParts, keras.Model):
     def losses(self) -> list:
         """The combiner's; the members' too with `train_members`."""
         # While JAX computes the loss, Keras keeps the losses of the call here.
-        if self.train_members or self._losses_override:
+        if self.train_members or _keras.has_losses_of_step(self):
             return super().losses
         return self.combiner.losses
 

@@ -9,6 +9,8 @@ import tempfile
 
 import keras
 
+from keras_moe import _keras
+
 OWN = ("keras", "keras_moe", "builtins", "__main__")
 
 
@@ -64,7 +66,7 @@ def _environment(backend, scratch):
 
 def _modules_of(model):
     """The modules, beside ours and Keras's, that define the layers."""
-    for layer in model._flatten_layers():
+    for layer in _keras.every_layer_of(model):
         for kind in type(layer).__mro__:
             if kind.__module__.split(".")[0] not in OWN:
                 if issubclass(kind, keras.layers.Layer):

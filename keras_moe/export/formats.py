@@ -3,7 +3,7 @@
 import importlib.util
 from typing import NamedTuple
 
-from keras_moe import checks
+from keras_moe import _keras, checks
 
 
 class Format(NamedTuple):
@@ -83,7 +83,7 @@ def is_exact(model) -> bool:
     return not any(
         layer.compute_dtype in ("float16", "bfloat16")
         or getattr(layer.dtype_policy, "quantization_mode", None)
-        for layer in model._flatten_layers()
+        for layer in _keras.every_layer_of(model)
     )
 
 

@@ -10,7 +10,7 @@ from reprlib import repr as repr_of
 
 import keras
 
-from keras_moe import checks
+from keras_moe import _keras, checks
 from keras_moe.export import checksums, schema
 from keras_moe.export.describing import describe
 from keras_moe.export.formats import FORMATS
@@ -63,7 +63,7 @@ def vocabulary_size(model: keras.Model) -> int:
     """Returns how many indices every embedding of a model has; 2 without."""
     sizes = [
         layer.input_dim
-        for layer in model._flatten_layers()
+        for layer in _keras.every_layer_of(model)
         if isinstance(layer, keras.layers.Embedding)
     ]
     return min(sizes, default=2)

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import keras
 import numpy as np
 
+from keras_moe import _keras
 from keras_moe.export.artifact import named_inputs
 from keras_moe.export.manifest import input_specs
 from keras_moe.export.observing import Observation, observer
@@ -148,7 +149,7 @@ def random_input(
 
 def _vocabulary(model):
     """Words and pairs of words that the model's `TextVectorization` knows."""
-    for layer in model._flatten_layers():
+    for layer in _keras.every_layer_of(model):
         if isinstance(layer, keras.layers.TextVectorization):
             words = [w for w in layer.get_vocabulary() if w] or ["a"]
             return np.array([*words, " ".join(words[:40])])

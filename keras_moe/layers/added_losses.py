@@ -10,7 +10,7 @@ from typing import Any
 
 import keras
 
-from keras_moe import kernels
+from keras_moe import _keras, kernels
 from keras_moe.kernels import light_ops as ops
 from keras_moe.types import Tensor
 
@@ -22,8 +22,6 @@ _kept: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 class AddedLosses:
     """Mixin: adds losses in the floatx, those of every call of a step."""
 
-    _loss_ids: set[int]
-
     def add_loss(self, loss: Tensor) -> None:
         """Adds a scalar loss, in the floatx, once per training step."""
         losses = [in_floatx(x) for x in keras.tree.flatten(loss)]
@@ -33,7 +31,8 @@ class AddedLosses:
             self.leave_out()  # type: ignore[attr-defined]
             return
         super().add_loss(losses)  # type: ignore[misc]
-        stateless = [x for x in losses if id(x) in self._loss_ids]
+        ids = _keras.stateless_loss_ids_of(self)
+        stateless = [x for x in losses if id(x) in ids]
         if stateless:
             kept = _kept.setdefault(self, [])
             kept.extend(map(weakref.ref, stateless))
@@ -44,12 +43,13 @@ class AddedLosses:
         In a `StatelessScope` that would drop the losses of the calls before,
         whose tensors are alive. The id of one that is gone may be another's.
         """
-        self._loss_ids.clear()
+        ids = _keras.stateless_loss_ids_of(self)
+        ids.clear()
         super()._clear_losses()  # type: ignore[misc]
         if self in _kept:
             alive = [kept for kept in _kept[self] if kept() is not None]
             _kept[self] = alive
-            self._loss_ids |= {id(kept()) for kept in alive}
+            ids.update(id(kept()) for kept in alive)
 
 
 def in_floatx(loss: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import keras
 from keras import ops, tree
 
-from keras_moe import kernels
+from keras_moe import _keras, kernels
 from keras_moe.layers import sharing
 from keras_moe.layers.added_losses import in_floatx
 from keras_moe.layers.argument_names import NamedArguments
@@ -160,7 +160,7 @@ def _function(layer, kept_variables, spec, training):
                     operands[0], training=training, **mask_for(layer, mask)
                 )
             losses = [in_floatx(x) for x in scope.losses]
-            layer._clear_losses()  # they come back as one
+            _keras.clear_losses(layer)  # they come back as one
         values = [scope.get_current_value(v) for v in kept_variables]
         return _cast_like(spec, outputs), (values, sum(losses, _no_loss()))
 

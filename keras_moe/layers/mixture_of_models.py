@@ -115,7 +115,7 @@ class MixtureOfModels(Mixture, keras.Model):
             router_z_weight,
         )
         limits = capacity_factor, eval_capacity_factor
-        self._runs_all = router is None and top_k is None and not any(limits)
+        self.runs_all = router is None and top_k is None and not any(limits)
 
     def build(self, input_shape) -> None:
         """Creates the weights for inputs `(B, ...)`."""
@@ -153,7 +153,7 @@ class MixtureOfModels(Mixture, keras.Model):
         )
         num_examples = ops.shape(features)[0]
         kept, capacity = self.apply_capacity(chosen, num_examples, training)
-        if self._runs_all:
+        if self.runs_all:
             outputs = self._run_all(inputs, mask, kept, training)
         else:
             outputs = self._run_chosen(inputs, mask, kept, capacity, training)

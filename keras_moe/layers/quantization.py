@@ -14,6 +14,7 @@ from typing import Any
 import keras
 from keras import dtype_policies
 
+from keras_moe import _keras
 from keras_moe.kernels import Rounding
 
 MODES = ("int8", "int4")
@@ -61,7 +62,7 @@ def saved_dtype(layer: keras.layers.Layer) -> dict:
     """Returns the `dtype` of a layer's config; a map where parts of it are
     quantised."""
     policies, configs = {}, {}
-    for part in layer._flatten_layers(include_self=False):
+    for part in _keras.layers_inside(layer):
         if part.quantization_mode is None:
             continue
         key = _pattern(layer, part)
@@ -85,7 +86,7 @@ def float32_head(dtype):
     policies = dtype_policies.get(dtype)
     if not isinstance(policies, QuantizedPolicies):
         return "float32"
-    return QuantizedPolicies("float32", policies._policy_map, policies.configs)
+    return QuantizedPolicies("float32", dict(policies), policies.configs)
 
 
 def restore_configs(layer: keras.layers.Layer) -> None:
@@ -94,7 +95,7 @@ def restore_configs(layer: keras.layers.Layer) -> None:
     policies = layer.dtype_policy
     if not isinstance(policies, QuantizedPolicies):
         return
-    for part in layer._flatten_layers(include_self=False):
+    for part in _keras.layers_inside(layer):
         config = policies.config_of(part.path or "")
         if config is not None and part.quantization_mode in MODES:
             part.quantization_config = config
@@ -170,7 +171,7 @@ def keep_floats(parts: Any) -> None:
     """
     for part in keras.tree.flatten(parts):
         if isinstance(part, keras.layers.Layer):
-            for layer in part._flatten_layers():
+            for layer in _keras.every_layer_of(part):
                 layer.quantize = KeptInFloats().quantize
 
 

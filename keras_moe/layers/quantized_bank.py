@@ -9,7 +9,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_moe import kernels
+from keras_moe import _keras, kernels
 from keras_moe.kernels.quantized import ZERO_NIBBLE
 from keras_moe.layers import quantization
 
@@ -74,7 +74,7 @@ def add_kernel(experts, name: str, shape, mode: str, block: int | None):
         trainable=False,
     )
     setattr(experts, f"{name}_scale", scale)
-    experts._is_quantized = True  # what Keras asks for in `quantize`
+    _keras.mark_quantized(experts)
     return kernel
 
 

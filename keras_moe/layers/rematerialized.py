@@ -15,13 +15,12 @@ import keras
 from keras import ops, tree
 
 from keras_moe import kernels
+from keras_moe._keras import remat_mode_of
 from keras_moe.layers.traces import own_trace
 
 
 class Rematerialized:
     """Mixin of layers that Keras may compute a second time."""
-
-    _remat_mode: Any
 
     def rematerialized_call(
         self, layer_call: Callable, *args: Any, **kwargs: Any
@@ -30,7 +29,7 @@ class Rematerialized:
         call: Callable = super().rematerialized_call(  # type: ignore[misc]
             layer_call, *args, **kwargs
         )
-        if call is layer_call or self._remat_mode.mode == "activations":
+        if call is layer_call or remat_mode_of(self).mode == "activations":
             return call
         return functools.partial(call_recomputed, self, layer_call)
 

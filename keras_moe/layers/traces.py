@@ -9,11 +9,11 @@ import contextlib
 import threading
 import warnings
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import keras
 
-from keras_moe import kernels
+from keras_moe import _keras, kernels
 from keras_moe.types import Tensor
 
 
@@ -30,8 +30,6 @@ class Traced:
 
     path: str
     variables: list
-    _losses: Sequence
-    _loss_ids: set[int]
 
     def _clear_losses(self) -> None:
         """Keras calls it where an outermost call begins."""
@@ -70,8 +68,8 @@ class Traced:
         """Adds zero in place of a loss, and warns where losses are kept."""
         zero = kernels.untraced_zero()
         super().add_loss([zero])  # type: ignore[misc]
-        kept = id(zero) in self._loss_ids or any(
-            loss is zero for loss in self._losses
+        kept = id(zero) in _keras.stateless_loss_ids_of(self) or any(
+            loss is zero for loss in _keras.added_losses_of(self)
         )
         if kept and self not in _warned:
             _warned.add(self)

@@ -11,7 +11,10 @@ from typing import Any
 
 import keras
 
+from keras_moe import _keras
+
 HOLDERS = (keras.layers.Layer, list, tuple, dict)
+_TRAINABLE: Any = keras.layers.Layer.trainable
 
 
 class TrainableParts:
@@ -28,7 +31,6 @@ class TrainableParts:
 
     _flags: frozenset = frozenset()  # of parts that do not exist yet, by path
     _settled: frozenset = frozenset()  # ids of parts whose flag is decided
-    _trainable: bool
 
     def __init__(
         self,
@@ -46,19 +48,19 @@ class TrainableParts:
         if built:
             self._settle_parts()
             self._flags = frozenset()  # what is left has no part
-        elif isinstance(value, HOLDERS) and not self.__dict__.get(
-            "_trainable", True
+        elif isinstance(value, HOLDERS) and not getattr(
+            self, "trainable", True
         ):
             self._settle_parts()
 
     @property
     def trainable(self) -> bool:
         """Whether the layer trains; setting it sets all parts."""
-        return self._trainable
+        return _TRAINABLE.fget(self)
 
     @trainable.setter
     def trainable(self, value: bool) -> None:
-        keras.layers.Layer.trainable.fset(self, value)
+        _TRAINABLE.fset(self, value)
         self._flags = frozenset()
         self._settled = frozenset(id(part) for _, part, _ in parts_of(self))
 
@@ -116,7 +118,7 @@ def parts_of(
     """
     known = {id(layer)} if known is None else known
     names: dict[str, int] = {}
-    for part in layer._flatten_layers(include_self=False, recursive=False):
+    for part in _keras.layers_right_below(layer):
         number = names.setdefault(part.name, 0)
         names[part.name] += 1
         if id(part) in known:

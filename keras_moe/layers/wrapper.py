@@ -4,7 +4,7 @@ import contextlib
 
 import keras
 
-from keras_moe import checks
+from keras_moe import _keras, checks
 from keras_moe.layers.argument_names import NamedArguments
 from keras_moe.layers.trainable_parts import TrainableParts
 from keras_moe.types import Shape, Tensor
@@ -53,13 +53,14 @@ class Wrapper(NamedArguments, TrainableParts, keras.Model):
 
     def task_loss(self, y, y_pred, sample_weight=None) -> Tensor:
         """Returns the compiled loss alone, without what layers added."""
-        if self._compile_loss is None:
+        compiled = _keras.compiled_loss_of(self)
+        if compiled is None:
             raise ValueError(
                 f"{type(self).__name__} must be compiled with a `loss`: it "
                 "computes it a second time. Received: loss=None. Pass "
                 "`loss` to `compile`."
             )
-        return self._compile_loss(y, y_pred, sample_weight)
+        return compiled(y, y_pred, sample_weight)
 
     @contextlib.contextmanager
     def no_trace(self):

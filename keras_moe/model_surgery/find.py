@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import keras
 
-from keras_moe import checks
+from keras_moe import _keras, checks
 from keras_moe.layers.mixture import Mixture
 from keras_moe.layers.routers.base import BaseRouter
 
@@ -57,7 +57,7 @@ def find_routers(model: keras.Model) -> list[BaseRouter]:
 def layers_of(model: keras.layers.Layer, kind: type) -> list:
     """Return every layer of a class inside a model or layer, itself too."""
     checks.check_is_a("model", model, keras.layers.Layer, *_MODEL)
-    return [x for x in model._flatten_layers() if isinstance(x, kind)]
+    return [x for x in _keras.every_layer_of(model) if isinstance(x, kind)]
 
 
 def _find(model, kind, name):

@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 
 import keras
 
+from keras_moe._keras import REMATERIALIZED_CALL
 from keras_moe.model_surgery.find import layers_of
 
 _lock = threading.Lock()
-RECOMPUTED = "rematerialized_call"  # the method by which Keras repeats a call
 
 
 class Call(NamedTuple):
@@ -100,16 +100,16 @@ def computing_once(model: keras.layers.Layer):
 def _computing_once(layers):
     with _lock:
         for layer in layers:
-            replaced = layer.__dict__.get(RECOMPUTED)
+            replaced = layer.__dict__.get(REMATERIALIZED_CALL)
             if not isinstance(replaced, _Once):
-                replaced = layer.__dict__[RECOMPUTED] = _Once(replaced)
+                replaced = layer.__dict__[REMATERIALIZED_CALL] = _Once(replaced)
             replaced.users += 1
     try:
         yield
     finally:
         with _lock:
             for layer in layers:
-                layer.__dict__[RECOMPUTED].leave(layer)
+                layer.__dict__[REMATERIALIZED_CALL].leave(layer)
 
 
 class _Once:
@@ -130,9 +130,9 @@ class _Once:
         """Ends one use; the last one gives the layer its own back."""
         self.users -= 1
         if not self.users:
-            del layer.__dict__[RECOMPUTED]
+            del layer.__dict__[REMATERIALIZED_CALL]
             if self.own is not None:
-                layer.__dict__[RECOMPUTED] = self.own
+                layer.__dict__[REMATERIALIZED_CALL] = self.own
 
 
 def own_call(layer: keras.layers.Layer) -> Callable:

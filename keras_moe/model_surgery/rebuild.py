@@ -14,6 +14,8 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_moe import _keras
+
 REPLACEMENT = "keras_moe_replacement"
 Edit = Callable[[dict], dict]
 Transfer = Callable[[keras.layers.Layer, keras.layers.Layer], None]
@@ -80,7 +82,7 @@ def rebuild(model: keras.Model, changes: Changes) -> keras.Model:
 
 def _built(model, config):
     """The model of a config; it may hold any class of the old model's."""
-    classes = {type(layer) for layer in model._flatten_layers()}
+    classes = {type(layer) for layer in _keras.every_layer_of(model)}
     custom = {keras.saving.get_registered_name(c): c for c in classes}
     try:
         return keras.saving.deserialize_keras_object(
@@ -170,8 +172,7 @@ def _move(old, new, transfers, done):
 
 def _children(layer):
     """The layers right below, each once."""
-    found = {id(x): x for x in layer._layers}
-    return list(found.values())
+    return _keras.layers_right_below(layer)
 
 
 def _matched(old, new):

@@ -8,7 +8,7 @@ import threading
 import keras
 from keras import ops
 
-from keras_moe import checks, kernels
+from keras_moe import _keras, checks, kernels
 from keras_moe.checks import is_static
 from keras_moe.layers.wrapper import Wrapper
 from keras_moe.model_surgery.observe import calling, watching
@@ -91,7 +91,7 @@ class FGM(Wrapper):
         self._find_embedding()
 
     def _find_embedding(self):
-        layers = list(self.inner._flatten_layers())
+        layers = _keras.every_layer_of(self.inner)
         found = [x for x in layers if x.name == self.embedding]
         if len(found) == 1:
             return found[0]

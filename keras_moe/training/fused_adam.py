@@ -5,7 +5,7 @@ import inspect
 import keras
 from keras import ops
 
-from keras_moe import kernels
+from keras_moe import _keras, kernels
 from keras_moe.layers.argument_names import check_names
 from keras_moe.types import Tensor
 
@@ -44,14 +44,10 @@ class FusedAdam(keras.optimizers.Adam):
 
     def update_step(self, gradient, variable, learning_rate) -> None:
         """Updates one variable, and its slots."""
-        index = self._get_variable_index(variable)
-        slots = [self._momentums[index], self._velocities[index]]
-        if self.amsgrad:
-            slots.append(self._velocity_hats[index])
         done = kernels.adam_step(
             variable,
             gradient,
-            slots,
+            _keras.adam_slots_of(self, variable),
             lambda: self._step_size(learning_rate),
             (self.beta_1, self.beta_2),
             self.epsilon,

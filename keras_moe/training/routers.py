@@ -3,7 +3,7 @@
 import keras
 from keras import ops
 
-from keras_moe import checks
+from keras_moe import _keras, checks
 from keras_moe.model_surgery.find import find_routers
 from keras_moe.types import Tensor
 
@@ -96,9 +96,8 @@ class RouterLearningRate(keras.optimizers.Optimizer):
         """Lets the optimizer step, then shortens the routers' steps."""
         if not self.built:
             self.build(list(trainable_variables))
-        of_routers = [
-            v for v in self._trainable_variables if getattr(v, "of_router", 0)
-        ]
+        variables = _keras.variables_trained_by(self)
+        of_routers = [v for v in variables if getattr(v, "of_router", 0)]
         before = [ops.copy(v.value) for v in of_routers]
         self.inner_optimizer.apply(grads, trainable_variables)
         for variable, old in zip(of_routers, before, strict=True):

@@ -4,7 +4,7 @@ import pathlib
 
 import keras
 
-from keras_moe import checks
+from keras_moe import _keras, checks
 from keras_moe.distribution.backup import (
     choosing,
     describing,
@@ -120,7 +120,7 @@ class BackupAndResume(keras.callbacks.Callback):
         self._own: state.Own | None = None
         self._replay: Replay | None = None
         self._unsaved, self._stopped = 0, False
-        self._given_epoch = self.model._initial_epoch
+        self._given_epoch = _keras.initial_epoch_of(self.model)
         generation, manifest = choosing.choose(self.directory, self.processes)
         # Now, as other callbacks may change what a configuration holds.
         self._described = describing.describe(self.model, self.processes)
@@ -134,9 +134,10 @@ class BackupAndResume(keras.callbacks.Callback):
             )
             self._records = self._own.records
             self.processes.set_random(self._own.random)
-            self.model._initial_epoch = loading.first_epoch(
+            first = loading.first_epoch(
                 self.directory, manifest, self.params["epochs"]
             )
+            _keras.set_initial_epoch(self.model, first)
         self._manifest = manifest
         choosing.tidy(self.directory, generation, self.processes)
 
@@ -147,7 +148,7 @@ class BackupAndResume(keras.callbacks.Callback):
         self._epoch, self._seen = epoch, 0
         if own is not None:
             records.show(self.model.history, self._records)
-            self.model._initial_epoch = self._given_epoch
+            _keras.set_initial_epoch(self.model, self._given_epoch)
             self._seen = self._manifest["batch"]
             if self._seen:
                 self._replay_batches(own)
@@ -155,8 +156,7 @@ class BackupAndResume(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch, logs=None):
         """Saves, where it is time and the batch is not one of a replay."""
-        # Not `self.model`, which on JAX waits for the step and copies.
-        if self._model.stop_training:
+        if _keras.unsynchronized_model_of(self).stop_training:
             self._stopped = True
         if self.save_freq == "epoch" or batch < self._seen:
             return
@@ -179,7 +179,7 @@ class BackupAndResume(keras.callbacks.Callback):
 
     def on_train_end(self, logs=None):
         """Deletes the saves, where asked to."""
-        self.model._initial_epoch = self._given_epoch
+        _keras.set_initial_epoch(self.model, self._given_epoch)
         if self._own is not None:  # no epoch was left to train
             records.show(self.model.history, self._records)
         if self.delete_checkpoint and not self._stopped:

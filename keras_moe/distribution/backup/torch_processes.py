@@ -9,6 +9,7 @@ import torch
 from torch import distributed
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from keras_moe import _keras
 from keras_moe.distribution.backup.processes import Processes
 
 
@@ -78,7 +79,7 @@ def _shards_of(model):
     """The shard of each weight, and slot, of which a process has E / N."""
     banks = [
         layer
-        for layer in model._flatten_layers()
+        for layer in _keras.every_layer_of(model)
         if getattr(layer, "shard", None) is not None
     ]
     if not banks:

@@ -6,6 +6,7 @@ measures every formulation.
 
 import jax
 
+from keras_moe._jax import is_traced_here, trace_here
 from keras_moe.kernels.generic import (
     adam_step,
     first_value,
@@ -34,9 +35,7 @@ from keras_moe.kernels.jax.exchange import (
     num_token_shards,
 )
 from keras_moe.kernels.jax.layer_hooks import (
-    is_traced_here,
     outside_of_traces,
-    trace_here,
     writes_leave_traces,
 )
 from keras_moe.kernels.jax.programs import compiled, value_and_gradient

@@ -60,17 +60,17 @@ def _grouped_matmul(x, kernel, group_sizes):
 
 
 @jax.jit
-def _grouped_matmul_forward(x, kernel, group_sizes):
+def grouped_matmul_forward(x, kernel, group_sizes):
     return _grouped_matmul(x, kernel, group_sizes), (x, kernel, group_sizes)
 
 
 @jax.jit
-def _grouped_matmul_backward(residuals, dy):
+def grouped_matmul_backward(residuals, dy):
     x, kernel, group_sizes = residuals
     return *_matmul_gradients(x, kernel, group_sizes, dy), None
 
 
-_grouped_matmul.defvjp(_grouped_matmul_forward, _grouped_matmul_backward)
+_grouped_matmul.defvjp(grouped_matmul_forward, grouped_matmul_backward)
 
 
 @ReverseOnly
@@ -118,7 +118,7 @@ def _grouped_ffn(activation, remat, x, weights, group_sizes):
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _grouped_ffn_forward(activation, remat, x, weights, group_sizes):
+def grouped_ffn_forward(activation, remat, x, weights, group_sizes):
     if remat:
         y = _grouped_ffn(activation, remat, x, weights, group_sizes)
         return y, (x, weights, group_sizes, [])
@@ -127,11 +127,11 @@ def _grouped_ffn_forward(activation, remat, x, weights, group_sizes):
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _grouped_ffn_backward(activation, remat, residuals, dy):
+def grouped_ffn_backward(activation, remat, residuals, dy):
     return *_ffn_gradients(activation, *residuals, dy), None
 
 
-_grouped_ffn.defvjp(_grouped_ffn_forward, _grouped_ffn_backward)
+_grouped_ffn.defvjp(grouped_ffn_forward, grouped_ffn_backward)
 
 
 @partial(ReverseOnly, static=1)

@@ -53,7 +53,7 @@ def _grouped_matmul(x, kernel, group_sizes):
 
 
 _grouped_matmul.defvjp(
-    blocks._grouped_matmul_forward, blocks._grouped_matmul_backward
+    blocks.grouped_matmul_forward, blocks.grouped_matmul_backward
 )
 
 
@@ -71,7 +71,7 @@ def _grouped_ffn(activation, remat, x, weights, group_sizes):
     return _map(block, x, group_sizes, weights.down_kernel.shape[-1])
 
 
-_grouped_ffn.defvjp(blocks._grouped_ffn_forward, blocks._grouped_ffn_backward)
+_grouped_ffn.defvjp(blocks.grouped_ffn_forward, blocks.grouped_ffn_backward)
 
 
 def _map(block, x, group_sizes, width):

@@ -11,9 +11,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import Primitive
-from jax.interpreters import ad, batching, mlir
 
+from keras_moe._jax import identity_of_reverse_mode
 from keras_moe.kernels.jax.varying import varying_alike
 
 MESSAGE = (
@@ -78,31 +77,11 @@ def second_gradients(
 
 
 def _identity(x):
-    return _identity_p.bind(x) if jnp.issubdtype(x.dtype, jnp.floating) else x
+    return _reverse_only(x) if jnp.issubdtype(x.dtype, jnp.floating) else x
 
 
 def _refuse(*args, **kwargs):
     raise NotImplementedError(MESSAGE)
 
 
-_identity_p = Primitive("keras_moe_reverse_only")
-_identity_p.def_impl(lambda x: x)
-_identity_p.def_abstract_eval(lambda x: x)
-batching.defvectorized(_identity_p)
-mlir.register_lowering(_identity_p, lambda context, x: [x])
-
-# What it does to tangents. Reverse mode transposes this and never runs it.
-_tangent_p = Primitive("keras_moe_reverse_only_tangent")
-_tangent_p.def_impl(_refuse)
-_tangent_p.def_abstract_eval(lambda x: x)
-ad.deflinear2(_tangent_p, lambda cotangent, x: [cotangent])
-batching.primitive_batchers[_tangent_p] = _refuse
-mlir.register_lowering(_tangent_p, _refuse)
-
-
-def _derivative(primals, tangents):
-    (x,), (tangent,) = primals, tangents
-    return _identity_p.bind(x), _tangent_p.bind(tangent)
-
-
-ad.primitive_jvps[_identity_p] = _derivative
+_reverse_only = identity_of_reverse_mode("keras_moe_reverse_only", _refuse)

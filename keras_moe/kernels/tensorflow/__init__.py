@@ -5,8 +5,8 @@ which measures every formulation.
 """
 
 import tensorflow as tf
-from tensorflow.python.eager import record
 
+from keras_moe._tensorflow import in_forward_mode, inside_xla, is_recorded
 from keras_moe.kernels.generic import (
     adam_step,
     first_value,
@@ -55,8 +55,6 @@ from keras_moe.kernels.tensorflow.replicas import (
     sum_over_replicas,
 )
 from keras_moe.kernels.tensorflow.row_ops import (
-    in_forward_mode,
-    inside_xla,
     known_int,
     require,
     shape_of_count,
@@ -85,7 +83,7 @@ def formulation_for(x: Tensor, num_groups: int) -> str:
     if inside_xla():
         few = x.shape[0] is not None and x.shape[0] <= 8 * num_groups
         return "tensorflow_xla" + "_few_rows" * (few and _all_on_cpu())
-    if record.could_possibly_record() and num_groups > 8:
+    if is_recorded() and num_groups > 8:
         return "tensorflow_loop"
     return "tensorflow_split"
 

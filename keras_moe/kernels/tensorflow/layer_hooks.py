@@ -5,8 +5,9 @@ import weakref
 from collections.abc import Iterable
 
 import tensorflow as tf
-from tensorflow.python.eager import record
 
+from keras_moe import _keras
+from keras_moe._tensorflow import is_recorded
 from keras_moe.types import Tensor
 
 
@@ -35,15 +36,14 @@ class LossesOfThreads(threading.local):
 
 
 def keep_losses_apart(layer) -> None:
-    """By the one private attribute in which Keras 3.15 keeps them."""
-    if isinstance(getattr(layer, "_losses", None), list):
-        layer._losses = LossesOfThreads()
+    """In the attribute in which Keras keeps them."""
+    _keras.replace_added_losses(layer, LossesOfThreads)
 
 
 def trace_here() -> object:
     """The graph that operations are added to, weakly, and whether a tape
     records them: `tf.recompute_grad` records nothing of its first run."""
-    recording = record.could_possibly_record()
+    recording = is_recorded()
     if tf.executing_eagerly():
         return None, recording
     return weakref.ref(tf.compat.v1.get_default_graph()), recording

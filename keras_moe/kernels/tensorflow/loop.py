@@ -21,6 +21,7 @@ from functools import partial
 
 import tensorflow as tf
 
+from keras_moe._tensorflow import NOT_INLINED
 from keras_moe.kernels import reference
 from keras_moe.kernels.reference import FFNWeights
 from keras_moe.kernels.tensorflow import one_expert as one
@@ -86,7 +87,7 @@ def _traced(function, static, width, shapes, dtype):
             tf.TensorSpec(shapes[0][:1], tf.int32),
         ],
         autograph=False,
-        experimental_attributes={"_noinline": True},
+        experimental_attributes=NOT_INLINED,
     )
 
 

@@ -2,7 +2,7 @@
 
 import tensorflow as tf
 
-from keras_moe.kernels.tensorflow.row_ops import inside_xla
+from keras_moe._tensorflow import inside_xla
 from keras_moe.types import Tensor
 
 NOT_TOGETHER = (

@@ -4,9 +4,8 @@
 """
 
 import tensorflow as tf
-from tensorflow.python.eager import forwardprop_util
-from tensorflow.python.ops import control_flow_util
 
+from keras_moe._tensorflow import inside_xla
 from keras_moe.types import Tensor
 
 
@@ -35,20 +34,3 @@ def shapes_known(x: Tensor) -> str:
 def shape_of_count(count: Tensor, otherwise: int) -> int | Tensor:
     """A scalar of the graph, unless XLA compiles it."""
     return otherwise if inside_xla() else count
-
-
-def in_forward_mode(x: Tensor) -> bool:
-    """Return whether a `tf.autodiff.ForwardAccumulator` is in effect.
-
-    TensorFlow has no public function for it.
-
-    Args:
-        x: any tensor.
-    """
-    return bool(forwardprop_util.pack_tangents([x]).indices)
-
-
-def inside_xla() -> bool:
-    """Whether what is traced now is compiled by XLA."""
-    graph = tf.compat.v1.get_default_graph()
-    return control_flow_util.GraphOrParentsInXlaContext(graph)

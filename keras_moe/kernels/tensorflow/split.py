@@ -14,8 +14,8 @@ anywhere would turn every later read of that variable into a copy.
 from collections.abc import Callable, Iterable
 
 import tensorflow as tf
-from tensorflow.python.eager import record
 
+from keras_moe._tensorflow import is_recorded
 from keras_moe.kernels.reference import FFNWeights, ffn
 from keras_moe.kernels.tensorflow import one_expert as one
 from keras_moe.types import Activation, Tensor
@@ -41,7 +41,7 @@ def grouped_ffn(
         return ffn(rows, own, activation)
 
     expert = predicted
-    if record.could_possibly_record():
+    if is_recorded():
         with_gradient = one.recomputed if remat else one.trained
         expert = with_gradient(activation, tuple(banks))
     width = weights.down_kernel.shape[-1]

@@ -9,9 +9,8 @@ matrix's rows is said there. Where a tape records, all is `xla_blocks.py`'s.
 from functools import partial
 
 import tensorflow as tf
-from tensorflow.compiler.tf2xla.python import xla
-from tensorflow.python.eager import record
 
+from keras_moe._tensorflow import is_recorded, xla_slice
 from keras_moe.kernels.block_sizes import few_rows_size
 from keras_moe.kernels.reference import FFNWeights, ffn
 from keras_moe.kernels.tensorflow import xla_blocks
@@ -62,7 +61,7 @@ def grouped_ffn(
 
 def _only_predicts(x):
     """Whether there is no gradient to be had, and the trace knows P."""
-    return x.shape[0] is not None and not record.could_possibly_record()
+    return x.shape[0] is not None and not is_recorded()
 
 
 def _map(block, x, group_sizes, width):
@@ -83,10 +82,10 @@ def _product(rows, bank, expert):
 
     def add(y, start, count):
         for d in range(count):
-            row = xla.dynamic_slice(
+            row = xla_slice(
                 bank, tf.stack([expert, start + d, 0]), [1, 1, width]
             )
-            column = xla.dynamic_slice(
+            column = xla_slice(
                 rows, tf.stack([0, start + d]), [rows.shape[0], 1]
             )
             y = y + tf.cast(column, wide) * tf.cast(row[0], wide)

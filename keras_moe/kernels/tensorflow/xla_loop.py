@@ -13,8 +13,8 @@ from collections.abc import Callable
 from functools import partial
 
 import tensorflow as tf
-from tensorflow.compiler.tf2xla.python import xla
 
+from keras_moe._tensorflow import xla_slice, xla_update_slice
 from keras_moe.kernels.block_sizes import block_sizes
 from keras_moe.kernels.tensorflow.one_expert import wide_dtype
 from keras_moe.types import Tensor
@@ -143,12 +143,12 @@ def _blocks(group_sizes, num_rows, size):
 def _slice(tensor, start, length):
     """`tensor[start : start + length]` with a start that is data."""
     starts = tf.pad(start[None], [[0, len(tensor.shape) - 1]])
-    return xla.dynamic_slice(tensor, starts, [length, *tensor.shape[1:]])
+    return xla_slice(tensor, starts, [length, *tensor.shape[1:]])
 
 
 def _update(tensor, part, start):
     starts = tf.pad(start[None], [[0, len(tensor.shape) - 1]])
-    return xla.dynamic_update_slice(tensor, part, starts)
+    return xla_update_slice(tensor, part, starts)
 
 
 def _where(mine, rows):

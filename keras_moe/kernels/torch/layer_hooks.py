@@ -6,6 +6,8 @@ import keras
 import torch
 from torch.optim.adam import adam
 
+from keras_moe._keras import remat_mode_of
+from keras_moe._torch import has_hooks
 from keras_moe.types import Tensor
 
 ENDLESS = 1e9  # steps after which no beta below 1 - 1e-7 leaves a bias
@@ -30,12 +32,8 @@ def needs_a_full_call(
         or not layer.built
         or layer.activity_regularizer is not None
         or layer.quantization_mode is not None
-        or layer._remat_mode is not None
-        or layer._forward_hooks
-        or layer._forward_pre_hooks
-        or layer._backward_hooks
-        or layer._backward_pre_hooks
-        or torch.nn.modules.module._has_any_global_hook()
+        or remat_mode_of(layer) is not None
+        or has_hooks(layer)
     )
 
 

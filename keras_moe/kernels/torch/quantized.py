@@ -11,6 +11,7 @@ import math
 
 import torch
 
+from keras_moe import _torch
 from keras_moe.kernels import quantized
 from keras_moe.kernels.quantized import QuantizedKernel, Rounding
 from keras_moe.kernels.reference import FFNWeights, ffn
@@ -162,7 +163,7 @@ def _multiply(rows, kernel, scratch, out):
     if divisor is not None and _is_integer_product(rows, kernel):
         sums = scratch.take("sums", out.shape, torch.int32, out.device)
         matrix = scratch.integers(kernel, depth)
-        out.copy_(torch._int_mm(rows.to(torch.int8), matrix, out=sums))
+        out.copy_(_torch.integer_matmul(rows.to(torch.int8), matrix, sums))
     else:
         torch.mm(rows, scratch.widened(kernel, depth, rows.dtype), out=out)
     if kernel.block_rows is None:
@@ -190,5 +191,5 @@ def _is_integer_product(rows, kernel):
         kernel.block_rows is None
         and -128 <= kernel.rounding.low <= kernel.rounding.high <= 127
         and rows.device.type == "cpu"
-        and hasattr(torch, "_int_mm")
+        and _torch.has_integer_matmul()
     )

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 
+from keras_moe._torch import is_in_backward, saves_through_hooks
 from keras_moe.types import Tensor
 
 MOST_KEPT = 2**14  # values of a few numbers each
@@ -29,10 +30,10 @@ _THREAD = _Thread()
 
 
 def is_recomputing() -> bool:
-    """Whether this runs inside `backward`, by PyTorch's number of its task."""
+    """Whether this runs inside `backward`."""
     if _THREAD.pure or torch.compiler.is_compiling():
         return False
-    return torch._C._current_graph_task_id() != -1
+    return is_in_backward()
 
 
 def first_value(read: Callable[[], Tensor]) -> Tensor:
@@ -55,8 +56,7 @@ def may_be_repeated() -> bool:
         return False
     if not torch.is_grad_enabled() or is_recomputing():
         return True
-    hooks = torch._C._autograd._top_saved_tensors_default_hooks(False)
-    return hooks is not None
+    return saves_through_hooks()
 
 
 def repeatable(pure: bool) -> contextlib.AbstractContextManager[None]:

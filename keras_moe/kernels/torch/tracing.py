@@ -8,8 +8,8 @@ PyTorch's own operations alone, and so does a gradient of a gradient.
 from collections.abc import Callable, Sequence
 
 import torch
-from torch.autograd import forward_ad
 
+from keras_moe._torch import is_batch_of_gradients, transforms_run
 from keras_moe.types import Tensor
 
 
@@ -33,11 +33,8 @@ def is_exported() -> bool:
 
 def is_transformed() -> bool:
     """Return whether `torch.func` (`grad`, `vmap`, `jvp` ...) or forward-mode
-    differentiation is in effect. PyTorch has no public function for either."""
-    return not torch.compiler.is_compiling() and (
-        torch._C._are_functorch_transforms_active()
-        or forward_ad._current_level >= 0
-    )
+    differentiation is in effect."""
+    return not torch.compiler.is_compiling() and transforms_run()
 
 
 def is_differentiated_again(dy: Tensor) -> bool:
@@ -45,7 +42,7 @@ def is_differentiated_again(dy: Tensor) -> bool:
     under `create_graph=True`, and of a batch of gradients at once."""
     if torch.is_grad_enabled() or torch.compiler.is_compiling():
         return torch.is_grad_enabled()
-    return is_transformed() or torch._C._functorch.is_legacy_batchedtensor(dy)
+    return is_transformed() or is_batch_of_gradients(dy)
 
 
 def known_sizes(group_sizes: Tensor) -> list[int] | None:

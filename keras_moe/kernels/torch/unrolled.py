@@ -14,6 +14,7 @@ import itertools
 import torch
 from torch.utils.checkpoint import checkpoint
 
+from keras_moe._torch import assume
 from keras_moe.kernels import quantized, reference
 from keras_moe.kernels.quantized import QuantizedKernel
 from keras_moe.kernels.reference import FFNWeights, ffn
@@ -134,5 +135,5 @@ def _split(x, sizes):
         bounds = [0, *ends.unbind(0), x.shape[0]]
         return [x[a:b] for a, b in itertools.pairwise(bounds)]
     for size in sizes:
-        torch._check(size >= 0)
+        assume(size >= 0)
     return torch.split(x, sizes)
