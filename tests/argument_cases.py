@@ -30,6 +30,7 @@ from keras_moe import (
     training,
 )
 
+LearningRateSchedule = keras.optimizers.schedules.LearningRateSchedule
 # Tokens, experts, width, intermediate width.
 T, E, D, F = 6, 4, 8, 6
 # Keras checks its own arguments; `rule` and `index` take any object.
@@ -39,7 +40,6 @@ NOT_FUZZED = {
     "dtype",
     "kwargs",
     "args",
-    "blocks",
     "inputs",
     "outputs",
     "arguments",
@@ -498,9 +498,6 @@ def parameters_of(call):
                 vars(base)["__init__"]
             ).parameters.values():
                 found.setdefault(p.name, p)
-    if "blocks" in found:
-        of_blocks = inspect.signature(models.Blocks.__init__).parameters
-        found = {**of_blocks, **found}
     fixed = getattr(call, "fixed_arguments", ())
     return {n: p for n, p in found.items() if n not in fixed}
 
@@ -535,6 +532,7 @@ def is_maker(valid, value):
 def is_allowed(name, parameter, value):
     """Whether the annotation of an argument allows a value."""
     kinds = typing.get_args(parameter.annotation) or (parameter.annotation,)
+    kinds = [kind for kind in kinds if kind is not LearningRateSchedule]
     known = {int, float, bool, str, type(None)}
     if not known.issuperset(kinds):
         return True

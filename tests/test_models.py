@@ -1,5 +1,7 @@
 """What every model does, and what its arguments mean."""
 
+import inspect
+
 import keras
 import numpy as np
 import pytest
@@ -244,3 +246,47 @@ def test_errors(make, message):
 def test_the_parts_have_their_configs(layer):
     again = type(layer).from_config(layer.get_config())
     assert again.get_config() == layer.get_config()
+
+
+@pytest.mark.one_backend
+@pytest.mark.parametrize("name", MODELS)
+def test_the_arguments_of_blocks_are_arguments_of_each_model(name):
+    model = getattr(models, name)
+    own = inspect.signature(model).parameters
+    of_blocks = inspect.signature(models.Blocks).parameters
+    for argument, parameter in of_blocks.items():
+        assert own[argument].annotation == parameter.annotation
+        if argument != "dtype":  # positional, as in every model of Keras
+            assert own[argument].kind is inspect.Parameter.KEYWORD_ONLY
+        if (name, argument) != ("MoEVisionClassifier", "positions"):
+            assert own[argument].default == parameter.default
+    for argument, parameter in own.items():
+        assert parameter.kind is not inspect.Parameter.VAR_KEYWORD
+        assert f"\n    {argument}: " in inspect.getdoc(model)
+
+
+@pytest.mark.one_backend
+@pytest.mark.parametrize("name", MODELS)
+def test_a_model_suggests_the_name_of_a_misspelled_argument(name):
+    for wrong, ours in (
+        ("num_layer", "num_layers"),
+        ("ffn_dim", "intermediate_dim"),
+        ("k", "top_k"),
+        ("n_heads", "num_heads"),
+        ("trainabel", "trainable"),
+    ):
+        message = f"`{wrong}` must be left out: {name} has.*mean `{ours}`"
+        with pytest.raises(ValueError, match=message):
+            MODELS[name](**{wrong: 2})
+
+
+@pytest.mark.one_backend
+def test_a_subclass_of_a_model_hands_arguments_on():
+    class Scaled(models.MoETagger):
+        def __init__(self, **kwargs):
+            self.scale = kwargs.pop("scale")
+            super().__init__(**kwargs)
+
+    model = Scaled(num_tags=4, scale=3, **TEXT, **COMMON)
+    assert model.scale == 3
+    assert [block.num_experts for block in model.moe_blocks] == [3]

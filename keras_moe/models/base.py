@@ -1,9 +1,13 @@
 """What every model shares: its arguments are its config."""
 
+import inspect
+from typing import Any
+
 import keras
 
 from keras_moe import checks
 from keras_moe.layers import quantization
+from keras_moe.layers.argument_names import check_names
 from keras_moe.layers.trainable_parts import TrainableParts
 
 
@@ -19,6 +23,15 @@ class MoEModel(TrainableParts, keras.Model):
         dtype: dtype policy, or None for Keras's global one.
         trainable: bool.
     """
+
+    def __new__(cls, *args: Any, **kwargs: Any):
+        """Refuse arguments that the constructor does not have."""
+        parameters = inspect.signature(cls.__init__).parameters
+        kinds = {parameter.kind for parameter in parameters.values()}
+        if inspect.Parameter.VAR_KEYWORD not in kinds:
+            known = [name for name in parameters if name != "self"]
+            check_names(cls.__name__, kwargs, known)
+        return super().__new__(cls, *args, **kwargs)
 
     def __init__(
         self,

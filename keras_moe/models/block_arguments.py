@@ -1,27 +1,11 @@
 """Check the arguments that all models hand to their blocks."""
 
-import inspect
 from typing import Any
 
 import keras
 
 from keras_moe import checks
 from keras_moe.layers import BaseRouter
-from keras_moe.layers.argument_names import check_names
-
-
-def check_block_names(model: keras.Model, names: dict, known: Any) -> None:
-    """Raise if a model was given an argument that its blocks do not have.
-
-    Args:
-        model: Whose constructor collected `names`.
-        names: The arguments by name.
-        known: Constructor of the blocks.
-    """
-    of_blocks = [*inspect.signature(known).parameters]
-    own = inspect.signature(type(model).__init__).parameters
-    listed = [name for name in (*own, *of_blocks) if name != "self"]
-    check_names(type(model).__name__, names, listed, of_blocks)
 
 
 def checked(given: dict) -> dict:

@@ -3,16 +3,22 @@
 F intermediate_dim, E experts, K top_k.
 """
 
+import inspect
+
+from keras.optimizers.schedules import LearningRateSchedule
+
 from keras_moe import checks
 from keras_moe.checks import transformer_checks
 from keras_moe.layers import (
+    BaseRouter,
     Expert,
     MoEBlock,
     TransformerDecoderBlock,
     TransformerEncoderBlock,
 )
 from keras_moe.layers.argument_names import check_dtype
-from keras_moe.models.block_arguments import check_block_names, checked
+from keras_moe.models.block_arguments import checked
+from keras_moe.types import Activation
 
 POSITIONS = ("rotary", "learned")
 
@@ -21,31 +27,40 @@ class Blocks:
     """What the transformer blocks of a model have in common.
 
     Args:
-        num_layers: blocks; of an encoder-decoder model, in each of the two.
-        hidden_dim: D, the width; `num_heads` divides it.
-        num_heads: heads of each attention.
-        intermediate_dim: F, the inner width of an expert.
-        num_experts: E; None builds the dense twin of equal active FLOPs,
-            where a network of the width that a token uses, `K * F` and
-            `shared_expert_dim`, takes the place of every MoE block.
-        top_k: K, experts of a token.
-        moe_every: every n-th block is MoE, the last of each n; the others are
-            dense, of the dense twin's width.
-        num_key_value_heads: None, or fewer key heads (GQA); see
-            `TransformerDecoderBlock`.
-        dropout: rate on the output of each part of a block.
-        activation, gated: of the experts; see `Expert`.
-        capacity_factor: of the MoE blocks in training; None drops nothing.
-        shared_expert_dim: width of one more expert that sees every token.
-        router: a configured router, of which each block gets a copy with
-            weights of its own; None is `Router(num_experts, top_k)`. It
-            brings its own `top_k`. One that routes by ids gets the token ids.
-        load_balancing_weight: of the MoE blocks; None is the router's own.
-        positions: `"rotary"` in the attention, or `"learned"`, added to the
-            embeddings.
-        seed: int, for dropout, jitter and the like; the weights follow
-            `keras.utils.set_random_seed`.
-        dtype: dtype policy of every layer.
+        num_layers: int. Number of transformer blocks; an encoder-decoder model
+            has as many of each kind.
+        hidden_dim: int. D, the width of the model, a multiple of `num_heads`.
+        num_heads: int. Number of heads of each attention layer.
+        intermediate_dim: int. F, the inner width of each expert.
+        num_experts: int or None. E, the number of experts of each MoE block.
+            `None` builds the dense twin, of equal active FLOPs: a network of
+            the width that a token uses, `K * F` and `shared_expert_dim`, takes
+            the place of each MoE block.
+        top_k: int. K, the number of experts per token. Defaults to 2. A
+            `router` brings its own.
+        moe_every: int. Every n-th block is an MoE block and the others are
+            dense, of the dense twin's width. Defaults to 1: all are MoE blocks.
+        num_key_value_heads: int or None. Number of heads of keys and values
+            (grouped-query attention). `None` (the default) means `num_heads`.
+        dropout: float. Dropout rate of the output of each part of a block.
+            Defaults to 0.
+        activation: str or function. Activation of the experts.
+        gated: bool. Whether the experts have a gate, as in SwiGLU. Defaults
+            to `False`.
+        capacity_factor: float or None. Limits the tokens per expert in
+            training. `None` (the default) never drops tokens.
+        shared_expert_dim: int or None. Width of one more expert that every
+            token uses. `None` (the default) adds none.
+        router: A router, of which each block gets a copy with weights of its
+            own. `None` (the default) means `Router(num_experts, top_k)`.
+            A router by ids gets the token ids.
+        load_balancing_weight: float, learning rate schedule, or None. Weight
+            of the load-balancing loss. `None` means the router's default.
+        positions: str. `"rotary"` (the default) rotates queries and keys;
+            `"learned"` adds a learned vector to each embedding.
+        seed: int or None. Seed of dropout, jitter, and the like. The initial
+            weights follow `keras.utils.set_random_seed`.
+        dtype: dtype policy of every layer. `None` means Keras's global policy.
 
     Raises:
         ValueError: for an argument out of its range.
@@ -62,12 +77,12 @@ class Blocks:
         moe_every: int = 1,
         num_key_value_heads: int | None = None,
         dropout: float = 0.0,
-        activation="gelu",
+        activation: str | Activation | None = "gelu",
         gated: bool = False,
         capacity_factor: float | None = None,
         shared_expert_dim: int | None = None,
-        router=None,
-        load_balancing_weight: float | None = None,
+        router: BaseRouter | None = None,
+        load_balancing_weight: float | LearningRateSchedule | None = None,
         positions: str = "rotary",
         seed: int | None = None,
         dtype=None,
@@ -107,6 +122,16 @@ class Blocks:
             "dropout": dropout,
             "dtype": self.dtype,
         }
+
+    @classmethod
+    def from_arguments(cls, arguments: dict) -> "Blocks":
+        """Return the `Blocks` of a model whose arguments include theirs.
+
+        Args:
+            arguments: By name. Those that `Blocks` does not have are ignored.
+        """
+        names = inspect.signature(cls).parameters
+        return cls(**{name: arguments[name] for name in names})
 
     def encoder(self, prefix: str = "block") -> list[TransformerEncoderBlock]:
         """Returns new encoder blocks."""
@@ -157,21 +182,6 @@ class Blocks:
         if config["seed"] is not None:
             config["seed"] += number
         return type(self.router).from_config(config)
-
-
-def blocks_of(model, dtype, arguments: dict) -> Blocks:
-    """Return the `Blocks` of a model's remaining arguments.
-
-    Args:
-        model: Whose constructor has collected `arguments`.
-        dtype: Dtype policy of every layer.
-        arguments: By name.
-
-    Raises:
-        ValueError: If there is an argument that `Blocks` does not have.
-    """
-    check_block_names(model, arguments, Blocks)
-    return Blocks(dtype=dtype, **arguments)
 
 
 def router_inputs_of(block, token_ids):

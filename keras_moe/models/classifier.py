@@ -4,13 +4,15 @@ B batch, S sequence length.
 """
 
 import keras
+from keras.optimizers.schedules import LearningRateSchedule
 
 from keras_moe import checks
-from keras_moe.layers import quantization
+from keras_moe.layers import BaseRouter, quantization
 from keras_moe.models import parts
 from keras_moe.models.base import MoEModel
-from keras_moe.models.blocks import blocks_of
+from keras_moe.models.blocks import Blocks
 from keras_moe.models.encoding import encoded
+from keras_moe.types import Activation
 
 
 @keras.saving.register_keras_serializable(package="keras_moe")
@@ -25,9 +27,38 @@ class MoEClassifier(MoEModel):
         vocabulary_size: number of ids, padding included.
         num_classes: of the logits.
         max_length: the longest sequence; it matters to learned positions.
-        **blocks: `num_layers, hidden_dim, num_heads, intermediate_dim,
-            num_experts` and what else `Blocks` takes; and `name`, `dtype`
-            and `trainable`.
+        num_layers: int. Number of transformer blocks.
+        hidden_dim: int. D, the width of the model, a multiple of `num_heads`.
+        num_heads: int. Number of heads of each attention layer.
+        intermediate_dim: int. F, the inner width of each expert.
+        num_experts: int or None. E, the number of experts of each MoE block.
+            `None` builds the dense twin, which `Blocks` describes.
+        top_k: int. K, the number of experts per token. Defaults to 2. A
+            `router` brings its own.
+        moe_every: int. Every n-th block is an MoE block and the others are
+            dense. Defaults to 1: all are MoE blocks.
+        num_key_value_heads: int or None. Number of heads of keys and values
+            (grouped-query attention). `None` (the default) means `num_heads`.
+        dropout: float. Dropout rate of the output of each part of a block.
+            Defaults to 0.
+        activation: str or function. Activation of the experts.
+        gated: bool. Whether the experts have a gate, as in SwiGLU. Defaults
+            to `False`.
+        capacity_factor: float or None. Limits the tokens per expert in
+            training. `None` (the default) never drops tokens.
+        shared_expert_dim: int or None. Width of one more expert that every
+            token uses. `None` (the default) adds none.
+        router: A router, of which each block gets a copy with weights of its
+            own. `None` (the default) means `Router(num_experts, top_k)`.
+        load_balancing_weight: float, learning rate schedule, or None. Weight
+            of the load-balancing loss. `None` means the router's default.
+        positions: str. `"rotary"` (the default) rotates queries and keys;
+            `"learned"` adds a learned vector to each embedding.
+        seed: int or None. Seed of dropout, jitter, and the like. The initial
+            weights follow `keras.utils.set_random_seed`.
+        name: str or None. Name of the model.
+        dtype: dtype policy of every layer. `None` means Keras's global policy.
+        trainable: bool. Whether training updates the weights.
 
     Raises:
         ValueError: for an argument out of its range.
@@ -41,13 +72,30 @@ class MoEClassifier(MoEModel):
         name: str | None = None,
         dtype=None,
         trainable: bool = True,
-        **blocks,
+        *,
+        num_layers: int,
+        hidden_dim: int,
+        num_heads: int,
+        intermediate_dim: int,
+        num_experts: int | None,
+        top_k: int = 2,
+        moe_every: int = 1,
+        num_key_value_heads: int | None = None,
+        dropout: float = 0.0,
+        activation: str | Activation | None = "gelu",
+        gated: bool = False,
+        capacity_factor: float | None = None,
+        shared_expert_dim: int | None = None,
+        router: BaseRouter | None = None,
+        load_balancing_weight: float | LearningRateSchedule | None = None,
+        positions: str = "rotary",
+        seed: int | None = None,
     ):
         num_classes = checks.check_positive_int("num_classes", num_classes)
         vocabulary_size, max_length = parts.check_sizes(
             vocabulary_size, max_length
         )
-        built = blocks_of(self, dtype, blocks)
+        built = Blocks.from_arguments(locals())
         token_ids, x, mask = encoded(vocabulary_size, max_length, built)
         x = parts.MeanPooling(name="pooling", dtype=built.dtype)(x, mask=mask)
         head = keras.layers.Dense(

@@ -8,11 +8,13 @@ from collections.abc import Sequence
 import keras
 import numpy as np
 from keras import ops
+from keras.optimizers.schedules import LearningRateSchedule
 
 from keras_moe import checks
+from keras_moe.layers import BaseRouter
 from keras_moe.models import generation, parts, prompts
-from keras_moe.models.blocks import blocks_of, router_inputs_of
-from keras_moe.types import Tensor
+from keras_moe.models.blocks import Blocks, router_inputs_of
+from keras_moe.types import Activation, Tensor
 
 
 @keras.saving.register_keras_serializable(package="keras_moe")
@@ -29,9 +31,38 @@ class MoELanguageModel(generation.GeneratingModel):
         max_length: L, the longest sequence that is generated; with learned
             positions the longest at all.
         tie_weights: whether the embeddings are the output matrix, too.
-        **blocks: `num_layers, hidden_dim, num_heads, intermediate_dim,
-            num_experts` and what else `Blocks` takes; and `name`, `dtype`
-            and `trainable`.
+        num_layers: int. Number of transformer blocks.
+        hidden_dim: int. D, the width of the model, a multiple of `num_heads`.
+        num_heads: int. Number of heads of each attention layer.
+        intermediate_dim: int. F, the inner width of each expert.
+        num_experts: int or None. E, the number of experts of each MoE block.
+            `None` builds the dense twin, which `Blocks` describes.
+        top_k: int. K, the number of experts per token. Defaults to 2. A
+            `router` brings its own.
+        moe_every: int. Every n-th block is an MoE block and the others are
+            dense. Defaults to 1: all are MoE blocks.
+        num_key_value_heads: int or None. Number of heads of keys and values
+            (grouped-query attention). `None` (the default) means `num_heads`.
+        dropout: float. Dropout rate of the output of each part of a block.
+            Defaults to 0.
+        activation: str or function. Activation of the experts.
+        gated: bool. Whether the experts have a gate, as in SwiGLU. Defaults
+            to `False`.
+        capacity_factor: float or None. Limits the tokens per expert in
+            training. `None` (the default) never drops tokens.
+        shared_expert_dim: int or None. Width of one more expert that every
+            token uses. `None` (the default) adds none.
+        router: A router, of which each block gets a copy with weights of its
+            own. `None` (the default) means `Router(num_experts, top_k)`.
+        load_balancing_weight: float, learning rate schedule, or None. Weight
+            of the load-balancing loss. `None` means the router's default.
+        positions: str. `"rotary"` (the default) rotates queries and keys;
+            `"learned"` adds a learned vector to each embedding.
+        seed: int or None. Seed of dropout, jitter, and the like. The initial
+            weights follow `keras.utils.set_random_seed`.
+        name: str or None. Name of the model.
+        dtype: dtype policy of every layer. `None` means Keras's global policy.
+        trainable: bool. Whether training updates the weights.
 
     Raises:
         ValueError: for an argument out of its range, and a router that looks
@@ -46,13 +77,30 @@ class MoELanguageModel(generation.GeneratingModel):
         name: str | None = None,
         dtype=None,
         trainable: bool = True,
-        **blocks,
+        *,
+        num_layers: int,
+        hidden_dim: int,
+        num_heads: int,
+        intermediate_dim: int,
+        num_experts: int | None,
+        top_k: int = 2,
+        moe_every: int = 1,
+        num_key_value_heads: int | None = None,
+        dropout: float = 0.0,
+        activation: str | Activation | None = "gelu",
+        gated: bool = False,
+        capacity_factor: float | None = None,
+        shared_expert_dim: int | None = None,
+        router: BaseRouter | None = None,
+        load_balancing_weight: float | LearningRateSchedule | None = None,
+        positions: str = "rotary",
+        seed: int | None = None,
     ):
         vocabulary_size, max_length = parts.check_sizes(
             vocabulary_size, max_length
         )
         tie_weights = checks.check_bool("tie_weights", tie_weights)
-        built = blocks_of(self, dtype, blocks)
+        built = Blocks.from_arguments(locals())
         embeddings = parts.embeddings(
             vocabulary_size, max_length, built, tie_weights=tie_weights
         )

@@ -9,11 +9,13 @@ from collections.abc import Sequence
 import keras
 import numpy as np
 from keras import ops
+from keras.optimizers.schedules import LearningRateSchedule
 
 from keras_moe import checks
-from keras_moe.models import generation, parts, prompts
-from keras_moe.models.blocks import blocks_of, router_inputs_of
-from keras_moe.types import Tensor
+from keras_moe.layers import BaseRouter
+from keras_moe.models import encoder_decoder, generation, parts, prompts
+from keras_moe.models.blocks import Blocks
+from keras_moe.types import Activation, Tensor
 
 
 @keras.saving.register_keras_serializable(package="keras_moe")
@@ -31,9 +33,39 @@ class MoESeq2Seq(generation.GeneratingModel):
         max_length: L, the longest sequence that is generated; with learned
             positions the longest at all.
         tie_weights: whether the embeddings are the output matrix, too.
-        **blocks: `num_layers, hidden_dim, num_heads, intermediate_dim,
-            num_experts` and what else `Blocks` takes; and `name`, `dtype`
-            and `trainable`.
+        num_layers: int. Number of transformer blocks of the encoder, and of the
+            decoder.
+        hidden_dim: int. D, the width of the model, a multiple of `num_heads`.
+        num_heads: int. Number of heads of each attention layer.
+        intermediate_dim: int. F, the inner width of each expert.
+        num_experts: int or None. E, the number of experts of each MoE block.
+            `None` builds the dense twin, which `Blocks` describes.
+        top_k: int. K, the number of experts per token. Defaults to 2. A
+            `router` brings its own.
+        moe_every: int. Every n-th block is an MoE block and the others are
+            dense. Defaults to 1: all are MoE blocks.
+        num_key_value_heads: int or None. Number of heads of keys and values
+            (grouped-query attention). `None` (the default) means `num_heads`.
+        dropout: float. Dropout rate of the output of each part of a block.
+            Defaults to 0.
+        activation: str or function. Activation of the experts.
+        gated: bool. Whether the experts have a gate, as in SwiGLU. Defaults
+            to `False`.
+        capacity_factor: float or None. Limits the tokens per expert in
+            training. `None` (the default) never drops tokens.
+        shared_expert_dim: int or None. Width of one more expert that every
+            token uses. `None` (the default) adds none.
+        router: A router, of which each block gets a copy with weights of its
+            own. `None` (the default) means `Router(num_experts, top_k)`.
+        load_balancing_weight: float, learning rate schedule, or None. Weight
+            of the load-balancing loss. `None` means the router's default.
+        positions: str. `"rotary"` (the default) rotates queries and keys;
+            `"learned"` adds a learned vector to each embedding.
+        seed: int or None. Seed of dropout, jitter, and the like. The initial
+            weights follow `keras.utils.set_random_seed`.
+        name: str or None. Name of the model.
+        dtype: dtype policy of every layer. `None` means Keras's global policy.
+        trainable: bool. Whether training updates the weights.
 
     Raises:
         ValueError: for an argument out of its range, and a router that looks
@@ -48,13 +80,30 @@ class MoESeq2Seq(generation.GeneratingModel):
         name: str | None = None,
         dtype=None,
         trainable: bool = True,
-        **blocks,
+        *,
+        num_layers: int,
+        hidden_dim: int,
+        num_heads: int,
+        intermediate_dim: int,
+        num_experts: int | None,
+        top_k: int = 2,
+        moe_every: int = 1,
+        num_key_value_heads: int | None = None,
+        dropout: float = 0.0,
+        activation: str | Activation | None = "gelu",
+        gated: bool = False,
+        capacity_factor: float | None = None,
+        shared_expert_dim: int | None = None,
+        router: BaseRouter | None = None,
+        load_balancing_weight: float | LearningRateSchedule | None = None,
+        positions: str = "rotary",
+        seed: int | None = None,
     ):
         vocabulary_size, max_length = parts.check_sizes(
             vocabulary_size, max_length
         )
         tie_weights = checks.check_bool("tie_weights", tie_weights)
-        built = blocks_of(self, dtype, blocks)
+        built = Blocks.from_arguments(locals())
         layers = {
             "embeddings": parts.embeddings(
                 vocabulary_size, max_length, built, tie_weights=tie_weights
@@ -74,14 +123,14 @@ class MoESeq2Seq(generation.GeneratingModel):
             "tie_weights": tie_weights,
             **built.arguments,
         }
-        logits = _logits(layers, **inputs)
+        logits = encoder_decoder.logits_of(layers, **inputs)
         super().__init__(inputs, logits, arguments, name, dtype, trainable)
         self.vocabulary_size, self.max_length = vocabulary_size, max_length
         self.parts = layers
 
     def encode(self, encoder_token_ids: Tensor):
         """Returns the encoding `(B, M, D)` and its mask `(B, M)`."""
-        return _encoded(self.parts, encoder_token_ids)
+        return encoder_decoder.encode(self.parts, encoder_token_ids)
 
     def empty_cache(self, encoder_token_ids: Tensor, max_length: int) -> tuple:
         """Encodes; returns a cache for at most `max_length` tokens.
@@ -114,7 +163,9 @@ class MoESeq2Seq(generation.GeneratingModel):
             {"cache": cache, "encoder_cache": memory, "encoder_mask": mask}
             for cache, memory in zip(own, read, strict=True)
         ]
-        logits, own = _decoded(self.parts, decoder_token_ids, memories, index)
+        logits, own = encoder_decoder.decode(
+            self.parts, decoder_token_ids, memories, index
+        )
         return logits, (own, read, mask)
 
     def generate(
@@ -193,38 +244,3 @@ class MoESeq2Seq(generation.GeneratingModel):
         inputs = {"encoder_token_ids": cache, "decoder_token_ids": ids}
         logits = ops.take(self(inputs, training=False), index - 1, axis=1)
         return generation.without_padding(logits), None, cache
-
-
-def _logits(layers, encoder_token_ids, decoder_token_ids):
-    """The whole model: logits `(B, S, V)`."""
-    encoding, encoder_mask = _encoded(layers, encoder_token_ids)
-    memory = {
-        "encoder_outputs": encoding,
-        "encoder_mask": encoder_mask,
-        "mask": ops.not_equal(decoder_token_ids, parts.PADDING),
-    }
-    memories = [memory for _ in layers["decoder"]]
-    return _decoded(layers, decoder_token_ids, memories)[0]
-
-
-def _encoded(layers, token_ids):
-    mask = ops.not_equal(token_ids, parts.PADDING)
-    x = parts.embedded(layers["embeddings"], token_ids)
-    for block in layers["encoder"]:
-        ids = router_inputs_of(block, token_ids)
-        x = block(x, mask=mask, router_inputs=ids)
-    return layers["encoder_norm"](x), mask
-
-
-def _decoded(layers, token_ids, memories, index=0):
-    """Logits, and the blocks' caches where their `memories` have such."""
-    x = parts.embedded(layers["embeddings"], token_ids, index=index)
-    caches = []
-    for block, memory in zip(layers["decoder"], memories, strict=True):
-        ids = router_inputs_of(block, token_ids)
-        x = block(x, index=index, router_inputs=ids, **memory)
-        if "cache" in memory:
-            x, cache = x
-            caches.append(cache)
-    tokens = layers["embeddings"][0]
-    return tokens(layers["decoder_norm"](x), reverse=True), tuple(caches)

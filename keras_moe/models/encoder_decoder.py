@@ -1,0 +1,60 @@
+"""The calls of an encoder-decoder model's layers.
+
+B batch, M length of the encoder's sequence, S of the decoder's, V vocabulary.
+"""
+
+from keras import ops
+
+from keras_moe.models import parts
+from keras_moe.models.blocks import router_inputs_of
+from keras_moe.types import Tensor
+
+
+def logits_of(
+    layers: dict, encoder_token_ids: Tensor, decoder_token_ids: Tensor
+):
+    """Return the logits `(B, S, V)` of both sequences."""
+    encoding, encoder_mask = encode(layers, encoder_token_ids)
+    memory = {
+        "encoder_outputs": encoding,
+        "encoder_mask": encoder_mask,
+        "mask": ops.not_equal(decoder_token_ids, parts.PADDING),
+    }
+    memories = [memory for _ in layers["decoder"]]
+    return decode(layers, decoder_token_ids, memories)[0]
+
+
+def encode(layers: dict, token_ids: Tensor):
+    """Return the encoding `(B, M, D)` and its mask `(B, M)`."""
+    mask = ops.not_equal(token_ids, parts.PADDING)
+    x = parts.embedded(layers["embeddings"], token_ids)
+    for block in layers["encoder"]:
+        ids = router_inputs_of(block, token_ids)
+        x = block(x, mask=mask, router_inputs=ids)
+    return layers["encoder_norm"](x), mask
+
+
+def decode(
+    layers: dict,
+    token_ids: Tensor,
+    memories: list[dict],
+    index: int | Tensor = 0,
+):
+    """Return the logits, and the blocks' caches if `memories` have any.
+
+    Args:
+        layers: The parts of the model by name.
+        token_ids: int `(B, S)`.
+        memories: Arguments of each block's call besides the first.
+        index: int scalar. Position of the first token.
+    """
+    x = parts.embedded(layers["embeddings"], token_ids, index=index)
+    caches = []
+    for block, memory in zip(layers["decoder"], memories, strict=True):
+        ids = router_inputs_of(block, token_ids)
+        x = block(x, index=index, router_inputs=ids, **memory)
+        if "cache" in memory:
+            x, cache = x
+            caches.append(cache)
+    tokens = layers["embeddings"][0]
+    return tokens(layers["decoder_norm"](x), reverse=True), tuple(caches)
