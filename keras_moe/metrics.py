@@ -19,6 +19,14 @@ def expert_load(expert_index: Tensor, num_experts: int) -> Tensor:
     Args:
         expert_index: int `(P,)`.
         num_experts: E.
+
+    Example:
+
+    ```python
+    load = keras_moe.metrics.expert_load(
+        np.array([0, 0, 1, 3], "int32"), num_experts=4
+    )  # 0.5, 0.25, 0.0, 0.25
+    ```
     """
     num_experts = check_positive_int("num_experts", num_experts)
     counts = ops.cast(group_sizes_of(expert_index, num_experts), "float32")
@@ -43,6 +51,18 @@ def expert_load_by_group(
             token of another number is not counted.
         num_experts: E.
         num_groups: G.
+
+    Example:
+
+    ```python
+    load = keras_moe.metrics.expert_load_by_group(
+        expert_index=np.array([0, 1, 1], "int32"),
+        token_index=np.array([0, 1, 2], "int32"),
+        group=np.array([0, 0, 1], "int32"),  # of each token
+        num_experts=2,
+        num_groups=2,
+    )  # [[0.5, 0.5], [0.0, 1.0]]
+    ```
     """
     num_experts = check_positive_int("num_experts", num_experts)
     num_groups = check_positive_int("num_groups", num_groups)
@@ -69,6 +89,14 @@ def load_imbalance(load: Tensor, available: Tensor | None = None) -> Tensor:
         load: `(E,)`, counts or shares.
         available: bool `(E,)`, False for experts that are off, which are left
             out of the mean. `None` if all are on.
+
+    Example:
+
+    ```python
+    imbalance = keras_moe.metrics.load_imbalance(
+        np.array([3, 1], "float32")
+    )  # 3 / 2
+    ```
     """
     load = ops.cast(load, "float32")
     if available is None:
@@ -89,6 +117,16 @@ def fraction_dropped(
         expert_index: int `(P,)`, before capacity.
         kept_expert_index: int `(P,)`, after it.
         num_experts: E.
+
+    Example:
+
+    ```python
+    share = keras_moe.metrics.fraction_dropped(
+        np.array([0, 0, 1, 0], "int32"),
+        np.array([0, 0, 1, 2], "int32"),  # 2 is E: the last pair was dropped
+        num_experts=2,
+    )  # 0.25
+    ```
     """
     num_experts = check_positive_int("num_experts", num_experts)
 
@@ -109,6 +147,12 @@ def router_entropy(
     Args:
         router_probs: float `(T, E)`.
         token_mask: bool `(T,)`, False for padding, which does not count.
+
+    Example:
+
+    ```python
+    entropy = keras_moe.metrics.router_entropy(ops.full((6, 4), 0.25))  # log(4)
+    ```
     """
     probs = ops.cast(router_probs, "float32")
     logs = ops.log(ops.maximum(probs, 1e-30))

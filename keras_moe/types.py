@@ -38,6 +38,16 @@ class Assignment(NamedTuple):
         in the columns of experts that are off.
     router_loss: float32 scalar, the algorithm's own auxiliary loss with its
         weight; zero where it has none.
+
+    Example:
+
+    ```python
+    router = keras_moe.Router(4, top_k=2)
+    assignment = router(keras.random.normal((3, 16)))
+    # Token 0 stands first: its two experts, and the weights of their outputs.
+    experts = assignment.expert_index[:2]
+    weights = assignment.combine_weights[:2]
+    ```
     """
 
     token_index: Tensor

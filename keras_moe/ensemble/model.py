@@ -75,6 +75,19 @@ class Ensemble(TrainableParts, keras.Model):
     A mask does not pass through an ensemble: weigh padding by
     `sample_weight`. As a layer of another model an ensemble's members count as
     trainable weights: set `ensemble.trainable = False` there.
+
+    Example:
+
+    ```python
+    def network():
+        return keras.Sequential(
+            [keras.Input((16,)), keras.layers.Dense(3, activation="softmax")]
+        )
+
+
+    ensemble = keras_moe.ensemble.Ensemble([network() for _ in range(3)])
+    probabilities = ensemble(keras.random.normal((8, 16)))
+    ```
     """
 
     def __init__(

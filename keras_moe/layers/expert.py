@@ -85,6 +85,15 @@ class Expert(NamedArguments, MoELayer):
     Raises:
         ValueError: for an argument out of its range, inputs of integers, of
             rank below 2 or of another width, or missing `group_sizes`.
+
+    Example:
+
+    ```python
+    experts = keras_moe.Expert(intermediate_dim=32, num_experts=4)
+    rows = keras.random.normal((6, 16))  # sorted by expert
+    group_sizes = np.array([3, 0, 1, 2], "int32")
+    outputs = experts(rows, group_sizes=group_sizes)
+    ```
     """
 
     def __init__(

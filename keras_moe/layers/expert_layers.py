@@ -49,6 +49,17 @@ class ExpertLayers(NamedArguments, MoELayer):
     Raises:
         ValueError: for what is no list of layers, a layer that stands in it
             twice, or outputs of different shapes.
+
+    Example:
+
+    ```python
+    experts = [
+        keras.layers.Dense(16, activation="relu"),
+        keras.Sequential([keras.layers.Dense(8), keras.layers.Dense(16)]),
+    ]
+    block = keras_moe.MoEBlock(experts=experts, top_k=1)
+    outputs = block(keras.random.normal((2, 5, 16)))
+    ```
     """
 
     fixed_arguments = ("autocast",)

@@ -38,6 +38,15 @@ class HierarchicalMoE(MoEBlock):
             as `other.router`, which is shared with the other block, in memory
             and in a saved model. `None` (the default) builds one.
         **kwargs: of `MoEBlock`.
+
+    Example:
+
+    ```python
+    layer = keras_moe.HierarchicalMoE(
+        num_groups=2, num_experts=8, intermediate_dim=32, top_k=2
+    )
+    outputs = layer(keras.random.normal((2, 5, 16)))
+    ```
     """
 
     def __init__(

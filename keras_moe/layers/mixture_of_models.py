@@ -71,6 +71,22 @@ class MixtureOfModels(Mixture, keras.Model):
     Raises:
         ValueError: for an argument out of its range, experts or a router that
             disagree, or inputs from which the router cannot choose.
+
+    Example:
+
+    ```python
+    def classifier(units):
+        return keras.Sequential(
+            [
+                keras.layers.Dense(units, activation="relu"),
+                keras.layers.Dense(3, activation="softmax"),
+            ]
+        )
+
+    experts = [classifier(units) for units in (8, 16, 32)]
+    model = keras_moe.MixtureOfModels(experts, top_k=1)
+    probabilities = model(keras.random.normal((4, 16)))
+    ```
     """
 
     def __init__(

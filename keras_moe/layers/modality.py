@@ -64,6 +64,18 @@ class ModalityEmbedding(NamedArguments, KeptInFloats, MoELayer):
     Raises:
         ValueError: for names that are missing or doubled, a name that is not
             known, or inputs that are not floats of shape `(B, S_m, D)`.
+
+    Example:
+
+    ```python
+    embedding = keras_moe.ModalityEmbedding(["text", "image"])
+    tokens, modality, mask = embedding(
+        {
+            "text": keras.random.normal((2, 5, 16)),
+            "image": keras.random.normal((2, 9, 16)),
+        }
+    )  # tokens (2, 14, 16), modality (2, 14)
+    ```
     """
 
     def __init__(self, modalities, embeddings_initializer="uniform", **kwargs):

@@ -112,6 +112,16 @@ class MoEBlock(Mixture):
         ValueError: for an argument out of its range, a router or experts that
             disagree with the block, inputs of rank below 2, of unknown width
             or of integers, or a mask that does not fit.
+
+    Example:
+
+    ```python
+    inputs = keras.Input((None, 16))
+    block = keras_moe.MoEBlock(num_experts=4, intermediate_dim=32, top_k=2)
+    x = inputs + block(keras.layers.LayerNormalization()(inputs))
+    model = keras.Model(inputs, keras.layers.Dense(3)(x))
+    model.compile("adam", "mse")  # `fit` adds the block's losses
+    ```
     """
 
     def __init__(

@@ -63,6 +63,13 @@ class SoftMoE(DenseMixture):
     Raises:
         ValueError: for an argument out of its range, inputs of rank below 2,
             of unknown width or of integers, or a mask that does not fit.
+
+    Example:
+
+    ```python
+    layer = keras_moe.SoftMoE(num_experts=4, intermediate_dim=32)
+    outputs = layer(keras.random.normal((2, 10, 16)))  # 4 slots a sequence
+    ```
     """
 
     causal = False  # a slot mixes all tokens of a sequence

@@ -60,6 +60,14 @@ def load_balancing_loss(
             averaged over the replicas is that of the one batch, also if they
             have different numbers of real tokens.
         available: bool `(E,)`; with it, E counts the experts that are on.
+
+    Example:
+
+    ```python
+    probs = ops.full((4, 2), 0.5)  # 4 tokens, 2 experts
+    expert_index = np.array([[0], [1], [0], [1]], "int32")
+    loss = keras_moe.losses.load_balancing_loss(probs, expert_index)  # 1.0
+    ```
     """
     check_bool("over_replicas", over_replicas)
     num_experts = router_probs.shape[-1]
@@ -125,6 +133,18 @@ def sequence_balancing_loss(
         available: bool `(E,)`; with it, E counts the experts that are on.
         over_replicas: Whether the mean is over the sequences of all replicas;
             every replica must make the call.
+
+    Example:
+
+    ```python
+    probs = ops.full((4, 2), 0.5)  # two sequences of two tokens
+    loss = keras_moe.losses.sequence_balancing_loss(
+        probs,
+        token_index=np.array([0, 1, 2, 3], "int32"),
+        expert_index=np.array([0, 1, 1, 0], "int32"),
+        num_sequences=2,
+    )  # 1.0
+    ```
     """
     check_bool("over_replicas", over_replicas)
     num_tokens, num_experts = ops.shape(router_probs)
@@ -193,6 +213,13 @@ def balancing_loss(
         over_replicas: Whether `"per_sequence"` takes its mean over the
             sequences of all replicas; see `sequence_balancing_loss`.
             `"global_batch"` always covers all replicas, `"switch"` never.
+
+    Example:
+
+    ```python
+    assignment = keras_moe.Router(4)(keras.random.normal((6, 16)))
+    loss = keras_moe.losses.balancing_loss("switch", assignment)
+    ```
     """
     check_bool("over_replicas", over_replicas)
     check_choice("kind", kind, LOAD_BALANCING)
@@ -241,6 +268,13 @@ def router_z_loss(
         over_replicas: Whether the mean is over the tokens of all replicas;
             every replica must make the call. The gradient averaged over the
             replicas is that of the one batch.
+
+    Example:
+
+    ```python
+    logits = ops.zeros((6, 4))
+    loss = keras_moe.losses.router_z_loss(logits)  # log(4) ** 2
+    ```
     """
     check_bool("over_replicas", over_replicas)
     if available is not None:

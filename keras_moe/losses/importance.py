@@ -37,6 +37,13 @@ def importance_loss(
         over_replicas: Whether the tokens are those of all replicas together;
             every replica must make the call. The gradient averaged over the
             replicas is that of the one batch.
+
+    Example:
+
+    ```python
+    probs = ops.full((4, 2), 0.5)
+    loss = keras_moe.losses.importance_loss(probs)  # 0.0: all alike
+    ```
     """
     check_bool("over_replicas", over_replicas)
     importance = mean_over_tokens(router_probs, token_mask, over_replicas)
@@ -73,6 +80,14 @@ def load_loss(
         num_null_experts: N, null experts, the last columns: experts compete
             with them, and the variation is that of the others alone.
         over_replicas: As in `importance_loss`.
+
+    Example:
+
+    ```python
+    logits = keras.random.normal((6, 4))
+    noisy = logits + keras.random.normal((6, 4))
+    loss = keras_moe.losses.load_loss(logits, noisy, noise_std=1.0, top_k=2)
+    ```
     """
     router_logits = ops.convert_to_tensor(router_logits)
     noisy_logits = ops.convert_to_tensor(noisy_logits)

@@ -40,6 +40,14 @@ def local_entropy_loss(
         over_replicas: Whether the tokens are those of all replicas together;
             every replica must make the call. The gradient averaged over the
             replicas is that of the one batch.
+
+    Example:
+
+    ```python
+    probs = ops.full((4, 2), 0.5)
+    modality = np.array([0, 0, 1, 1], "int32")
+    loss = keras_moe.losses.local_entropy_loss(probs, modality, 2)
+    ```
     """
     check_bool("over_replicas", over_replicas)
     probs = ops.cast(router_probs, "float32")
@@ -73,6 +81,14 @@ def global_entropy_loss(
         threshold: tau, a number or float32 `(M,)`; None for no threshold.
             `log(E / M)` leaves each modality experts of its own.
         over_replicas: As in `local_entropy_loss`.
+
+    Example:
+
+    ```python
+    probs = ops.full((4, 2), 0.5)
+    modality = np.array([0, 0, 1, 1], "int32")
+    loss = keras_moe.losses.global_entropy_loss(probs, modality, 2)
+    ```
     """
     check_bool("over_replicas", over_replicas)
     is_array = isinstance(threshold, np.ndarray)

@@ -43,6 +43,16 @@ def uncertainty_weighted_loss(
 
     Returns:
         float32 scalar.
+
+    Example:
+
+    ```python
+    loss = keras_moe.losses.uncertainty_weighted_loss(
+        [ops.convert_to_tensor(0.5), ops.convert_to_tensor(1.2)],
+        log_variances=ops.zeros((2,)),
+        kinds=["regression", "classification"],
+    )  # 0.5 / 2 + 1.2
+    ```
     """
     log_variances = ops.convert_to_tensor(log_variances)
     kinds = _check_kinds(kinds, log_variances.shape[0])

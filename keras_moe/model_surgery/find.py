@@ -16,6 +16,15 @@ def find_blocks(model: keras.Model) -> list[Mixture]:
 
     Raises:
         ValueError: where there is none, or the model is not built.
+
+    Example:
+
+    ```python
+    inputs = keras.Input((5, 16))
+    outputs = keras_moe.MoEBlock(4, intermediate_dim=32)(inputs)
+    (block,) = keras_moe.find_blocks(keras.Model(inputs, outputs))
+    block.router.disable_experts([3])
+    ```
     """
     return _find(model, Mixture, "a MoEBlock or MixtureOfModels")
 

@@ -62,6 +62,22 @@ class MoEClassifier(MoEModel):
 
     Raises:
         ValueError: for an argument out of its range.
+
+    Example:
+
+    ```python
+    model = keras_moe.models.MoEClassifier(
+        vocabulary_size=100,
+        max_length=12,
+        num_classes=3,
+        num_layers=2,
+        hidden_dim=16,
+        num_heads=2,
+        intermediate_dim=32,
+        num_experts=4,
+    )
+    logits = model(np.array([[5, 8, 2, 0]]))  # 0 is padding
+    ```
     """
 
     def __init__(

@@ -67,6 +67,21 @@ class MoELanguageModel(generation.GeneratingModel):
     Raises:
         ValueError: for an argument out of its range, and a router that looks
             at later tokens.
+
+    Example:
+
+    ```python
+    model = keras_moe.models.MoELanguageModel(
+        vocabulary_size=100,
+        max_length=12,
+        num_layers=2,
+        hidden_dim=16,
+        num_heads=2,
+        intermediate_dim=32,
+        num_experts=4,
+    )
+    tokens = model.generate(np.array([[5, 8, 2]]), max_length=6)
+    ```
     """
 
     def __init__(

@@ -22,7 +22,15 @@ COLDEST = 1e-30  # below, float32 divides by 0
 
 @dataclasses.dataclass(frozen=True)
 class Greedy:
-    """The token of the highest logit; of equal ones the first."""
+    """The token of the highest logit; of equal ones the first.
+
+    Example:
+
+    ```python
+    sampler = keras_moe.models.Greedy()
+    token = sampler(np.array([[0.1, 2.0, 0.3]], "float32"), uniform=None)  # 1
+    ```
+    """
 
     def __call__(self, logits: Tensor, uniform: Tensor) -> Tensor:
         """Returns ids `(B,)`."""
@@ -38,6 +46,14 @@ class Random:
 
     Raises:
         ValueError: if `temperature` is out of its range.
+
+    Example:
+
+    ```python
+    sampler = keras_moe.models.Random(temperature=0.8)
+    logits = np.array([[0.1, 2.0, 0.3]], "float32")
+    token = sampler(logits, uniform=keras.random.uniform((1,)))
+    ```
     """
 
     temperature: float = 1.0
@@ -61,6 +77,14 @@ class TopK:
 
     Raises:
         ValueError: if an argument is out of its range.
+
+    Example:
+
+    ```python
+    sampler = keras_moe.models.TopK(k=2)
+    logits = np.array([[0.1, 2.0, 0.3]], "float32")
+    token = sampler(logits, uniform=keras.random.uniform((1,)))  # 1 or 2
+    ```
     """
 
     k: int = 5
@@ -87,6 +111,14 @@ class TopP:
 
     Raises:
         ValueError: if an argument is out of its range.
+
+    Example:
+
+    ```python
+    sampler = keras_moe.models.TopP(p=0.9)
+    logits = np.array([[0.1, 2.0, 0.3]], "float32")
+    token = sampler(logits, uniform=keras.random.uniform((1,)))
+    ```
     """
 
     p: float = 0.9

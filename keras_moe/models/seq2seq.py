@@ -70,6 +70,23 @@ class MoESeq2Seq(generation.GeneratingModel):
     Raises:
         ValueError: for an argument out of its range, and a router that looks
             at later tokens.
+
+    Example:
+
+    ```python
+    model = keras_moe.models.MoESeq2Seq(
+        vocabulary_size=100,
+        max_length=12,
+        num_layers=2,
+        hidden_dim=16,
+        num_heads=2,
+        intermediate_dim=32,
+        num_experts=4,
+    )
+    tokens = model.generate(
+        np.array([[5, 8, 3]]), start_token_id=1, end_token_id=2, max_length=6
+    )
+    ```
     """
 
     def __init__(

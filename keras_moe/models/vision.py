@@ -64,6 +64,22 @@ class MoEVisionClassifier(MoEModel):
 
     Raises:
         ValueError: for an argument out of its range.
+
+    Example:
+
+    ```python
+    model = keras_moe.models.MoEVisionClassifier(
+        image_shape=(8, 8, 3),
+        patch_size=4,
+        num_classes=3,
+        num_layers=2,
+        hidden_dim=16,
+        num_heads=2,
+        intermediate_dim=32,
+        num_experts=4,
+    )
+    logits = model(keras.random.uniform((2, 8, 8, 3)))
+    ```
     """
 
     def __init__(

@@ -56,6 +56,18 @@ class CGC(TaskMixture):
         ValueError: for an argument out of its range, another number of
             inputs, inputs of rank below 2, of unknown width or of integers,
             or a mask that does not fit.
+
+    Example:
+
+    ```python
+    layer = keras_moe.CGC(
+        num_tasks=2,
+        num_shared_experts=2,
+        num_task_experts=3,
+        intermediate_dim=32,
+    )
+    click, purchase = layer(keras.random.normal((8, 16)))
+    ```
     """
 
     arguments = (

@@ -47,6 +47,13 @@ class MultiGateMoE(TaskMixture):
     Raises:
         ValueError: for an argument out of its range, inputs of rank below 2,
             of unknown width or of integers, or a mask that does not fit.
+
+    Example:
+
+    ```python
+    layer = keras_moe.MultiGateMoE(4, intermediate_dim=32, num_tasks=2)
+    click, purchase = layer(keras.random.normal((8, 16)))
+    ```
     """
 
     arguments = ("num_experts", "num_tasks", *TaskMixture.arguments)

@@ -50,6 +50,18 @@ class PLE(TaskMixture):
 
     Raises:
         ValueError: as `CGC`.
+
+    Example:
+
+    ```python
+    layer = keras_moe.PLE(
+        num_tasks=2,
+        num_shared_experts=2,
+        num_task_experts=3,
+        intermediate_dim=32,
+    )
+    click, purchase = layer(keras.random.normal((8, 16)))
+    ```
     """
 
     arguments = (

@@ -39,6 +39,15 @@ class UncertaintyWeighting(NamedArguments, KeptInFloats, MoELayer):
     Raises:
         ValueError: for an argument out of its range, or another number of
             kinds or losses.
+
+    Example:
+
+    ```python
+    weighting = keras_moe.UncertaintyWeighting(
+        2, kinds=["regression", "classification"]
+    )
+    loss = weighting([ops.convert_to_tensor(0.5), ops.convert_to_tensor(1.2)])
+    ```
     """
 
     fixed_arguments = ("autocast",)

@@ -60,6 +60,20 @@ class UncertaintyWeightedModel(NamedArguments, TrainableParts, keras.Model):
     Raises:
         ValueError: If `compile` gets a loss, or the number or the names of
             the losses, kinds, or targets are not those of the outputs.
+
+    Example:
+
+    ```python
+    inputs = keras.Input((16,))
+    price = keras.layers.Dense(1)(inputs)
+    kind = keras.layers.Dense(3, activation="softmax")(inputs)
+    model = keras_moe.UncertaintyWeightedModel(
+        keras.Model(inputs, [price, kind]),
+        losses=["mse", "sparse_categorical_crossentropy"],
+        kinds=["regression", "classification"],
+    )
+    model.compile("adam")
+    ```
     """
 
     def __init__(

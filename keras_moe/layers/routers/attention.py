@@ -41,6 +41,14 @@ class AttentionRouter(Router):
 
     Weights: `query_kernel`, `key_kernel`, `value_kernel` `(D, R)`, `kernel`
     `(R, E + N)`, the experts' keys, beside those of `Router`.
+
+    Example:
+
+    ```python
+    router = keras_moe.AttentionRouter(4, top_k=2)
+    block = keras_moe.MoEBlock(4, intermediate_dim=32, router=router)
+    outputs = block(keras.random.normal((2, 5, 16)))
+    ```
     """
 
     arguments = (*Router.arguments, "routing_dim", "causal")

@@ -37,6 +37,19 @@ class TokenBatch(NamedTuple):
     router_inputs: as they came, or None.
     training: bool.
     conditions: padding, experts that are off, a replay.
+
+    Example:
+
+    ```python
+    class Widest(keras_moe.layers.LearnedRouter):
+        top_k = 1
+
+        def route(self, batch):  # a TokenBatch
+            logits = self.logits(batch)  # (T, E), of `batch.tokens` (T, D)
+            return routing.top_k_assignment(
+                logits, 1, conditions=batch.conditions, normalize_weights=False
+            )
+    ```
     """
 
     tokens: Tensor
@@ -96,6 +109,21 @@ class BaseRouter(
         ValueError: for an argument out of its range, an input of rank below
             2, of unknown width or of integers, a mask that does not fit, and
             router inputs that are missing or not used.
+
+    Example:
+
+    ```python
+    class EvenRouter(keras_moe.layers.BaseRouter):
+        top_k = 1  # each token goes to one expert, in turn
+
+        def route(self, batch):
+            place = ops.arange(ops.shape(batch.tokens)[0], dtype="int32")
+            return routing.rule_assignment(
+                place % self.num_experts,
+                self.num_experts,
+                conditions=batch.conditions,
+            )
+    ```
     """
 
     arguments: tuple[str, ...] = ("num_experts", "expert_dropout", "seed")

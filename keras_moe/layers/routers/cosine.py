@@ -34,6 +34,14 @@ class CosineRouter(Router):
 
     Weights: `projection` `(D, R)`, `kernel` `(R, E + N)`, the embeddings, and
     `log_temperature` `(1,)`, beside those of `Router`.
+
+    Example:
+
+    ```python
+    router = keras_moe.CosineRouter(4, top_k=2)
+    block = keras_moe.MoEBlock(4, intermediate_dim=32, router=router)
+    outputs = block(keras.random.normal((2, 5, 16)))
+    ```
     """
 
     arguments = (*Router.arguments, "routing_dim", "temperature")

@@ -39,6 +39,14 @@ class ExpertChoiceRouter(LearnedRouter):
         bidirectional: whether the model is no causal one; silences the
             warning.
         **kwargs: of `LearnedRouter`.
+
+    Example:
+
+    ```python
+    router = keras_moe.ExpertChoiceRouter(4, bidirectional=True)
+    block = keras_moe.MoEBlock(4, intermediate_dim=32, router=router)
+    outputs = block(keras.random.normal((2, 5, 16)))
+    ```
     """
 
     arguments = (

@@ -34,6 +34,15 @@ class HashRouter(BaseRouter):
             flattened batch, for which no ids are given.
         seed: another one gives other hash functions; None is 0.
         **kwargs: of `BaseRouter`.
+
+    Example:
+
+    ```python
+    router = keras_moe.HashRouter(4, top_k=1)
+    block = keras_moe.MoEBlock(4, intermediate_dim=32, router=router)
+    token_ids = np.array([[3, 17, 17, 5, 0]])
+    outputs = block(keras.random.normal((1, 5, 16)), router_inputs=token_ids)
+    ```
     """
 
     arguments = (*BaseRouter.arguments, "top_k", "method")
@@ -93,6 +102,15 @@ class RuleRouter(BaseRouter):
             on values, and in a TensorFlow graph, as its InvalidArgumentError.
             A program that JAX or XLA compiled, or one on CUDA, cannot raise;
             there the token's output is NaN.
+
+    Example:
+
+    ```python
+    router = keras_moe.RuleRouter(4)
+    block = keras_moe.MoEBlock(4, intermediate_dim=32, router=router)
+    language = np.array([[0, 0, 2, 2, 2]])  # the expert of each token
+    outputs = block(keras.random.normal((1, 5, 16)), router_inputs=language)
+    ```
     """
 
     arguments = (*BaseRouter.arguments, "rule", "default_expert")

@@ -28,6 +28,14 @@ class GShardRouter(Router):
         threshold: above 0, at most 1. 0.5 is GShard's (Lepikhin et al. 2020,
             algorithm 1, line 18), 0.2 ST-MoE's (Zoph et al. 2022).
         **kwargs: of `Router`, without `top_k` and `normalize_weights`.
+
+    Example:
+
+    ```python
+    router = keras_moe.GShardRouter(4)
+    block = keras_moe.MoEBlock(4, intermediate_dim=32, router=router)
+    outputs = block(keras.random.normal((2, 5, 16)))
+    ```
     """
 
     fixed_arguments = (*Router.fixed_arguments, "top_k", "normalize_weights")

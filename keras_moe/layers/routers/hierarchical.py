@@ -42,6 +42,14 @@ class HierarchicalRouter(LearnedRouter):
 
     With experts switched off, a group may have fewer than K / M left: a token
     that chose it then has fewer experts.
+
+    Example:
+
+    ```python
+    router = keras_moe.HierarchicalRouter(4, num_groups=2, top_k=2)
+    block = keras_moe.MoEBlock(4, intermediate_dim=32, router=router)
+    outputs = block(keras.random.normal((2, 5, 16)))
+    ```
     """
 
     causal = True

@@ -29,6 +29,18 @@ class LearnedRouter(BaseRouter):
         **kwargs: of `BaseRouter`.
 
     Weights: `kernel` `(D, E + N)`, `bias` `(E + N,)`, both float32.
+
+    Example:
+
+    ```python
+    class FirstTwo(keras_moe.layers.LearnedRouter):
+        top_k = 2  # each token goes to its two best experts
+
+        def route(self, batch):
+            return routing.top_k_assignment(
+                self.logits(batch), self.top_k, conditions=batch.conditions
+            )
+    ```
     """
 
     arguments: tuple[str, ...] = (

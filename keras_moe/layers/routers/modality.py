@@ -54,6 +54,15 @@ class ModalityRouter(LearnedRouter):
         ValueError: beside `BaseRouter`'s, for a modality outside 0 ... M - 1,
             where it can be seen; see `RuleRouter`. Where it cannot, the
             token's output is NaN.
+
+    Example:
+
+    ```python
+    router = keras_moe.ModalityRouter(4, num_modalities=2, top_k=2)
+    block = keras_moe.MoEBlock(4, intermediate_dim=32, router=router)
+    modality = np.array([[0, 0, 1, 1, 1]])  # of each token
+    outputs = block(keras.random.normal((1, 5, 16)), router_inputs=modality)
+    ```
     """
 
     causal = True

@@ -34,6 +34,14 @@ class NoisyTopKRouter(Router):
             `noise_std`.
 
     Weights: those of `Router`, and `noise_kernel` `(D, E + N)`, zero at first.
+
+    Example:
+
+    ```python
+    router = keras_moe.NoisyTopKRouter(4, top_k=2)
+    block = keras_moe.MoEBlock(4, intermediate_dim=32, router=router)
+    outputs = block(keras.random.normal((2, 5, 16)))
+    ```
     """
 
     fixed_arguments = (

@@ -39,6 +39,18 @@ class PathwayRouter(Router):
         router_inputs: float `(T, E + N)`, or of the shape of `x` with E + N
             in place of D. Under a mixed policy a block casts them, as all
             its inputs, to the compute dtype.
+
+    Example:
+
+    ```python
+    first = keras_moe.MoEBlock(4, intermediate_dim=32)
+    second = keras_moe.MoEBlock(
+        4, intermediate_dim=32, router=keras_moe.PathwayRouter(4, top_k=2)
+    )
+    x = keras.random.normal((2, 5, 16))
+    x, assignment = first(x, return_assignment=True)
+    outputs = second(x, router_inputs=assignment.router_logits)
+    ```
     """
 
     arguments = (*Router.arguments, "pathway_initializer")

@@ -43,6 +43,14 @@ class ReLURouter(LearnedRouter):
 
     Weights: `kernel`, `bias`, and `l1_coefficient` `(1,)`, not trained by
     gradients.
+
+    Example:
+
+    ```python
+    router = keras_moe.ReLURouter(4, top_k=2)
+    block = keras_moe.MoEBlock(4, intermediate_dim=32, router=router)
+    outputs = block(keras.random.normal((2, 5, 16)))
+    ```
     """
 
     arguments = (

@@ -64,6 +64,14 @@ class Router(LearnedRouter):
     Returns:
         An `Assignment` of the flattened tokens; the pairs of token t stand at
         `t * K ... t * K + K-1`, its best expert first.
+
+    Example:
+
+    ```python
+    router = keras_moe.Router(4, top_k=2, scoring="sigmoid", expert_bias=True)
+    block = keras_moe.MoEBlock(4, intermediate_dim=32, router=router)
+    outputs = block(keras.random.normal((2, 5, 16)))
+    ```
     """
 
     arguments = (

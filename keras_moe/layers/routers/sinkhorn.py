@@ -23,6 +23,14 @@ class SinkhornRouter(LearnedRouter):
         top_k: K; 1 is the papers'.
         num_iterations: of Sinkhorn's scaling, 1 or more.
         **kwargs: of `LearnedRouter`.
+
+    Example:
+
+    ```python
+    router = keras_moe.SinkhornRouter(4, top_k=1)
+    block = keras_moe.MoEBlock(4, intermediate_dim=32, router=router)
+    outputs = block(keras.random.normal((2, 5, 16)))
+    ```
     """
 
     arguments = (*LearnedRouter.arguments, "top_k", "num_iterations")

@@ -20,6 +20,14 @@ class SwitchRouter(Router):
             from `1 - jitter ... 1 + jitter`.
         **kwargs: of `Router`, without `top_k`, `scoring` and
             `normalize_weights`.
+
+    Example:
+
+    ```python
+    router = keras_moe.SwitchRouter(4)
+    block = keras_moe.MoEBlock(4, intermediate_dim=32, router=router)
+    outputs = block(keras.random.normal((2, 5, 16)))
+    ```
     """
 
     fixed_arguments = (

@@ -26,6 +26,14 @@ class TopPRouter(LearnedRouter):
             paper's. In training the loss is the mean over the tokens of all
             replicas.
         **kwargs: of `LearnedRouter`.
+
+    Example:
+
+    ```python
+    router = keras_moe.TopPRouter(4, top_p=0.7)
+    block = keras_moe.MoEBlock(4, intermediate_dim=32, router=router)
+    outputs = block(keras.random.normal((2, 5, 16)))
+    ```
     """
 
     arguments = (

@@ -60,6 +60,15 @@ class TransformerDecoderBlock(PreNormBlock):
             does not divide, a router or a capacity that lets later tokens
             change earlier ones, a cache with a router that reads other
             tokens, and an encoder's outputs that are missing or not used.
+
+    Example:
+
+    ```python
+    block = keras_moe.TransformerDecoderBlock(
+        num_heads=4, moe=keras_moe.MoEBlock(4, intermediate_dim=32)
+    )
+    outputs = block(keras.random.normal((2, 5, 16)))
+    ```
     """
 
     arguments = (*PreNormBlock.arguments, "cross_attention")

@@ -47,6 +47,15 @@ class TransformerEncoderBlock(PreNormBlock):
     Raises:
         ValueError: for an argument out of its range, or a width that
             `num_heads` does not divide.
+
+    Example:
+
+    ```python
+    block = keras_moe.TransformerEncoderBlock(
+        num_heads=4, moe=keras_moe.MoEBlock(4, intermediate_dim=32)
+    )
+    outputs = block(keras.random.normal((2, 5, 16)))
+    ```
     """
 
     def build_attention(self, input_shape: Shape) -> None:
