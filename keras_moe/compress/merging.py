@@ -134,7 +134,7 @@ def _change_block(changes, block, groups, load):
         }
         if type(block) is MoEBlock:
             return given
-        names = {"module": "keras_moe.layers.moe_block"}
+        names: dict = {"module": "keras_moe.layers.moe_block"}
         names |= {"class_name": "MoEBlock"}
         names |= {"registered_name": "keras_moe>MoEBlock", "config": given}
         return {REPLACEMENT: names}

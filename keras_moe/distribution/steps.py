@@ -35,7 +35,8 @@ def _around(own, mark, run, running):
         finally:
             running.pop()
 
-    call.marks = (*getattr(own, "marks", ()), mark)
+    marks = (*getattr(own, "marks", ()), mark)
+    call.marks = marks  # type: ignore[attr-defined]
     return call
 
 

@@ -5,6 +5,7 @@ its optimizer's slots, as DTensors, and all of a weight during a step alone.
 """
 
 import contextlib
+from typing import Any
 
 import torch
 from torch.distributed import fsdp
@@ -23,6 +24,7 @@ class FullyShardedCall(ReplicatedCall):
     variables, so that layers, optimizer and model see what is there.
     """
 
+    module: Any
     fully_sharded = True
     testing = False
 

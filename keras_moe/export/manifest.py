@@ -71,7 +71,7 @@ def vocabulary_size(model: keras.Model) -> int:
 
 def _versions(format):
     """The installed version of everything that had a hand in it."""
-    versions = {"python": platform.python_version()}
+    versions: dict[str, str | None] = {"python": platform.python_version()}
     for package in ("keras-moe", "keras", *FORMATS[format].packages):
         name = package.replace("_", "-")
         try:

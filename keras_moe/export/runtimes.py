@@ -55,7 +55,8 @@ def _saved_model(path, threads):
         tensors = {name: tf.constant(x) for name, x in inputs.items()}
         return _in_order(serve(**tensors))
 
-    run.module = module  # its variables live as long as it does
+    # Its variables live as long as it does.
+    run.module = module  # type: ignore[attr-defined]
     return run
 
 
@@ -144,6 +145,8 @@ def _beside(name):
     """Import a module that lies beside this file, without the package."""
     path = pathlib.Path(__file__).with_name(f"{name}.py")
     spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{path} cannot be loaded.")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

@@ -5,7 +5,6 @@ argument: numbers in closures, attributes of layers, dtype policies. Two
 functions may share a program only if all of that is equal.
 """
 
-import dataclasses
 import functools
 import types
 from collections.abc import Callable, Hashable, Iterable
@@ -143,7 +142,7 @@ class _Walk:
     def _of_part(self, layer):
         """A layer's own attributes, those of its base class left out."""
         skipped, is_model = _names_of_keras(), isinstance(layer, keras.Model)
-        parts = [Same(layer.dtype_policy)]
+        parts: list[Hashable] = [Same(layer.dtype_policy)]
         for name, value in vars(layer).items():
             private = is_model and (name[0] == "_" or name in OF_TRAINING)
             if name not in skipped and not private:
@@ -174,17 +173,16 @@ class _Walk:
         if isinstance(value, types.FunctionType):
             return self._of_function(value, depth)
         if isinstance(value, types.MethodType):
-            parts = value.__func__, value.__self__
-            return tuple(self.key_of(part, depth) for part in parts)
+            return self._of_container((value.__func__, value.__self__), depth)
         if isinstance(value, functools.partial):
             parts = value.func, value.args, value.keywords
-            return tuple(self.key_of(part, depth) for part in parts)
+            return self._of_container(parts, depth)
         known = getattr(value, "__dict__", None)
         if not known or not (callable(value) or depth == 0):
             return Same(value)
-        own = Same(value)
-        if dataclasses.is_dataclass(value):
-            own = type(value) if value.__dataclass_params__.frozen else own
+        kind: Any = type(value)
+        frozen = getattr(kind, "__dataclass_params__", None)
+        own = kind if frozen is not None and frozen.frozen else Same(value)
         return own, tuple(
             (name, self.key_of(part, depth + 1)) for name, part in known.items()
         )

@@ -152,7 +152,7 @@ def _check_activation(experts, source):
     name = keras.activations.serialize
     own, linear = name(experts.activation), "linear"
     if not isinstance(source, (list, tuple)):
-        pairs = [(name(source.activation), (own,))]
+        pairs: list[tuple] = [(name(source.activation), (own,))]
     else:
         found = [name(layer.activation) for layer in source]
         activated = 2 if len(source) == 3 else 0

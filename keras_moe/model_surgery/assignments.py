@@ -189,4 +189,4 @@ def _joined(parts):
     ]
     *fields, losses = zip(*moved, strict=True)
     loss = np.average(np.stack(losses), weights=sizes).astype("float32")
-    return Assignment(*map(np.concatenate, fields), loss)
+    return Assignment._make([*map(np.concatenate, fields), loss])

@@ -104,5 +104,6 @@ class ContrastiveModel(Wrapper):
         self, x=None, y=None, y_pred=None, sample_weight=None, training=True
     ):
         """Returns the scalar loss of a batch, plus what layers add."""
-        loss = contrastive_loss(*y_pred, self.temperature)
+        one, other = y_pred
+        loss = contrastive_loss(one, other, self.temperature)
         return in_floatx(loss) + sum(self.losses)

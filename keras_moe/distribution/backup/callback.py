@@ -158,7 +158,7 @@ class BackupAndResume(keras.callbacks.Callback):
         """Saves, where it is time and the batch is not one of a replay."""
         if _keras.unsynchronized_model_of(self).stop_training:
             self._stopped = True
-        if self.save_freq == "epoch" or batch < self._seen:
+        if isinstance(self.save_freq, str) or batch < self._seen:
             return
         self._unsaved += batch + 1 - self._seen
         self._seen = batch + 1

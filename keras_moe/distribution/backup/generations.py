@@ -217,7 +217,7 @@ def _raise_if_whole(error):
 
 
 def _number(generation):
-    return int(NAME.fullmatch(generation.name)[1])
+    return int(NAME.fullmatch(generation.name)[1])  # type: ignore[index]
 
 
 def _next_number(directory):

@@ -118,11 +118,11 @@ def _filled(rows, pairs, pairs_per_token, layout):
         return rows, pairs
     added = (0, missing * pairs_per_token)
     fill = (rows.shape[0] - 1, pairs.num_experts, 0)
-    filled = [
+    token_index, expert_index, weights = (
         jnp.pad(x, added, constant_values=v)
         for x, v in zip(pairs[:3], fill, strict=True)
-    ]
-    return rows, Pairs(*filled, pairs.num_experts)
+    )
+    return rows, Pairs(token_index, expert_index, weights, pairs.num_experts)
 
 
 def _weight_specs(bank, layout):

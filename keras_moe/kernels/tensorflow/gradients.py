@@ -29,14 +29,14 @@ def with_gradient(
 
     @tf.custom_gradient
     def run(*args):
-        args = [tf.identity(x) for x in args]  # tensors of this graph
-        outputs, kept = function(*map(tf.stop_gradient, args))
+        own = [tf.identity(x) for x in args]  # tensors of this graph
+        outputs, kept = function(*map(tf.stop_gradient, own))
         # Else an eager tape looks for second-order gradients through them.
         kept = [tf.stop_gradient(x) for x in kept]
 
         def backward(*d_outputs):
-            found = gradients(args, kept, *d_outputs)
-            return *found, *[None] * (len(args) - len(found))
+            found = gradients(own, kept, *d_outputs)
+            return *found, *[None] * (len(own) - len(found))
 
         return outputs, backward
 

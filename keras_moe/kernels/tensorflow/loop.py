@@ -93,7 +93,8 @@ def _traced(function, static, width, shapes, dtype):
 
 def _matmul():
     def matmul(x, banks, group_sizes):
-        return _product(x, *banks, groups_of(group_sizes))
+        (kernel,) = banks
+        return _product(x, kernel, groups_of(group_sizes))
 
     return matmul
 

@@ -173,7 +173,8 @@ class Router(LearnedRouter):
 
     def _column_bias(self):
         """The bias `(E + N,)`, zero for null experts; None without one."""
-        if self.expert_bias_weight is None:
+        weight = self.expert_bias_weight
+        if weight is None:
             return None
-        bias = kernels.first_value(lambda: self.expert_bias_weight.value)
+        bias = kernels.first_value(lambda: weight.value)
         return ops.pad(bias, [[0, self.num_null_experts]])

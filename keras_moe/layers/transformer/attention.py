@@ -216,10 +216,10 @@ class CachedAttention(NamedArguments, MoELayer):
     def _written(self, cache, inputs, index):
         start = kernels.known_int(index) or 0
         transformer_checks.check_room(inputs, cache[0], start)
-        start = (0, index, 0, 0)
+        place = (0, index, 0, 0)
         new = self.keys_values(inputs, index)
         pairs = zip(cache, new, strict=True)
-        return tuple(ops.slice_update(old, start, part) for old, part in pairs)
+        return tuple(ops.slice_update(old, place, part) for old, part in pairs)
 
     def _readable(self, inputs, key_mask, to_itself):
         """Bool, broadcast to `(B, N, S, L)`, or None."""
