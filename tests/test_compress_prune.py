@@ -21,8 +21,8 @@ from model_zoo import MODELS, batch_of
 import keras_moe
 from keras_moe import MoEBlock, Router
 from keras_moe.compress import prune_experts
-from keras_moe.compress.blocks import count_kept
-from keras_moe.compress.routers import choose
+from keras_moe.compress.changeable_blocks import count_kept
+from keras_moe.compress.smaller_routers import choose
 from keras_moe.model_surgery.batches import batches_of
 
 # `make test` runs these tests on one backend, except for `every_backend` ones.

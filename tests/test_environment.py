@@ -12,7 +12,7 @@ from keras_moe.distribution.environment import (
     process_count,
     process_index,
 )
-from keras_moe.distribution.processes import run_together
+from keras_moe.distribution.local_processes import run_together
 from keras_moe.distribution.slurm import hosts_of, read_slurm_job, tasks_of
 from keras_moe.distribution.variables import (
     BACKENDS,

@@ -14,7 +14,7 @@ import time
 import pytest
 from backend import BACKEND
 
-from keras_moe.distribution import processes as together
+from keras_moe.distribution import local_processes as together
 from keras_moe.distribution.launching import launch
 from keras_moe.distribution.starting import Setup, jobs_of
 from keras_moe.distribution.variables import BACKENDS, Job, read_job

@@ -114,6 +114,15 @@ def test_the_command_imports_no_backend():
             assert name.split(".")[0] not in BACKENDS, f"{path}: {name}"
 
 
+def test_file_names_are_unique():
+    """Only the backends' kernels have twins, each named as what it serves."""
+    twins = set((ROOT / "kernels").rglob("*.py"))
+    names = [path.name for path in FILES if path not in twins]
+    names += {path.name for path in twins}
+    repeated = {name for name in names if names.count(name) > 1}
+    assert repeated == {"__init__.py"}
+
+
 def test_the_commands_files_are_named_unlike_the_packages():
     names = {path.name for path in COMMAND.rglob("*.py")}
     shared = names & {path.name for path in FILES}

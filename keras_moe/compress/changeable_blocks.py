@@ -22,7 +22,7 @@ from keras_moe.model_surgery.find import find_blocks
 from keras_moe.model_surgery.rebuild import Changes
 
 
-def blocks_of(model: keras.Model) -> list[Mixture]:
+def changeable_blocks(model: keras.Model) -> list[Mixture]:
     """Returns the mixtures of a model, all of a kind that can be changed.
 
     Raises:

@@ -10,11 +10,11 @@ import keras
 import numpy as np
 
 from keras_moe import checks
-from keras_moe.compress import blocks as mixtures
+from keras_moe.compress import changeable_blocks as mixtures
 from keras_moe.compress.averaging import HIDDEN_AXES
 from keras_moe.compress.banks import read_experts, write_experts
-from keras_moe.compress.observing import Record, observe
 from keras_moe.compress.pruning import load_of_training
+from keras_moe.compress.recording import Record, observe
 from keras_moe.layers import Expert, MoEBlock
 from keras_moe.model_surgery.rebuild import Changes, rebuild, replacement
 
@@ -62,7 +62,7 @@ def to_dense(
             training nor `data`.
     """
     checks.check_choice("by", by, CHOICES)
-    blocks = mixtures.blocks_of(model)
+    blocks = mixtures.changeable_blocks(model)
     mixtures.check_banks(blocks, "to_dense")
     for block in blocks:
         _check_block(block, mixtures.model_of_arguments(model, block))

@@ -7,7 +7,7 @@ import keras
 import numpy as np
 
 from keras_moe import _keras, checks
-from keras_moe.compress import blocks as mixtures
+from keras_moe.compress import changeable_blocks as mixtures
 from keras_moe.compress.averaging import take_units
 from keras_moe.compress.banks import read_experts, write_experts
 from keras_moe.layers import Expert

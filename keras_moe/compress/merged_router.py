@@ -10,7 +10,7 @@ import keras
 from keras import ops
 
 from keras_moe import kernels
-from keras_moe.layers.routers.base import BaseRouter
+from keras_moe.layers.routers.base_router import BaseRouter
 from keras_moe.types import UNAVAILABLE, Assignment, Shape, Tensor
 
 

@@ -10,10 +10,10 @@ import numpy as np
 
 from keras_moe import checks
 from keras_moe.compress import averaging
-from keras_moe.compress import blocks as mixtures
+from keras_moe.compress import changeable_blocks as mixtures
 from keras_moe.compress.banks import outputs_of, read_experts, write_experts
 from keras_moe.compress.merged_router import MergedRouter
-from keras_moe.compress.observing import Record, observe
+from keras_moe.compress.recording import Record, observe
 from keras_moe.layers import MoEBlock
 from keras_moe.layers.mixture import Mixture
 from keras_moe.model_surgery.rebuild import (
@@ -72,7 +72,7 @@ def merge_experts(
         ImportError: without SciPy.
     """
     checks.check_choice("by", by, SIMILARITIES)
-    blocks = mixtures.blocks_of(model)
+    blocks = mixtures.changeable_blocks(model)
     mixtures.check_banks(blocks, "merge_experts")
     counts = [mixtures.count_kept(keep, b.num_experts) for b in blocks]
     _check_routers(blocks)

@@ -9,9 +9,9 @@ import keras
 import numpy as np
 
 from keras_moe import checks
-from keras_moe.compress import blocks as mixtures
-from keras_moe.compress.observing import observe
-from keras_moe.compress.routers import (
+from keras_moe.compress import changeable_blocks as mixtures
+from keras_moe.compress.recording import observe
+from keras_moe.compress.smaller_routers import (
     check_router,
     choose,
     move_router,
@@ -73,7 +73,7 @@ def prune_experts(
             of a training nor `data`.
     """
     checks.check_choice("by", by, CRITERIA)
-    blocks = mixtures.blocks_of(model)
+    blocks = mixtures.changeable_blocks(model)
     kept_counts = [mixtures.count_kept(keep, b.num_experts) for b in blocks]
     for block, count in zip(blocks, kept_counts, strict=True):
         check_router(block, count)

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 
 from keras_moe import checks
 from keras_moe.distribution.even_batches import JOINED
-from keras_moe.distribution.processes import (
+from keras_moe.distribution.local_processes import (
     Failure,
     ended_by_signals,
     run_together,

@@ -18,7 +18,7 @@ def exchange(a: Path, b: Path, spare: Path) -> None:
 
     Linux and macOS do it in one step. Elsewhere, and on file systems that
     cannot, it takes three renames. If the process is killed between them, `b`
-    lies at `spare`, and `settle` moves it back.
+    lies at `spare`, and `undo_interrupted` moves it back.
 
     Raises:
         OSError: If that fails. Both are as they were.
@@ -31,7 +31,7 @@ def exchange(a: Path, b: Path, spare: Path) -> None:
         _exchange_in_steps(a, b, spare)
 
 
-def settle(spare: Path, target: Path) -> None:
+def undo_interrupted(spare: Path, target: Path) -> None:
     """Move a folder back that an interrupted `exchange` left at `spare`."""
     if spare.exists() and not target.exists():
         os.rename(spare, target)
@@ -61,6 +61,6 @@ def _exchange_in_steps(a, b, spare):
     try:
         os.rename(a, b)
     except BaseException:
-        settle(spare, b)
+        undo_interrupted(spare, b)
         raise
     os.rename(spare, a)

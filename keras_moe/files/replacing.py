@@ -24,7 +24,7 @@ import stat
 import warnings
 from collections.abc import Callable, Iterator
 
-from keras_moe.files.exchanging import exchange, settle
+from keras_moe.files.exchanging import exchange, undo_interrupted
 from keras_moe.files.forcing import force, force_names
 from keras_moe.files.locking import NAME as LOCK
 from keras_moe.files.locking import lock
@@ -184,7 +184,7 @@ def _prefix(target):
 def _discard(scratch, target, is_ours):
     """Remove a hidden folder, its lock last, and move back what is not ours."""
     swap, old = scratch / SWAP, scratch / OLD
-    settle(old, target)
+    undo_interrupted(old, target)
     if swap.exists() and not is_ours(swap):
         if target.exists() and is_ours(target):
             exchange(swap, target, old)

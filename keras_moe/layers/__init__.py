@@ -5,7 +5,7 @@ from keras_moe.layers.expert import Expert
 from keras_moe.layers.expert_layers import ExpertLayers
 from keras_moe.layers.hierarchical_moe import HierarchicalMoE
 from keras_moe.layers.mixture_of_models import MixtureOfModels
-from keras_moe.layers.modality import ModalityEmbedding
+from keras_moe.layers.modality_embedding import ModalityEmbedding
 from keras_moe.layers.moe_block import MoEBlock
 from keras_moe.layers.multitask import (
     CGC,
@@ -15,8 +15,8 @@ from keras_moe.layers.multitask import (
     UncertaintyWeighting,
 )
 from keras_moe.layers.routers import *  # noqa: F403
-from keras_moe.layers.routers.base import BaseRouter, TokenBatch
-from keras_moe.layers.routers.learned import LearnedRouter
+from keras_moe.layers.routers.base_router import BaseRouter, TokenBatch
+from keras_moe.layers.routers.learned_router import LearnedRouter
 from keras_moe.layers.soft_moe import SoftMoE
 from keras_moe.layers.transformer import (
     TransformerDecoderBlock,

@@ -12,7 +12,7 @@ from keras_moe.layers.expert import Expert
 from keras_moe.layers.expert_layers import ExpertLayers
 from keras_moe.layers.initializers import reseeded
 from keras_moe.layers.routers import Router
-from keras_moe.layers.routers.base import BaseRouter
+from keras_moe.layers.routers.base_router import BaseRouter
 
 _ROUTER = (
     "None or a router",

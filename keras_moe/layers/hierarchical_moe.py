@@ -6,7 +6,7 @@ E experts, G groups, F intermediate_dim, K top_k, M top_k_groups.
 import keras
 
 from keras_moe import checks
-from keras_moe.layers import parts, sharing
+from keras_moe.layers import block_parts, sharing
 from keras_moe.layers.moe_block import MoEBlock
 from keras_moe.layers.routers import HierarchicalRouter
 
@@ -61,10 +61,10 @@ class HierarchicalMoE(MoEBlock):
         router: HierarchicalRouter | None = None,
         **kwargs,
     ):
-        experts = parts.shared_experts_of(
+        experts = block_parts.shared_experts_of(
             kwargs.get("experts"), kwargs.get("share_experts_with")
         )
-        num_experts = parts.num_experts_of(num_experts, experts, None)
+        num_experts = block_parts.num_experts_of(num_experts, experts, None)
         arguments = {
             "top_k_groups": top_k_groups,
             "top_k": top_k,
@@ -98,5 +98,5 @@ def _router_of(router, num_experts, num_groups, arguments, common):
             f"num_groups={num_groups}, router with "
             f"num_groups={router.num_groups}. Build both with the same number."
         )
-    parts.check_nothing_lost("router", router, arguments, _DEFAULTS)
+    block_parts.check_nothing_lost("router", router, arguments, _DEFAULTS)
     return router

@@ -9,7 +9,7 @@ from keras_moe import checks, kernels, losses, routing
 from keras_moe.layers.argument_names import NamedArguments
 from keras_moe.layers.expert_parallel import rows_are_fixed, token_shards
 from keras_moe.layers.moe_layer import MoELayer
-from keras_moe.layers.routers.base import BaseRouter
+from keras_moe.layers.routers.base_router import BaseRouter
 from keras_moe.layers.scheduled import loss_weight_of
 from keras_moe.layers.statistics import RoutingStatistics
 from keras_moe.routing import Assignment

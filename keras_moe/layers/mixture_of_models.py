@@ -12,9 +12,9 @@ from keras import ops, tree
 from keras_moe import checks, dispatch, kernels, routing
 from keras_moe.checks import model_checks
 from keras_moe.layers import sharing
+from keras_moe.layers.block_parts import router_of
 from keras_moe.layers.expert_layers import ExpertLayers, mask_for
 from keras_moe.layers.mixture import Mixture
-from keras_moe.layers.parts import router_of
 from keras_moe.layers.tokens import units_of
 from keras_moe.types import Tensor
 

@@ -10,7 +10,7 @@ from keras_moe.checks import expert_checks
 from keras_moe.dispatch import combine, dispatch, sort_by_expert
 from keras_moe.kernels import light_ops as ops
 from keras_moe.layers import (
-    parts,
+    block_parts,
     quantization,
     sharing,
     upcycling,
@@ -157,8 +157,8 @@ class MoEBlock(Mixture):
     ):
         super().__init__(**kwargs)
         self.supports_masking = True
-        experts = parts.shared_experts_of(experts, share_experts_with)
-        num_experts = parts.num_experts_of(num_experts, experts, router)
+        experts = block_parts.shared_experts_of(experts, share_experts_with)
+        num_experts = block_parts.num_experts_of(num_experts, experts, router)
         self.init_mixture(
             num_experts,
             capacity_factor,
@@ -172,7 +172,7 @@ class MoEBlock(Mixture):
         routing_arguments = {"top_k": top_k, "jitter": jitter}
         common = {"seed": self.seed, "dtype": self.dtype_policy}
         self._router_given = router is not None
-        self.router = parts.router_of(
+        self.router = block_parts.router_of(
             router, num_experts, routing_arguments, common
         )
         arguments = {
@@ -202,12 +202,14 @@ class MoEBlock(Mixture):
             "remat": remat,
         }
         self._experts_given = experts is not None
-        self.experts = parts.experts_of(experts, num_experts, arguments, common)
+        self.experts = block_parts.experts_of(
+            experts, num_experts, arguments, common
+        )
         sharing.own(self, self.router, self.experts)
         self.shared_expert_dim = checks.check_optional_int(
             "shared_expert_dim", shared_expert_dim
         )
-        self.shared_expert = parts.shared_expert_of(
+        self.shared_expert = block_parts.shared_expert_of(
             shared_expert_dim, self.experts, arguments, common
         )
         self.null_experts = None
@@ -365,9 +367,9 @@ class MoEBlock(Mixture):
             "seed": self.seed,
         }
         given = self._router_given, self._experts_given
-        return config | parts.config_of(self, given)
+        return config | block_parts.config_of(self, given)
 
     @classmethod
     def from_config(cls, config: dict):
         """Builds the layer that `get_config` describes."""
-        return super().from_config(parts.with_layers(config))
+        return super().from_config(block_parts.with_layers(config))

@@ -8,7 +8,10 @@ from keras_moe.losses.balance import (
     sequence_balancing_loss,
 )
 from keras_moe.losses.importance import importance_loss, load_loss
-from keras_moe.losses.modality import global_entropy_loss, local_entropy_loss
+from keras_moe.losses.modality_entropy import (
+    global_entropy_loss,
+    local_entropy_loss,
+)
 from keras_moe.losses.tasks import TASK_KINDS, uncertainty_weighted_loss
 
 __all__ = [

@@ -6,7 +6,7 @@ import keras
 
 from keras_moe import _keras, checks
 from keras_moe.layers.mixture import Mixture
-from keras_moe.layers.routers.base import BaseRouter
+from keras_moe.layers.routers.base_router import BaseRouter
 
 _MODEL = ("a Keras model", "Pass the model, not its name or its layers.")
 

@@ -4,18 +4,18 @@ Each is a `keras.Model` built from one set of arguments (`Blocks`), beside
 which `num_experts=None` builds its dense twin of equal active FLOPs.
 """
 
-from keras_moe.models.base import MoEModel
-from keras_moe.models.blocks import Blocks
 from keras_moe.models.classifier import MoEClassifier
-from keras_moe.models.language_model import MoELanguageModel
-from keras_moe.models.parts import (
+from keras_moe.models.embedding_layers import (
     MeanPooling,
     PositionEmbedding,
     TokenEmbedding,
 )
+from keras_moe.models.language_model import MoELanguageModel
+from keras_moe.models.moe_model import MoEModel
 from keras_moe.models.samplers import Greedy, Random, TopK, TopP
 from keras_moe.models.seq2seq import MoESeq2Seq
 from keras_moe.models.tagger import MoETagger
+from keras_moe.models.transformer_blocks import Blocks
 from keras_moe.models.vision import MoEVisionClassifier
 
 __all__ = [

@@ -8,10 +8,10 @@ from keras.optimizers.schedules import LearningRateSchedule
 
 from keras_moe import checks
 from keras_moe.layers import BaseRouter, quantization
-from keras_moe.models import parts
-from keras_moe.models.base import MoEModel
-from keras_moe.models.blocks import Blocks
+from keras_moe.models import embedding_layers
 from keras_moe.models.encoding import encoded
+from keras_moe.models.moe_model import MoEModel
+from keras_moe.models.transformer_blocks import Blocks
 from keras_moe.types import Activation
 
 
@@ -108,12 +108,14 @@ class MoEClassifier(MoEModel):
         seed: int | None = None,
     ):
         num_classes = checks.check_positive_int("num_classes", num_classes)
-        vocabulary_size, max_length = parts.check_sizes(
+        vocabulary_size, max_length = embedding_layers.check_sizes(
             vocabulary_size, max_length
         )
         built = Blocks.from_arguments(locals())
         token_ids, x, mask = encoded(vocabulary_size, max_length, built)
-        x = parts.MeanPooling(name="pooling", dtype=built.dtype)(x, mask=mask)
+        x = embedding_layers.MeanPooling(name="pooling", dtype=built.dtype)(
+            x, mask=mask
+        )
         head = keras.layers.Dense(
             num_classes, name="head", dtype=quantization.float32_head(dtype)
         )

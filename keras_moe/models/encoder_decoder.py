@@ -5,8 +5,8 @@ B batch, M length of the encoder's sequence, S of the decoder's, V vocabulary.
 
 from keras import ops
 
-from keras_moe.models import parts
-from keras_moe.models.blocks import router_inputs_of
+from keras_moe.models import embedding_layers
+from keras_moe.models.transformer_blocks import router_inputs_of
 from keras_moe.types import Tensor
 
 
@@ -18,7 +18,7 @@ def logits_of(
     memory = {
         "encoder_outputs": encoding,
         "encoder_mask": encoder_mask,
-        "mask": ops.not_equal(decoder_token_ids, parts.PADDING),
+        "mask": ops.not_equal(decoder_token_ids, embedding_layers.PADDING),
     }
     memories = [memory for _ in layers["decoder"]]
     return decode(layers, decoder_token_ids, memories)[0]
@@ -26,8 +26,8 @@ def logits_of(
 
 def encode(layers: dict, token_ids: Tensor):
     """Return the encoding `(B, M, D)` and its mask `(B, M)`."""
-    mask = ops.not_equal(token_ids, parts.PADDING)
-    x = parts.embedded(layers["embeddings"], token_ids)
+    mask = ops.not_equal(token_ids, embedding_layers.PADDING)
+    x = embedding_layers.embedded(layers["embeddings"], token_ids)
     for block in layers["encoder"]:
         ids = router_inputs_of(block, token_ids)
         x = block(x, mask=mask, router_inputs=ids)
@@ -48,7 +48,7 @@ def decode(
         memories: Arguments of each block's call besides the first.
         index: int scalar. Position of the first token.
     """
-    x = parts.embedded(layers["embeddings"], token_ids, index=index)
+    x = embedding_layers.embedded(layers["embeddings"], token_ids, index=index)
     caches = []
     for block, memory in zip(layers["decoder"], memories, strict=True):
         ids = router_inputs_of(block, token_ids)

@@ -6,8 +6,8 @@ B batch, S sequence length, D hidden_dim.
 import keras
 from keras import ops
 
-from keras_moe.models import parts
-from keras_moe.models.blocks import Blocks, router_inputs_of
+from keras_moe.models import embedding_layers
+from keras_moe.models.transformer_blocks import Blocks, router_inputs_of
 
 
 def encoded(vocabulary_size: int, max_length: int, blocks: Blocks):
@@ -19,10 +19,10 @@ def encoded(vocabulary_size: int, max_length: int, blocks: Blocks):
         blocks: what to build from.
     """
     token_ids = keras.Input((None,), dtype="int32", name="token_ids")
-    layers = parts.embeddings(vocabulary_size, max_length, blocks)
-    x = parts.embedded(layers, token_ids)
-    mask = ops.not_equal(token_ids, parts.PADDING)
+    layers = embedding_layers.embeddings(vocabulary_size, max_length, blocks)
+    x = embedding_layers.embedded(layers, token_ids)
+    mask = ops.not_equal(token_ids, embedding_layers.PADDING)
     for block in blocks.encoder():
         ids = router_inputs_of(block, token_ids)
         x = block(x, mask=mask, router_inputs=ids)
-    return token_ids, parts.final_norm(blocks.dtype)(x), mask
+    return token_ids, embedding_layers.final_norm(blocks.dtype)(x), mask

@@ -15,8 +15,8 @@ import numpy as np
 from keras import ops
 
 from keras_moe import checks, kernels
-from keras_moe.models.base import MoEModel
-from keras_moe.models.parts import PADDING
+from keras_moe.models.embedding_layers import PADDING
+from keras_moe.models.moe_model import MoEModel
 from keras_moe.models.prompts import ended
 from keras_moe.models.samplers import FORBIDDEN, sampler_of
 from keras_moe.types import Tensor

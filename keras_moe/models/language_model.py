@@ -12,8 +12,8 @@ from keras.optimizers.schedules import LearningRateSchedule
 
 from keras_moe import checks
 from keras_moe.layers import BaseRouter
-from keras_moe.models import generation, parts, prompts
-from keras_moe.models.blocks import Blocks, router_inputs_of
+from keras_moe.models import embedding_layers, generation, prompts
+from keras_moe.models.transformer_blocks import Blocks, router_inputs_of
 from keras_moe.types import Activation, Tensor
 
 
@@ -111,20 +111,20 @@ class MoELanguageModel(generation.GeneratingModel):
         positions: str = "rotary",
         seed: int | None = None,
     ):
-        vocabulary_size, max_length = parts.check_sizes(
+        vocabulary_size, max_length = embedding_layers.check_sizes(
             vocabulary_size, max_length
         )
         tie_weights = checks.check_bool("tie_weights", tie_weights)
         built = Blocks.from_arguments(locals())
-        embeddings = parts.embeddings(
+        embeddings = embedding_layers.embeddings(
             vocabulary_size, max_length, built, tie_weights=tie_weights
         )
         decoder = built.decoder()
-        norm = parts.final_norm(built.dtype)
+        norm = embedding_layers.final_norm(built.dtype)
 
         token_ids = keras.Input((None,), dtype="int32", name="token_ids")
-        mask = ops.not_equal(token_ids, parts.PADDING)
-        x = parts.embedded(embeddings, token_ids)
+        mask = ops.not_equal(token_ids, embedding_layers.PADDING)
+        x = embedding_layers.embedded(embeddings, token_ids)
         for block in decoder:
             ids = router_inputs_of(block, token_ids)
             x = block(x, mask=mask, router_inputs=ids)
@@ -156,7 +156,7 @@ class MoELanguageModel(generation.GeneratingModel):
         Returns:
             Logits `(B, S, V)`, and the cache with S tokens more.
         """
-        x = parts.embedded(self.embeddings, token_ids, index)
+        x = embedding_layers.embedded(self.embeddings, token_ids, index)
         written = []
         for block, own in zip(self.decoder, cache, strict=True):
             ids = router_inputs_of(block, token_ids)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from keras import ops
 
-from keras_moe.models.parts import PADDING
+from keras_moe.models.embedding_layers import PADDING
 
 SHOWN = 5  # ids in an error
 

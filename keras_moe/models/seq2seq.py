@@ -13,8 +13,13 @@ from keras.optimizers.schedules import LearningRateSchedule
 
 from keras_moe import checks
 from keras_moe.layers import BaseRouter
-from keras_moe.models import encoder_decoder, generation, parts, prompts
-from keras_moe.models.blocks import Blocks
+from keras_moe.models import (
+    embedding_layers,
+    encoder_decoder,
+    generation,
+    prompts,
+)
+from keras_moe.models.transformer_blocks import Blocks
 from keras_moe.types import Activation, Tensor
 
 
@@ -116,19 +121,23 @@ class MoESeq2Seq(generation.GeneratingModel):
         positions: str = "rotary",
         seed: int | None = None,
     ):
-        vocabulary_size, max_length = parts.check_sizes(
+        vocabulary_size, max_length = embedding_layers.check_sizes(
             vocabulary_size, max_length
         )
         tie_weights = checks.check_bool("tie_weights", tie_weights)
         built = Blocks.from_arguments(locals())
         layers = {
-            "embeddings": parts.embeddings(
+            "embeddings": embedding_layers.embeddings(
                 vocabulary_size, max_length, built, tie_weights=tie_weights
             ),
             "encoder": built.encoder("encoder"),
-            "encoder_norm": parts.final_norm(built.dtype, "encoder_norm"),
+            "encoder_norm": embedding_layers.final_norm(
+                built.dtype, "encoder_norm"
+            ),
             "decoder": built.decoder("decoder", cross_attention=True),
-            "decoder_norm": parts.final_norm(built.dtype, "decoder_norm"),
+            "decoder_norm": embedding_layers.final_norm(
+                built.dtype, "decoder_norm"
+            ),
         }
         inputs = {
             name: keras.Input((None,), dtype="int32", name=name)

@@ -8,10 +8,10 @@ from keras.optimizers.schedules import LearningRateSchedule
 
 from keras_moe import checks
 from keras_moe.layers import BaseRouter, quantization
-from keras_moe.models import parts
-from keras_moe.models.base import MoEModel
-from keras_moe.models.blocks import Blocks
+from keras_moe.models import embedding_layers
 from keras_moe.models.encoding import encoded
+from keras_moe.models.moe_model import MoEModel
+from keras_moe.models.transformer_blocks import Blocks
 from keras_moe.types import Activation
 
 
@@ -107,7 +107,7 @@ class MoETagger(MoEModel):
         seed: int | None = None,
     ):
         num_tags = checks.check_positive_int("num_tags", num_tags)
-        vocabulary_size, max_length = parts.check_sizes(
+        vocabulary_size, max_length = embedding_layers.check_sizes(
             vocabulary_size, max_length
         )
         built = Blocks.from_arguments(locals())

@@ -11,9 +11,9 @@ from keras.optimizers.schedules import LearningRateSchedule
 
 from keras_moe import checks
 from keras_moe.layers import BaseRouter, quantization
-from keras_moe.models import parts
-from keras_moe.models.base import MoEModel
-from keras_moe.models.blocks import Blocks
+from keras_moe.models import embedding_layers
+from keras_moe.models.moe_model import MoEModel
+from keras_moe.models.transformer_blocks import Blocks
 from keras_moe.types import Activation, Shape
 
 
@@ -125,13 +125,13 @@ class MoEVisionClassifier(MoEModel):
         x = keras.layers.Reshape(
             (num_patches, built.hidden_dim), name="tokens", dtype=built.dtype
         )(x)
-        x = parts.PositionEmbedding(
+        x = embedding_layers.PositionEmbedding(
             num_patches, name="positions", dtype=built.dtype
         )(x)
         for block in built.encoder():
             x = block(x)
-        x = parts.final_norm(built.dtype)(x)
-        x = parts.MeanPooling(name="pooling", dtype=built.dtype)(x)
+        x = embedding_layers.final_norm(built.dtype)(x)
+        x = embedding_layers.MeanPooling(name="pooling", dtype=built.dtype)(x)
         head = keras.layers.Dense(
             num_classes, name="head", dtype=quantization.float32_head(dtype)
         )

@@ -5,7 +5,7 @@ from keras_moe.training.fgm import FGM, adversarial_step
 from keras_moe.training.fused_adam import FusedAdam
 from keras_moe.training.masked_tokens import MaskedTokenModel, hide_tokens
 from keras_moe.training.r_drop import RDrop
-from keras_moe.training.routers import (
+from keras_moe.training.router_learning import (
     RouterLearningRate,
     freeze_routers,
     unfreeze_routers,

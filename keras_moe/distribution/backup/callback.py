@@ -7,8 +7,8 @@ import keras
 from keras_moe import _keras, checks
 from keras_moe.distribution.backup import (
     choosing,
-    describing,
     generations,
+    identity,
     loading,
     records,
     state,
@@ -123,7 +123,7 @@ class BackupAndResume(keras.callbacks.Callback):
         self._given_epoch = _keras.initial_epoch_of(self.model)
         generation, manifest = choosing.choose(self.directory, self.processes)
         # Now, as other callbacks may change what a configuration holds.
-        self._described = describing.describe(self.model, self.processes)
+        self._described = identity.describe(self.model, self.processes)
         if generation is not None:
             self._own, self._metrics = loading.load_training(
                 self.model,

@@ -8,7 +8,7 @@ import keras
 from keras_moe import checks
 from keras_moe.distribution.backup import (
     choosing,
-    describing,
+    identity,
     metric_states,
     state,
 )
@@ -52,8 +52,8 @@ def load_backup(model: keras.Model, directory: str | pathlib.Path) -> None:
             f"directory={str(directory)!r}, without one. Train with the "
             "callback before."
         )
-    mine = describing.describe(model, processes, optimizer=False)
-    describing.check_same(directory, manifest, mine)
+    mine = identity.describe(model, processes, optimizer=False)
+    identity.check_same(directory, manifest, mine)
     variables = state.own_variables_of(model)
     state.load_arrays(generation / state.ARRAYS, variables, processes)
 
@@ -82,7 +82,7 @@ def load_training(
 
     error = own = metrics = None
     try:
-        describing.check_same(generation.parent, manifest, described)
+        identity.check_same(generation.parent, manifest, described)
         path = generation / state.ARRAYS
         state.load_arrays(path, state.variables_of(model), processes)
         own = read(processes.index % manifest["processes"])

@@ -10,7 +10,7 @@ import keras
 from keras import ops
 
 from keras_moe import checks
-from keras_moe.layers.routers.base import TokenBatch
+from keras_moe.layers.routers.base_router import TokenBatch
 from keras_moe.layers.routers.router import Router
 from keras_moe.routing.assignment import softmax
 from keras_moe.types import Tensor

@@ -17,7 +17,7 @@ from keras_moe.layers import quantization
 from keras_moe.layers.added_losses import floatx_regularizer
 from keras_moe.layers.argument_names import NamedArguments
 from keras_moe.layers.moe_layer import MoELayer
-from keras_moe.layers.routers.switches import ExpertSwitches
+from keras_moe.layers.routers.expert_switches import ExpertSwitches
 from keras_moe.layers.seeds import SeedGenerator
 from keras_moe.layers.tokens import flatten_tokens
 from keras_moe.routing import Assignment, Conditions

@@ -8,7 +8,7 @@ from keras import ops
 
 from keras_moe import checks, kernels, routing
 from keras_moe.checks import router_checks
-from keras_moe.layers.routers.base import BaseRouter, TokenBatch
+from keras_moe.layers.routers.base_router import BaseRouter, TokenBatch
 from keras_moe.layers.tokens import flatten_ids
 from keras_moe.routing import Assignment
 from keras_moe.routing.fixed import check_default_expert

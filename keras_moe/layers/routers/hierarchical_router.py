@@ -10,8 +10,8 @@ from keras_moe.checks.routing_checks import (
     check_even_groups,
     check_groups,
 )
-from keras_moe.layers.routers.base import TokenBatch
-from keras_moe.layers.routers.learned import LearnedRouter
+from keras_moe.layers.routers.base_router import TokenBatch
+from keras_moe.layers.routers.learned_router import LearnedRouter
 from keras_moe.routing import Assignment
 
 

@@ -7,7 +7,7 @@ import keras
 
 from keras_moe import checks
 from keras_moe.kernels import light_ops as ops
-from keras_moe.layers.routers.base import BaseRouter, TokenBatch
+from keras_moe.layers.routers.base_router import BaseRouter, TokenBatch
 from keras_moe.types import Shape, Tensor
 
 

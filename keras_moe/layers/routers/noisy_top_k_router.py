@@ -7,7 +7,7 @@ import keras
 from keras import ops
 
 from keras_moe import checks, losses, routing
-from keras_moe.layers.routers.base import TokenBatch, without
+from keras_moe.layers.routers.base_router import TokenBatch, without
 from keras_moe.layers.routers.router import Router
 from keras_moe.routing import Assignment
 from keras_moe.types import Tensor

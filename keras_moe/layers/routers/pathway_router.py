@@ -7,7 +7,7 @@ import keras
 from keras import ops
 
 from keras_moe import checks
-from keras_moe.layers.routers.base import TokenBatch
+from keras_moe.layers.routers.base_router import TokenBatch
 from keras_moe.layers.routers.router import Router
 from keras_moe.layers.tokens import flatten_logits
 from keras_moe.routing.assignment import available_logits, unavailable

@@ -8,8 +8,8 @@ import numpy as np
 
 from keras_moe import checks, kernels, routing
 from keras_moe.checks import router_checks
-from keras_moe.layers.routers.base import TokenBatch
-from keras_moe.layers.routers.learned import LearnedRouter
+from keras_moe.layers.routers.base_router import TokenBatch
+from keras_moe.layers.routers.learned_router import LearnedRouter
 from keras_moe.routing import Assignment
 from keras_moe.types import Shape
 

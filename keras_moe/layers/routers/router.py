@@ -11,8 +11,8 @@ from keras_moe.checks.routing_checks import (
     check_groups,
     check_null_experts,
 )
-from keras_moe.layers.routers.base import TokenBatch
-from keras_moe.layers.routers.learned import LearnedRouter
+from keras_moe.layers.routers.base_router import TokenBatch
+from keras_moe.layers.routers.learned_router import LearnedRouter
 from keras_moe.routing import Assignment
 from keras_moe.types import Shape, Tensor
 

@@ -3,8 +3,8 @@
 import keras
 
 from keras_moe import checks, routing
-from keras_moe.layers.routers.base import TokenBatch
-from keras_moe.layers.routers.learned import LearnedRouter
+from keras_moe.layers.routers.base_router import TokenBatch
+from keras_moe.layers.routers.learned_router import LearnedRouter
 from keras_moe.routing import Assignment
 
 

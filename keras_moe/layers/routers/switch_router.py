@@ -2,7 +2,7 @@
 
 import keras
 
-from keras_moe.layers.routers.base import without
+from keras_moe.layers.routers.base_router import without
 from keras_moe.layers.routers.router import Router
 
 
