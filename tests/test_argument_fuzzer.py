@@ -277,6 +277,10 @@ TOOLS = {
         lambda: compress.merge_experts(cases.classifier(), 2, by="outptu"),
         "by",
     ),
+    "lent_banks": (
+        lambda: keras_moe.SoftMoE(2, 4, lent_banks=np.array([1, 2])),
+        "lent_banks",
+    ),
     "export": (lambda: export.export(3, "new_folder"), "model"),
     "format": (
         lambda: export.export(cases.classifier(), "new_folder", "tflite"),

@@ -33,7 +33,7 @@ MODULES = (
 )
 BY_NAME = {"attrgetter", "delattr", "getattr", "hasattr", "setattr"}
 # Public, by the documentation of Python.
-PUBLIC = {"_asdict", "_exit", "_fields", "_replace"}
+PUBLIC = {"_asdict", "_exit", "_fields", "_make", "_replace"}
 
 
 def is_private(name):

@@ -77,7 +77,7 @@ class DenseMixture(NamedArguments, MoELayer):
         self._lent = {
             checks.check_is_a("lent_banks", bank, Expert, *_LENT).name: bank
             for bank in checks.check_list(
-                "lent_banks", lent_banks or [], "banks"
+                "lent_banks", [] if lent_banks is None else lent_banks, "banks"
             )
         }
         self._banks: list[Expert] = []
