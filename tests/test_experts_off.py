@@ -165,13 +165,18 @@ def fix_draws(monkeypatch, case, rng):
     of_experts = np.where(np.isin(np.arange(E), case.off), 0.1, 0.9)
     by_token = rng.uniform(size=(T,)).astype("float32")
     rows = rng.uniform(0.99, 1.01, (T, D)).astype("float32")
+    uniform = rng.uniform(size=normal.shape).astype("float32")
+
+    def by_column(table, num):
+        columns = case.columns if num == len(case.columns) else range(num)
+        return ops.convert_to_tensor(table[:, list(columns)])
 
     def draw_normal(shape, dtype=None, seed=None):
-        num = len(case.columns)
-        columns = case.columns if shape[1] == num else range(shape[1])
-        return ops.convert_to_tensor(normal[:, list(columns)])
+        return by_column(normal, shape[1])
 
     def draw_uniform(shape, low=0.0, high=1.0, dtype=None, seed=None):
+        if len(shape) == 2 and shape[1] != D:
+            return by_column(uniform, shape[1])
         values = {(E,): of_experts.astype("float32"), (T,): by_token}
         return ops.convert_to_tensor(values.get(tuple(shape), rows))
 

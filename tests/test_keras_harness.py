@@ -58,19 +58,13 @@ OF_LAYER = {
     ),
 }
 
-# Of each router alone; `ENABLED` is added to the second number.
+# Of each router alone; `ENABLED` is added to the second number. Those that are
+# not here have a kernel alone.
+KERNEL_ALONE = (1, 0)
 OF_ROUTER = {
-    "Router": (1, 0),
-    "Router sigmoid": (1, 0),
     "Router of groups": (1, 1),  # expert_bias
-    "Router with null experts": (1, 0),
-    "SwitchRouter": (1, 0),
-    "GShardRouter": (1, 0),
     "ModalityRouter": (2, 0),  # modality_bias
-    "ModalityRouter of groups": (1, 0),
     "NoisyTopKRouter": (2, 0),  # noise_kernel
-    "ExpertChoiceRouter": (1, 0),
-    "SinkhornRouter": (1, 0),
     "CosineRouter": (3, 0),  # projection, log_temperature
     "AttentionRouter": (4, 0),  # of queries, keys, values; the experts' keys
     "HashRouter": (0, 0),
@@ -79,7 +73,6 @@ OF_ROUTER = {
     "PathwayRouter": (2, 0),  # pathway_kernel
     "RuleRouter": (0, 0),
     "ReLURouter": (2, 1),  # bias; l1_coefficient
-    "TopPRouter": (1, 0),
 }
 
 
@@ -132,7 +125,7 @@ def run_harness(make, counts, width, **options):
 
 
 def test_every_layer_and_router_is_counted():
-    assert set(OF_LAYER) == set(LAYERS) and set(OF_ROUTER) == set(ROUTERS)
+    assert set(OF_LAYER) == set(LAYERS) and set(OF_ROUTER) <= set(ROUTERS)
 
 
 @pytest.mark.parametrize("name", LAYERS)
@@ -153,7 +146,7 @@ def block_of(name, **kwargs):
 
 @pytest.mark.parametrize("name", of_each())
 def test_a_router_in_its_block(name):
-    trainable, fixed = OF_ROUTER[name]
+    trainable, fixed = OF_ROUTER.get(name, KERNEL_ALONE)
     if name == "Router with null experts":
         trainable += 2  # two vectors, and what mixes them with the token
     run_harness(
@@ -181,7 +174,7 @@ class Scored(WithInputs):
 
 @pytest.mark.parametrize("name", of_each())
 def test_a_router_in_a_layer_of_ones_own(name):
-    trainable, fixed = OF_ROUTER[name]
+    trainable, fixed = OF_ROUTER.get(name, KERNEL_ALONE)
     run_harness(
         lambda **kw: Scored(ROUTERS[name](), **kw),
         (trainable, fixed + ENABLED, 1),
