@@ -4,6 +4,7 @@ import threading
 import weakref
 from collections.abc import Iterable
 
+import keras
 import tensorflow as tf
 
 from keras_moe import _keras
@@ -35,7 +36,7 @@ class LossesOfThreads(threading.local):
         return len(self.losses)
 
 
-def keep_losses_apart(layer) -> None:
+def keep_losses_apart(layer: keras.layers.Layer) -> None:
     """In the attribute in which Keras keeps them."""
     _keras.replace_added_losses(layer, LossesOfThreads)
 
