@@ -1,4 +1,4 @@
-"""What a mixture of models must be given; see `keras_moe.layers.checks`."""
+"""What a mixture of models must be given; see `layer_checks.py`."""
 
 import keras
 from keras import tree

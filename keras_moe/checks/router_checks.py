@@ -1,4 +1,4 @@
-"""What routers' arguments and inputs must be; see `keras_moe.layers.checks`."""
+"""What routers' arguments and inputs must be; see `layer_checks.py`."""
 
 from typing import Any
 

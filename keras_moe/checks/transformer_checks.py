@@ -1,5 +1,5 @@
 """What the arguments of transformer blocks must be; see
-`keras_moe.layers.checks`."""
+`layer_checks.py`."""
 
 import keras
 
