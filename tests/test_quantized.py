@@ -236,7 +236,8 @@ def test_no_layer_of_ours_lacks_a_way_to_be_quantized():
             3, 10, router=router, load_balancing_weight=weight
         )
         x = block(x)
-    model = keras.Model(inputs, keras_moe.models.embedding_layers.PositionEmbedding(9)(x))
+    positions = keras_moe.models.embedding_layers.PositionEmbedding(9)
+    model = keras.Model(inputs, positions(x))
     before = [np.array(w) for r in routers for w in r.get_weights()]
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
