@@ -83,7 +83,7 @@ def test_a_section_with_figures_has_its_script(page):
 
 
 def test_the_figures_of_the_readme_are_found():
-    """Tables of figures are told from tables of text."""
+    """A table of figures is distinguished from a table of text."""
     found = sections_with_figures(README)
     assert {"Try it", "Ensembles", "Speed"} <= set(found)
     assert "Which form for my problem" not in found
