@@ -50,8 +50,9 @@ test test-fast test-all: export OMP_WAIT_POLICY = PASSIVE
 
 # TensorFlow keeps what it traced until its process ends, 24 GiB for all files:
 # there each half of them has processes of its own.
-FIRST_HALF := $(wildcard tests/test_[a-k]*.py)
-SECOND_HALF := $(filter-out $(FIRST_HALF),$(wildcard tests/test_*.py))
+FIRST_HALF := tests/layers
+SECOND_HALF := $(filter-out $(FIRST_HALF) tests/as_used tests/audit \
+	tests/support tests/conftest.py,$(wildcard tests/*))
 
 # One backend per run, in two processes. All backends run, and one that fails
 # fails the whole. Every run is followed by the tests of tests/as_used/, which
@@ -81,8 +82,9 @@ test-fast: $(VENV)/.dev
 # In an environment of its own, with the lowest versions that are claimed. To
 # run when a floor of pyproject.toml changes, and once before a release.
 LOWEST := .venv-lowest
-LOWEST_TESTS := tests/test_contract.py tests/test_kernels.py \
-	tests/test_moe_block.py tests/test_router.py tests/test_transformer.py
+LOWEST_TESTS := tests/kernels/test_kernels.py tests/layers/test_contract.py \
+	tests/layers/test_moe_block.py tests/layers/routers/test_router.py \
+	tests/layers/transformer/test_transformer.py
 test-lowest: export PIP_CONSTRAINT = constraints-lowest.txt
 test-lowest:
 	$(PYTHON) -m venv $(LOWEST)

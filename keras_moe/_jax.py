@@ -1,7 +1,7 @@
 """All that the package uses of JAX's private API, or of its API for those who
 extend JAX, which changes without deprecation.
 
-`tests/test_private_api.py` asserts the effect of each name.
+`tests/package/private_api/test_private_jax.py` asserts the effect of each name.
 """
 
 from collections.abc import Callable

@@ -1,8 +1,8 @@
 """All that the package uses of Keras's private API.
 
-`tests/test_private_api.py` asserts the effect of each name, so that a version
-of Keras that changes one of them fails there. `pyproject.toml` gives the range
-of versions.
+`tests/package/private_api/test_private_keras.py` asserts the effect of each
+name, so that a version of Keras that changes one of them fails there.
+`pyproject.toml` gives the range of versions.
 """
 
 import operator

@@ -1,6 +1,7 @@
 """All that the package uses of TensorFlow's private API.
 
-`tests/test_private_api.py` asserts the effect of each name.
+`tests/package/private_api/test_private_tensorflow.py` asserts the effect of
+each name.
 """
 
 import tensorflow as tf

@@ -1,7 +1,8 @@
 """All that the package uses of PyTorch's private API.
 
-`tests/test_private_api.py` asserts the effect of each name. Several functions
-run in every call of a block: what they use is found once, here.
+`tests/package/private_api/test_private_torch.py` asserts the effect of each
+name. Several functions run in every call of a block: what they use is found
+once, here.
 """
 
 import torch

@@ -1,13 +1,9 @@
 """The benchmark of artifacts: equal outputs of both forms, and its table."""
 
 import json
-import pathlib
-import sys
 
 import numpy as np
 from backend import to_numpy
-
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from benchmarks.artifacts import all_experts_layer
 from benchmarks.artifacts import exported_formats as artifacts

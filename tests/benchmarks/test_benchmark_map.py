@@ -1,14 +1,13 @@
 """`benchmarks/README.md` names every published table and its script."""
 
-import pathlib
 import re
 
 import pytest
+from paths import ROOT
 
 # `make test` runs these tests on one backend, except for `every_backend` ones.
 pytestmark = pytest.mark.one_backend
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
 MAP = (ROOT / "benchmarks" / "README.md").read_text()
 ROWS = [line for line in MAP.splitlines() if line.startswith("| ")]
 README = (ROOT / "README.md").read_text()

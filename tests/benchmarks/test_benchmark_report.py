@@ -1,7 +1,6 @@
 """The report of the benchmarks, from results written by hand."""
 
 import json
-import pathlib
 import sys
 
 import pytest
@@ -9,7 +8,6 @@ import pytest
 # `make test` runs these tests on one backend, except for `every_backend` ones.
 pytestmark = pytest.mark.one_backend
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from benchmarks.report import make_report  # noqa: E402
 

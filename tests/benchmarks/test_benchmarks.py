@@ -4,15 +4,12 @@ T tokens, D hidden_dim, F intermediate_dim, E experts, K top_k.
 """
 
 import importlib
-import pathlib
-import sys
 import warnings
 
 import numpy as np
 import pytest
 from backend import BACKEND
-
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+from paths import ROOT
 
 from benchmarks.memory import peak, training_step
 from benchmarks.shared import (
@@ -26,7 +23,6 @@ from benchmarks.shared import (
 )
 from benchmarks.shared.shapes import Shape
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
 TINY = Shape(T=48, D=16, F=24, E=4, K=2)
 
 

@@ -6,7 +6,6 @@ runs them all.
 
 import json
 import os
-import pathlib
 import socket
 import subprocess
 import sys
@@ -15,11 +14,11 @@ import keras
 import numpy as np
 import pytest
 from backend import BACKEND
+from paths import SUPPORT
 from run_once import run_script_once
 
 from keras_moe.distribution import expert_parallel
 
-HERE = pathlib.Path(__file__).parent
 pytestmark = pytest.mark.skipif(
     BACKEND != "jax", reason="keras.distribution is JAX's"
 )
@@ -213,7 +212,7 @@ def test_two_processes_train_as_one(tmp_path):
         port = free.getsockname()[1]
     processes = [
         subprocess.Popen(
-            [sys.executable, HERE / "processes_jax.py", tmp_path],
+            [sys.executable, SUPPORT / "processes_jax.py", tmp_path],
             env={
                 **os.environ,
                 "KERAS_DISTRIBUTION_JOB_ADDRESSES": f"127.0.0.1:{port}",

@@ -3,7 +3,6 @@
 import copy
 import json
 import os
-import pathlib
 import socket
 import subprocess
 import sys
@@ -14,6 +13,7 @@ import keras
 import numpy as np
 import pytest
 from backend import BACKEND
+from paths import ROOT, SUPPORT
 from run_once import run_script_once
 
 if BACKEND != "tensorflow":
@@ -25,18 +25,21 @@ import tensorflow as tf
 from keras_moe.distribution import referee, tensorflow_workers
 from keras_moe.distribution.tensorflow_workers import data_parallel
 
-HERE = pathlib.Path(__file__).parent
 TOLERANCE = 1e-5
 
 
 def start(kind, folder, runs="everything", **environment):
     """A process of `distributed_tensorflow.py`, and where it writes."""
-    paths = [str(HERE), str(HERE.parent), os.environ.get("PYTHONPATH", "")]
+    paths = [
+        str(SUPPORT),
+        str(ROOT),
+        os.environ.get("PYTHONPATH", ""),
+    ]
     environment["PYTHONPATH"] = os.pathsep.join(paths)
     output = tempfile.TemporaryFile("w+")
     process = subprocess.Popen(
         [sys.executable, "distributed_tensorflow.py", kind, folder, runs],
-        cwd=HERE,
+        cwd=SUPPORT,
         env=os.environ | environment,
         stdout=output,
         stderr=subprocess.STDOUT,

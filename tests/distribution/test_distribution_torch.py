@@ -1,7 +1,6 @@
 """PyTorch: two processes are one, whatever is replicated or shared out."""
 
 import os
-import pathlib
 import re
 import socket
 import subprocess
@@ -14,6 +13,7 @@ import keras
 import numpy as np
 import pytest
 from backend import BACKEND
+from paths import SUPPORT
 
 LAYOUTS = {
     "some": ("experts", "both"),
@@ -55,7 +55,7 @@ def free_port():
 
 def run_two_processes(folder, *runs, script="distribution_torch.py"):
     """Returns what each process found: a dict of dicts of arrays."""
-    script = pathlib.Path(__file__).with_name(script)
+    script = SUPPORT / script
     job = {
         **os.environ,
         "WORLD_SIZE": "2",

@@ -1,11 +1,10 @@
 """Two processes, kill -9 of one and then of the other, and the same result."""
 
-import pathlib
-
 import keras
 import numpy as np
 import pytest
 from distributed_model import make_model
+from paths import SUPPORT
 from run_once import run_once
 
 from keras_moe.distribution.backup import generations, load_backup, state
@@ -14,8 +13,6 @@ from keras_moe.distribution.launching import launch
 # Starting two processes three times exceeds the time limit.
 pytestmark = pytest.mark.slow
 
-HERE = pathlib.Path(__file__).parent
-
 
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory):
@@ -23,7 +20,7 @@ def killed(tmp_path_factory):
 
     def train(folder):
         code = launch(
-            HERE / "kill_worker.py",
+            SUPPORT / "kill_worker.py",
             str(folder),
             backend=keras.backend.backend(),
             processes=2,

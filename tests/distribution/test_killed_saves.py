@@ -3,10 +3,9 @@
 In one process `save_model` is killed at each step, see test_replacing.py.
 """
 
-import pathlib
-
 import keras
 import pytest
+from paths import SUPPORT
 
 from keras_moe.distribution.launching import launch
 
@@ -19,7 +18,7 @@ pytestmark = [
     ),
 ]
 
-SCRIPT = pathlib.Path(__file__).with_name("kill_saves.py")
+SCRIPT = SUPPORT / "kill_saves.py"
 KILLS = 5
 
 

@@ -6,7 +6,6 @@ slow test writes the running backend's table into the page.
 
 import json
 import os
-import pathlib
 import re
 import subprocess
 import sys
@@ -15,9 +14,10 @@ import numpy as np
 import optimizer_layouts
 import pytest
 from backend import BACKEND
+from paths import ROOT, SUPPORT
 from test_distribution_torch import run_two_processes, split
 
-PAGE = pathlib.Path(__file__).parents[1] / "docs" / "optimizers-and-layouts.md"
+PAGE = ROOT / "docs" / "optimizers-and-layouts.md"
 MARK, END = f"<!-- {BACKEND} -->", f"<!-- /{BACKEND} -->"
 # Of the rows that crashed, or trained wrongly without an error; and one layout.
 SOME = {
@@ -36,7 +36,7 @@ def train_in_layouts(folder, rows, layouts):
     arguments = [json.dumps(rows), json.dumps(layouts)]
     if BACKEND == "torch":
         return run_two_processes(folder, *arguments, script=script)
-    script = pathlib.Path(__file__).with_name(script)
+    script = SUPPORT / script
     command = [sys.executable, script, folder, *arguments]
     subprocess.run(command, check=True, timeout=1800)
     return [split(np.load(folder / "0.npz"))]

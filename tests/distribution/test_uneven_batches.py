@@ -4,7 +4,6 @@ What the referee decides is written down by hand here; the last tests start
 processes of a backend that train together.
 """
 
-import pathlib
 import socket
 import subprocess
 import sys
@@ -12,6 +11,7 @@ import time
 
 import pytest
 from backend import BACKEND
+from paths import SUPPORT
 
 from keras_moe.distribution import (
     agreement,
@@ -22,7 +22,6 @@ from keras_moe.distribution import (
 from keras_moe.distribution.referee import Progress, fault
 from keras_moe.distribution.watching import Referee, Watch
 
-HERE = pathlib.Path(__file__).parent
 anywhere = pytest.mark.skipif(
     BACKEND != "torch",
     reason="uses no backend; test_uneven_batches.py on torch",
@@ -205,8 +204,8 @@ def train(tmp_path, kind):
     command = [sys.executable, "-m", "keras_moe_cli", "launch"]
     command += ["--backend", BACKEND, "--logs", str(tmp_path)]
     done = subprocess.run(
-        [*command, str(HERE / "uneven_batches.py"), kind],
-        cwd=HERE,
+        [*command, str(SUPPORT / "uneven_batches.py"), kind],
+        cwd=SUPPORT,
         capture_output=True,
         text=True,
         timeout=240,

@@ -1,6 +1,5 @@
 """What the pages of docs/ say is so."""
 
-import pathlib
 import re
 import shlex
 
@@ -8,12 +7,12 @@ import keras
 import numpy as np
 import pytest
 from backend import BACKEND, to_numpy
+from paths import ROOT
 
 from keras_moe.distribution.jobs import job_text
 from keras_moe.export import FORMATS
 from keras_moe_cli.bootstrap import run_command
 
-ROOT = pathlib.Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "from-laptop-to-cluster.md").read_text()
 STEPS = (ROOT / "docs" / "custom-training.md").read_text()
 EXPORT = (ROOT / "docs" / "export.md").read_text()

@@ -1,7 +1,6 @@
 """The README's Python blocks run, in order, as one script."""
 
 import inspect
-import pathlib
 import re
 import textwrap
 
@@ -9,13 +8,13 @@ import keras
 import numpy as np
 import pytest
 from backend import BACKEND
+from paths import ROOT
 
 import keras_moe
 
 # `make test` runs these tests on one backend, except for `every_backend` ones.
 pytestmark = pytest.mark.one_backend
 
-ROOT = pathlib.Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 
 

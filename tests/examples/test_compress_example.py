@@ -2,15 +2,12 @@
 
 import json
 import os
-import pathlib
 import subprocess
 import sys
 
 import pytest
 from backend import BACKEND
-
-ROOT = pathlib.Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "examples"))
+from paths import EXAMPLES, ROOT
 
 
 @pytest.mark.slow
@@ -19,7 +16,7 @@ def test_the_example_runs(tmp_path):
     done = subprocess.run(
         [
             sys.executable,
-            str(ROOT / "examples" / "compress" / "main.py"),
+            str(EXAMPLES / "compress" / "main.py"),
             "--quick",
             "--output",
             str(tmp_path),

@@ -1,19 +1,14 @@
 """The distributed example: two processes train as this one does, alone."""
 
 import json
-import pathlib
-import sys
 
 import keras
 import pytest
 from backend import BACKEND
-
-from keras_moe.distribution import launching
-
-EXAMPLES = pathlib.Path(__file__).parents[1] / "examples"
-sys.path.insert(0, str(EXAMPLES))
+from paths import EXAMPLES
 
 import distributed  # noqa: E402
+from keras_moe.distribution import launching
 
 
 @pytest.mark.one_backend

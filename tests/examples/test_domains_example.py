@@ -2,14 +2,14 @@
 
 import json
 import os
-import pathlib
 import subprocess
 import sys
 
 import pytest
 from backend import BACKEND
+from paths import EXAMPLES
 
-EXAMPLE = pathlib.Path(__file__).parents[1] / "examples/domains/main.py"
+EXAMPLE = EXAMPLES / "domains" / "main.py"
 DATA = os.environ.get("KERAS_MOE_DATA_DIR")
 
 

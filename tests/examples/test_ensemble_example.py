@@ -1,15 +1,12 @@
 """The example of ensembles, quick; on this backend."""
 
 import json
-import pathlib
 import subprocess
 import sys
 
 import pytest
 from backend import BACKEND
-
-EXAMPLES = pathlib.Path(__file__).parents[1] / "examples"
-sys.path.insert(0, str(EXAMPLES))
+from paths import EXAMPLES
 
 
 @pytest.mark.slow

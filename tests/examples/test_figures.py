@@ -1,14 +1,13 @@
 """The pictures in the README are those that their script draws."""
 
-import pathlib
 import re
 
 import pytest
+from paths import ROOT
 
 # `make test` runs these tests on one backend, except for `every_backend` ones.
 pytestmark = pytest.mark.one_backend
 
-ROOT = pathlib.Path(__file__).parents[1]
 FOLDER = ROOT / "examples" / "figures"
 PUBLISHED = {path.name for path in FOLDER.glob("*.svg")}
 

@@ -1,16 +1,13 @@
 """The multi-task example on few rows; on this backend."""
 
 import json
-import pathlib
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 from backend import BACKEND
-
-EXAMPLES = pathlib.Path(__file__).parents[1] / "examples"
-sys.path.insert(0, str(EXAMPLES))
+from paths import EXAMPLES
 
 from multitask import census, main, models  # noqa: E402
 

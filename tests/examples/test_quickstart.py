@@ -2,16 +2,13 @@
 
 import json
 import os
-import pathlib
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 from backend import BACKEND
-
-EXAMPLES = pathlib.Path(__file__).parents[1] / "examples"
-sys.path.insert(0, str(EXAMPLES))
+from paths import EXAMPLES
 
 
 def run(*arguments):

@@ -10,9 +10,8 @@ import sys
 import numpy as np
 import pytest
 from backend import BACKEND
+from paths import EXAMPLES
 
-EXAMPLES = pathlib.Path(__file__).parents[1] / "examples"
-sys.path.insert(0, str(EXAMPLES))
 DATA = os.environ.get("KERAS_MOE_DATA_DIR")
 needs_data = pytest.mark.skipif(not DATA, reason="KERAS_MOE_DATA_DIR not set")
 once = pytest.mark.skipif(

@@ -4,7 +4,6 @@ The other tests of kills replace the converters, and kill at each step.
 """
 
 import os
-import pathlib
 import signal
 import subprocess
 import sys
@@ -14,13 +13,14 @@ import numpy as np
 import pytest
 from backend import BACKEND, to_numpy
 from killed_exports import X, main, make_model
+from paths import SUPPORT
 
 from keras_moe.export import FORMATS, load
 
 # Each of the processes that are killed takes seconds to start.
 pytestmark = pytest.mark.slow
 
-SCRIPT = pathlib.Path(__file__).with_name("killed_exports.py")
+SCRIPT = SUPPORT / "killed_exports.py"
 # Two by the backend itself; JAX waits for a process of TensorFlow.
 FORMAT = {"jax": "litert", "tensorflow": "tf_saved_model", "torch": "torch"}[
     BACKEND

@@ -13,13 +13,13 @@ import pytest
 from backend import BACKEND
 from each_step import AtStep, content, interrupt
 from kill_steps import KINDS, cannot_exchange, in_fork
+from paths import SUPPORT
 from small_exports import FORMAT, TextExport, TextSave
 
 from keras_moe.export import manifest as manifests
 from keras_moe.export import placing
 from keras_moe.files import exchanging, forcing, replacing
 
-HERE = pathlib.Path(__file__).parent
 # An interrupt between `open` and `with` leaves the file to the collector.
 collected = pytest.mark.filterwarnings(
     "ignore::pytest.PytestUnraisableExceptionWarning"
@@ -95,7 +95,7 @@ def test_interrupts_where_folders_cannot_be_exchanged(
 def run(script, *arguments):
     """Runs a script, which checks what it sees."""
     done = subprocess.run(
-        [sys.executable, HERE / script, *map(str, arguments)],
+        [sys.executable, SUPPORT / script, *map(str, arguments)],
         capture_output=True,
         text=True,
     )

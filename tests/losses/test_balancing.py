@@ -2,7 +2,6 @@
 
 import math
 import os
-import pathlib
 import subprocess
 import sys
 
@@ -12,6 +11,7 @@ import pytest
 import replica_step
 from backend import BACKEND, draw, to_numpy
 from keras import ops
+from paths import SUPPORT
 
 from keras_moe import (
     ExpertChoiceRouter,
@@ -119,7 +119,7 @@ def replicas(tmp_path_factory):
     if BACKEND == "jax":
         pytest.skip("a JAX program sees the batches of all replicas")
     folder = tmp_path_factory.mktemp("replicas")
-    script = pathlib.Path(__file__).with_name(f"replicas_{BACKEND}.py")
+    script = SUPPORT / f"replicas_{BACKEND}.py"
     subprocess.run(
         [sys.executable, "-W", "ignore", script, folder],
         check=True,

@@ -1,6 +1,6 @@
 """Files and names from before the house was rebuilt still mean the same.
 
-`tests/saved_before/make_files.py` wrote the files at an earlier commit.
+`tests/package/saved_before/make_files.py` wrote the files at an earlier commit.
 """
 
 import importlib

@@ -4,7 +4,6 @@ Processes that are killed are in test_kill.py.
 """
 
 import json
-import pathlib
 import subprocess
 import sys
 
@@ -13,6 +12,7 @@ import numpy as np
 import pytest
 from backend import BACKEND, to_numpy
 from keras import layers
+from paths import SUPPORT
 
 from keras_moe.distribution.backup import (
     BackupAndResume,
@@ -213,7 +213,7 @@ def test_half_precision_is_saved_whole():
 @pytest.mark.skipif(BACKEND != "jax", reason="keras.distribution is JAX's")
 def test_eight_devices_go_on_as_four_and_as_one(tmp_path):
     """Files hold whole arrays; sums in another order differ by rounding."""
-    script = pathlib.Path(__file__).parent / "backup_layouts.py"
+    script = SUPPORT / "backup_layouts.py"
     subprocess.run([sys.executable, script, tmp_path], check=True, timeout=300)
     found = json.loads((tmp_path / "found.json").read_text())
     assert len(found["resumed"]) == 3

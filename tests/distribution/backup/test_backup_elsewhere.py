@@ -4,7 +4,6 @@ B examples a batch, S steps an epoch.
 """
 
 import json
-import pathlib
 import subprocess
 import sys
 
@@ -13,6 +12,7 @@ import numpy as np
 import pytest
 from backend import BACKEND
 from distributed_model import BATCH
+from paths import SUPPORT
 from run_once import run_once
 
 from keras_moe.distribution.backup import BackupAndResume
@@ -25,7 +25,7 @@ from keras_moe.distribution.backup.processes import Processes, processes_of
 from keras_moe.distribution.launching import launch
 
 EPOCHS, STEPS = 2, 3  # as in the script
-SCRIPT = pathlib.Path(__file__).with_name("resume_elsewhere.py")
+SCRIPT = SUPPORT / "resume_elsewhere.py"
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ The trainings of processes that are killed are in test_kill.py.
 """
 
 import json
-import pathlib
 import re
 import shutil
 import subprocess
@@ -15,10 +14,10 @@ import hand_saves
 import pytest
 from disk_steps import Interrupt, Snapshots, before_each_step
 from each_step import AtStep, interrupt
+from paths import SUPPORT
 
 from keras_moe.distribution.backup import BackupAndResume, generations
 
-HERE = pathlib.Path(__file__).parent
 OURS = re.compile(r"generation-\d{8}(\.writing|\.removing)?")
 
 
@@ -139,7 +138,7 @@ def test_a_kill_at_each_step_of_deleting_the_saves(tmp_path):
 @pytest.mark.one_backend
 def test_processes_that_are_killed(tmp_path):
     """By SIGKILL, at each step of a save with two saves before it."""
-    script = HERE / "kill_backup_steps.py"
+    script = SUPPORT / "kill_backup_steps.py"
     command = [sys.executable, script, tmp_path, generations.__file__]
     done = subprocess.run(
         command, capture_output=True, text=True, check=True, timeout=60

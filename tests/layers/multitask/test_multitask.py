@@ -185,7 +185,7 @@ def test_mixture_weights_are_float32_under_any_policy(rng):
 
 
 @pytest.mark.every_backend
-@pytest.mark.parametrize("name", ["MultiGateMoE", "CGC"])  # PLE: tests/zoo.py
+@pytest.mark.parametrize("name", ["MultiGateMoE", "CGC"])  # PLE: zoo.py
 def test_a_model_of_two_heads_trains_saves_and_loads(name, rng, tmp_path):
     inputs = keras.Input((D,))
     heads = [keras.layers.Dense(1)(y) for y in LAYERS[name]()(inputs)]

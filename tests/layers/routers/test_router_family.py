@@ -1,7 +1,6 @@
 """What every router does, whichever it is."""
 
 import inspect
-import pathlib
 
 import choose_elsewhere
 import keras
@@ -9,6 +8,7 @@ import numpy as np
 import pytest
 from backend import BACKEND, draw, layer_gradients, to_numpy
 from elsewhere import run_on
+from paths import ROOT
 from router_zoo import (
     NORMALIZED,
     ROUTERS,
@@ -25,7 +25,7 @@ import keras_moe
 from keras_moe import MoEBlock
 
 every_router = pytest.mark.parametrize("name", of_each())
-README = (pathlib.Path(__file__).parents[1] / "README.md").read_text()
+README = (ROOT / "README.md").read_text()
 
 
 def block_of(router):

@@ -2,10 +2,10 @@
 
 Run at commit ddcea2d, on PyTorch, before the house was rebuilt; the files
 beside this script are what it wrote (the `.keras` files zipped again, smaller).
-`tests/test_saved_before.py` loads them. The artifact was exported from
+`tests/package/test_saved_before.py` loads them. The artifact was exported from
 `tasks.keras` on TensorFlow by `keras_moe.export.export(model, ..., "litert")`.
 
-    KERAS_BACKEND=torch python tests/saved_before/make_files.py FOLDER
+    KERAS_BACKEND=torch python tests/package/saved_before/make_files.py FOLDER
 """
 
 import importlib

@@ -1,8 +1,8 @@
-"""What each private name of Keras and of the backends does, by its effect.
+"""Check the effect of each private name of Keras.
 
-If a test fails with another version of a library, the function of
-`keras_moe/_keras.py`, `_jax.py`, `_tensorflow.py`, or `_torch.py` has to
-change with it. `test_private_names.py` compares the names.
+If a test fails with another version of Keras, the function of
+`keras_moe/_keras.py` has to change with it. `test_private_names.py` compares
+the names.
 """
 
 import keras
@@ -10,17 +10,9 @@ import numpy as np
 import pytest
 from backend import BACKEND, to_numpy
 from keras import ops
+from private_names import of
 
 from keras_moe import _keras
-
-ALL = ("jax", "tensorflow", "torch")
-
-
-def of(backends, *names):
-    """Mark a test of private names, which runs on these backends."""
-    return pytest.mark.skipif(
-        BACKEND not in backends, reason=f"{names} on {backends}"
-    )
 
 
 class Adding(keras.layers.Layer):
@@ -43,7 +35,7 @@ def fit(model, **kwargs):
     return model.fit(x, x, batch_size=2, verbose=0, **kwargs)
 
 
-@of(ALL, "_flatten_layers")
+@of("_flatten_layers")
 def test_layers_are_found_however_deep_and_once():
     shared = keras.layers.Dense(2)
     inner = keras.Sequential([shared])
@@ -59,7 +51,7 @@ def test_layers_are_found_however_deep_and_once():
     assert inner in below and shared not in below
 
 
-@of(ALL, "_clear_losses")
+@of("_clear_losses")
 def test_losses_are_cleared_where_an_outermost_call_begins():
     class Counting(keras.layers.Layer):
         cleared = 0
@@ -109,7 +101,7 @@ class Kept:
         return self.losses[index]
 
 
-@of(ALL, "_losses")
+@of("_losses")
 def test_keras_keeps_losses_in_the_list_that_is_replaced():
     layer = Adding()
     layer(np.ones(2))
@@ -126,7 +118,7 @@ def test_keras_keeps_losses_in_the_list_that_is_replaced():
     assert _keras.added_losses_of(layer) is kept
 
 
-@of(ALL, "_loss_ids")
+@of("_loss_ids")
 def test_stateless_losses_are_those_of_the_set_of_ids():
     layer = Adding()
     layer.build((1,))
@@ -141,7 +133,7 @@ def test_stateless_losses_are_those_of_the_set_of_ids():
         assert layer.losses == [loss]
 
 
-@of(ALL, "_losses_override")
+@of("_losses_override")
 def test_losses_of_a_step_are_recognized():
     seen = []
 
@@ -161,7 +153,7 @@ def test_losses_of_a_step_are_recognized():
     assert model.losses == [7.0]
 
 
-@of(ALL, "_compile_loss")
+@of("_compile_loss")
 def test_the_compiled_loss_is_a_function_of_targets_and_outputs():
     loss = _keras.compiled_loss_of(small_model())
     value = loss(ops.array([[1.0]]), ops.array([[3.0]]), None)
@@ -169,7 +161,7 @@ def test_the_compiled_loss_is_a_function_of_targets_and_outputs():
     assert _keras.compiled_loss_of(keras.Sequential([Adding()])) is None
 
 
-@of(ALL, "_value")
+@of("_value")
 def test_a_stored_value_is_not_cast():
     class Reading(keras.layers.Layer):
         def build(self, shape):
@@ -189,7 +181,7 @@ def test_a_stored_value_is_not_cast():
 
 
 # TensorFlow's variables have a shape of their own.
-@of(("jax", "torch"), "_value", "_shape")
+@of("_value", "_shape", backends=("jax", "torch"))
 def test_a_variable_gets_another_tensor_and_shape():
     variable = keras.Variable(np.zeros(4, "float32"))
     parts = ops.convert_to_tensor(np.array([1, 2], "float32"))
@@ -203,7 +195,7 @@ def test_a_variable_gets_another_tensor_and_shape():
     np.testing.assert_array_equal(to_numpy(variable.value), [5, 6])
 
 
-@of(("torch",), "_torch_params")
+@of("_torch_params", backends=("torch",))
 def test_noted_weights_are_those_of_now():
     import torch
 
@@ -217,7 +209,7 @@ def test_noted_weights_are_those_of_now():
     assert [p is new for p in layer.parameters()] == [True]
 
 
-@of(ALL, "_is_quantized")
+@of("_is_quantized")
 def test_a_layer_that_is_marked_is_not_quantized_again():
     plain, marked = (keras.layers.Dense(4) for _ in range(2))
     for layer in (plain, marked):
@@ -231,7 +223,7 @@ def test_a_layer_that_is_marked_is_not_quantized_again():
         marked.quantize("int8")
 
 
-@of(ALL, "_remat_mode")
+@of("_remat_mode")
 def test_keras_repeats_a_call_by_the_mode_and_the_method():
     assert _keras.remat_mode_of(Adding()) is None
     with keras.RematScope("full"):
@@ -249,7 +241,7 @@ def test_keras_repeats_a_call_by_the_mode_and_the_method():
     assert len(calls) == 1
 
 
-@of(ALL, "_get_variable_index", "_momentums", "_velocities", "_velocity_hats")
+@of("_get_variable_index", "_momentums", "_velocities", "_velocity_hats")
 def test_adams_moments_are_those_of_the_variable():
     """m = (1 - b1) g and v = (1 - b2) g^2 after one step (Kingma & Ba 2014,
     algorithm 1), with g = 2, b1 = 0.9, b2 = 0.99."""
@@ -264,7 +256,7 @@ def test_adams_moments_are_those_of_the_variable():
         np.testing.assert_allclose(values, expected, rtol=1e-5)
 
 
-@of(ALL, "_trainable_variables")
+@of("_trainable_variables")
 def test_an_optimizer_takes_gradients_in_the_order_of_its_variables():
     variables = [keras.Variable(np.zeros(1, "float32")) for _ in range(2)]
     sgd = keras.optimizers.SGD(1.0)
@@ -274,7 +266,7 @@ def test_an_optimizer_takes_gradients_in_the_order_of_its_variables():
     assert [float(to_numpy(v.value)[0]) for v in trained] == [-5, -2]
 
 
-@of(ALL, "_initial_epoch")
+@of("_initial_epoch")
 def test_fit_starts_at_the_epoch_that_is_set():
     model = small_model()
 
@@ -288,7 +280,7 @@ def test_fit_starts_at_the_epoch_that_is_set():
     assert _keras.initial_epoch_of(model) == 2
 
 
-@of(ALL, "_model")
+@of("_model")
 def test_a_callbacks_model_is_given_without_synchronizing():
     synchronized = []
 
@@ -304,7 +296,7 @@ def test_a_callbacks_model_is_given_without_synchronizing():
     assert len(synchronized) == (BACKEND == "jax")
 
 
-@of(("tensorflow",), "_distribute_strategy", "_maybe_symbolic_build")
+@of("_distribute_strategy", "_maybe_symbolic_build", backends=("tensorflow",))
 def test_keras_builds_and_reduces_under_a_strategy(monkeypatch):
     import tensorflow as tf
 
@@ -331,269 +323,3 @@ def test_keras_builds_and_reduces_under_a_strategy(monkeypatch):
     fit(model)
     assert built == [["iterator"]]
     assert reduced
-
-
-@of(("tensorflow",), "_in_multi_worker_mode")
-def test_one_process_has_not_several_workers():
-    """`test_distribution_tensorflow.py` trains with several."""
-    import tensorflow as tf
-
-    from keras_moe import _tensorflow
-
-    strategy = tf.distribute.MultiWorkerMirroredStrategy()
-    assert _tensorflow.has_several_workers(strategy) is False
-
-
-@of(("tensorflow",), "record")
-def test_a_tape_records():
-    import tensorflow as tf
-
-    from keras_moe import _tensorflow
-
-    assert not _tensorflow.is_recorded()
-    with tf.GradientTape() as tape:
-        assert _tensorflow.is_recorded()
-        with tape.stop_recording():
-            assert not _tensorflow.is_recorded()
-
-
-@of(("tensorflow",), "forwardprop_util")
-def test_a_tangent_is_noticed():
-    import tensorflow as tf
-
-    from keras_moe import _tensorflow
-
-    x = tf.ones(1)
-    assert not _tensorflow.in_forward_mode(x)
-    with tf.autodiff.ForwardAccumulator(x, tf.ones(1)):
-        assert _tensorflow.in_forward_mode(x)
-
-
-@of(("tensorflow",), "control_flow_util", "xla")
-def test_xla_is_noticed_and_has_slices():
-    import tensorflow as tf
-
-    from keras_moe import _tensorflow
-
-    def shifted(x, start):
-        inside = _tensorflow.inside_xla()
-        if not inside:
-            return x, inside
-        part = _tensorflow.xla_slice(x, start[None], [2])
-        return _tensorflow.xla_update_slice(x, 10 * part, start[None]), inside
-
-    x, start = tf.constant([1.0, 2.0, 3.0]), tf.constant(1)
-    for compiled, expected in [(False, [1, 2, 3]), (True, [1, 20, 30])]:
-        run = tf.function(shifted, jit_compile=compiled)
-        y, inside = run(x, start)
-        assert bool(inside) is compiled
-        np.testing.assert_array_equal(y, expected)
-
-
-@of(("tensorflow",), "_noinline")
-def test_a_function_is_marked_as_one_of_its_own():
-    import tensorflow as tf
-
-    from keras_moe import _tensorflow
-
-    @tf.function(experimental_attributes=_tensorflow.NOT_INLINED)
-    def double(x):
-        return 2 * x
-
-    found = double.get_concrete_function(tf.TensorSpec((), tf.float32))
-    assert found.function_def.attr["_noinline"].b
-
-
-@of(("jax",), "get_opaque_trace_state", "_trace", "_trace_ref")
-def test_a_value_belongs_to_its_trace():
-    import jax
-
-    from keras_moe import _jax
-
-    def outer(x):
-        state = _jax.trace_here()
-        assert _jax.is_traced_here(x)
-        assert state == _jax.trace_here() != eager
-
-        def inner(y):
-            assert state != _jax.trace_here()
-            assert _jax.is_traced_here(y) and not _jax.is_traced_here(x)
-            return x * y
-
-        return jax.jit(inner)(x)
-
-    eager = _jax.trace_here()
-    x = jax.numpy.ones(2)
-    assert not _jax.is_traced_here(x)
-    jax.jit(outer)(x)
-    assert eager == _jax.trace_here()
-
-
-@of(("jax",), "Primitive", "ad", "batching", "mlir")
-def test_an_identity_has_no_forward_mode():
-    import jax
-
-    from keras_moe import _jax
-
-    def refuse(*args, **kwargs):
-        raise NotImplementedError("reverse mode alone")
-
-    same = _jax.identity_of_reverse_mode("keras_moe_test", refuse)
-    x = jax.numpy.array([1.0, 2.0])
-    for wrap in (lambda f: f, jax.jit, jax.vmap):
-        np.testing.assert_array_equal(wrap(same)(x), x)
-        slope = wrap(jax.grad(lambda x: (same(x) ** 2).sum()))
-        np.testing.assert_array_equal(slope(x), 2 * x)
-        with pytest.raises(NotImplementedError, match="reverse mode alone"):
-            jax.jvp(wrap(same), (x,), (x,))
-
-
-@of(
-    ("torch",),
-    "_forward_hooks",
-    "_forward_pre_hooks",
-    "_backward_hooks",
-    "_backward_pre_hooks",
-    "_has_any_global_hook",
-)
-def test_every_kind_of_hook_is_noticed():
-    import torch
-
-    from keras_moe import _torch
-
-    layer = keras.layers.Dense(1)
-    layer.build((None, 1))
-    everywhere = torch.nn.modules.module
-    for register in (
-        layer.register_forward_hook,
-        layer.register_forward_pre_hook,
-        layer.register_full_backward_hook,
-        layer.register_full_backward_pre_hook,
-        everywhere.register_module_forward_hook,
-        everywhere.register_module_forward_pre_hook,
-        everywhere.register_module_full_backward_hook,
-        everywhere.register_module_full_backward_pre_hook,
-    ):
-        assert not _torch.has_hooks(layer)
-        handle = register(lambda *args: None)
-        assert _torch.has_hooks(layer), register.__name__
-        handle.remove()
-
-
-@of(("torch",), "_C", "_current_graph_task_id")
-def test_backward_is_noticed():
-    import torch
-
-    from keras_moe import _torch
-
-    seen = []
-    x = torch.ones(1, requires_grad=True)
-    x.register_hook(lambda dy: seen.append(_torch.is_in_backward()))
-    y = (2 * x).sum()
-    assert not _torch.is_in_backward()
-    y.backward()
-    assert seen == [True]
-    assert not _torch.is_in_backward()
-
-
-@of(("torch",), "_autograd", "_top_saved_tensors_default_hooks")
-def test_a_checkpoint_is_noticed_by_its_hooks():
-    import torch
-    from torch.utils.checkpoint import checkpoint
-
-    from keras_moe import _torch
-
-    seen = []
-
-    def run(x):
-        seen.append(_torch.saves_through_hooks())
-        return x**2
-
-    x = torch.ones(1, requires_grad=True)
-    run(x)
-    checkpoint(run, x, use_reentrant=False)
-    assert seen == [False, True]
-
-
-@of(("torch",), "_are_functorch_transforms_active", "_current_level")
-def test_transforms_are_noticed():
-    import torch
-    from torch.autograd import forward_ad
-
-    from keras_moe import _torch
-
-    seen = []
-
-    def run(x):
-        seen.append(_torch.transforms_run())
-        return x.sum()
-
-    run(torch.ones(1))
-    torch.func.grad(run)(torch.ones(1))
-    torch.func.vmap(run)(torch.ones(1, 1))
-    with forward_ad.dual_level():
-        run(torch.ones(1))
-    run(torch.ones(1))
-    assert seen == [False, True, True, True, False]
-
-
-@of(("torch",), "_functorch")
-def test_a_batch_of_gradients_is_noticed():
-    import torch
-
-    from keras_moe import _torch
-
-    seen = []
-    x = torch.ones(2, requires_grad=True)
-    x.register_hook(lambda dy: seen.append(_torch.is_batch_of_gradients(dy)))
-    y = 2 * x
-    torch.autograd.grad(y, x, torch.ones(2), retain_graph=True)
-    torch.autograd.grad(y, x, torch.eye(2), is_grads_batched=True)
-    assert seen == [False, True]
-
-
-@of(("torch",), "_version")
-def test_a_version_grows_when_a_tensor_is_written():
-    import torch
-
-    from keras_moe import _torch
-
-    x = torch.ones(2)
-    before = _torch.version_of(x)
-    x + 1
-    assert _torch.version_of(x) == before
-    x[:1].add_(1)
-    assert _torch.version_of(x) > before
-
-
-@of(("torch",), "_int_mm")
-def test_integers_are_multiplied():
-    import torch
-
-    from keras_moe import _torch
-
-    assert _torch.has_integer_matmul()
-    rng = np.random.default_rng(0)
-    x, y = rng.integers(-128, 128, (2, 32, 32), "int8")
-    out = torch.empty(32, 32, dtype=torch.int32)
-    _torch.integer_matmul(torch.tensor(x), torch.tensor(y), out)
-    expected = x.astype("int64") @ y.astype("int64")
-    np.testing.assert_array_equal(out.numpy(), expected)
-
-
-@of(("torch",), "_check")
-def test_a_trace_takes_an_assumption_for_granted():
-    import torch
-
-    from keras_moe import _torch
-
-    class Counted(torch.nn.Module):
-        def forward(self, count):
-            n = count.item()
-            _torch.assume(n >= 2)
-            return count + (1 if n >= 2 else 0)
-
-    exported = torch.export.export(Counted(), (torch.tensor(3),))
-    assert exported.module()(torch.tensor(5)) == 6
-    with pytest.raises(RuntimeError):
-        _torch.assume(False)
