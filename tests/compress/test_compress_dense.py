@@ -4,15 +4,12 @@ import keras
 import numpy as np
 import pytest
 from compress_cases import (
-    BACKEND,
     WIDTH,
     block_model,
     copy_expert,
     draw,
-    of_a_kind,
     outputs_of,
     randomize,
-    some_of,
     to_numpy,
 )
 from model_zoo import MODELS, batch_of
@@ -30,9 +27,9 @@ def make_equal(block):
         copy_expert(block.experts, 0, e)
 
 
-@pytest.mark.every_backend
 @pytest.mark.parametrize(
-    "by", ["load"] if BACKEND == "jax" else ["average", "load"]
+    "by",
+    ["average", pytest.param("load", marks=pytest.mark.every_backend)],
 )
 def test_equal_experts_and_a_shared_one_are_one_network(by, rng):
     """Inside a transformer block; F = 6 and S = 5 units stand together."""
@@ -51,7 +48,6 @@ def test_equal_experts_and_a_shared_one_are_one_network(by, rng):
     )
 
 
-@of_a_kind
 def test_the_mean_probability_scales_a_top_1_block(rng):
     """A router of zeros gives each expert 1/4: a token gets 1/4 E(x)."""
     model = block_model(MoEBlock(4, 6, top_k=1, name="block"))
@@ -67,7 +63,6 @@ def test_the_mean_probability_scales_a_top_1_block(rng):
     np.testing.assert_allclose(plain, 4 * expected, rtol=1e-5, atol=1e-6)
 
 
-@of_a_kind
 def test_a_routers_scaling_factor_counts_without_data(rng):
     router = Router(4, 2, routed_scaling_factor=2.5)
     model = block_model(MoEBlock(4, 6, router=router, name="block"))
@@ -96,7 +91,7 @@ def test_the_average_and_the_most_loaded(rng):
 
 @pytest.mark.parametrize(
     "name, moe_every",
-    some_of([(n, m) for n in MODELS for m in (1, 2)], [("MoEClassifier", 2)]),
+    [(n, m) for n in MODELS for m in (1, 2)],
 )
 def test_models_become_their_dense_twin(name, moe_every, rng):
     model = MODELS[name](num_layers=2, moe_every=moe_every, shared_expert_dim=4)
@@ -161,7 +156,6 @@ def test_which_units_are_small():
     assert left == [6, 3, 1, 4]
 
 
-@of_a_kind
 @pytest.mark.parametrize("name", ["MoESeq2Seq", "MoEVisionClassifier"])
 def test_structured_pruning_of_models_with_arguments(name, rng):
     """Dense blocks have K * F + S units: 2 * 6 + 4 become 2 * 3 + 2."""

@@ -5,15 +5,12 @@ import numpy as np
 import pytest
 import router_zoo
 from compress_cases import (
-    BACKEND,
     WIDTH,
     block_model,
     copy_expert,
     draw,
-    of_a_kind,
     outputs_of,
     randomize,
-    some_of,
     to_numpy,
 )
 from model_zoo import MODELS, batch_of
@@ -25,13 +22,8 @@ from keras_moe.compress import MergedRouter, averaging, merge_experts
 # `make test` runs these tests on one backend, except for `every_backend` ones.
 pytestmark = pytest.mark.one_backend
 
-SOME = ["Router with null experts"]
-if BACKEND == "tensorflow":
-    SOME += ["HashRouter", "ExpertChoiceRouter", "PathwayRouter"]
-NAMES = some_of(router_zoo.ROUTERS, SOME)
 
-
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", router_zoo.ROUTERS)
 def test_equal_experts_merge_exactly_whatever_the_router(name, rng):
     """Expert 3 is a copy of 1, its hidden units in another order; tokens go
     where they went."""
@@ -51,8 +43,7 @@ def test_equal_experts_merge_exactly_whatever_the_router(name, rng):
     assert to_numpy(router.merged_into).tolist() == [0, 1, 2, 1, 3, 4]
 
 
-@of_a_kind
-@pytest.mark.parametrize("name", some_of(MODELS, ["MoEClassifier"]))
+@pytest.mark.parametrize("name", MODELS)
 def test_models_that_build_their_blocks(name, rng, tmp_path):
     model = MODELS[name](num_layers=2, moe_every=2, gated=True)
     for block in model.moe_blocks:
@@ -163,7 +154,6 @@ def test_padding_goes_nowhere_and_experts_switch_off(rng):
         router(x, replay=inner(x))
 
 
-@of_a_kind
 def test_a_hierarchy_comes_back_as_a_block_of_its_router(rng):
     model = block_model(keras_moe.HierarchicalMoE(2, 4, 6, name="stages"))
     copy_expert(model.layers[-1].experts, 0, 1)
@@ -175,8 +165,6 @@ def test_a_hierarchy_comes_back_as_a_block_of_its_router(rng):
     )
 
 
-@pytest.mark.every_backend
-@of_a_kind
 def test_a_merged_model_trains_on(rng):
     model = block_model()
     x = draw(rng, 16, 3, WIDTH)

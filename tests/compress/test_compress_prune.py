@@ -10,10 +10,8 @@ from compress_cases import (
     block_model,
     draw,
     kept_experts,
-    of_a_kind,
     outputs_of,
     randomize,
-    some_of,
     to_numpy,
 )
 from model_zoo import MODELS, batch_of
@@ -36,8 +34,6 @@ LEARNED = [
     # What a PathwayRouter reads has a test of its own below.
     and name not in ("ExpertChoiceRouter", "PathwayRouter")
 ]
-
-SOME = ["Router of groups", "ModalityRouter of groups", "CosineRouter"]
 
 
 @pytest.mark.every_backend
@@ -67,8 +63,7 @@ def test_an_expert_that_is_never_chosen_leaves_no_trace(rng):
         np.testing.assert_array_equal(to_numpy(one), other)
 
 
-@of_a_kind
-@pytest.mark.parametrize("name", some_of(LEARNED, SOME))
+@pytest.mark.parametrize("name", LEARNED)
 def test_every_router_that_learns(name, rng):
     router = router_zoo.ROUTERS[name]()
     model = router_zoo.model_of(router)
@@ -88,7 +83,6 @@ def test_every_router_that_learns(name, rng):
     assert_as_if_switched_off(model, pruned, x)
 
 
-@of_a_kind
 def test_experts_in_two_stages(rng):
     """Three groups of two keep one each; the groups' own columns stay."""
     model = block_model(
@@ -134,8 +128,7 @@ def test_blocks_that_hand_on_their_logits_keep_the_same_experts(rng):
     assert outputs_of(pruned, draw(rng, 2, 3, WIDTH)).shape == (2, 3, WIDTH)
 
 
-@of_a_kind
-@pytest.mark.parametrize("name", some_of(MODELS, ["MoELanguageModel"]))
+@pytest.mark.parametrize("name", MODELS)
 def test_models_that_build_their_blocks(name, rng, tmp_path):
     model = MODELS[name](num_layers=2, moe_every=2, shared_expert_dim=4)
     x, _ = batch_of(name, rng, samples=4)
@@ -188,7 +181,6 @@ def test_by_load_of_training_and_switches(rng):
     assert to_numpy(smaller.statistics.num_batches).tolist() == [0]
 
 
-@of_a_kind
 def test_experts_of_any_kind(rng):
     """The layers that stay are those of the list, in a mixture of models."""
     experts = [keras.layers.Dense(2, name=f"expert_{e}") for e in range(3)]
@@ -209,7 +201,6 @@ def test_experts_of_any_kind(rng):
     )
 
 
-@of_a_kind
 def test_a_pruned_model_trains_on(rng):
     """Uncompiled, with no optimizer's state; the loss falls."""
     model = keras.Sequential(
@@ -225,7 +216,6 @@ def test_a_pruned_model_trains_on(rng):
     assert losses[-1] < 0.9 * losses[0]
 
 
-@of_a_kind
 def test_blocks_of_models_inside_models(rng):
     """In a Sequential inside an Ensemble; in a class of the user's."""
     layers = [keras.Input((3, WIDTH)), MoEBlock(4, 6), keras.layers.Dense(2)]
@@ -263,7 +253,6 @@ class OwnModel(keras.Model):
         return cls(**{**config, "moe": moe})
 
 
-@of_a_kind
 def test_a_subclass_of_the_users(rng):
     model = OwnModel(MoEBlock(4, 6))
     x = draw(rng, 4, 3, WIDTH)

@@ -14,7 +14,6 @@ from keras_moe.export.observing import observer
 D, E = 8, 4
 
 
-once = pytest.mark.skipif(BACKEND != "torch", reason="the same code on all")
 # The first is in `make test-fast`, all in `make test`, the others are slow.
 QUICK = {
     "jax": ["litert"],
@@ -92,7 +91,7 @@ def test_a_format(format, model, tmp_path, rng):
             np.testing.assert_allclose(other, to_numpy(mine), atol=1e-5)
 
 
-@once
+@pytest.mark.one_backend
 def test_the_manifest_says_what_it_is(artifact_path):
     path, _ = artifact_path
     manifest = json.loads((path / "moe.json").read_text())
@@ -111,7 +110,7 @@ def test_the_manifest_says_what_it_is(artifact_path):
     assert manifest["versions"]["keras"] == keras.__version__
 
 
-@once
+@pytest.mark.one_backend
 def test_one_flipped_expert_is_found(artifact_path):
     path, model = artifact_path
     assert verify(model, path)["unreached"] == {}
@@ -125,7 +124,7 @@ def test_one_flipped_expert_is_found(artifact_path):
     kernel.assign(kept)
 
 
-@once
+@pytest.mark.one_backend
 def test_an_expert_that_nobody_reaches_is_named(artifact_path):
     path, model = artifact_path
     block = model.layers[-1]
@@ -136,7 +135,6 @@ def test_an_expert_that_nobody_reaches_is_named(artifact_path):
     block.enable_experts()
 
 
-@once
 @pytest.mark.one_backend
 def test_blocks_of_one_path_are_told_apart():
     """Each of both must be seen to reach its experts, and be described."""
@@ -155,7 +153,7 @@ def test_blocks_of_one_path_are_told_apart():
     assert [m["path"] for m in mixtures] == ["moe", "moe_1"]
 
 
-@once
+@pytest.mark.one_backend
 def test_data_of_ones_own(artifact_path, rng):
     path, model = artifact_path
     data = rng.normal(size=(40, 6, D))
@@ -163,7 +161,7 @@ def test_data_of_ones_own(artifact_path, rng):
     assert shapes[:2] == [[[2, 6, D]], [[3, 6, D]]]
 
 
-@once
+@pytest.mark.one_backend
 def test_a_subclass_needs_a_signature(tmp_path):
     class Own(keras.Model):
         def __init__(self):

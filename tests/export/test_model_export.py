@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import pytest
 from backend import BACKEND, draw, to_numpy
+from cases import cases
 from keras import layers, ops
 from own_layers import EVERY_LAYER, Subclassed
 from zoo import WIDTH
@@ -47,7 +48,7 @@ def assert_exports(model, folder, rng, **options):
 
 
 # A subclassed model shows the same on JAX.
-FULL = ("tensorflow", "MoEBlock full")
+FULL = ["MoEBlock full"] if BACKEND == "tensorflow" else []
 NAMES = [
     "MoEBlock full",
     "any experts",
@@ -60,15 +61,7 @@ NAMES = [
 
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-@pytest.mark.parametrize(
-    "name",
-    [
-        name
-        if BACKEND == "torch" or (BACKEND, name) == FULL
-        else pytest.param(name, marks=pytest.mark.slow)
-        for name in NAMES
-    ],
-)
+@pytest.mark.parametrize("name", cases(NAMES, everywhere=FULL))
 def test_functional_model(name, tmp_path, rng):
     model = model_of(EVERY_LAYER[name]())
     model(np.zeros((1, 4, WIDTH), "float32"))
@@ -91,12 +84,10 @@ def two_stages():
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize(
     "make",
-    [
-        make
-        if BACKEND == "torch" or (BACKEND == "jax" and make is groups)
-        else pytest.param(make, marks=pytest.mark.slow)
-        for make in (null_experts, groups, two_stages)
-    ],
+    cases(
+        [null_experts, groups, two_stages],
+        everywhere=[groups] if BACKEND == "jax" else [],
+    ),
 )
 def test_routers_that_choose_otherwise(make, tmp_path, rng):
     model = model_of(keras_moe.MoEBlock(8, 12, router=make()))

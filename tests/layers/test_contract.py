@@ -10,6 +10,7 @@ import keras
 import numpy as np
 import pytest
 from backend import BACKEND, to_numpy
+from cases import cases
 from elsewhere import run_on
 from zoo import LAYERS, WIDTH, model_of
 
@@ -19,9 +20,8 @@ every_layer = pytest.mark.parametrize("make", LAYERS.values(), ids=LAYERS)
 # that need several programs run for one layer of each kind: what a layer
 # computes is the same `keras.ops` on all three backends.
 OF_EACH_KIND = ["Router", "MoEBlock full", "TransformerEncoderBlock"]
-NAMES = list(LAYERS) if BACKEND == "torch" else OF_EACH_KIND
-layers_of_each_kind = pytest.mark.parametrize(
-    "make", [LAYERS[name] for name in NAMES], ids=NAMES
+mostly_on_one_backend = pytest.mark.parametrize(
+    "name", cases(LAYERS, everywhere=OF_EACH_KIND)
 )
 
 
@@ -51,9 +51,9 @@ def test_config_round_trip(make):
 
 
 @pytest.mark.fast
-@layers_of_each_kind
-def test_symbolic_and_eager_shapes_agree(make, rng):
-    layer = make()
+@mostly_on_one_backend
+def test_symbolic_and_eager_shapes_agree(name, rng):
+    layer = LAYERS[name]()
     symbolic = layer(keras.Input((5, WIDTH), batch_size=3))
     eager = layer(rng.normal(size=(3, 5, WIDTH)).astype("float32"))
     assert tuple(symbolic.shape) == tuple(eager.shape) == (3, 5, WIDTH)
@@ -114,9 +114,7 @@ def test_saved_here_and_loaded_on_another_backend(trained, tmp_path):
     np.testing.assert_allclose(there, trained.outputs, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    "name", NAMES if BACKEND == "torch" else ["MoEBlock full"]
-)
+@pytest.mark.parametrize("name", cases(LAYERS, everywhere=["MoEBlock full"]))
 def test_run_eagerly_trains_to_the_same_loss(name, rng):
     """Draws aside, eager and compiled steps are the same computation."""
     x, y = task(rng)
@@ -130,7 +128,7 @@ def test_run_eagerly_trains_to_the_same_loss(name, rng):
     np.testing.assert_allclose(results[0], results[1], rtol=1e-3)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@mostly_on_one_backend
 @pytest.mark.parametrize(
     "policy",
     [
@@ -162,10 +160,10 @@ def test_mixed_precision(name, policy, rng):
     assert losses[-1] < 0.9 * losses[0]
 
 
-@layers_of_each_kind
-def test_any_batch_size_and_length(make, rng):
+@mostly_on_one_backend
+def test_any_batch_size_and_length(name, rng):
     """One model, several shapes; a token's result is that of its own row."""
-    model = model_of(make())
+    model = model_of(LAYERS[name]())
     x = rng.normal(size=(7, 9, WIDTH)).astype("float32")
     whole = model.predict(x, batch_size=7, verbose=0)
     parts = model.predict(x, batch_size=2, verbose=0)

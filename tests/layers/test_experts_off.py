@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from backend import BACKEND, draw, layer_gradients, to_numpy
 from keras import ops
-from router_zoo import ROUTERS, D, E, arrays, of_each, router_inputs_of
+from router_zoo import ROUTERS, D, E, arrays, router_cases, router_inputs_of
 
 import keras_moe
 from keras_moe import MoEBlock, losses, metrics, routing
@@ -236,7 +236,7 @@ def assert_same_step(case, blocks, x, given):
             close(case.part(one.numpy(), other.shape), other.numpy())
 
 
-@pytest.mark.parametrize("name", of_each(CASES))
+@pytest.mark.parametrize("name", router_cases(CASES))
 def test_disabled_experts_are_absent(name, rng, monkeypatch):
     """In training with a capacity and all losses, and in evaluation."""
     case = Case(name)
@@ -263,7 +263,7 @@ def test_disabled_experts_are_absent(name, rng, monkeypatch):
     assert_same_assignment(case, *(a for _, a in found))
 
 
-@pytest.mark.parametrize("name", of_each(CASES))
+@pytest.mark.parametrize("name", router_cases(CASES))
 def test_dropped_experts_are_absent_for_a_step(name, rng, monkeypatch):
     """`expert_dropout`, with the loss of each sequence, and by score."""
     case = Case(name, rate=0.5)

@@ -9,15 +9,14 @@ from contextlib import nullcontext
 import numpy as np
 import pytest
 from backend import BACKEND, draw, to_numpy
+from cases import cases
 from router_zoo import ROUTERS, D, router_inputs_of
 
 from keras_moe import MoEBlock, kernels
 
-# What differs in what is differentiated; PyTorch compiles nothing and has all.
+# Those that differ in what is differentiated.
 SOME = ("Router sigmoid", "ExpertChoiceRouter", "AttentionRouter", "TopPRouter")
-every_router = pytest.mark.parametrize(
-    "name", ROUTERS if BACKEND == "torch" else SOME
-)
+every_router = pytest.mark.parametrize("name", cases(ROUTERS, everywhere=SOME))
 pytestmark = pytest.mark.filterwarnings(  # of PyTorch's own forward mode
     "ignore:`torch.jit.script` is deprecated:DeprecationWarning"
 )

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 from backend import BACKEND, draw
-from router_zoo import ROUTERS, D, E, of_each, router_inputs_of
+from router_zoo import ROUTERS, D, E, router_cases, router_inputs_of
 
 from keras_moe import MoEBlock, kernels
 
@@ -46,7 +46,7 @@ def nested(run):
     return function
 
 
-@pytest.mark.parametrize("name", of_each())
+@pytest.mark.parametrize("name", router_cases())
 def test_every_router_has_gradients_in_checkpoint_scan_and_cond(rng, name):
     """Traced, not run: what the gradient rules capture shows there."""
     router = ROUTERS[name]()
@@ -57,7 +57,7 @@ def test_every_router_has_gradients_in_checkpoint_scan_and_cond(rng, name):
     jax.make_jaxpr(jax.grad(loss_of(nested(run)), (0, 1)))(weights, x)
 
 
-@pytest.mark.parametrize("name", of_each())
+@pytest.mark.parametrize("name", router_cases())
 def test_every_router_has_gradients_in_shard_map(rng, name):
     """Traced: JAX checks which values vary between devices, also of one."""
     router = ROUTERS[name]()

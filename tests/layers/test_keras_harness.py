@@ -10,7 +10,7 @@ import pytest
 from backend import BACKEND
 from keras import ops
 from keras.src import testing  # noqa: TID251, which tests alone may use
-from router_zoo import ROUTERS, D, E, of_each
+from router_zoo import ROUTERS, D, E, router_cases
 from zoo import LAYERS, WIDTH
 
 import keras_moe
@@ -144,7 +144,7 @@ def block_of(name, **kwargs):
     return WithInputs(block, **kwargs)
 
 
-@pytest.mark.parametrize("name", of_each())
+@pytest.mark.parametrize("name", router_cases())
 def test_a_router_in_its_block(name):
     trainable, fixed = OF_ROUTER.get(name, KERNEL_ALONE)
     if name == "Router with null experts":
@@ -172,7 +172,7 @@ class Scored(WithInputs):
         return x * ops.cast(best, x.dtype)
 
 
-@pytest.mark.parametrize("name", of_each())
+@pytest.mark.parametrize("name", router_cases())
 def test_a_router_in_a_layer_of_ones_own(name):
     trainable, fixed = OF_ROUTER.get(name, KERNEL_ALONE)
     run_harness(

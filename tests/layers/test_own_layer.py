@@ -9,14 +9,15 @@ its shape by `compute_output_spec` and is never run so.
 import keras
 import numpy as np
 import pytest
-from backend import BACKEND, draw, to_numpy
+from backend import draw, to_numpy
+from cases import cases
 from keras import layers, ops
 from own_layers import EVERY_LAYER, WITHOUT_MASK, Residual, Subclassed
 from router_zoo import (
     ROUTERS,
     D,
     E,
-    of_each,
+    router_cases,
     router_inputs_of,
     symbolic_router_inputs,
 )
@@ -25,16 +26,7 @@ from zoo import WIDTH
 import keras_moe
 from keras_moe import kernels
 
-
-def with_values(names):
-    """Parametrizes `name`; on JAX, which compiles each, most are slow."""
-    in_make_test = ("MoEBlock full", "ExpertChoiceRouter")
-
-    def case(name):
-        quick = BACKEND != "jax" or name in in_make_test
-        return pytest.param(name, marks=() if quick else pytest.mark.slow)
-
-    return pytest.mark.parametrize("name", list(map(case, names)))
+SOME = ("MoEBlock full", "ExpertChoiceRouter")
 
 
 def arrays(function, layer, *inputs):
@@ -57,7 +49,7 @@ def test_shape_of_an_own_layer(name):
         np.testing.assert_array_equal(to_numpy(variable), old)
 
 
-@pytest.mark.parametrize("name", of_each())
+@pytest.mark.parametrize("name", router_cases())
 def test_shape_of_an_own_layer_by_router(name):
     router = ROUTERS[name]()
     own = Residual(keras_moe.MoEBlock(E, 12, router=router))
@@ -67,7 +59,7 @@ def test_shape_of_an_own_layer_by_router(name):
         assert outputs.shape == (None, None, D)
 
 
-@with_values(EVERY_LAYER)
+@pytest.mark.parametrize("name", cases(EVERY_LAYER, everywhere=SOME))
 def test_values_of_an_own_layer(name, rng):
     layer = EVERY_LAYER[name]()
     own = Residual(layer)
@@ -77,7 +69,7 @@ def test_values_of_an_own_layer(name, rng):
     np.testing.assert_allclose(got, x + direct, atol=1e-5)
 
 
-@with_values(ROUTERS)
+@pytest.mark.parametrize("name", cases(ROUTERS, everywhere=SOME))
 def test_values_of_an_own_layer_by_router(name, rng):
     block = keras_moe.MoEBlock(E, 12, router=ROUTERS[name]())
     own = Residual(block)

@@ -2,7 +2,6 @@
 
 import keras
 import numpy as np
-import pytest
 from backend import BACKEND, draw, to_numpy
 from model_zoo import outputs_of
 from zoo import WIDTH
@@ -10,19 +9,6 @@ from zoo import WIDTH
 from keras_moe import MoEBlock
 
 __all__ = ["BACKEND", "WIDTH", "draw", "outputs_of", "to_numpy"]
-
-
-# What is done to models and arrays is the same NumPy on every backend, and
-# JAX compiles for seconds whatever a model is asked.
-# TensorFlow, where a graph is traced for each, runs some of a list.
-def some_of(names, some):
-    """All names on PyTorch, some elsewhere."""
-    return list(names) if BACKEND == "torch" else list(some)
-
-
-of_a_kind = pytest.mark.skipif(
-    BACKEND == "jax", reason="on JAX another test of its kind runs"
-)
 
 
 def block_model(block=None, length=3, name="block"):

@@ -2,7 +2,7 @@
 
 import keras
 import numpy as np
-import pytest
+from cases import cases
 from keras import ops
 
 import keras_moe
@@ -72,14 +72,9 @@ def is_variant(name):
     return " " in name and not name.endswith("Router of groups")
 
 
-def of_each(names=ROUTERS):
-    """Names as parameters; `make test` runs variants on one backend."""
-    return [
-        pytest.param(name, marks=pytest.mark.one_backend)
-        if is_variant(name)
-        else name
-        for name in names
-    ]
+def router_cases(names=ROUTERS):
+    """Return names as parameters; a variant runs on one backend."""
+    return cases(names, everywhere=[n for n in names if not is_variant(n)])
 
 
 def router_inputs_of(router, shape, seed=0):

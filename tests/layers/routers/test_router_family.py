@@ -16,7 +16,7 @@ from router_zoo import (
     E,
     arrays,
     model_of,
-    of_each,
+    router_cases,
     router_inputs_of,
     symbolic_router_inputs,
 )
@@ -24,7 +24,7 @@ from router_zoo import (
 import keras_moe
 from keras_moe import MoEBlock
 
-every_router = pytest.mark.parametrize("name", of_each())
+every_router = pytest.mark.parametrize("name", router_cases())
 README = (ROOT / "README.md").read_text()
 
 

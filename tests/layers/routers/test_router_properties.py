@@ -11,7 +11,7 @@ from router_zoo import (
     D,
     E,
     arrays,
-    of_each,
+    router_cases,
     router_inputs_of,
 )
 
@@ -24,7 +24,7 @@ some = settings(
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
-every_router = pytest.mark.parametrize("name", of_each())
+every_router = pytest.mark.parametrize("name", router_cases())
 seeds = st.integers(0, 10_000)
 masks = st.lists(st.booleans(), min_size=T, max_size=T)
 experts_off = st.sets(st.integers(0, E - 1), max_size=3)

@@ -1,0 +1,18 @@
+"""Choose which cases `make test` runs on every backend."""
+
+import pytest
+
+
+def cases(names, everywhere):
+    """Return names as parameters of a test.
+
+    `make test` runs those in `everywhere` on each backend, and the others on
+    one (`one_backend`); `make test-all` runs every case on each.
+    """
+    return [
+        pytest.param(name, marks=() if name in everywhere else on_one)
+        for name in names
+    ]
+
+
+on_one = pytest.mark.one_backend
