@@ -1,6 +1,6 @@
 """Two processes save one model, one of them is killed, and the file is whole.
 
-In one process `save_model` is killed at each step, see test_replacing.py.
+In one process `save_model` is killed at each step, see test_interrupted_writes.py.
 """
 
 import keras

@@ -15,7 +15,7 @@ import optimizer_layouts
 import pytest
 from backend import BACKEND
 from paths import ROOT, SUPPORT
-from test_distribution_torch import run_two_processes, split
+from two_processes import run_two_processes, split
 
 PAGE = ROOT / "docs" / "optimizers-and-layouts.md"
 MARK, END = f"<!-- {BACKEND} -->", f"<!-- /{BACKEND} -->"

@@ -1,189 +1,23 @@
 """`export` and `save_model` replace what they wrote, and lose nothing else."""
 
 import errno
-import itertools
 import os
 import pathlib
 import stat
-import subprocess
-import sys
 import tempfile
 
 import pytest
 from backend import BACKEND
-from each_step import AtStep, content, interrupt
-from kill_steps import KINDS, cannot_exchange, in_fork
-from paths import SUPPORT
-from small_exports import FORMAT, TextExport, TextSave
+from each_step import content
+from kill_steps import in_fork
+from small_exports import FORMAT, TextExport, TextSave, foreign_file, names
 
 from keras_moe.export import manifest as manifests
-from keras_moe.export import placing
-from keras_moe.files import exchanging, forcing, replacing
-
-# An interrupt between `open` and `with` leaves the file to the collector.
-collected = pytest.mark.filterwarnings(
-    "ignore::pytest.PytestUnraisableExceptionWarning"
-)
+from keras_moe.files import forcing, replacing
 
 
 def is_root():
     return getattr(os, "geteuid", lambda: None)() == 0
-
-
-def names(folder):
-    return sorted(path.name for path in folder.iterdir())
-
-
-@pytest.fixture
-def export(monkeypatch):
-    return TextExport(monkeypatch)
-
-
-@pytest.fixture
-def artifact(export, tmp_path):
-    """The folder of an artifact whose files hold "old"."""
-    folder = tmp_path / "artifact"
-    export(folder, "old")
-    return folder
-
-
-def check_interrupts(write, target, every=1):
-    """Interrupts a second write at each step: old or new, and nothing else."""
-    folder, found = target.parent, []
-    write(target, "new")
-    new = content(folder)
-    write(target, "old")
-    old = content(folder)
-    for step in itertools.count(1, every):
-        with AtStep(step, interrupt) as at:
-            try:
-                write(target, "new")
-            except KeyboardInterrupt:
-                assert at.done
-        assert content(folder) in (old, new), step
-        found.append(content(folder) == new)
-        assert names(folder) == [target.name], step
-        if not at.done:
-            break
-        write(target, "old")
-    # Old until one step, and new from then on.
-    assert found == sorted(found)
-    assert found[0] != found[-1]
-
-
-@pytest.mark.one_backend
-@collected
-def test_an_export_is_interrupted_at_each_step(export, tmp_path):
-    check_interrupts(export, tmp_path / "artifact", every=5)
-
-
-@pytest.mark.one_backend
-@collected
-def test_a_save_is_interrupted_at_each_step(monkeypatch, tmp_path):
-    check_interrupts(TextSave(monkeypatch), tmp_path / "model.keras")
-
-
-@pytest.mark.one_backend
-@collected
-def test_interrupts_where_folders_cannot_be_exchanged(
-    export, tmp_path, monkeypatch
-):
-    monkeypatch.setattr(exchanging, "_exchange_at_once", cannot_exchange)
-    check_interrupts(export, tmp_path / "artifact", every=5)
-
-
-def run(script, *arguments):
-    """Runs a script, which checks what it sees."""
-    done = subprocess.run(
-        [sys.executable, SUPPORT / script, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-
-
-def test_kill_9_at_some_steps(tmp_path):
-    run("kill_steps.py", tmp_path, 61, *KINDS)
-
-
-@pytest.mark.slow
-def test_kill_9_at_each_step(tmp_path):
-    run("kill_steps.py", tmp_path, 1, *KINDS, "export-without")
-
-
-@pytest.mark.one_backend
-def test_two_processes_export_at_once(tmp_path):
-    run("exports_at_once.py", tmp_path / "artifact")
-    assert names(tmp_path) == ["artifact"]
-    assert manifests.read_checked(tmp_path / "artifact")
-
-
-def foreign_file(folder):
-    (folder / "thesis.tex").write_text("mine")
-
-
-def foreign_hidden_file(folder):
-    (folder / ".notes").write_text("mine")
-
-
-def foreign_file_below(folder):
-    (folder / "variables").mkdir(exist_ok=True)
-    (folder / "variables" / "mine").write_text("mine")
-
-
-def foreign_folder(folder):
-    (folder / "results").mkdir()
-
-
-def foreign_link(folder):
-    (folder / "link").symlink_to(folder.parent)
-
-
-def link_instead_of_a_file(folder):
-    part = folder / manifests.FORMATS[FORMAT].parts[0]
-    part.rename(folder.parent / "mine")
-    part.symlink_to(folder.parent / "mine")
-
-
-def damaged_manifest(folder):
-    path = folder / manifests.NAME
-    path.write_text(path.read_text().replace('"schema": 2', '"schema": 3'))
-
-
-def manifest_of_another_program(folder):
-    (folder / manifests.NAME).write_text('{"moe": "a cow"}')
-
-
-@pytest.mark.one_backend
-@pytest.mark.parametrize(
-    "add",
-    [
-        foreign_file,
-        foreign_hidden_file,
-        foreign_file_below,
-        foreign_folder,
-        foreign_link,
-        link_instead_of_a_file,
-        damaged_manifest,
-        manifest_of_another_program,
-    ],
-    ids=lambda add: add.__name__,
-)
-def test_a_folder_that_holds_anything_else_is_refused(export, artifact, add):
-    add(artifact)
-    before = content(artifact.parent), names(artifact)
-    with pytest.raises(ValueError, match="`path` must be a new folder"):
-        export(artifact, "new")
-    assert (content(artifact.parent), names(artifact)) == before
-
-
-@pytest.mark.one_backend
-def test_a_folder_without_a_manifest_and_a_file_are_refused(export, tmp_path):
-    (tmp_path / "mine.txt").write_text("mine")
-    for path, what in ((tmp_path, "mine.txt"), (tmp_path / "mine.txt", "file")):
-        with pytest.raises(ValueError, match=f"Received: .*, .*{what}"):
-            export(path, "new")
-    assert content(tmp_path) == {"mine.txt": "mine"}
 
 
 @pytest.mark.one_backend
@@ -193,42 +27,6 @@ def test_a_damaged_artifact_can_be_replaced(export, artifact):
     part.write_text("damaged")
     export(artifact, "new")
     assert part.read_text() == "new"
-
-
-@pytest.mark.one_backend
-@pytest.mark.parametrize("where", [".", "artifact", "artifact/.."])
-def test_the_working_directory_is_refused(export, tmp_path, monkeypatch, where):
-    """An empty one too, and that of an artifact, and a parent of it."""
-    here = tmp_path / "empty"
-    here.mkdir()
-    if where != ".":
-        export(here / "artifact", "old")
-        here = here / "artifact" if where == "artifact" else here
-    monkeypatch.chdir(here)
-    before = content(tmp_path)
-    with pytest.raises(ValueError, match="the working directory"):
-        export("." if where == "artifact" else where, "new")
-    assert content(tmp_path) == before
-
-
-@pytest.mark.one_backend
-def test_the_working_directory_under_another_name(
-    export, artifact, monkeypatch, tmp_path
-):
-    """As on systems on which `a` and `A` are one folder."""
-    (tmp_path / "other").symlink_to(artifact)
-    monkeypatch.setattr(placing.Path, "cwd", lambda: tmp_path / "other")
-    with pytest.raises(ValueError, match="the working directory"):
-        export(artifact, "new")
-
-
-@pytest.mark.one_backend
-def test_a_mount_point_is_refused_at_once(export, artifact, monkeypatch):
-    """A volume of a container, which is empty, cannot be renamed."""
-    monkeypatch.setattr(os.path, "ismount", lambda path: path == artifact)
-    with pytest.raises(ValueError, match="a mount point: name a new folder"):
-        export(artifact, "new")
-    export(artifact / "inside", "new")
 
 
 @pytest.mark.one_backend
@@ -260,31 +58,6 @@ def test_a_saved_file_behind_a_link_is_replaced(monkeypatch, tmp_path):
     for name in ("folder.keras", "circle.keras", "a\0.keras"):
         with pytest.raises(ValueError, match="`path` must be a file's"):
             save(tmp_path / name, "saved")
-
-
-@pytest.mark.one_backend
-@pytest.mark.parametrize("address", ["gs://bucket/a", "file:///tmp/a"])
-@pytest.mark.parametrize("kind", [str, pathlib.Path])
-def test_an_address_is_no_path(export, monkeypatch, tmp_path, address, kind):
-    monkeypatch.chdir(tmp_path)
-    save = TextSave(monkeypatch)
-    for write, place in ((export, address), (save, f"{address}.keras")):
-        with pytest.raises(ValueError, match="`path` must be a path of a file"):
-            write(kind(place), "new")
-    assert names(tmp_path) == []
-    for name in ("a:b", "c:"):  # the second one is a drive on Windows
-        export(tmp_path / name, "new")
-
-
-@pytest.mark.one_backend
-def test_a_home_that_is_not_expanded(export, monkeypatch, tmp_path):
-    """A folder named `~` is easily deleted as the home."""
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match=r"Pass os\.path\.expanduser"):
-        export("~/artifact", "new")
-    assert names(tmp_path) == []
-    for name in ("a~", "no/~"):
-        export(name, "new")
 
 
 @pytest.mark.one_backend

@@ -3,190 +3,20 @@
 import keras
 import numpy as np
 import pytest
-from backend import draw, to_numpy, value_and_gradients
-from router_zoo import arrays, logit_router
+from backend import draw, to_numpy
+from entropies import entropies_of
+from router_zoo import arrays
 
 from keras_moe import (
     ModalityEmbedding,
     ModalityRouter,
     MoEBlock,
     TransformerEncoderBlock,
-    losses,
     metrics,
 )
 
 # `make test` runs these tests on one backend, except for `every_backend` ones.
 pytestmark = pytest.mark.one_backend
-
-LOG2 = np.log(2)
-
-
-def entropy(p):
-    """In nats, over the last axis, by NumPy."""
-    p = np.asarray(p, "float64")
-    return -np.sum(np.where(p > 0, p * np.log(np.where(p > 0, p, 1)), 0), -1)
-
-
-def entropies_of(probs, ids, number, mask):
-    """Mean entropy and entropy of the mean, a modality: `(M,)` each."""
-    local, spread = np.zeros(number), np.zeros(number)
-    for m in range(number):
-        rows = probs[(ids == m) & mask]
-        if len(rows):
-            local[m] = entropy(rows).mean()
-            spread[m] = entropy(rows.mean(0))
-    return local, spread
-
-
-def test_entropy_losses_by_hand():
-    """Modality 0 is sure and uses both experts, 1 is unsure, 2 is sure of
-    one expert, 3 is not there; the last token is padding."""
-    probs = np.array(
-        [[1, 0], [0, 1], [0.5, 0.5], [0, 1], [0, 1], [np.nan, np.nan]],
-        "float32",
-    )
-    ids = np.array([0, 0, 1, 2, 2, 3], "int32")
-    mask = np.array([1, 1, 1, 1, 1, 0], "bool")
-    local = losses.local_entropy_loss(probs, ids, 4, mask)
-    np.testing.assert_allclose(to_numpy(local), [0, LOG2, 0, 0], atol=1e-6)
-    spread = losses.global_entropy_loss(probs, ids, 4, mask)
-    np.testing.assert_allclose(
-        to_numpy(spread), [-LOG2, -LOG2, 0, 0], atol=1e-6
-    )
-    spread = losses.global_entropy_loss(probs, ids, 4, mask, threshold=0.5)
-    np.testing.assert_allclose(to_numpy(spread), [0, 0, 0.5, 0], atol=1e-6)
-    tau = np.array([1, 0, 0.2, 9], "float32")
-    spread = losses.global_entropy_loss(probs, ids, 4, mask, threshold=tau)
-    np.testing.assert_allclose(
-        to_numpy(spread), [1 - LOG2, 0, 0.2, 0], atol=1e-6
-    )
-
-
-def test_entropy_losses_equal_numpy(rng):
-    probs = rng.dirichlet(np.ones(5), 40).astype("float32")
-    ids = rng.integers(0, 3, 40).astype("int32")
-    mask = rng.random(40) < 0.8
-    local, spread = entropies_of(probs, ids, 3, mask)
-    got = losses.local_entropy_loss(probs, ids, 3, mask)
-    np.testing.assert_allclose(to_numpy(got), local, rtol=1e-5)
-    got = losses.global_entropy_loss(probs, ids, 3, mask)
-    np.testing.assert_allclose(to_numpy(got), -spread, rtol=1e-5)
-    everyone = np.ones(40, "bool")
-    local, _ = entropies_of(probs, ids, 3, everyone)
-    got = losses.local_entropy_loss(probs, ids, 3)
-    np.testing.assert_allclose(to_numpy(got), local, rtol=1e-5)
-
-
-@pytest.mark.parametrize(
-    "loss", [losses.local_entropy_loss, losses.global_entropy_loss]
-)
-def test_gradients_of_the_entropy_losses(loss):
-    """Finite where a probability is 0 or a modality is missing; downhill: the
-    surer token has the lower local, the rarer expert the higher gradient."""
-    probs = np.array([[1, 0, 0], [0.7, 0.2, 0.1]], "float32")
-    ids = np.array([0, 1], "int32")
-    _, (gradient,) = value_and_gradients(lambda p: loss(p, ids, 3), probs)
-    assert np.isfinite(gradient).all()
-    # d(-p log p)/dp = -(1 + log p), by the weight that the sum gives to m.
-    _, (of_ones,) = value_and_gradients(lambda p: p[..., 0], probs)
-    weight = of_ones[1, 0]  # the second of the same fixed weights
-    sign = 1 if loss is losses.local_entropy_loss else -1
-    np.testing.assert_allclose(
-        gradient[1], -sign * weight * (1 + np.log(probs[1])), rtol=1e-4
-    )
-
-
-def test_load_by_group_by_hand():
-    """Two pairs a token; group 1's second token lost a pair; 2 is empty."""
-    load = metrics.expert_load_by_group(
-        expert_index=np.array([0, 1, 1, 2, 3, 1], "int32"),
-        token_index=np.array([0, 0, 1, 1, 2, 2], "int32"),
-        group=np.array([[0, 1, 1]], "int32"),
-        num_experts=3,
-        num_groups=3,
-    )
-    np.testing.assert_allclose(
-        to_numpy(load), [[0.5, 0.5, 0], [0, 2 / 3, 1 / 3], [0, 0, 0]], atol=1e-6
-    )
-
-
-def test_experts_of_a_modality_and_the_loss_by_hand():
-    """Token 0 may use experts 0 and 1: the softmax of its logits 1 and 2."""
-    router = ModalityRouter(
-        3,
-        2,
-        top_k=1,
-        experts_of_modality=[[0, 1], [2]],
-        local_entropy_weight=[2, 1],
-        global_entropy_weight=0.5,
-    )
-    logit_router(router)
-    x = np.array([[1, 2, 9], [5, 1, 0]], "float32")
-    ids = np.array([0, 1])
-    a = arrays(router(x, router_inputs=ids))
-    p = 1 / (1 + np.exp(-1))
-    np.testing.assert_array_equal(a.expert_index, [1, 2])
-    np.testing.assert_allclose(a.combine_weights, [p, 1], rtol=1e-6)
-    np.testing.assert_allclose(
-        a.router_probs, [[1 - p, p, 0], [0, 0, 1]], atol=1e-6
-    )
-    np.testing.assert_array_equal(a.router_logits, x)
-    h = entropy([1 - p, p])
-    assert a.router_loss == pytest.approx(2 * h - 0.5 * h, rel=1e-5)
-    router.disable_experts([2])
-    a = arrays(router(x, router_inputs=ids))
-    np.testing.assert_array_equal(a.expert_index, [1, 3])
-    np.testing.assert_allclose(a.combine_weights, [p, 0], rtol=1e-6)
-
-
-def test_a_bias_of_each_modality_and_ids_of_sequences():
-    router = logit_router(ModalityRouter(3, 2, 1, modality_bias=True))
-    router.modality_bias_weight.assign([[0, 3, 0], [0, 0, 1.5]])
-    x = np.array([[[1, 0, 0], [5, 0, 0]]] * 2, "float32")
-    a = arrays(router(x, router_inputs=np.array([0, 1])))
-    np.testing.assert_array_equal(a.expert_index, [1, 0, 2, 0])
-    np.testing.assert_allclose(a.router_logits[2], [1, 0, 1.5])
-    best = np.exp(1.5) / (np.exp(1) + 1 + np.exp(1.5))
-    assert a.combine_weights[2] == pytest.approx(best, rel=1e-5)
-
-
-def test_thresholds_turn_the_global_loss_off(rng):
-    x, ids = draw(rng, 20, 3), rng.integers(0, 2, 20)
-    given = {"local_entropy_weight": 0, "global_entropy_weight": 1}
-    for tau, low in ((0.0, 0.0), ([3, 0], 3 - np.log(3))):
-        router = ModalityRouter(3, 2, threshold=tau, **given)
-        loss = arrays(router(x, router_inputs=ids)).router_loss
-        assert loss == 0 if low == 0 else low <= loss <= 3
-    assert not ModalityRouter(3, 2, 2, None, 0, [0, 0]).has_loss
-
-
-@pytest.mark.parametrize(
-    "arguments, message",
-    [
-        ({"num_modalities": 0}, "`num_modalities` must be"),
-        ({"local_entropy_weight": -1}, "`local_entropy_weight` must be"),
-        ({"global_entropy_weight": [1]}, "one for each of 2 modalities"),
-        ({"threshold": [1, -2]}, "`threshold` must be"),
-        ({"experts_of_modality": [[0, 1]]}, "for each of the 2 modalities"),
-        ({"experts_of_modality": [[0, 1], [3]]}, "top_k=2 or more experts"),
-        ({"experts_of_modality": [[0, 1], [3, 4]]}, "in 0 ... 3"),
-    ],
-)
-def test_arguments_out_of_range(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        ModalityRouter(**{"num_experts": 4, "num_modalities": 2, **arguments})
-
-
-def test_a_modality_out_of_range_is_an_error():
-    router = ModalityRouter(3, 2)
-    x = np.ones((2, 4), "float32")
-    for bad in (-1, 2):
-        with pytest.raises(ValueError, match="modalities in 0 ... 1"):
-            router(x, router_inputs=np.array([0, bad]))
-    mask = np.array([True, False])
-    a = arrays(router(x, mask=mask, router_inputs=np.array([0, 9])))
-    np.testing.assert_array_equal(a.expert_index[2:], [3, 3])
-    assert np.isfinite(a.combine_weights).all()
 
 
 def test_embedding_by_hand():

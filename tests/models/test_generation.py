@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from backend import to_numpy
 from keras import ops
-from model_zoo import MODELS, outputs_of
+from model_zoo import MODELS, lively, outputs_of
 
 from keras_moe import AttentionRouter, MoEBlock, kernels
 from keras_moe.models import Greedy, Random, TopK, TopP
@@ -43,15 +43,6 @@ def language_model(generated):
 @pytest.fixture(scope="module")
 def seq2seq():
     return lively(MODELS["MoESeq2Seq"](positions="learned", seed=1))
-
-
-def lively(model, scale=0.7):
-    """Large weights make the best token differ from step to step."""
-    rng = np.random.default_rng(3)
-    for weight in model.trainable_weights:
-        if len(weight.shape) > 1:
-            weight.assign(rng.normal(size=weight.shape) * scale)
-    return model
 
 
 def check_greedy(model, found):

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 from backend import BACKEND, to_numpy
 from keras import ops
-from model_zoo import MODELS, V
-from test_generation import lively
+from model_zoo import MODELS, V, lively
 
 from keras_moe import MoEBlock, kernels
 from keras_moe.export.observing import observer

@@ -9,6 +9,7 @@ import json
 import warnings
 
 import argument_cases as cases
+import argument_fuzzing as fuzzing
 import numpy as np
 import pytest
 
@@ -27,14 +28,14 @@ def outcome(call, arguments):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            return call(**cases.filled(arguments)), None
+            return call(**fuzzing.filled(arguments)), None
         except Exception as error:
             return None, error
 
 
 def fault_of(call, valid, replaced):
     """What is wrong with a call of replaced arguments, or None."""
-    parameters = cases.parameters_of(call)
+    parameters = fuzzing.parameters_of(call)
     result, error = outcome(call, {**valid, **replaced})
     if error is not None:
         text = str(error)
@@ -43,7 +44,7 @@ def fault_of(call, valid, replaced):
             return None if "Received" in text else f"no `Received`: {text}"
         return f"{type(error).__name__}: {text}"
     for name, value in replaced.items():
-        if not cases.is_allowed(name, parameters[name], value):
+        if not fuzzing.is_allowed(name, parameters[name], value):
             return "accepted"
     if hasattr(result, "get_config") and not any(
         callable(value) for value in replaced.values()
@@ -74,12 +75,12 @@ def fuzz(names, number, seed):
     for _ in range(number):
         name = names[rng.integers(len(names))]
         call, valid = ALL[name]
-        fuzzed = cases.fuzzed_names(call, valid)
+        fuzzed = fuzzing.fuzzed_names(call, valid)
         if not fuzzed:
             continue
         count = min(1 + int(rng.random() < 0.25), len(fuzzed))
         chosen = rng.choice(fuzzed, count, replace=False)
-        replaced = {str(one): cases.junk(rng) for one in chosen}
+        replaced = {str(one): fuzzing.junk(rng) for one in chosen}
         fault = fault_of(call, valid, replaced)
         if fault is not None:
             faults[name, str(replaced)] = fault[:300]
@@ -134,8 +135,8 @@ def arguments_of_kind(*kinds):
     return [
         (name, argument)
         for name, (call, valid) in ALL.items()
-        for argument in cases.fuzzed_names(call, valid)
-        if cases.parameters_of(call)[argument].annotation in kinds
+        for argument in fuzzing.fuzzed_names(call, valid)
+        if fuzzing.parameters_of(call)[argument].annotation in kinds
     ]
 
 
@@ -147,9 +148,9 @@ def test_misspelled_choices_are_refused():
     checked = 0
     for name, argument in arguments_of_kind(str):
         call, valid = ALL[name]
-        if name in MODELS or argument in cases.ANY_TEXT:
+        if name in MODELS or argument in fuzzing.ANY_TEXT:
             continue
-        for choice in cases.CHOICES[argument]:
+        for choice in fuzzing.CHOICES[argument]:
             for wrong in misspelled(choice):
                 fault = fault_of(call, valid, {argument: wrong})
                 assert fault is None, (name, argument, wrong, fault)
@@ -170,15 +171,15 @@ def test_bools_are_bools():
 def test_numpy_scalars_become_plain_values():
     checked = 0
     for call, valid in LAYERS.values():
-        parameters = cases.parameters_of(call)
-        for argument in cases.fuzzed_names(call, valid):
+        parameters = fuzzing.parameters_of(call)
+        for argument in fuzzing.fuzzed_names(call, valid):
             value = valid.get(argument, parameters[argument].default)
             if type(value) not in (int, float, bool):
                 continue
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 given = {**valid, argument: np.array(value)[()]}
-                config = call(**cases.filled(given)).get_config()
+                config = call(**fuzzing.filled(given)).get_config()
             assert type(config.get(argument, value)) in (int, float, bool)
             json.dumps(config)
             checked += 1
@@ -188,8 +189,8 @@ def test_numpy_scalars_become_plain_values():
 @pytest.mark.parametrize("name", LAYERS)
 def test_misspelled_names_are_refused_and_suggested(name):
     call, valid = ALL[name]
-    for argument in cases.parameters_of(call):
-        if argument in cases.NOT_FUZZED or argument in valid:
+    for argument in fuzzing.parameters_of(call):
+        if argument in fuzzing.NOT_FUZZED or argument in valid:
             continue
         wrong = argument + "x"
         _, error = outcome(call, {**valid, wrong: 1})
@@ -268,7 +269,7 @@ TOOLS = {
     ),
     "search_space": (lambda: training.search_space(3), "hp"),
     "top_k": (
-        lambda: training.search_space(cases.Thing(), top_k=(0, 1)),
+        lambda: training.search_space(fuzzing.Thing(), top_k=(0, 1)),
         "top_k",
     ),
     "space": (lambda: training.hypermodel(len, num_expert=(2,)), "num_expert"),

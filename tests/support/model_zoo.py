@@ -72,3 +72,12 @@ def outputs_of(model, inputs):
     """The outputs of a model, NumPy."""
     inputs = keras.tree.map_structure(ops.convert_to_tensor, inputs)
     return to_numpy(compiled(model, training=False)(inputs))
+
+
+def lively(model, scale=0.7):
+    """Large weights make the best token differ from step to step."""
+    rng = np.random.default_rng(3)
+    for weight in model.trainable_weights:
+        if len(weight.shape) > 1:
+            weight.assign(rng.normal(size=weight.shape) * scale)
+    return model

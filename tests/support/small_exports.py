@@ -54,3 +54,11 @@ class TextSave:
         path = pathlib.Path(path)
         path.write_text(self.text[:1])
         path.write_text(self.text)
+
+
+def foreign_file(folder):
+    (folder / "thesis.tex").write_text("mine")
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())

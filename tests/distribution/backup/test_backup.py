@@ -10,7 +10,18 @@ import sys
 import keras
 import numpy as np
 import pytest
-from backend import BACKEND, to_numpy
+from backend import BACKEND
+from backup_training import (
+    BATCHES,
+    Shuffled,
+    StopAfter,
+    Stopped,
+    fit,
+    make_data,
+    make_model,
+    same,
+    weights_of,
+)
 from keras import layers
 from paths import SUPPORT
 
@@ -21,81 +32,6 @@ from keras_moe.distribution.backup import (
     state,
 )
 from keras_moe.distribution.backup.processes import processes_of
-
-EPOCHS, BATCHES, BATCH = 3, 4, 8
-
-
-class Stopped(Exception):
-    pass
-
-
-class StopAfter(keras.callbacks.Callback):
-    """Ends the training as a kill would, seen from the callback before it."""
-
-    def __init__(self, epoch, batch):
-        super().__init__()
-        self.at = (epoch, batch)
-
-    def on_epoch_begin(self, epoch, logs=None):
-        self.epoch = epoch
-
-    def on_train_batch_end(self, batch, logs=None):
-        if (self.epoch, batch) == self.at:
-            raise Stopped
-
-
-class Shuffled(keras.utils.PyDataset):
-    """Draws its order anew in each epoch."""
-
-    def __init__(self, x, y):
-        super().__init__()
-        self.x, self.y = x, y
-        self.order = np.arange(len(x))
-
-    def __len__(self):
-        return BATCHES
-
-    def on_epoch_begin(self):
-        self.order = np.random.permutation(len(self.x))
-
-    def __getitem__(self, index):
-        rows = self.order[index * BATCH : (index + 1) * BATCH]
-        return self.x[rows], self.y[rows]
-
-
-def make_data():
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=(BATCHES * BATCH, 4)).astype("float32")
-    return x, x[:, :1] * x[:, 1:2]
-
-
-def make_model(width=6, optimizer=None, name="model", **compile_arguments):
-    """What it draws: weights, dropout, and in `fit` the order of the data."""
-    keras.utils.set_random_seed(1)
-    inputs = keras.Input((4,))
-    x = layers.Dropout(0.3)(layers.Dense(width, "tanh")(inputs))
-    model = keras.Model(inputs, layers.Dense(1)(x), name=name)
-    optimizer = optimizer or keras.optimizers.Adam(0.03)
-    model.compile(optimizer, "mse", metrics=["mae"], **compile_arguments)
-    return model
-
-
-def fit(*callbacks, model=None, data=None, epochs=EPOCHS, **arguments):
-    model = model or make_model()
-    x, y = make_data()
-    arguments = arguments if data else {"y": y, "batch_size": BATCH}
-    history = model.fit(
-        data or x, epochs=epochs, verbose=0, callbacks=callbacks, **arguments
-    )
-    return model, history.history
-
-
-def weights_of(model):
-    return [to_numpy(v.value) for v in state.variables_of(model)]
-
-
-def same(one, other):
-    return all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
 
 
 @pytest.fixture(scope="module")
@@ -222,131 +158,6 @@ def test_eight_devices_go_on_as_four_and_as_one(tmp_path):
     )
 
 
-# --- saves that are torn -----------------------------------------------------
-
-
-def truncate(generation, name):
-    path = generation / name
-    path.write_bytes(path.read_bytes()[:-20])
-
-
-def flip(generation, name):
-    path = generation / name
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(data)
-
-
-def lose(generation, name):
-    (generation / name).unlink()
-
-
-@pytest.mark.parametrize("name", ["arrays.npz", "process-0.npz"])
-@pytest.mark.parametrize("damage", [truncate, flip, lose])
-def test_a_torn_file_is_known(tmp_path, damage, name):
-    good, torn = two_generations(tmp_path)
-    damage(torn, name)
-    found, _, why = generations.newest_whole(tmp_path)
-    assert found == good
-    assert name in why[0]
-
-
-@pytest.mark.parametrize("damage", [truncate, lose])
-def test_a_torn_manifest_is_known(tmp_path, damage):
-    good, torn = two_generations(tmp_path)
-    damage(torn, "manifest.json")
-    assert generations.newest_whole(tmp_path)[0] == good
-
-
-def two_generations(folder):
-    def fill(folder):
-        for name in ("arrays.npz", "process-0.npz"):
-            (folder / name).write_bytes(bytes(range(256)) * 2)
-        return {"epoch": 1}
-
-    return [generations.write(folder, fill, keep=2) for _ in range(2)]
-
-
-def test_training_goes_on_from_the_save_before(tmp_path, undisturbed):
-    fit(BackupAndResume(tmp_path))
-    newest, _ = generations.generations(tmp_path)
-    truncate(newest, "arrays.npz")
-    with pytest.warns(UserWarning, match=r"arrays.npz has \d+ of \d+ bytes"):
-        model, history = fit(BackupAndResume(tmp_path))
-    assert history == undisturbed[1]
-    assert same(weights_of(model), undisturbed[0])
-    saves = generations.generations(tmp_path)
-    assert len(saves) == 2
-    for generation in saves:
-        generations.read_manifest(generation)  # both are whole
-        lose(generation, "manifest.json")
-    with pytest.raises(ValueError, match="Delete it to start anew"):
-        fit(BackupAndResume(tmp_path))
-
-
-@pytest.mark.parametrize(
-    "step", ["np.lib.format.write_array", "json.dumps", "os.rename"]
-)
-def test_a_full_disk_leaves_the_saves_before(tmp_path, monkeypatch, step):
-    """Within the arrays, at the manifest, at the last step."""
-    good = two_generations(tmp_path)
-    calls = []
-
-    def full(*args, **kwargs):
-        calls.append(args)
-        raise OSError(28, "No space left on device")
-
-    def fill(folder):
-        state.write_arrays(folder / "arrays.npz", [("a", np.ones(3))])
-        return {}
-
-    with monkeypatch.context() as patch:
-        patch.setattr(*patched(step), full)
-        with pytest.raises(OSError, match="No space left"):
-            generations.write(tmp_path, fill, keep=2)
-    assert calls
-    assert sorted(tmp_path.iterdir()) == good
-    found, _, torn = generations.newest_whole(tmp_path)
-    assert (found, torn) == (good[1], [])
-
-
-def patched(step):
-    return {
-        "np.lib.format.write_array": (np.lib.format, "write_array"),
-        "json.dumps": (json, "dumps"),
-        "os.rename": (generations.os, "rename"),
-    }[step]
-
-
-def test_what_a_killed_save_left_is_no_save(tmp_path):
-    good = two_generations(tmp_path)
-    half = tmp_path / "generation-00000002.writing"
-    half.mkdir()
-    (half / "arrays.npz").write_bytes(b"half")
-    found, _, torn = generations.newest_whole(tmp_path)
-    assert (found, torn) == (good[1], [])
-    assert two_generations(tmp_path)[1] == generations.generations(tmp_path)[0]
-    assert len(list(tmp_path.iterdir())) == 2
-
-
-def test_folders_of_the_user_stay(tmp_path):
-    """Whatever their names: only what was written here is removed."""
-    for name in ("writing", "removing", "generation-1", "my.writing"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "notes.txt").write_text("mine")
-    for _ in range(2):
-        two_generations(tmp_path)
-    found = {p.name for p in tmp_path.iterdir()}
-    assert found == {"writing", "removing", "generation-1", "my.writing"} | {
-        "generation-00000002",
-        "generation-00000003",
-    }
-    assert (tmp_path / "writing" / "notes.txt").read_text() == "mine"
-
-
-# --- what is said ------------------------------------------------------------
-
-
 def test_another_models_saves_are_refused(tmp_path):
     fit(BackupAndResume(tmp_path))
     with pytest.raises(ValueError, match="`directory` must hold") as error:
@@ -382,3 +193,21 @@ def test_a_model_must_be_built(tmp_path):
     model.compile("sgd", "mse")
     with pytest.raises(ValueError, match="must be built"):
         fit(BackupAndResume(tmp_path), model=model)
+
+
+def test_training_goes_on_from_the_save_before(tmp_path, undisturbed):
+    fit(BackupAndResume(tmp_path))
+    newest, _ = generations.generations(tmp_path)
+    arrays = newest / "arrays.npz"
+    arrays.write_bytes(arrays.read_bytes()[:-20])
+    with pytest.warns(UserWarning, match=r"arrays.npz has \d+ of \d+ bytes"):
+        model, history = fit(BackupAndResume(tmp_path))
+    assert history == undisturbed[1]
+    assert same(weights_of(model), undisturbed[0])
+    saves = generations.generations(tmp_path)
+    assert len(saves) == 2
+    for generation in saves:
+        generations.read_manifest(generation)  # both are whole
+        (generation / "manifest.json").unlink()
+    with pytest.raises(ValueError, match="Delete it to start anew"):
+        fit(BackupAndResume(tmp_path))

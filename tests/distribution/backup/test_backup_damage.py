@@ -9,6 +9,7 @@ import hand_saves
 import numpy as np
 import pytest
 from backend import BACKEND
+from backup_training import StopAfter, Stopped, fit
 
 from keras_moe.distribution import BackupAndResume, load_backup
 from keras_moe.distribution.backup import generations
@@ -330,7 +331,6 @@ def test_an_old_manifest_that_contradicts_its_history(damaged):
 @pytest.mark.every_backend
 def test_an_old_backup_within_an_epoch(tmp_path):
     """Its metrics' states lack an axis on JAX and PyTorch."""
-    from test_backup import StopAfter, Stopped, fit
 
     expected = fit()[1]
     with pytest.raises(Stopped):

@@ -12,6 +12,7 @@ import sys
 import each_step
 import hand_saves
 import pytest
+from backup_training import fit
 from disk_steps import Interrupt, Snapshots, before_each_step
 from each_step import AtStep, interrupt
 from paths import SUPPORT
@@ -196,7 +197,6 @@ def test_the_working_directory_may_change(tmp_path, monkeypatch):
 
 def test_another_models_backup_is_left_as_it_is(tmp_path):
     """Torn saves, too: they are removed by the training that they belong to."""
-    from test_backup import fit
 
     hand_saves.make_backup(tmp_path, 2)
     newest = generations.generations(tmp_path)[0]
