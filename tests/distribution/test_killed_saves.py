@@ -1,6 +1,6 @@
 """Two processes save one model, one of them is killed, and the file is whole.
 
-In one process `save_model` is killed at each step, see test_interrupted_writes.py.
+`test_interrupted_writes.py` kills `save_model` at each step in one process.
 """
 
 import keras
