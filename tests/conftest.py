@@ -9,10 +9,11 @@ import time
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 # Optimizing a test's program takes longer than running it, so the optimizers
-# are off: XLA's here (LLVM's level and the fusion emitters; and a program is
-# not split to compile in parallel, because both cores have a worker) and
-# TensorFlow's graph optimizer below. `tests/as_used/` runs without these
-# switches, as users do, and so does the quickstart's test.
+# are off. These flags turn off XLA's (LLVM's optimization level and the fusion
+# emitters) and keep XLA from splitting a program to compile it in parallel,
+# because every core already runs a worker. TensorFlow's graph optimizer is
+# turned off below. `tests/as_used/` and the test of the quickstart run without
+# these switches, as users do.
 os.environ.setdefault(
     "XLA_FLAGS",
     "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
@@ -36,12 +37,12 @@ if keras.backend.backend() == "tensorflow" and os.environ["XLA_FLAGS"]:
 
 @pytest.fixture(autouse=True)
 def fixed_seed():
-    """Makes weights and draws the same in every run."""
+    """Make weights and random draws the same in every run."""
     keras.utils.set_random_seed(0)
 
 
 def has_slots_to_make(model):
-    """Whether `fit` would build one of Keras's optimizers (not ours)."""
+    """Return whether `fit` would build one of Keras's own optimizers."""
     optimizer = getattr(model, "optimizer", None)
     if optimizer is None or optimizer.built or not model.built:
         return False
@@ -50,9 +51,10 @@ def has_slots_to_make(model):
 
 @pytest.fixture(autouse=True, scope="session")
 def one_trace():
-    """Builds the optimizer before the first step, not within.
+    """Build the optimizer before the first step, not within it.
 
-    TensorFlow traces a step again that made variables, at twice the time.
+    If a step creates variables, TensorFlow traces it again, which doubles the
+    time.
     """
     fit = keras.Model.fit
 
@@ -71,8 +73,8 @@ def one_trace():
 def small_heap():
     """Exempt objects left by earlier test files from garbage collection.
 
-    Keras collects garbage for each attribute that is deleted, which takes
-    half a second in a process that holds backends and traced programs.
+    Keras collects garbage each time an attribute is deleted, which takes half
+    a second in a process that holds backends and traced programs.
     """
     gc.collect()
     gc.freeze()
@@ -80,43 +82,43 @@ def small_heap():
 
 @pytest.fixture
 def rng():
-    """A NumPy generator, apart from the backend's own."""
+    """Return a NumPy generator that is independent of the backend's."""
     return np.random.default_rng(0)
 
 
 @pytest.fixture(autouse=True)
 def default_dtype_policy():
-    """Puts the global dtype policy back after a test that sets it."""
+    """Restore the global dtype policy after a test that sets it."""
     yield
     keras.config.set_dtype_policy("float32")
 
 
 @pytest.fixture(params=RUNS, ids=lambda run: f"{run[0]}-{run[1]}")
 def formulation(request):
-    """Forces each formulation in turn; yields its name."""
+    """Force each formulation in turn, and yield its name."""
     with kernels.use(request.param[0]):
         yield request.param[0]
 
 
 @pytest.fixture
 def compiled(request, formulation):
-    """How the formulation is run."""
+    """Return how the formulation is run."""
     return request.node.callspec.params["formulation"][1]
 
 
-collect_ignore = ["as_used"]  # run without this file, by `make test`
-# Tests without a branch on the backend run here in `make test`.
+collect_ignore = ["as_used"]  # `make test` runs it without this file
+# `make test` runs tests that are marked `one_backend` on this backend only.
 HOME_BACKEND = "torch"
-LONGEST = 20  # seconds of a test that is not marked `slow`
+LONGEST = 20  # maximum seconds of a test that is not marked `slow`
 STARTED = pytest.StashKey[np.ndarray]()
 
 
 def pytest_configure(config):
-    """Discard the output of importing the backend; share JAX's programs.
+    """Discard the output of importing the backend, and share JAX's programs.
 
     The process that hands out the tests would print that output at its end,
-    after pytest's closing line. It also makes the folder of compiled programs,
-    for its workers and for the processes that tests start.
+    after pytest's closing line. That process also creates the folder of
+    compiled programs for its workers and for the processes that tests start.
     """
     capture = config.pluginmanager.getplugin("capturemanager")
     capture.read_global_capture()
@@ -129,7 +131,7 @@ def pytest_configure(config):
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Mark what `make test` runs on another backend as `repeated`."""
+    """Mark tests as `repeated` if `make test` runs them on another backend."""
     if keras.backend.backend() == HOME_BACKEND:
         return
     for item in items:
@@ -139,7 +141,7 @@ def pytest_collection_modifyitems(items):
 
 
 def clocks():
-    """Return wall time and CPU time, ended child processes included."""
+    """Return wall time and CPU time, which includes ended child processes."""
     return np.array([time.monotonic(), sum(os.times()[:4])])
 
 
@@ -151,10 +153,10 @@ def pytest_runtest_setup(item):
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item, call):
-    """Fail a test that takes too long to be in `make test`.
+    """Fail a test that takes too long for `make test`.
 
-    The smaller of both times counts, so that a busy machine does not cause
-    failures.
+    The smaller of wall time and CPU time counts, so that a busy machine does
+    not cause failures.
     """
     report = yield
     left_out = any(map(item.get_closest_marker, ("slow", "repeated")))
@@ -164,6 +166,6 @@ def pytest_runtest_makereport(item, call):
             report.outcome = "failed"
             report.longrepr = (
                 f"The test took {seconds:.0f} s, and {LONGEST} s is the limit."
-                " Make it smaller, or mark it `slow`."
+                " Make the test smaller, or mark it `slow`."
             )
     return report

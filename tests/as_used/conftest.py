@@ -15,7 +15,7 @@ import pytest
 
 @pytest.fixture(autouse=True)
 def fixed_seed():
-    """Make weights and draws the same in every run."""
+    """Make weights and random draws the same in every run."""
     # The process that hands out the tests imports no backend, whose messages
     # would come after pytest's closing line.
     import keras
@@ -25,5 +25,5 @@ def fixed_seed():
 
 @pytest.fixture
 def rng():
-    """Return a NumPy generator, apart from the backend's own."""
+    """Return a NumPy generator that is independent of the backend's."""
     return np.random.default_rng(0)

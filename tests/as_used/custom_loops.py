@@ -1,10 +1,10 @@
-"""A training loop in the style of each backend, as Keras's guides write it."""
+"""Train by hand, with a loop in each backend's style as in Keras's guides."""
 
 import keras
 
 
 def train_by_hand(model, batches, optimizer):
-    """Take one optimizer step per batch and return the loss before each."""
+    """Take one optimizer step per batch, and return the loss before each."""
     step = {
         "jax": jax_step,
         "tensorflow": tensorflow_step,
@@ -19,7 +19,7 @@ def mse(y, predicted):
 
 
 def tensorflow_step(model, optimizer):
-    """Return a step under `tf.function` and `GradientTape`."""
+    """Return a step that runs under `tf.function` and `GradientTape`."""
     import tensorflow as tf
 
     optimizer.build(model.trainable_variables)
@@ -36,7 +36,7 @@ def tensorflow_step(model, optimizer):
 
 
 def torch_step(model, optimizer):
-    """Return a step by `backward`."""
+    """Return a step that calls `backward`."""
     import torch
 
     def step(x, y):
@@ -53,7 +53,7 @@ def torch_step(model, optimizer):
 
 
 def jax_step(model, optimizer):
-    """Return a step by `stateless_call` under `jax.jit`."""
+    """Return a step that calls `stateless_call` under `jax.jit`."""
     import jax
 
     optimizer.build(model.trainable_variables)

@@ -1,10 +1,10 @@
-"""The same batches as each kind of data set that `fit` takes."""
+"""Make each kind of data set that `fit` takes from the same arrays."""
 
 import keras
 
 
 class Batches(keras.utils.PyDataset):
-    """The batches as a `PyDataset`."""
+    """A `PyDataset` of the batches."""
 
     def __init__(self, x, y, batch_size):
         super().__init__()

@@ -1,4 +1,4 @@
-"""What a block computes, in NumPy's float64, token by token."""
+"""Compute a block's outputs token by token, in NumPy's float64."""
 
 import numpy as np
 
@@ -7,10 +7,10 @@ def block_outputs(block, x, top_k=2):
     """Return the outputs of a `MoEBlock` with ReLU experts and no capacity.
 
     Args:
-        block: a built block with a softmax router, biases, and no shared
+        block: Built `MoEBlock` with a softmax router, biases, and no shared
             expert.
-        x: `(..., D)`.
-        top_k: K.
+        x: Array of shape `(..., D)`.
+        top_k: Number of experts per token.
     """
     tokens = np.asarray(x, "float64").reshape(-1, np.shape(x)[-1])
     kernel = np.asarray(block.router.kernel.numpy(), "float64")
@@ -39,7 +39,7 @@ def _one(block, token, logits, top_k):
 
 
 def normalized(x, epsilon=1e-3):
-    """Return Keras's `LayerNormalization` of `x`, with its first weights."""
+    """Return Keras's `LayerNormalization` of `x`, with initial weights."""
     x = np.asarray(x, "float64")
     centered = x - x.mean(axis=-1, keepdims=True)
     return centered / np.sqrt(x.var(axis=-1, keepdims=True) + epsilon)

@@ -1,4 +1,4 @@
-"""`fit` on every kind of data set takes the steps of `fit` on arrays."""
+"""`fit` takes the same steps on every kind of data set as on arrays."""
 
 import keras
 import numpy as np
@@ -21,7 +21,7 @@ def make_model():
 
 @pytest.fixture(scope="module")
 def arrays():
-    """Return data, first weights, and the weights after two epochs."""
+    """Return the data, the initial weights, and those after two epochs."""
     rng = np.random.default_rng(0)
     x = rng.normal(size=(24, 5, D)).astype("float32")
     y = rng.normal(size=(24, 1)).astype("float32")
@@ -45,7 +45,7 @@ def test_fit_on(arrays, source):
 
 
 def test_the_wrapper_for_scikit_learn(rng):
-    """`SKLearnClassifier` in a cross-validation, which clones the model."""
+    """Cross-validation clones the `SKLearnClassifier`."""
     from sklearn.model_selection import cross_val_score
 
     def build(X, y, intermediate_dim=12):
@@ -60,7 +60,7 @@ def test_the_wrapper_for_scikit_learn(rng):
     y = (x[:, 0] * x[:, 1] > 0).astype("int32")
     x[:, 2] = 4.0 * y - 2.0
     classifier = keras.wrappers.SKLearnClassifier(build)
-    # Keras loses `fit_kwargs` of the wrapper when scikit-learn clones it.
+    # Keras loses the wrapper's `fit_kwargs` when scikit-learn clones it.
     options = {"epochs": 20, "verbose": 0}
     scores = cross_val_score(classifier, x, y, cv=2, params=options)
     assert scores.min() > 0.9

@@ -10,7 +10,7 @@ PROMPTS = np.array([[3, 4, 5], [6, 7, 8]], "int32")
 
 @pytest.fixture(scope="module")
 def model():
-    """Return a model whose large weights make the best token differ by step."""
+    """Return a model whose large weights make the best tokens differ."""
     rng = np.random.default_rng(3)
     model = MoELanguageModel(
         vocabulary_size=9,
@@ -28,7 +28,7 @@ def model():
 
 
 def greedy(model, prompts, length):
-    """Return what repeated full forward passes give; id 0 is padding."""
+    """Return the tokens of repeated full forward passes (id 0 is padding)."""
     ids = prompts
     while ids.shape[1] < length:
         logits = model.predict(ids, verbose=0)[:, -1]

@@ -1,4 +1,4 @@
-"""A block inside what users write: own layers, models, cells, wrappers."""
+"""Test a block inside users' own layers, models, cells, and wrappers."""
 
 import keras
 import numpy as np
@@ -12,13 +12,13 @@ BACKEND = keras.backend.backend()
 
 
 def make_data(rng, samples=32, length=5):
-    """Return tokens, and a target that follows from two of their features."""
+    """Return tokens, and a target that depends on two of their features."""
     x = rng.normal(size=(samples, length, D)).astype("float32")
     return x, np.tanh(x[..., :2].sum(axis=(1, 2)))[:, None]
 
 
 def fitted(model, x, y, epochs=6):
-    """Return the loss of each epoch."""
+    """Compile and train a model, and return the loss of each epoch."""
     model.compile(keras.optimizers.SGD(0.1), "mse")
     history = model.fit(x, y, batch_size=16, epochs=epochs, verbose=0)
     return history.history["loss"]
@@ -54,7 +54,7 @@ def test_an_own_layer_with_a_residual(rng, tmp_path):
 
 @pytest.mark.parametrize("capacity_factor", [None, 1.25])
 def test_a_subclassed_model(rng, capacity_factor):
-    """On `keras.Input`, alone, and at a length it was not called with."""
+    """The model runs inside another model, alone, and at another length."""
     inner = Subclassed(capacity_factor)
     inputs = keras.Input((None, D))
     model = keras.Model(inputs, inner(inputs))
@@ -99,7 +99,7 @@ def test_a_recurrent_cell(rng, unroll):
 
 
 class Frames(keras.layers.Layer):
-    """A layer that treats each frame of a clip alike."""
+    """A layer that applies one block to each frame of a clip."""
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
@@ -116,7 +116,7 @@ class Frames(keras.layers.Layer):
 @pytest.mark.filterwarnings("ignore:.*cannot leave the loop")
 def test_frames_of_unknown_number(rng):
     layer = Frames()
-    # On JAX Keras's wrapper fails for any layer if the number is unknown.
+    # On JAX, `TimeDistributed` fails for any layer if the number is unknown.
     inputs = keras.Input((3 if BACKEND == "jax" else None, 5, D))
     outputs = layer(inputs)
     x = rng.normal(size=(32, 3, 5, D)).astype("float32")
@@ -143,8 +143,8 @@ def test_nested_mixtures(rng):
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("make", [Residual, Subclassed])
-def test_the_export_of_keras(rng, tmp_path, make):
-    """At a batch size and a length that the export was not made with."""
+def test_the_export_by_keras(rng, tmp_path, make):
+    """The export takes any batch size and any length."""
     inputs = keras.Input((None, D))
     model = keras.Model(inputs, make()(inputs))
     x = rng.normal(size=(3, 7, D)).astype("float32")
@@ -155,7 +155,7 @@ def test_the_export_of_keras(rng, tmp_path, make):
 
 
 def export_options():
-    """Return what Keras needs to keep batch and length open."""
+    """Return the options that keep batch size and length dynamic."""
     if BACKEND != "torch":
         return {"format": "tf_saved_model"}
     import torch
@@ -166,7 +166,7 @@ def export_options():
 
 
 def served(path, x):
-    """Return what an export gives in its own runtime."""
+    """Return the outputs of an export in its own runtime."""
     if BACKEND == "torch":
         import torch
 

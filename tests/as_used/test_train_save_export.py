@@ -1,4 +1,4 @@
-"""A block in a user's functional model: train, save, load, export."""
+"""Train, save, load, and export a user's functional model with a block."""
 
 import os
 
@@ -25,7 +25,7 @@ def make_model():
 
 
 def make_data(rng, samples=64):
-    """Return tokens, and a target that follows from two of their features."""
+    """Return tokens, and a target that depends on two of their features."""
     x = rng.normal(size=(samples, 5, D)).astype("float32")
     return x, np.tanh(x[..., :2].sum(axis=(1, 2)))[:, None]
 
@@ -69,7 +69,7 @@ def test_training_lowers_the_loss(trained):
 
 
 def test_predictions_do_not_depend_on_how_the_model_is_called(trained):
-    """By `predict` or by a call, in other batches, at another length."""
+    """`predict` and a call agree, in other batches and at another length."""
     model, x, _ = trained
     predicted = model.predict(x, verbose=0)
     parts = model.predict(x[:7], batch_size=3, verbose=0)
@@ -78,7 +78,7 @@ def test_predictions_do_not_depend_on_how_the_model_is_called(trained):
     np.testing.assert_allclose(numpy_of(model(x[:3, :2])), shorter, atol=1e-5)
 
 
-def test_a_saved_model_is_loaded_and_trains_on(trained, tmp_path):
+def test_a_saved_model_is_loaded_and_trained_again(trained, tmp_path):
     model, x, losses = trained
     model.save(tmp_path / "model.keras")
     again = keras.saving.load_model(tmp_path / "model.keras")
@@ -91,7 +91,7 @@ def test_a_saved_model_is_loaded_and_trains_on(trained, tmp_path):
 
 
 def test_an_export_gives_the_models_outputs(trained, tmp_path, rng):
-    """At a batch size and a length that the export was not made with."""
+    """The export takes any batch size and any length."""
     model, _, _ = trained
     export(model, tmp_path / "artifact", FORMAT[BACKEND])
     x = rng.normal(size=(3, 7, D)).astype("float32")
@@ -100,7 +100,7 @@ def test_an_export_gives_the_models_outputs(trained, tmp_path, rng):
 
 
 def test_a_custom_training_loop_matches_fit(rng):
-    """Two steps by hand, auxiliary losses included, are two steps of `fit`."""
+    """Two steps by hand, with auxiliary losses, equal two steps of `fit`."""
     x, y = make_data(rng)
     model, by_hand = compiled_model(), compiled_model()
     by_hand.set_weights(model.get_weights())

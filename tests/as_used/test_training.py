@@ -1,4 +1,4 @@
-"""Ways in which users train: remat, mixed precision, callbacks, frozen."""
+"""Test ways to train: remat, half precision, callbacks, frozen layers."""
 
 import keras
 import numpy as np
@@ -10,13 +10,13 @@ from keras_moe.callbacks import BalanceGuard, RoutingMetrics
 
 
 def make_data(samples=32):
-    """Return tokens, and a target that follows from two of their features."""
+    """Return tokens, and a target that depends on two of their features."""
     x = np.random.default_rng(0).normal(size=(samples, 5, D)).astype("float32")
     return x, np.tanh(x[..., :2].sum(axis=(1, 2)))[:, None]
 
 
 def fitted(model, epochs=6, callbacks=()):
-    """Compile and train a model; return the loss of each epoch."""
+    """Compile and train a model, and return the loss of each epoch."""
     x, y = make_data()
     model.compile(keras.optimizers.SGD(0.1), "mse")
     history = model.fit(
@@ -37,7 +37,7 @@ def assert_learned(losses):
 
 
 def balanced_block():
-    """Return a block whose router writes state: a bias for each expert."""
+    """Return a block whose router updates state: the per-expert bias."""
     router = Router(4, scoring="sigmoid", expert_bias=True)
     return MoEBlock(4, 12, router=router)
 
@@ -89,7 +89,7 @@ def test_in_half_precision(policy):
 
 
 def all_callbacks(folder):
-    """Return the callbacks of the package and those that users add."""
+    """Return the callbacks of the package, and those that users add."""
     keras_own = keras.callbacks
     return [
         RoutingMetrics(),
@@ -121,7 +121,7 @@ def test_a_model_that_fit_builds_with_all_callbacks(tmp_path):
 
 
 def frozen_trunk():
-    """Return a model on a trained and frozen trunk, and the trunk."""
+    """Return a model on a trained and frozen trunk, and return the trunk."""
     inputs = keras.Input((None, D))
     x = keras.layers.Dense(D)(inputs)
     trunk = keras.Model(inputs, x + balanced_block()(x))
@@ -142,11 +142,11 @@ def assert_only_the_head_learns(model, trunk):
     assert np.abs(model.layers[-1].get_weights()[0] - head[0]).max() > 0
 
 
-def test_a_frozen_trunk_stands_still():
+def test_a_frozen_trunk_does_not_change():
     assert_only_the_head_learns(*frozen_trunk())
 
 
-def test_a_loaded_frozen_trunk_stands_still(tmp_path):
+def test_a_loaded_frozen_trunk_does_not_change(tmp_path):
     model, trunk = frozen_trunk()
     model.save(tmp_path / "model.keras")
     again = keras.saving.load_model(tmp_path / "model.keras")

@@ -1,4 +1,4 @@
-"""Layers and models as users write them around a `MoEBlock`."""
+"""Define layers and models as users write them around a `MoEBlock`."""
 
 import keras
 
@@ -9,7 +9,7 @@ D = 8
 
 @keras.saving.register_keras_serializable(package="as_used")
 class Residual(keras.layers.Layer):
-    """Normalize, route, and add: the idiom of every transformer."""
+    """A residual block that normalizes its inputs, as in transformers."""
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
@@ -48,7 +48,7 @@ class Subclassed(keras.Model):
 
 
 class MixtureCell(keras.layers.Layer):
-    """A recurrent cell whose new state is a block's output."""
+    """A recurrent cell whose new state is `tanh(x + block(state))`."""
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)

@@ -1,4 +1,4 @@
-"""Routing figures in the epoch logs."""
+"""Test the routing figures in the epoch logs, and the balance guard."""
 
 import warnings
 
@@ -23,7 +23,7 @@ def two_block_model():
 
 
 def test_epoch_logs_hold_the_epochs_means(rng):
-    """A learning rate of 0 makes each epoch, and a recount, the same."""
+    """With a learning rate of 0, each epoch has the figures of a recount."""
     model = two_block_model()
     model.optimizer.learning_rate = 0.0
     x = rng.normal(size=(8, 5, WIDTH)).astype("float32")
@@ -40,7 +40,7 @@ def test_epoch_logs_hold_the_epochs_means(rng):
     _, assignment = block(x, return_assignment=True)
     chosen = to_numpy(assignment.expert_index)
     counts = np.bincount(chosen, minlength=4)
-    # C = 2 * 40 * 0.5 / 4 = 10 places an expert.
+    # C = 2 * 40 * 0.5 / 4 = 10 places per expert.
     dropped = np.maximum(counts - 10, 0).sum() / 80
     for key, wanted in (
         ("moe/first/imbalance", counts.max() / 20),
@@ -58,8 +58,8 @@ def test_epoch_logs_hold_the_epochs_means(rng):
     )
 
 
-def test_a_callback_behind_it_sees_the_figures(rng):
-    """As TensorBoard would, and the progress bar does."""
+def test_a_callback_after_it_receives_the_figures(rng):
+    """TensorBoard and the progress bar receive the figures in the same way."""
     seen = {}
     behind = keras.callbacks.LambdaCallback(
         on_epoch_end=lambda epoch, logs: seen.update(logs)
@@ -73,7 +73,7 @@ def test_a_callback_behind_it_sees_the_figures(rng):
 
 
 def test_the_blocks_means_alone_are_the_default(rng):
-    """The progress bar of one block would show each figure twice."""
+    """With one block, figures per layer would repeat the means."""
     x = rng.normal(size=(8, 5, WIDTH)).astype("float32")
     model = two_block_model()
     logs = model.fit(
@@ -86,14 +86,14 @@ def test_the_blocks_means_alone_are_the_default(rng):
 
 
 class UserLogger(keras.callbacks.Callback):
-    """Prints the figures of an epoch."""
+    """A callback that keeps the logs of the last epoch."""
 
     def on_epoch_end(self, epoch, logs=None):
         self.seen = dict(logs)
 
 
 def before_the_figures(tmp_path):
-    """Callbacks that would miss the figures, were they first."""
+    """Return callbacks that would miss the figures if they came first."""
     return [
         keras.callbacks.CSVLogger(tmp_path / "log.csv"),
         keras.callbacks.EarlyStopping("moe/imbalance"),
@@ -104,7 +104,7 @@ def before_the_figures(tmp_path):
 
 
 def test_callbacks_that_would_miss_the_figures_are_named(tmp_path):
-    """Where they stand is seen when Keras makes its list of them."""
+    """The order is checked when Keras builds the list of callbacks."""
     model = two_block_model()
     readers = before_the_figures(tmp_path)
     with pytest.warns(UserWarning) as caught:
@@ -120,7 +120,7 @@ def test_callbacks_that_would_miss_the_figures_are_named(tmp_path):
 
 
 def test_no_warning_for_callbacks_in_order(tmp_path):
-    """`error` is the filter; the first three need no figure of the routing."""
+    """Warnings are errors here; the first four callbacks need no figures."""
     quiet = UserLogger()
     quiet.reads_logs = False
     keras.callbacks.CallbackList(
@@ -134,10 +134,10 @@ def test_no_warning_for_callbacks_in_order(tmp_path):
         ],
         model=two_block_model(),
     )
-    RoutingMetrics().set_model(two_block_model())  # by hand, in no list
+    RoutingMetrics().set_model(two_block_model())  # called without a list
 
 
-def test_the_order_is_seen_in_fit(rng):
+def test_fit_warns_about_the_order(rng):
     x = rng.normal(size=(8, 5, WIDTH)).astype("float32")
     logger = UserLogger()
     with pytest.warns(UserWarning, match="Received: UserLogger before Rout"):
@@ -161,7 +161,7 @@ class LayersInBuild(keras.Model):
 
 
 def deferred_models():
-    """Models that `fit` builds; on TensorFlow, in its first step."""
+    """Yield models that `fit` builds (on TensorFlow, in its first step)."""
     yield keras.Sequential(
         [MoEBlock(4, 6, top_k=1, capacity_factor=1.0), keras.layers.Dense(1)]
     )
@@ -169,9 +169,9 @@ def deferred_models():
 
 
 def test_models_that_fit_builds():
-    """Every token is the same: one expert takes all 24 of the first epoch.
+    """All tokens are equal, so one expert receives all 24 of each epoch.
 
-    C = ceil(24 / 4) = 6 places, so that 18 of 24 pairs are dropped.
+    The capacity is C = ceil(24 / 4) = 6, so 18 of the 24 pairs are dropped.
     """
     x, y = np.ones((4, 6, 8)), np.ones((4, 6, 1))
     for model in deferred_models():
@@ -199,7 +199,7 @@ def test_a_model_that_fit_builds_without_a_block():
 
 
 def test_blocks_of_one_path_have_figures_of_their_own(rng):
-    """Keras does not put a model's name into the paths of its layers."""
+    """Keras does not include a model's name in the paths of its layers."""
     inputs = keras.Input((5, WIDTH))
     x = inputs
     for name, num_experts in (("one", 2), ("two", 4), ("three", 2)):
@@ -212,7 +212,7 @@ def test_blocks_of_one_path_have_figures_of_their_own(rng):
         x, x, verbose=0, callbacks=[RoutingMetrics(per_layer=True)]
     ).history
     own = [logs[f"moe/{p}/imbalance"][0] for p in ("moe", "moe_1", "moe_2")]
-    # With top_k of two experts, both have the same load.
+    # With `top_k=2`, two experts have the same load.
     assert own[0] == own[2] == 1 < own[1]
     np.testing.assert_allclose(logs["moe/imbalance"], [np.mean(own)])
 
@@ -230,7 +230,7 @@ def test_a_model_without_a_block(rng):
 
 
 def lazy_model():
-    """A block whose expert 0 takes every token and 3 is switched off."""
+    """Return a model and its block; expert 0 gets all tokens, 3 is disabled."""
     inputs = keras.Input((WIDTH,))
     block = MoEBlock(4, 6, top_k=1, name="lazy", load_balancing_weight=0.0)
     model = keras.Model(inputs, keras.layers.Dense(1)(block(inputs)))
@@ -242,7 +242,7 @@ def lazy_model():
 
 
 def test_the_imbalance_is_of_the_experts_that_are_on():
-    """Of three that are on, one takes every token: 1 over a mean of 1/3."""
+    """One of three enabled experts gets every token: 1 / (1/3) = 3."""
     model, block = lazy_model()
     metrics = RoutingMetrics()
     metrics.set_model(model)
@@ -255,7 +255,7 @@ def test_the_imbalance_is_of_the_experts_that_are_on():
 
 
 def watch(guard, model, block, batches):
-    """Lets a guard see epochs of one batch each; returns its warnings."""
+    """Run epochs of one batch each under a guard, and return its warnings."""
     guard.set_model(model)
     guard.on_train_begin()
     with warnings.catch_warnings(record=True) as caught:
@@ -276,7 +276,7 @@ def test_the_guard_names_block_and_experts_once_in_a_row(rng):
     assert message.startswith("Experts [1, 2] of MoEBlock 'lazy' received")
     assert guard.starving == {"lazy": [1, 2]}
     assert seen == [(block, [1, 2])]
-    # Below 0, expert 0 is the worst and 1 the first of the others, which tie.
+    # Below 0, expert 0 scores lowest, and expert 1 wins the tie with expert 2.
     assert watch(guard, model, block, [x, -x, x, x]) == [
         message.replace("[1, 2]", "[2]"),
         message.replace("[1, 2]", "[1]"),
@@ -284,7 +284,7 @@ def test_the_guard_names_block_and_experts_once_in_a_row(rng):
 
 
 def test_the_guard_stops_beside_early_stopping(rng):
-    """Patience 2: it ends with the second epoch, the other not before 5."""
+    """The guard stops after epoch 2; `EarlyStopping` would run 5 epochs."""
     model, _ = lazy_model()
     model.compile(keras.optimizers.SGD(0.0), "mse")
     callbacks = [
@@ -302,7 +302,7 @@ def test_the_guard_stops_beside_early_stopping(rng):
 
 @pytest.mark.parametrize("min_share, starving", [(0.37, []), (0.38, [2])])
 def test_the_share_is_of_an_even_one(min_share, starving):
-    """Of three experts the least has 1/8, 0.375 of the even 1/3."""
+    """The least used of three experts has 1/8, which is 0.375 of 1/3."""
     inputs = keras.Input((WIDTH,))
     block = MoEBlock(3, 6, top_k=1, name="moe")
     model = keras.Model(inputs, block(inputs))
