@@ -1,4 +1,4 @@
-"""To the experts and back: exact inverses, in values and gradients."""
+"""`dispatch` and `combine` are exact inverses, in values and gradients."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,8 @@ from keras_moe import dispatch
 pytestmark = pytest.mark.fast
 
 NUM_EXPERTS = 3
-EXPERT_INDEX = np.array([2, 0, 1, 0, 3, 1, 0, 2], "int32")  # 3: not computed
+# The pair with index 3 is not computed.
+EXPERT_INDEX = np.array([2, 0, 1, 0, 3, 1, 0, 2], "int32")
 TOKEN_INDEX = np.array([0, 0, 1, 1, 2, 2, 3, 3], "int32")
 
 
@@ -37,7 +38,7 @@ def test_dispatch_puts_each_token_at_its_pairs_places(rng, pairs_per_token):
 
 @pytest.mark.parametrize("pairs_per_token", [2, None])
 def test_combine_undoes_dispatch(rng, pairs_per_token):
-    """With weights that sum to one a token comes back as it was."""
+    """With weights that sum to one, `combine` returns each token unchanged."""
     tokens = rng.normal(size=(4, 5)).astype("float32")
     weights = np.array([0.3, 0.7, 0.5, 0.5, 0.9, 0.1, 1, 0], "float32")
     order, _ = dispatch.sort_by_expert(EXPERT_INDEX, NUM_EXPERTS)
@@ -49,11 +50,11 @@ def test_combine_undoes_dispatch(rng, pairs_per_token):
 
 
 def test_gradients_are_those_of_the_matrices(rng):
-    """Dispatch and combine as dense 0/1 matrices, by NumPy and by hand.
+    """The gradients equal those of dense matrices, derived by hand.
 
-    rows = S x with S[i, token of sorted pair i] = 1; y = C rows with
-    C[token, i] = weight. For a sum weighted by U: dL/dx = S^T C^T U and
-    dL/dw_p = row of pair p . U[token of p].
+    `dispatch` is rows = S x with S[i, token of sorted pair i] = 1, and
+    `combine` is y = C rows with C[token, i] = weight. The sum of y weighted by
+    U has dL/dx = S^T C^T U and dL/dw_p = row of pair p . U[token of p].
     """
     tokens = rng.normal(size=(4, 5)).astype("float32")
     weights = rng.uniform(size=8).astype("float32")

@@ -18,7 +18,7 @@ LISTED = {
     if not name.startswith("_")
 }
 FUNCTIONS = {n: m for n, m in LISTED.items() if inspect.isfunction(m)}
-# Files whose functions the folder's `__init__.py` hands on, not formulations.
+# Files, other than formulations, whose functions `__init__.py` re-exports.
 PROVIDING = (
     "exchange",
     "layer_hooks",
@@ -29,7 +29,7 @@ PROVIDING = (
     "row_ops",
     "varying",
 )
-# Public in these files for the backend's other files alone.
+# Public functions in these files that only the backend's other files use.
 OF_THE_FOLDER = {
     "jax": {"layout_of"},
     "tensorflow": set(),
@@ -63,7 +63,7 @@ def test_every_formulation_has_both_kernels():
 @pytest.mark.parametrize("name", ["jax", "tensorflow", "torch"])
 @pytest.mark.one_backend
 def test_nothing_is_provided_that_is_not_listed(name):
-    """A misspelled function would leave the slow one in its place."""
+    """A misspelled function would leave the slow default in place."""
     public = set()
     for stem in PROVIDING:
         path = FOLDER / name / f"{stem}.py"
@@ -74,12 +74,12 @@ def test_nothing_is_provided_that_is_not_listed(name):
     assert public - OF_THE_FOLDER[name] <= set(FUNCTIONS)
     imported = imports_of(FOLDER / name / "__init__.py")
     assert public - OF_THE_FOLDER[name] <= imported["own"]
-    # No function of the folder's own has the default in its place.
+    # The default replaces no function that the folder defines.
     assert not imported["generic"] & public
 
 
 def imports_of(path):
-    """Names that a folder imports from its own files, and the defaults."""
+    """Return the names that a folder imports: its own and the defaults."""
     found = {"own": set(), "generic": set()}
     for node in ast.parse(path.read_text()).body:
         if isinstance(node, ast.ImportFrom) and node.module:

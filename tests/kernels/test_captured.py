@@ -1,4 +1,4 @@
-"""The key of what a function captured: equal for equal captures alone."""
+"""Functions have equal keys if and only if their captures are equal."""
 
 import functools
 import types
@@ -22,7 +22,7 @@ def key_of(function):
 
 
 def adding(*held, default=0):
-    """A function that captured what it is given; always of the same code."""
+    """Return a function that captured the arguments; its code never differs."""
 
     def function(x, more=default):
         return x, held, more
@@ -31,7 +31,7 @@ def adding(*held, default=0):
 
 
 class Sampler:
-    """An object that is called, with attributes that may be changed."""
+    """A callable object whose attributes may change."""
 
     def __init__(self, k=1):
         self.k = k
@@ -110,15 +110,15 @@ def test_globals_that_a_function_names_are_in_the_key(monkeypatch):
     assert key_of(function) == before
 
 
-def test_ids_are_not_reused_as_long_as_a_key_lives():
-    """CPython gives a new object the address of one that was collected."""
+def test_ids_are_not_reused_while_a_key_exists():
+    """CPython may give a new object the address of a collected one."""
     kept = set()
     for _ in range(50):
         kept.add(key_of(adding(Sampler())))
     assert len(kept) == 50
 
 
-def test_functions_that_hold_themselves_have_a_key():
+def test_functions_that_capture_themselves_have_a_key():
     def function(x):
         return function, held
 

@@ -1,4 +1,4 @@
-"""The kernels where rows, precision or numbers run out; who is picked."""
+"""Test the kernels' edge cases, and which formulation is chosen."""
 
 import keras
 import numpy as np
@@ -31,11 +31,11 @@ def test_no_rows(rng, compiled):
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_half_precision(rng, dtype, compiled):
-    """Rounded once where the float32 values are rounded a few times."""
+    """Half precision rounds a few more times than float32 on equal inputs."""
     sizes = np.array([5, 0, 9, 2], "int32")
     weights = ffn_weights(rng, gated=True, use_bias=True)
     arrays = [draw(rng, 18, D), *weights.values()]
-    arrays = [to_numpy(ops.cast(a, dtype)) for a in arrays]  # round them once
+    arrays = [to_numpy(ops.cast(a, dtype)) for a in arrays]  # in both runs
 
     def run(dtype):
         def function(x, *slices):
@@ -66,7 +66,7 @@ def test_only_the_kernels_of_non_empty_groups_matter(
 ):
     """NaN weights of experts without rows reach neither value nor gradient."""
     if formulation == "jax_ragged_dot":
-        pytest.skip("on CPU ragged_dot multiplies by every expert's matrix")
+        pytest.skip("on CPU, ragged_dot multiplies by every expert's matrix")
     sizes = np.array([3, 0, 2, 0], "int32")
     kernel = draw(rng, E, D, F)
     kernel[[1, 3]] = np.nan
@@ -100,7 +100,7 @@ def test_nan_stays_in_its_row(rng, compiled):
 
 
 def test_dropout_runs_on_the_hidden_rows(rng):
-    """With hidden units doubled, so is what `down` makes of them."""
+    """Doubling the hidden units doubles the outputs of the down projection."""
     sizes = np.array([3, 1, 5, 2], "int32")
     weights = kernels.FFNWeights(**ffn_weights(rng, True, use_bias=False))
     x = draw(rng, 11, D)
@@ -114,7 +114,7 @@ def test_dropout_runs_on_the_hidden_rows(rng):
     )
 
 
-def test_a_formulation_is_picked_and_can_be_forced(rng, formulation):
+def test_a_formulation_is_chosen_and_can_be_forced(rng, formulation):
     x, kernel = ops.zeros((5, D)), ops.zeros((E, D, F))
     forced = kernels.implementation(x, kernel)
     assert forced is backend.FORMULATIONS[formulation]
@@ -123,7 +123,7 @@ def test_a_formulation_is_picked_and_can_be_forced(rng, formulation):
     assert kernels.implementation(x, kernel) is forced
 
 
-def test_another_backend_cannot_be_forced():
+def test_an_unknown_formulation_cannot_be_forced():
     with pytest.raises(ValueError, match="`name` must be one of"):
         with kernels.use("mxnet"):
             pass
@@ -145,7 +145,7 @@ def test_operands_that_do_not_fit(x, kernel):
 
 
 class Leaky:
-    """An activation that may be changed, and has no hash."""
+    """A mutable activation without a hash."""
 
     def __init__(self, slope):
         self.slope = slope
@@ -164,7 +164,7 @@ EAGER = [n for n in kernels.formulations() if "xla" not in n]
 
 @pytest.mark.parametrize("name", EAGER)
 def test_a_changed_activation_is_traced_again(rng, name):
-    """One row of -1 through 1 * x and 1 * x: the slope, negated."""
+    """Both matrices keep a row of -1, so each output is the negated slope."""
     ones = ops.ones((9, 32, 32)) / 32
     weights = kernels.FFNWeights(ones, ones)
     sizes = ops.ones((9,), dtype="int32")

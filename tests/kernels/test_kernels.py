@@ -1,4 +1,4 @@
-"""The backend's kernels against the reference: values and every gradient."""
+"""Compare the backend's kernels with the reference: values and gradients."""
 
 import keras
 import numpy as np
@@ -43,7 +43,7 @@ def test_grouped_matmul_equals_reference(rng, spare_rows, compiled):
 
 
 @pytest.mark.fast
-# test_any_activation differentiates the fourth combination.
+# `test_any_activation` differentiates the fourth combination.
 @pytest.mark.parametrize(
     "gated, use_bias", [(False, False), (True, False), (True, True)]
 )
@@ -54,8 +54,8 @@ def test_grouped_ffn_equals_reference(rng, gated, use_bias, compiled):
 
 
 @pytest.mark.parametrize("gated, use_bias", [(False, True), (True, False)])
-def test_values_where_nothing_learns(rng, gated, use_bias, compiled):
-    """Some formulations have products of their own there."""
+def test_values_without_gradients(rng, gated, use_bias, compiled):
+    """Some formulations use other products if no gradient is needed."""
     weights = ffn_weights(rng, gated, use_bias)
     function = ffn_function(weights)
     run, plain = predicted(function, compiled), predicted(function)
@@ -68,7 +68,7 @@ def test_values_where_nothing_learns(rng, gated, use_bias, compiled):
 
 
 def test_many_rows_and_wide_matrices(rng, compiled):
-    """More than some formulations take at once."""
+    """Rows and widths exceed what some formulations process at once."""
     sizes = np.int32([1030, 0, 40, 5])
     weights = {
         "up_kernel": draw(rng, E, D, 512),
@@ -94,9 +94,12 @@ def test_many_rows_and_wide_matrices(rng, compiled):
 
 @pytest.mark.parametrize("depth", [1, 8, 19])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_products_where_nothing_learns(rng, depth, dtype, compiled):
-    """Of as many rows as are summed at once, of fewer and of more. Products of
-    these numbers are exact; TensorFlow's of bfloat16 are rounded twice."""
+def test_products_without_gradients(rng, depth, dtype, compiled):
+    """Sum fewer rows of a matrix than a kernel sums at once, as many, and more.
+
+    The products of these numbers are exact, except that TensorFlow rounds
+    products in bfloat16 twice.
+    """
 
     def function(x, sizes, kernel):
         x, kernel = ops.cast(x, dtype), ops.cast(kernel, dtype)
@@ -128,7 +131,7 @@ ACTIVATIONS = {
 FEW, MANY = [3, 0, 5, 3], [97, 0, 130, 3]  # rows per expert
 
 
-# Every pair of the three arguments' values, not every triple.
+# The cases cover every pair of the arguments' values, not every triple.
 @pytest.mark.parametrize(
     "activation, gated, sizes",
     [
@@ -146,7 +149,7 @@ FEW, MANY = [3, 0, 5, 3], [97, 0, 130, 3]  # rows per expert
     ],
 )
 def test_any_activation(rng, activation, gated, sizes, compiled):
-    """A row at a time, however a formulation lays out the hidden units."""
+    """The activation gets one row at a time, in any layout of hidden units."""
     weights = ffn_weights(rng, gated, use_bias=True)
     x = draw(rng, sum(sizes), D) / sum(sizes)
     function = ffn_function(weights, ACTIVATIONS[activation])
@@ -155,9 +158,9 @@ def test_any_activation(rng, activation, gated, sizes, compiled):
     )
 
 
-@pytest.mark.skipif(BACKEND != "tensorflow", reason="written out there")
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="TensorFlow's formulation")
 def test_a_gradient_penalty(rng):
-    """The gradient of a gradient's norm, with up to 8 experts."""
+    """The gradient of a gradient's norm equals the reference's."""
     import tensorflow as tf
 
     weights = ffn_weights(rng, gated=True, use_bias=True)
@@ -197,7 +200,7 @@ def test_outputs_of_another_width(rng, remat, compiled):
 @pytest.mark.parametrize("gated", [False, True])
 @pytest.mark.parametrize("use_bias", [False, True])
 def test_a_stack_is_equal_groups(rng, gated, use_bias):
-    """Values and every gradient; rows of each expert, or one for all."""
+    """Values and gradients agree for rows per expert and for shared rows."""
     weights = ffn_weights(rng, gated, use_bias)
     sizes = ops.full((E,), 3, "int32")
 
@@ -223,7 +226,7 @@ def test_a_stack_is_equal_groups(rng, gated, use_bias):
 
 
 def test_remat_changes_no_value(rng, compiled):
-    """Without a gate; test_outputs_of_another_width has one."""
+    """The weights have no gate; `test_outputs_of_another_width` has one."""
     weights = ffn_weights(rng, gated=False, use_bias=True)
     cases = [[draw(rng, 13, D), np.int32(g), *weights.values()] for g in GROUPS]
     function = ffn_function(weights, keras.activations.silu, remat=True)
@@ -231,7 +234,7 @@ def test_remat_changes_no_value(rng, compiled):
 
 
 def kept_shapes(function, arrays):
-    """Shapes of what the forward pass keeps for the backward pass."""
+    """Return the shapes that the forward pass keeps for the backward pass."""
     if BACKEND == "jax":
         import jax
 
@@ -252,7 +255,7 @@ def kept_shapes(function, arrays):
 
 
 @pytest.mark.skipif(
-    BACKEND == "tensorflow", reason="a graph does not tell what it keeps"
+    BACKEND == "tensorflow", reason="a graph does not list what it keeps"
 )
 @pytest.mark.parametrize("remat", [False, True])
 def test_remat_keeps_no_hidden_rows(rng, formulation, remat):
@@ -272,7 +275,7 @@ def test_remat_keeps_no_hidden_rows(rng, formulation, remat):
 
 @pytest.mark.parametrize("rows", [300, 1000])
 def test_many_rows_and_uneven_groups(rng, rows, compiled):
-    """More rows than a block holds, groups that end anywhere in a block."""
+    """The rows exceed one block, and groups end anywhere in a block."""
     cuts = np.sort(rng.integers(0, rows, size=6))
     sizes = np.diff([0, *cuts, rows - 7]).clip(0).astype("int32")
     x, kernel = draw(rng, rows, D), draw(rng, len(sizes), D, F)
@@ -283,7 +286,7 @@ def test_many_rows_and_uneven_groups(rng, rows, compiled):
 
 
 def test_every_size_of_block_and_groups_of_many_blocks(rng, compiled):
-    """Groups around each share of P / E = 50 there is a block size for."""
+    """Group sizes surround each share of P / E = 50 that has a block size."""
     sizes = np.array([20, 26, 40, 46, 53, 59, 66, 90], "int32")
     weights = ffn_weights(rng, True, False, num_experts=8)
     arrays = [draw(rng, 400, D), sizes, *weights.values()]
@@ -292,7 +295,7 @@ def test_every_size_of_block_and_groups_of_many_blocks(rng, compiled):
 
 @pytest.mark.fast
 def test_reference_is_the_definition(rng):
-    """Row p of group e is x[p] @ kernel[e]; by NumPy, row for row."""
+    """Row p of group e is `x[p] @ kernel[e]`, as NumPy computes row by row."""
     x, kernel = draw(rng, 6, D), draw(rng, 3, D, F)
     with kernels.use("reference"):
         y = kernels.grouped_matmul(x, kernel, np.array([2, 0, 3], "int32"))

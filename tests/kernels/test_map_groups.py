@@ -1,4 +1,4 @@
-"""`kernels.map_groups`: each group's rows through a function of its own."""
+"""`kernels.map_groups` passes each group's rows to a separate function."""
 
 import keras
 import numpy as np
@@ -18,7 +18,7 @@ SPEC = {
 
 
 def functions(ran=None):
-    """Group e gives `(e + 2) x^2` and the row's sum; its state counts runs."""
+    """Return functions of `(e + 2) x^2` and row sums; the states count runs."""
 
     def make(e):
         def run(rows, state, real):
@@ -70,7 +70,7 @@ def test_values_states_and_gradients(sizes, compiled, rng):
 
 
 def test_no_rows_anywhere(rng):
-    """All padding: nothing runs, zeros come out."""
+    """If all rows are padding, the outputs are zeros."""
     outputs, _ = kernels.map_groups(
         functions(),
         {"x": ops.convert_to_tensor(draw(rng, ROWS, WIDTH))},
@@ -98,10 +98,12 @@ def test_an_empty_group_does_not_run(rng):
     assert ran == [(0, 5), (2, 1)]
 
 
-@pytest.mark.skipif(BACKEND != "jax", reason="others take slices of any size")
-def test_static_programs_choose_the_least_size(rng):
-    """What XLA is given to run: 9 rows of 3 groups in 4 rows or 9; with
-    `most_rows` in that many."""
+@pytest.mark.skipif(BACKEND != "jax", reason="others slice to any size")
+def test_static_programs_choose_the_smallest_size(rng):
+    """XLA gets programs of 4 and 9 rows for 9 rows in 3 groups.
+
+    With `most_rows`, it gets one program of that many rows.
+    """
     rows = {"x": ops.convert_to_tensor(draw(rng, ROWS, WIDTH))}
     sizes = ops.convert_to_tensor([3, 2, 4], "int32")
     for most_rows, traced in ((None, {4, 9}), (5, {5})):
@@ -113,8 +115,8 @@ def test_static_programs_choose_the_least_size(rng):
         assert {size for _, size in ran} == traced
 
 
-def test_outputs_of_unknown_length_run_on_a_row_at_least(rng):
-    """Where no shape tells what an empty group's outputs would be."""
+def test_an_empty_group_of_unknown_width_runs_on_one_row(rng):
+    """No shape determines what an empty group's outputs would be."""
     x = ops.convert_to_tensor(draw(rng, 4, 3))
 
     def twice(rows, state, real):

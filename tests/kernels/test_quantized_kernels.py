@@ -1,6 +1,6 @@
-"""Kernels of 8 and 4 bits: by hand, and against the reference.
+"""Test kernels of 8 and 4 bits by hand and against the reference.
 
-P rows, sorted by group; E groups; D input and F output width.
+E is the number of groups, D the input width, and F the output width.
 """
 
 import keras
@@ -31,7 +31,7 @@ GROUPS = {
 
 
 def draw_kernel(rng, depth, width, kind, round_rows):
-    """Returns a kernel, and its matrices `(E, D, F)` written out."""
+    """Return a kernel and its dense matrices `(E, depth, width)`."""
     bits, block = KINDS[kind]
     most = 2 ** (bits - 1)
     integers = rng.integers(-most, most, (E, depth, width))
@@ -56,7 +56,7 @@ def draw_kernel(rng, depth, width, kind, round_rows):
 
 
 def rounded(rows):
-    """Rows at 127 steps of their largest element."""
+    """Round each row to 127 steps of its largest element."""
     steps = 127 / (np.abs(rows).max(-1, keepdims=True) + 1e-7)
     return np.round(rows * steps) / steps
 
@@ -80,7 +80,7 @@ def test_a_product_by_hand(rng, kind, round_rows, depth):
     np.testing.assert_allclose(to_numpy(y), expected, atol=1e-4)
 
 
-def test_the_gradient_takes_no_notice_of_rounded_rows(rng):
+def test_the_gradient_ignores_the_rounding_of_rows(rng):
     sizes = np.array([3, 0, 5, 2], "int32")
     kernel, matrices = draw_kernel(rng, D, F, "int8", True)
 
@@ -107,10 +107,10 @@ def test_the_gradient_takes_no_notice_of_rounded_rows(rng):
 )
 @pytest.mark.parametrize("compiled", COMPILED)
 def test_the_ffn_equals_the_reference(rng, kind, round_rows, gated, compiled):
-    """Values, and the gradients of the rows and of the biases."""
+    """Values and gradients, of the rows and of the biases, agree."""
     for number, sizes in enumerate(GROUPS.values()):
         sizes = np.array(sizes, "int32")
-        if compiled and number:  # compiled once: of the rest, the values
+        if compiled and number:  # only the first case is compiled
             break
         assert_equals_reference(rng, kind, round_rows, gated, compiled, sizes)
 
@@ -136,7 +136,7 @@ def assert_equals_reference(rng, kind, round_rows, gated, compiled, sizes):
     got = value_and_gradients(function, *arrays, compiled=compiled)
     with kernels.use("reference"):
         want = value_and_gradients(function, *arrays)
-    # Where rows are rounded, a last bit may fall to the other side.
+    # If rows are rounded, a last bit may round the other way.
     atol = 0.05 if round_rows else 1e-4
     np.testing.assert_allclose(got[0], want[0], atol=atol)
     for mine, others in zip(got[1], want[1], strict=True):
@@ -178,10 +178,10 @@ def test_operands_that_do_not_fit(rng):
         kernels.grouped_matmul(draw(rng, 3, D), kernel, np.ones(E, "int32"))
 
 
-@pytest.mark.skipif(BACKEND != "torch", reason="a formulation of PyTorch's")
+@pytest.mark.skipif(BACKEND != "torch", reason="PyTorch's formulation")
 @pytest.mark.parametrize("round_rows", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_an_export_holds_multiplies_alike(rng, kind, round_rows):
+def test_the_formulation_of_exports_gives_equal_products(rng, kind, round_rows):
     kernel, _ = draw_kernel(rng, D, F, kind, round_rows)
     x, sizes = draw(rng, 11, D), np.array([3, 0, 5, 1], "int32")
     expected = kernels.grouped_matmul(x, kernel, sizes)

@@ -1,4 +1,4 @@
-"""Ranking, turning round and counting, against NumPy."""
+"""Compare ranking, permuting, counting, and gathering with NumPy."""
 
 from functools import partial
 
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.fast
 def test_top_k_are_the_largest_and_ties_go_to_the_lower_column(
     rng, rows, top_k
 ):
-    """Few values, so that most are tied; NumPy's stable sort is the oracle."""
+    """Most of the few values tie; NumPy's stable sort is the oracle."""
     scores = rng.integers(-3, 3, size=(rows, 8)).astype("float32") / 7
     scores[rng.random(scores.shape) < 0.1] = -0.0
     wanted = np.argsort(-scores, axis=-1, kind="stable")[:, :top_k]
@@ -28,7 +28,7 @@ def test_top_k_are_the_largest_and_ties_go_to_the_lower_column(
 
 
 @pytest.mark.parametrize("rows", [1, 1000])
-def test_top_k_tells_neighbouring_floats_apart(rows):
+def test_top_k_distinguishes_neighboring_floats(rows):
     scores = np.full((rows, 6), 0.1, "float32")
     scores[:, 4] = np.nextafter(np.float32(0.1), np.float32(1))
     scores[:, 1] = -np.nextafter(np.float32(0.1), np.float32(1))
@@ -59,7 +59,7 @@ def test_group_sizes_count_each_expert_and_skip_index_e():
 
 
 def test_value_and_gradient_of_a_scalar_function(rng):
-    """sum(a x^2) and 2 a x; nothing is known to whoever asks around it."""
+    """The value is sum(a x^2), and the gradient is 2 a x."""
     a, x = rng.normal(size=(2, 3, 4)).astype("float32")
     weight = keras.Variable(a)
     value, gradient = kernels.value_and_gradient(
@@ -99,7 +99,7 @@ def test_take_rows(rng):
 
 
 def test_a_linear_maps_gradient_is_the_transpose(rng):
-    """Told a transpose that is none, it must be the one that is used."""
+    """The gradient uses the given transpose, even if it is wrong."""
     x = draw(rng, 4, 3)
 
     def function(x):
@@ -108,14 +108,14 @@ def test_a_linear_maps_gradient_is_the_transpose(rng):
     y, (dx,) = value_and_gradients(function, x)
     np.testing.assert_allclose(y, 2 * x, rtol=1e-6)
     np.testing.assert_allclose(dx, 5 * upstream((4, 3)), rtol=1e-6)
-    tensor = ops.convert_to_tensor(x)  # of which nobody asks a gradient
+    tensor = ops.convert_to_tensor(x)  # needs no gradient
     y = kernels.linear_map(lambda x: 2 * x, lambda dy: dy, tensor)
     np.testing.assert_allclose(to_numpy(y), 2 * x, rtol=1e-6)
 
 
 @pytest.mark.parametrize("size", [0, 1, 7, 64, 65, 500])
 def test_sorting_by_group_keeps_the_order_and_counts(rng, size):
-    """Six groups, one of them empty, and two indices that are of none."""
+    """Of six groups, group 3 is empty; indices 6 and 7 belong to none."""
     index = rng.choice([0, 1, 2, 4, 5, 6, 7], size).astype("int32")
     found = kernels.sort_groups(ops.convert_to_tensor(index), 6)
     order, place, sizes = map(to_numpy, found)
@@ -137,7 +137,7 @@ def test_row_of_each_entry(num_rows, num_columns):
 @pytest.mark.parametrize("weighted", [True, False])
 @pytest.mark.parametrize("num_terms, width", [(1, 3), (2, 5), (3, 70_000)])
 def test_gathered_sums_and_their_gradients(rng, num_terms, width, weighted):
-    """The wide rows are so many bytes that the gradient takes them in parts."""
+    """The wide rows are so large that the gradient is computed in parts."""
     num_sums = 4
     rows = draw(rng, num_sums * num_terms, width)
     place = rng.permutation(len(rows)).astype("int32")
@@ -168,7 +168,7 @@ def test_gathered_sums_and_their_gradients(rng, num_terms, width, weighted):
         np.testing.assert_allclose(d_weights[0], expected, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.skipif(BACKEND != "torch", reason="of torch.compile")
+@pytest.mark.skipif(BACKEND != "torch", reason="tests torch.compile")
 def test_torch_compile_does_not_take_gathered_sums_apart(rng):
     import torch
 
@@ -199,8 +199,8 @@ def test_gathered_sums_of_no_rows():
     assert tuple(y.shape) == (0, 3)
 
 
-def test_light_operations_are_keras_own(rng):
-    """Values and dtypes, of tensors and of arrays."""
+def test_light_operations_equal_those_of_keras(rng):
+    """Values and dtypes agree, for tensors and for arrays."""
     light = kernels.light_ops
     floats, index = draw(rng, 4, 3), rng.integers(0, 5, (4, 3)).astype("int32")
     cases = [

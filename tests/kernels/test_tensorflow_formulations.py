@@ -1,4 +1,4 @@
-"""Which formulation computes on TensorFlow, and how often it is traced."""
+"""Test which formulation TensorFlow uses, and how often it is traced."""
 
 import keras
 import numpy as np
@@ -10,7 +10,7 @@ from keras_moe import kernels
 from keras_moe.kernels import grouped, reference
 
 if BACKEND != "tensorflow":
-    pytest.skip("formulations of TensorFlow's", allow_module_level=True)
+    pytest.skip("TensorFlow's formulations", allow_module_level=True)
 
 import tensorflow as tf
 
@@ -22,7 +22,7 @@ X = np.ones((4, T, D), "float32")
 
 @pytest.fixture
 def chosen(monkeypatch):
-    """The formulations that computed, in order."""
+    """Return a list to which each chosen formulation is added."""
     modules, choose = [], grouped.implementation
 
     def noted(x, kernel):
@@ -34,7 +34,7 @@ def chosen(monkeypatch):
 
 
 def model_of(num_experts, num_blocks=1):
-    """Blocks and a loss; not traced by what built it."""
+    """Return a compiled model of `num_blocks` blocks."""
     inputs = x = keras.Input((T, D))
     for _ in range(num_blocks):
         x = keras_moe.MoEBlock(num_experts, F)(x)
@@ -44,8 +44,8 @@ def model_of(num_experts, num_blocks=1):
 
 
 @pytest.mark.parametrize("num_experts", [FEW, MANY])
-def test_what_records_nothing_is_unrolled(chosen, num_experts, tmp_path):
-    """LiteRT has no loop of unknown length."""
+def test_calls_without_gradients_are_unrolled(chosen, num_experts, tmp_path):
+    """LiteRT does not support loops of unknown length."""
     model = model_of(num_experts)
     chosen.clear()
     model.predict_on_batch(X)
@@ -71,7 +71,7 @@ def test_forward_mode_takes_the_reference():
 
 
 def test_blocks_of_one_shape_share_a_loop():
-    """24 blocks of 128 experts would take minutes to trace, else."""
+    """Otherwise, 24 blocks of 128 experts would take minutes to trace."""
     model = model_of(MANY, num_blocks=3)
     loop._traced.cache_clear()
     model.train_on_batch(X, X)

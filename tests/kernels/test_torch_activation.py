@@ -1,4 +1,4 @@
-"""PyTorch: the activations that need no autograd give what autograd gives."""
+"""Compare the activations of PyTorch's kernels with autograd."""
 
 import keras
 import numpy as np
@@ -16,7 +16,7 @@ ACTIVATIONS = ["silu", "gelu", "relu", "tanh", lambda x: x]
 @pytest.mark.parametrize("gated", [True, False])
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_rows_and_gradients_are_those_of_autograd(rng, activation, gated):
-    """`tanh` is not among the known ones, and the last one makes nothing."""
+    """`tanh` has no PyTorch twin, and the identity allocates no output."""
     activation = keras.activations.get(activation)
     before = [
         torch.tensor(rng.normal(size=(5, 4)), requires_grad=True)
@@ -37,10 +37,10 @@ def test_rows_and_gradients_are_those_of_autograd(rng, activation, gated):
     for gradient, wanted in zip(gradients, expected_gradients, strict=True):
         np.testing.assert_allclose(gradient, wanted, rtol=1e-10, atol=1e-12)
     for value, copy in zip(values, copies, strict=True):
-        assert torch.equal(value, copy)  # what it was given is not written over
+        assert torch.equal(value, copy)  # the inputs are not overwritten
 
 
-def test_the_usual_activations_are_known():
+def test_the_usual_activations_have_twins():
     for name in ("silu", "swish", "gelu", "relu"):
         activation = keras.activations.get(name)
         assert activation_module.plain(activation) is not activation

@@ -1,4 +1,4 @@
-"""A bank's gradient is written where the last one was, if that is free."""
+"""A bank's gradient reuses the memory of the last one if that is free."""
 
 import gc
 import weakref
@@ -12,7 +12,7 @@ torch = pytest.importorskip("torch")
 from keras_moe import kernels  # noqa: E402
 
 if keras.backend.backend() != "torch":
-    pytest.skip("of PyTorch alone", allow_module_level=True)
+    pytest.skip("PyTorch's memory", allow_module_level=True)
 
 E, D, F = 4, 256, 512  # a bank of 2 MB
 SIZES = torch.tensor([3, 0, 5, 2], dtype=torch.int32)
@@ -25,7 +25,7 @@ def bank():
 
 
 def gradient_of(bank, scale=1.0):
-    """d sum(scale * x[p] @ bank[e]) / d bank: the rows of e summed up."""
+    """Return the gradient of the sum of `scale * x[p] @ bank[e]`, checked."""
     x = scale * torch.arange(10 * D, dtype=torch.float32).reshape(10, D)
     y = kernels.grouped_matmul(x, bank, SIZES)
     (gradient,) = torch.autograd.grad(y.sum(), bank)
@@ -43,8 +43,8 @@ def test_the_next_gradient_is_written_where_the_last_one_was(bank):
     assert gradient_of(bank, scale=2.0).data_ptr() == place
 
 
-def test_a_gradient_that_somebody_holds_is_left_alone(bank):
-    """Also where it is a view that is held."""
+def test_a_gradient_with_a_reference_is_not_overwritten(bank):
+    """A view of the gradient is such a reference."""
     first = gradient_of(bank)
     held = first[2, :, 0]
     before = held.clone()
@@ -62,15 +62,15 @@ HOLDERS = {
 
 
 @pytest.mark.parametrize("of", HOLDERS.values(), ids=HOLDERS)
-def test_a_gradient_that_is_held_by_other_objects_is_left_alone(bank, of):
+def test_a_gradient_that_other_objects_share_is_not_overwritten(bank, of):
     held = of(gradient_of(bank))
     before = gradient_of(bank)
     gradient_of(bank, scale=3.0)
     np.testing.assert_array_equal(np.asarray(held), before.numpy())
 
 
-def test_what_is_held_costs_no_second_memory(bank):
-    """A third gradient goes to the first one's place once that is free."""
+def test_the_memory_of_a_released_gradient_is_reused(bank):
+    """A third gradient reuses the first one's memory once that is free."""
     first = gradient_of(bank)
     place = first.data_ptr()
     assert gradient_of(bank).data_ptr() != place
@@ -78,7 +78,7 @@ def test_what_is_held_costs_no_second_memory(bank):
     assert gradient_of(bank).data_ptr() == place
 
 
-def test_none_is_kept_where_processes_reduce_gradients(bank, monkeypatch):
+def test_none_is_kept_if_processes_reduce_gradients(bank, monkeypatch):
     from keras_moe.kernels.torch import memory
 
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
@@ -94,7 +94,7 @@ def test_backward_twice_adds_up(bank):
     torch.testing.assert_close(bank.grad, wanted)
 
 
-def test_the_memory_goes_with_the_weight(bank):
+def test_the_memory_is_freed_with_the_weight(bank):
     from keras_moe.kernels.torch import memory
 
     weight = bank.detach().requires_grad_()
@@ -105,8 +105,8 @@ def test_the_memory_goes_with_the_weight(bank):
     assert buffer() is None
 
 
-def test_a_bank_settles_in_other_memory_as_the_same_parameter():
-    """4 MB of it: from there on the system is asked for large pages."""
+def test_settle_moves_a_bank_and_keeps_its_parameter():
+    """NumPy requests large pages for arrays of at least 4 MB."""
     variable = keras.Variable(np.arange(1 << 20, dtype="float32"))
     parameter, before = variable.value, variable.value.data_ptr()
     kernels.settle(variable)
