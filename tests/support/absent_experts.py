@@ -1,4 +1,4 @@
-"""A block of six experts, two of them off, beside the block of the other four.
+"""Compare a block that has disabled experts with a block without those experts.
 
 T tokens, D hidden_dim, E experts, N null experts, K top_k, P routed pairs.
 """
@@ -47,14 +47,17 @@ CASES = {
 
 
 class Case:
-    """A router of six experts, two of them off, and the router of the others.
+    """A router with two of six experts disabled, and one of the other four.
 
-    on: the experts that are on.
-    columns: of what has a column for each expert, null expert, or group.
+    Attributes:
+        on: List of integers. The experts that are enabled.
+        columns: List of integers. The columns to keep of an array that has
+            one column per expert, null expert, or group.
     """
 
     def __init__(self, name, rate=0.0):
-        # Groups are switched off whole: a small router has even groups.
+        # Whole groups are disabled, because the small router needs groups of
+        # equal size.
         self.off = [2, 3] if name in BY_GROUP else [1, 4]
         self.on = [e for e in range(E) if e not in self.off]
         self.large = CASES[name](expert_dropout=rate)
@@ -71,9 +74,9 @@ class Case:
             ]
         self.factors = {"capacity_factor": 0.8, "eval_capacity_factor": 0.7}
         if name == "ExpertChoiceRouter" and BACKEND == "jax":
-            # The places of an expert are a share of all experts, whose number
-            # fixes a shape: the small router has as many by a smaller mean,
-            # with which a capacity would be another one.
+            # The number of places per expert depends on the number of experts
+            # and fixes a shape. A smaller `experts_per_token` gives the small
+            # router as many places, but would change a capacity.
             config["experts_per_token"] *= len(self.on) / E
             self.factors = {}
         self.small = type(self.large).from_config(config)
@@ -88,7 +91,7 @@ class Case:
         return [*self.on, *(E + g for g in kept)]
 
     def _route_by_the_same_scores(self, batch):
-        """A hash of four experts is another one: the columns that are on."""
+        """Route by the enabled columns; a hash of four experts would differ."""
         ids = ops.arange(T, dtype="int32")  # round robin
         if self.ids is not None:
             ids = ops.convert_to_tensor(self.ids.reshape(-1))
@@ -105,7 +108,7 @@ class Case:
         )
 
     def part(self, array, of=None):
-        """What the small block has of an array of the large one."""
+        """Return the part of a large block's array that the small block has."""
         array = np.asarray(array)
         shape = array.shape if of is None else of
         for axis, size in enumerate(shape):
@@ -116,7 +119,7 @@ class Case:
         return array
 
     def inputs(self, rng):
-        """Tokens, a mask, and what both routers need beside them."""
+        """Return tokens, and the other inputs of the large and small block."""
         mask = np.ones((B, S), bool)
         mask[1, -2:] = False
         given = {"mask": mask}, {"mask": mask}
@@ -129,7 +132,7 @@ class Case:
 
 
 def blocks_of(case, rng, **options):
-    """Both blocks, with the same random weights where they have the same."""
+    """Return both blocks, with the same random values in shared weights."""
     large = MoEBlock(E, 6, router=case.large, **options)
     small = MoEBlock(len(case.on), 6, router=case.small, **options)
     for block in (large, small):
@@ -146,7 +149,7 @@ def blocks_of(case, rng, **options):
 
 
 class Reported(keras.layers.Layer):
-    """Returns a block's outputs and losses, so that both are differentiated."""
+    """A layer that returns the outputs and the losses of a block."""
 
     def __init__(self, block, given):
         super().__init__()
@@ -162,8 +165,10 @@ class Reported(keras.layers.Layer):
 
 
 def fix_draws(monkeypatch, case, rng):
-    """Draws are the same in both blocks, a column for each expert that has
-    one; the experts of `case.off` are those that `expert_dropout` drops."""
+    """Make both blocks draw the same numbers in the columns that they share.
+
+    `expert_dropout` drops the experts in `case.off`.
+    """
     normal = rng.normal(size=(T, len(case.columns) + 9)).astype("float32")
     of_experts = np.where(np.isin(np.arange(E), case.off), 0.1, 0.9)
     by_token = rng.uniform(size=(T,)).astype("float32")
@@ -188,7 +193,7 @@ def fix_draws(monkeypatch, case, rng):
 
 
 def assert_same_assignment(case, large, small):
-    """The pairs of the large block are those of the small one, renamed."""
+    """Assert that both blocks have the same pairs, except for renumbering."""
     large, small = arrays(large), arrays(small)
     numbers = np.full(2 * E + 9, -1)
     numbers[case.on] = np.arange(len(case.on))
@@ -217,7 +222,7 @@ def close(got, wanted):
 
 
 def assert_same_step(case, blocks, x, given):
-    """One training step: outputs, losses, gradients, and what is kept."""
+    """Assert that one training step gives equal results and state updates."""
     found = [
         layer_gradients(Reported(block, options), x, training=True)
         for block, options in zip(blocks, given, strict=True)

@@ -1,6 +1,6 @@
-"""The calls whose arguments the fuzzer replaces.
+"""Define the calls whose arguments the fuzzer replaces.
 
-A case is a constructor or a function with arguments that it accepts.
+A case is a constructor or a function, with arguments that it accepts.
 """
 
 import keras
@@ -61,7 +61,7 @@ COMMON_BLOCKS = {
 
 
 def routers():
-    """Constructors of routers with arguments that they accept."""
+    """Return the constructors of routers with arguments that they accept."""
     own = {
         "HierarchicalRouter": {"num_groups": 2},
         "ModalityRouter": {"num_modalities": 2},
@@ -78,7 +78,7 @@ def routers():
 
 
 def layers():
-    """Constructors of layers with arguments that they accept."""
+    """Return the constructors of layers with arguments that they accept."""
     tasks = {
         "num_tasks": 2,
         "num_shared_experts": 1,
@@ -137,7 +137,7 @@ def layers():
 
 
 def plain_objects():
-    """Schedules, callbacks, and settings with arguments that they accept."""
+    """Return schedules, callbacks, and settings with accepted arguments."""
     return {
         "BalanceWarmUp": (training.BalanceWarmUp, {}),
         "CyclicCosine": (
@@ -186,7 +186,7 @@ def plan_config():
 
 
 def classifier():
-    """A built model with a block and two classes or more, made once."""
+    """Return a built model with a block and three classes, made only once."""
     if not _MADE:
         _MADE.append(built_model())
     return _MADE[0]
@@ -202,7 +202,7 @@ def trunk():
 
 
 def whole_models():
-    """Models and what works on models, with arguments that they accept."""
+    """Return models and functions of models, with accepted arguments."""
     sizes = {"vocabulary_size": 9, "max_length": 5, **COMMON_BLOCKS}
     return {
         "MoELanguageModel": (models.MoELanguageModel, sizes),
@@ -268,7 +268,7 @@ def two_headed():
 
 
 def functions():
-    """Pure functions with arguments that they accept."""
+    """Return pure functions with arguments that they accept."""
     logits, modality = rows(), np.array([0, 1] * (T // 2), "int32")
     ids = np.arange(T, dtype="int32")
     found, probs = assignment(), np.full((T, E), 1 / E, "float32")

@@ -1,8 +1,8 @@
 """Draw wrong arguments, and state which of them a parameter may accept.
 
-The rule of an argument follows from its annotation: an integer, a number, a
-bool, a choice; an argument without one may accept anything, but never fail
-without a message that names the argument.
+The rule for an argument follows from its annotation: an integer, a number, a
+Boolean, or a choice. An argument without an annotation may accept anything,
+but must not fail without a message that names the argument.
 """
 
 import inspect
@@ -23,7 +23,7 @@ from keras_moe import (
 
 LearningRateSchedule = keras.optimizers.schedules.LearningRateSchedule
 
-# Keras checks its own arguments; `rule` and `index` take any object.
+# Keras checks its own arguments.
 NOT_FUZZED = {
     "self",
     "name",
@@ -52,14 +52,14 @@ CHOICES = {
 
 
 class Thing:
-    """An object of no use."""
+    """An object that no argument accepts."""
 
     def __repr__(self):
         return "Thing()"
 
 
 def junk(rng):
-    """One value that is rarely right."""
+    """Return a random value that is rarely valid."""
     values = [
         *(None, True, False, 0, 1, 2, 3, 5, -1, 1.0, 2.5, -0.5, 0.3),
         *(math.nan, math.inf, -math.inf, 1j, "x", "False", "", "2", b"x"),
@@ -74,7 +74,7 @@ def junk(rng):
 
 
 def parameters_of(call):
-    """Parameters by name, those of base classes too."""
+    """Return the parameters by name, including those of base classes."""
     if not inspect.isclass(call):
         return dict(inspect.signature(call).parameters)
     found: dict = {}
@@ -91,7 +91,7 @@ def parameters_of(call):
 
 
 def fuzzed_names(call, valid):
-    """The names of arguments that the fuzzer replaces."""
+    """Return the names of the arguments that the fuzzer replaces."""
     return [
         name
         for name, p in parameters_of(call).items()
@@ -103,7 +103,7 @@ def fuzzed_names(call, valid):
 
 
 def filled(valid, **replaced):
-    """The arguments of one call; what is shared between calls is made anew."""
+    """Return the arguments of one call; call the functions that make them."""
     given = {**valid, **replaced}
     return {
         name: value()
@@ -118,7 +118,7 @@ def is_maker(valid, value):
 
 
 def is_allowed(name, parameter, value):
-    """Whether the annotation of an argument allows a value."""
+    """Return whether the annotation of an argument allows a value."""
     kinds = typing.get_args(parameter.annotation) or (parameter.annotation,)
     kinds = [kind for kind in kinds if kind is not LearningRateSchedule]
     known = {int, float, bool, str, type(None)}

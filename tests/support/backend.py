@@ -1,11 +1,11 @@
-"""Values and gradients on whichever backend runs; the only tests' branch."""
+"""Compute values and gradients on the active backend."""
 
 import keras
 import numpy as np
 from keras import ops
 
 BACKEND = keras.backend.backend()
-# What conftest.py turns off; its flags are for the programs around kernels.
+# Options that override the flags with which conftest.py disables optimizations.
 XLA_OPTIMIZES = {
     "xla_backend_optimization_level": 3,
     "xla_cpu_use_fusion_emitters": True,
@@ -13,12 +13,12 @@ XLA_OPTIMIZES = {
 
 
 def draw(rng, *shape):
-    """Returns standard normal numbers, float32."""
+    """Return standard normal numbers, float32."""
     return rng.normal(size=shape).astype("float32")
 
 
 def to_numpy(tensor):
-    """Returns a float32 (or integer) NumPy array of a tensor."""
+    """Return a tensor as a NumPy array, floats as float32."""
     if BACKEND == "torch":
         tensor = ops.convert_to_tensor(tensor).detach()
     array = ops.convert_to_numpy(tensor)
@@ -28,20 +28,21 @@ def to_numpy(tensor):
 
 
 def value_and_gradients(function, *arrays, compiled=False):
-    """Returns `function(*arrays)` and the gradients of its weighted sum.
+    """Return `function(*arrays)` and the gradients of its weighted sum.
 
-    The weights of the sum are fixed random numbers, so that a gradient sees
-    every element; arrays of integers have none. `compiled` runs under
-    `jax.jit`, optimised as users have it, or `tf.function` (`"xla"`: with
-    `jit_compile=True`).
+    The weights of the sum are fixed random numbers, so that the gradients
+    depend on every element. Arrays of integers have no gradient. If `compiled`
+    is true, the function runs under `jax.jit`, with the optimizations that
+    users have, or under `tf.function` (with `jit_compile=True` if `compiled`
+    is `"xla"`).
     """
     return differentiated(function, compiled)(*arrays)
 
 
 def differentiated(function, compiled=False):
-    """Returns `value_and_gradients` as a function of the arrays.
+    """Return `value_and_gradients` as a function of the arrays.
 
-    Compiled, it is so once for all arrays of the same shapes.
+    If `compiled` is true, it is compiled once for all arrays of equal shapes.
     """
     if BACKEND == "torch":
         run = _by_torch(function)
@@ -58,7 +59,7 @@ def differentiated(function, compiled=False):
 
 
 def predicted(function, compiled=False):
-    """Returns `function` of arrays where nothing is to be differentiated."""
+    """Return `function` as a function of arrays, without gradients."""
     if BACKEND == "jax" and compiled:
         import jax
 
@@ -129,9 +130,9 @@ def _is_float(tensor):
 
 
 def layer_gradients(layer, x, *, training=False, **kwargs):
-    """Returns a layer's output and the gradients of its weighted sum.
+    """Return a layer's output and the gradients of its weighted sum.
 
-    The gradients are a dict: `"inputs"` and each trainable weight's path
+    The keys of the gradients are `"inputs"` and each trainable weight's path
     below the layer. Losses added by the layer are not part of the sum.
     """
     layer(ops.convert_to_tensor(x), training=training, **kwargs)  # build
@@ -171,7 +172,7 @@ def layer_gradients(layer, x, *, training=False, **kwargs):
 
 
 def upstream(shape):
-    """The weights of the sum that is differentiated: fixed, of `shape`."""
+    """Return the fixed weights of the sum that is differentiated."""
     return np.random.default_rng(7).normal(size=tuple(shape)).astype("float32")
 
 

@@ -1,4 +1,7 @@
-"""Trains an epoch on each of three layouts of JAX; `python THIS FOLDER`."""
+"""Train an epoch in each of three JAX layouts.
+
+Run `python backup_layouts.py FOLDER`.
+"""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""A small training that the tests of backups stop and resume."""
+"""Define a small training run that the backup tests stop and resume."""
 
 import keras
 import numpy as np
@@ -15,7 +15,10 @@ class Stopped(Exception):
 
 
 class StopAfter(keras.callbacks.Callback):
-    """Ends the training as a kill would, seen from the callback before it."""
+    """Stops the training with an exception.
+
+    For the callbacks before it, this is the same as a kill.
+    """
 
     def __init__(self, epoch, batch):
         super().__init__()
@@ -30,7 +33,7 @@ class StopAfter(keras.callbacks.Callback):
 
 
 class Shuffled(keras.utils.PyDataset):
-    """Draws its order anew in each epoch."""
+    """Data set that draws a new order in each epoch."""
 
     def __init__(self, x, y):
         super().__init__()
@@ -55,7 +58,7 @@ def make_data():
 
 
 def make_model(width=6, optimizer=None, name="model", **compile_arguments):
-    """What it draws: weights, dropout, and in `fit` the order of the data."""
+    """Return a model that draws its weights and its dropout masks."""
     keras.utils.set_random_seed(1)
     inputs = keras.Input((4,))
     x = layers.Dropout(0.3)(layers.Dense(width, "tanh")(inputs))

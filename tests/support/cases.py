@@ -6,8 +6,9 @@ import pytest
 def cases(names, everywhere):
     """Return names as parameters of a test.
 
-    `make test` runs those in `everywhere` on each backend, and the others on
-    one (`one_backend`); `make test-all` runs every case on each.
+    `make test` runs the names in `everywhere` on each backend, and the others
+    on one backend (`one_backend`). `make test-all` runs every case on each
+    backend.
     """
     return [
         pytest.param(name, marks=() if name in everywhere else on_one)

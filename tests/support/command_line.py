@@ -1,7 +1,7 @@
-"""What the tests of the command share: a small model, a manifest, a runner.
+"""Provide the tests of the command with a model, a manifest, and a runner.
 
-D = 8 wide, E = 4 experts, K = 2, F = 6: an expert holds D*F + F + F*D + D
-= 110 parameters, two of four are idle for a token.
+With D = 8, E = 4, K = 2, and F = 6, an expert has D*F + F + F*D + D = 110
+parameters, and two of the four experts are idle for a token.
 """
 
 import json
@@ -37,7 +37,7 @@ def save_tiny(folder):
 
 
 def write_manifest(parent):
-    """Make an artifact with a manifest and a file that no runtime can load."""
+    """Write an artifact whose model file no runtime can load."""
     folder = parent / "written_elsewhere"
     folder.mkdir()
     (folder / "model.onnx").write_bytes(b"no model")
@@ -64,19 +64,19 @@ class CommandLine:
     """Runs command lines in this process.
 
     Args:
-        capsys: The fixture of pytest.
+        capsys: Fixture of pytest.
     """
 
     def __init__(self, capsys):
         self.capsys = capsys
 
     def run(self, *arguments):
-        """Run a command line; return its code, stdout, and stderr."""
+        """Run a command line; return its exit code, stdout, and stderr."""
         self.capsys.readouterr()
         code = run_command([str(a) for a in arguments])
         return code, *self.capsys.readouterr()
 
     def json(self, *arguments):
-        """Run a command line with --json; return its code and the result."""
+        """Run a command line with --json; return its exit code and result."""
         code, out, _ = self.run(*arguments, "--json")
         return code, json.loads(out)

@@ -1,4 +1,4 @@
-"""What the tests of `keras_moe.compress` share."""
+"""Provide the tests of `keras_moe.compress` with models and assertions."""
 
 import keras
 import numpy as np
@@ -12,21 +12,21 @@ __all__ = ["BACKEND", "WIDTH", "draw", "outputs_of", "to_numpy"]
 
 
 def block_model(block=None, length=3, name="block"):
-    """A model that is one block: (B, length, WIDTH) to the same."""
+    """Return a model of one block, from `(B, length, WIDTH)` to the same."""
     inputs = keras.Input((length, WIDTH))
     block = block or MoEBlock(4, 6, name=name)
     return keras.Model(inputs, block(inputs))
 
 
 def randomize(layer, rng):
-    """Makes every bias of a layer's experts and router other than zero."""
+    """Set every bias of a layer's experts and router to nonzero values."""
     for weight in layer.trainable_weights:
         if "bias" in weight.name:
             weight.assign(0.1 * draw(rng, *weight.shape))
 
 
 def copy_expert(bank, source, target, order=None):
-    """Makes one expert a copy of another, its hidden units in an order."""
+    """Copy one expert to another, with its hidden units in the given order."""
     for weight in bank.weights:
         value = to_numpy(weight).copy()
         one = value[source]
@@ -38,7 +38,7 @@ def copy_expert(bank, source, target, order=None):
 
 
 def kept_experts(old, new):
-    """Which experts of an old bank a new one has, in the new one's order."""
+    """Return the old bank's experts that the new bank has, in its order."""
     before, after = to_numpy(old.up_kernel), to_numpy(new.up_kernel)
     return [
         next(e for e in range(len(before)) if (before[e] == one).all())
@@ -47,7 +47,7 @@ def kept_experts(old, new):
 
 
 def assert_as_if_switched_off(old, new, x):
-    """A model of pruned blocks gives what the old one does without them."""
+    """Assert that pruning gives the same as disabling the pruned experts."""
     for one, other in blocks_of_both(old, new):
         kept = kept_experts(one.experts, other.experts)
         assert kept == sorted(set(kept))

@@ -1,15 +1,16 @@
-"""Gradients of gradients on whichever backend runs."""
+"""Compute gradients of gradients on the active backend."""
 
 from backend import BACKEND, to_numpy
 from keras import ops
 
 
 def second_gradients(function, *arrays, compiled=False):
-    """Returns the gradients of a gradient penalty, as a list of arrays.
+    """Return the gradients of a gradient penalty, as a list of arrays.
 
-    The penalty is the sum of squares of the gradients of `sum(sin(f))`, all
-    of it with respect to the arrays of floats. `compiled` runs under
-    `jax.jit` or `tf.function` (`"xla"`: with `jit_compile=True`).
+    The penalty is the sum of squares of the gradients of `sum(sin(f))`. Both
+    gradients are with respect to the arrays of floats. If `compiled` is true,
+    the function runs under `jax.jit` or `tf.function` (with
+    `jit_compile=True` if `compiled` is `"xla"`).
     """
     run = {"jax": _by_jax, "torch": _by_torch, "tensorflow": _by_tensorflow}
     tensors = [ops.convert_to_tensor(a) for a in arrays]

@@ -1,7 +1,7 @@
 """Use eight virtual devices in one process of JAX.
 
-`python devices_jax.py FOLDER PART`: leaves the results of a part in FOLDER,
-for test_distribution_jax.py. T tokens, D hidden_dim, E experts, K top_k.
+`python devices_jax.py FOLDER PART` writes the results of a part to FOLDER, for
+`test_distribution_jax.py`. T tokens, D hidden_dim, E experts, K top_k.
 """
 
 import json
@@ -27,7 +27,7 @@ from programs_jax import PROGRAMS, programs, ragged
 import keras_moe
 from keras_moe.distribution import expert_parallel
 
-T, D, E, K = 36, 8, 8, 2  # T cannot be cut into eight
+T, D, E, K = 36, 8, 8, 2  # T is not divisible by eight
 LAYOUTS = {
     "8x1": {"data": 8},
     "2x4": {"data": 2, "expert": 4},
@@ -37,8 +37,7 @@ LAYOUTS = {
 
 
 def by_hand():
-    """A distribution of Keras alone: experts on four devices, the batch on
-    the two others."""
+    """Return Keras's own distribution: batch over two, experts over four."""
     mesh = keras.distribution.DeviceMesh((2, 4), ("batch", "model"))
     layouts = keras.distribution.LayoutMap(mesh)
     layouts[".*experts/.*_kernel"] = ("model", None, None)
@@ -47,7 +46,7 @@ def by_hand():
 
 
 def train_in_layouts(folder, names=None):
-    """Five steps in each layout: furthest weight or loss; parts of E."""
+    """Train in each layout; return the differences and the kernel bytes."""
     alone = distributed_model.run_alone()
     found = {}
     places = {name: expert_parallel(**kw) for name, kw in LAYOUTS.items()}
@@ -73,7 +72,7 @@ def train_in_layouts(folder, names=None):
 
 
 def kernel_bytes(model):
-    """Bytes of the expert kernels, all and on each device."""
+    """Return the bytes of the expert kernels, in total and per device."""
     kernels = [w.value for w in model.weights if w.path.endswith("_kernel")]
     each = [
         sum(k.addressable_shards[i].data.nbytes for k in kernels)
@@ -83,7 +82,7 @@ def kernel_bytes(model):
 
 
 def load_elsewhere(folder):
-    """What was saved on eight devices, on one and on four."""
+    """Load weights from eight devices on one and on four, and compare."""
     x, _ = distributed_model.make_data()
     found = {}
     for count in (1, 4):
@@ -96,18 +95,18 @@ def load_elsewhere(folder):
     return found
 
 
-# --- a block, its values and all gradients -----------------------------------
+# --- a block, its outputs and all gradients ----------------------------------
 
 
 def skewed(block):
-    """Sends nine tenths of the pairs to the first two experts."""
+    """Send nine tenths of the pairs to the first two experts."""
     kernel = np.array(block.router.kernel.value)
     kernel[0, :2] += 4
     block.router.kernel.assign(kernel)
 
 
 def blocks():
-    """Blocks whose rows travel in every way, and how to make them uneven."""
+    """Return blocks that exchange their rows in every way."""
     router = keras_moe.ExpertChoiceRouter(E, bidirectional=True)
     return {
         "skewed": keras_moe.MoEBlock(E, 8, gated=True),
@@ -127,7 +126,7 @@ def blocks():
 
 
 def gradients(block, x, weight):
-    """The output, and the gradients of its weighted sum."""
+    """Return the output and the gradients of its weighted sum."""
     trainable = [v.value for v in block.trainable_variables]
     others = [v.value for v in block.non_trainable_variables]
 
@@ -142,8 +141,11 @@ def gradients(block, x, weight):
 
 
 def compare_blocks(names=None):
-    """Largest differences to one device, in units of the largest value or of
-    one: a bias of keys has the gradient zero, but for rounding."""
+    """Return the largest relative difference from one device per block.
+
+    A difference is divided by the largest value, or by one if that is more,
+    because the gradient of a key bias is zero except for rounding.
+    """
     rng = np.random.default_rng(0)
     found = {}
     for name, block in blocks().items():
@@ -172,7 +174,7 @@ def compare_blocks(names=None):
 
 
 def drop_in_shards(priorities=("position", "score")):
-    """Capacity is each device's own: the block on each eighth by itself."""
+    """Compare eight devices that drop tokens with the block on each eighth."""
     found = {}
     for priority in priorities:
         block = keras_moe.MoEBlock(E, 8, capacity_factor=1.0, priority=priority)
@@ -196,9 +198,9 @@ def drop_in_shards(priorities=("position", "score")):
 
 
 def drop_hidden_units():
-    """Share of units that are dropped, and of those alike on two devices.
+    """Return the shares of units that are dropped, and alike on two devices.
 
-    The experts are identities: what comes out is 0 or x / (1 - rate).
+    The experts are identities, so an output is 0 or x / (1 - rate).
     """
     block = keras_moe.MoEBlock(
         E, 64, 1, dropout=0.5, use_bias=False, activation="linear"
@@ -218,7 +220,7 @@ def drop_hidden_units():
 
 
 def raised():
-    """What a wrong layout is told."""
+    """Return the error message of each wrong layout."""
 
     def build(block, width):
         block.build((16, width))
@@ -248,7 +250,7 @@ def raised():
 
 
 def train_in_three_axes(folder):
-    """Train in the layout that shards all three axes; drop tokens."""
+    """Train in the layout that shards along all three axes; drop tokens."""
     return {
         "layouts": train_in_layouts(folder, ["2x2x2"]),
         "capacity": drop_in_shards(["position"]),
@@ -266,8 +268,11 @@ def send_unevenly(folder):
 
 
 def use_after_failures():
-    """Return what each call raises for rows that do not divide, by how much the
-    outputs differ afterwards, and the steps that then can be made."""
+    """Call a model with numbers of rows that do not divide; then use it again.
+
+    Return, for each call, the error message and the largest change of the
+    outputs, and the number of steps that `fit` takes afterwards.
+    """
     keras.distribution.set_distribution(expert_parallel())
     x = np.random.default_rng(0).normal(size=(8, 3, D)).astype("float32")
     inputs = keras.Input((3, D))
@@ -320,7 +325,7 @@ def everything(folder):
 
 
 def main(folder, part):
-    """Leave a part's results in `found.json`."""
+    """Write a part's results to `found.json`."""
     folder = pathlib.Path(folder)
     parts = (train_in_three_axes, send_unevenly, map_shards, fail, everything)
     found = {p.__name__: p for p in parts}[part](folder)

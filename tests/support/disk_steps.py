@@ -1,8 +1,8 @@
-"""Stops a piece of code at each step that it does on the disk.
+"""Stop code before each step that it takes on the disk.
 
-Python announces each file that it opens and each entry of a folder that it
-makes, renames, or removes ("audit events"). Between two of them a process
-that is killed leaves the same files, but for the length of one that is open.
+Python raises an audit event for each file that it opens and for each folder
+entry that it makes, renames, or removes. Wherever a process is killed between
+two events, it leaves the same files, except for the length of an open file.
 """
 
 import contextlib
@@ -19,12 +19,12 @@ EVENTS = {
     "os.listdir",
     "shutil.rmtree",
 }
-_active = []  # functions to be called before a step
+_active = []  # functions to call before a step
 
 
-def _hear(event, arguments):
+def _call_step(event, arguments):
     if _active and event in EVENTS:
-        step = _active.pop()  # what it does itself is no step
+        step = _active.pop()  # its own events are not steps
         try:
             step(event, arguments)
         finally:
@@ -33,10 +33,10 @@ def _hear(event, arguments):
 
 @contextlib.contextmanager
 def before_each_step(step):
-    """Within the context, `step(event, arguments)` precedes each step."""
-    if not hasattr(sys, "disk_steps_are_heard"):  # a hook cannot be removed
-        sys.addaudithook(_hear)
-        sys.disk_steps_are_heard = True
+    """Call `step(event, arguments)` before each step within the context."""
+    if not hasattr(sys, "disk_steps_are_hooked"):  # a hook cannot be removed
+        sys.addaudithook(_call_step)
+        sys.disk_steps_are_hooked = True
     _active.append(step)
     try:
         yield
@@ -57,7 +57,7 @@ class Interrupt:
 
 
 class Snapshots:
-    """Copies a folder as it is before each step: what a kill would leave."""
+    """Copies a folder before each step: a kill would leave the same files."""
 
     def __init__(self, folder, copies):
         self.folder, self.copies, self.count = folder, copies, 0

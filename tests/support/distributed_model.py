@@ -1,9 +1,9 @@
-"""The model and the data that every distribution test trains.
+"""Define the model and the data of every distribution test.
 
 B batch, S sequence, D hidden_dim, F intermediate_dim, E experts, K top_k.
 
 Weights and data come from NumPy, so that every process of every backend
-starts from the same numbers. B, D, F and E are divisible by eight.
+starts from the same numbers. B, D, F, and E are divisible by eight.
 """
 
 import keras
@@ -17,16 +17,17 @@ STEPS = 5
 
 
 def make_model(seed=0, compiled=True, **block_arguments):
-    """A classifier `(B, S, D)` to `(B, CLASSES)`, ready for `fit`.
+    """Return a classifier from `(B, S, D)` to `(B, CLASSES)`.
 
-    One dropless block with everything that replicas must agree on: the two
-    losses, the loss-free bias, the statistics. Plain SGD with momentum: Adam
-    divides a gradient of almost zero by itself, and rounding would show.
+    The model has one dropless block with everything that replicas must agree
+    on: the two losses, the expert bias, and the statistics. The optimizer is
+    SGD with momentum, because Adam divides a gradient of almost zero by itself
+    and would amplify rounding.
 
     Args:
-        seed: of the weights.
-        compiled: whether `model.compile` was called.
-        block_arguments: of `MoEBlock`, in place of its own here.
+        seed: Integer. Seed of the weights.
+        compiled: Boolean. Whether to compile the model.
+        block_arguments: Arguments of `MoEBlock` that replace the ones here.
     """
     arguments = {
         "router": keras_moe.Router(
@@ -55,7 +56,7 @@ def make_model(seed=0, compiled=True, **block_arguments):
 
 
 def compile_model(model, **kwargs):
-    """Compiles as the tests do; `kwargs` are of `model.compile`."""
+    """Compile a model with SGD; `kwargs` are passed to `model.compile`."""
     model.compile(
         optimizer=keras.optimizers.SGD(0.1, momentum=0.9),
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
@@ -65,7 +66,7 @@ def compile_model(model, **kwargs):
 
 
 def set_weights(model, seed=0):
-    """Draws the trainable weights anew, by NumPy, in the model's order."""
+    """Assign trainable weights drawn by NumPy, in the model's order."""
     rng = np.random.default_rng(seed)
     for weight in model.trainable_weights:
         scale = 1 / np.sqrt(weight.shape[-2]) if len(weight.shape) > 1 else 0.1
@@ -73,9 +74,9 @@ def set_weights(model, seed=0):
 
 
 def make_data(steps=STEPS, seed=1):
-    """`(N, S, D)` float32 and `(N,)` int32 of N = steps * BATCH examples.
+    """Return N = steps * BATCH examples: `(N, S, D)` floats, `(N,)` classes.
 
-    The class follows from the examples.
+    The class of an example can be computed from it.
     """
     rng = np.random.default_rng(seed)
     x = rng.normal(size=(steps * BATCH, LENGTH, WIDTH)) + 0.3
@@ -84,7 +85,7 @@ def make_data(steps=STEPS, seed=1):
 
 
 class StepLosses(keras.callbacks.Callback):
-    """Collects `logs["loss"]` of each step: the epoch's mean so far."""
+    """Collects `logs["loss"]` of each step, the mean of the epoch so far."""
 
     def __init__(self):
         super().__init__()
@@ -95,7 +96,7 @@ class StepLosses(keras.callbacks.Callback):
 
 
 def train(model, *data, **fit_arguments):
-    """Fits one epoch in order; returns the loss after each step, an array."""
+    """Train one epoch in order; return an array of the loss of each step."""
     steps = StepLosses()
     model.fit(
         *data,
@@ -108,9 +109,10 @@ def train(model, *data, **fit_arguments):
 
 
 def weights_of(model):
-    """Every weight by path, float32: bias and statistics among them.
+    """Return every weight by path, including the bias and the statistics.
 
-    Seeds' states are left out: nothing here draws.
+    The states of seed generators are excluded, because the model draws no
+    numbers.
     """
     return {
         weight.path: np.asarray(keras.ops.convert_to_numpy(weight.value))
@@ -120,7 +122,7 @@ def weights_of(model):
 
 
 def run_alone():
-    """Five steps on one device: weights by path and `"losses"`."""
+    """Train on one device; return the weights by path and `"losses"`."""
     model = make_model()
     x, y = make_data()
     losses = train(model, x, y, batch_size=BATCH)
@@ -128,7 +130,7 @@ def run_alone():
 
 
 def furthest(found, expected):
-    """Returns the largest difference of two results, and where it is."""
+    """Return the largest difference between two results, and its name."""
     assert sorted(found) == sorted(expected), (sorted(found), sorted(expected))
     return max(
         (float(np.max(np.abs(found[name] - expected[name]))), name)

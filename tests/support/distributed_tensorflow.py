@@ -1,9 +1,9 @@
-"""Trains under a strategy of two replicas and writes down what came out.
+"""Train under a strategy of two replicas and write the results to a folder.
 
-`python distributed_tensorflow.py mirrored FOLDER everything`: two devices, one
-process. `python distributed_tensorflow.py worker FOLDER everything`: one of two
-processes, which TF_CONFIG describes. `fit` and `own_step` in place of
-`everything` do a part of it.
+`python distributed_tensorflow.py mirrored FOLDER everything` uses two devices
+in one process. `python distributed_tensorflow.py worker FOLDER everything` is
+one of two processes, which TF_CONFIG describes. `fit` or `own_step` instead of
+`everything` runs only a part.
 """
 
 import json
@@ -21,7 +21,7 @@ import keras_moe
 
 
 def mirrored_strategy():
-    """Two replicas on the CPU."""
+    """Return a strategy of two replicas on the CPU."""
     cpu = tf.config.list_physical_devices("CPU")[0]
     tf.config.set_logical_device_configuration(
         cpu, [tf.config.LogicalDeviceConfiguration()] * 2
@@ -30,7 +30,7 @@ def mirrored_strategy():
 
 
 class SmallSquares(keras.layers.Layer):
-    """Not of keras_moe, and adds a loss."""
+    """A layer outside keras_moe that adds a loss."""
 
     def call(self, x):
         self.add_loss(keras.ops.mean(keras.ops.square(x)))
@@ -38,10 +38,10 @@ class SmallSquares(keras.layers.Layer):
 
 
 class OwnStep(keras.Model):
-    """Subclassed, built by its first batch, with a step and a log of its own.
+    """A subclassed model with its own training step and its own log.
 
-    A foreign layer adds a loss before the block does, and the block's is that
-    of each replica by itself.
+    Its first batch builds it. A layer outside keras_moe adds a loss before the
+    block does. Each replica computes the block's loss from its own examples.
     """
 
     def __init__(self, **kwargs):
@@ -63,9 +63,10 @@ class OwnStep(keras.Model):
 
 
 def train_own_step(data_parallel=lambda model: model):
-    """Two steps of `OwnStep` on batches of two like halves.
+    """Train `OwnStep` for two steps on batches of two equal halves.
 
-    A replica then has the losses that one device has for the whole.
+    With equal halves, a replica has the losses that one device has for the
+    whole batch.
     """
     x, _ = distributed_model.make_data(1)
     x = np.concatenate([x[: BATCH // 2]] * 4)
@@ -81,7 +82,7 @@ def train_own_step(data_parallel=lambda model: model):
 
 
 def use(model, *data, **fit_arguments):
-    """What `fit`, `evaluate` and `predict` give of the common model."""
+    """Return the results of `fit`, `evaluate`, and `predict`."""
     found = {"losses": distributed_model.train(model, *data, **fit_arguments)}
     x, y = distributed_model.make_data()
     found |= distributed_model.weights_of(model)
@@ -91,7 +92,7 @@ def use(model, *data, **fit_arguments):
 
 
 def under_xla(model):
-    """What `predict` gives where XLA compiles, and `fit` has to say of it."""
+    """Return the predictions under XLA, and the error message of `fit`."""
     x, y = distributed_model.make_data()
     with model.distribute_strategy.scope():
         distributed_model.compile_model(model, jit_compile=True)
@@ -104,7 +105,7 @@ def under_xla(model):
 
 
 def own_shards(strategy):
-    """Every replica's examples of each batch, as one device has them."""
+    """Return data that gives the replicas the batches that one device has."""
     x, y = distributed_model.make_data()
 
     def make(context):
@@ -119,7 +120,7 @@ def own_shards(strategy):
 
 
 def main(kind, folder, runs):
-    """Writes `KIND-INDEX.npz`, the chief `KIND.keras`, one `xla.npz`."""
+    """Write `KIND-INDEX.npz`; the chief also writes `KIND.keras`."""
     from keras_moe.distribution.tensorflow_workers import data_parallel
 
     index = 0
@@ -145,7 +146,7 @@ def main(kind, folder, runs):
 
 
 def use_common_model(kind, strategy):
-    """Return the trained common model and what it gives."""
+    """Return the common model after training, and its results."""
     from keras_moe.distribution.tensorflow_workers import data_parallel
 
     with strategy.scope():
@@ -159,7 +160,7 @@ def use_common_model(kind, strategy):
 
 
 if __name__ == "__main__":
-    # As conftest.py does for the tests' own process.
+    # conftest.py does the same in the process of the tests.
     tf.config.optimizer.set_experimental_options(
         {"disable_meta_optimizer": True}
     )

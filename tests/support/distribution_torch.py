@@ -1,7 +1,7 @@
-"""What each of two PyTorch processes does in the tests; started twice.
+"""Run the tests' part of one of two PyTorch processes.
 
-`python distribution_torch.py FOLDER` with torchrun's variables. Everything it
-finds goes to `FOLDER/RANK.npz`.
+Run `python distribution_torch.py FOLDER RUNS` with torchrun's variables. RUNS
+is `some` or `everything`. The results go to `FOLDER/RANK.npz`.
 """
 
 import os
@@ -29,7 +29,7 @@ RANK, PROCESSES = int(os.environ["RANK"]), 2
 
 
 def share(array, process=None):
-    """This process's half of each batch."""
+    """Return a process's half of each batch, by default this process's."""
     process = RANK if process is None else process
     steps = distributed_model.STEPS
     parts = array.reshape(steps, PROCESSES, -1, *array.shape[1:])
@@ -37,14 +37,14 @@ def share(array, process=None):
 
 
 def train(model):
-    """Five steps of half batches, from the weights of rank 0."""
+    """Train five steps on half batches; return the loss of each step."""
     x, y = distributed_model.make_data()
     batch = distributed_model.BATCH // PROCESSES
     return distributed_model.train(model, share(x), share(y), batch_size=batch)
 
 
 def own_bytes(variables):
-    """Bytes that this process holds of Keras variables."""
+    """Return the bytes of Keras variables that this process holds."""
     found = [v.value for v in variables]
     found = [t.to_local() if hasattr(t, "to_local") else t for t in found]
     return sum(t.numel() * t.element_size() for t in found)
@@ -55,14 +55,14 @@ def kernels_of(model):
 
 
 def make_model(seed=0):
-    """The tests' model, with a loss of its experts' weights."""
+    """Return the tests' model, with a regularizer on its expert kernels."""
     penalty = keras.regularizers.L2(0.001)
     return distributed_model.make_model(seed, kernel_regularizer=penalty)
 
 
 def run_layout(folder, name, sharded=False, processes=None, **options):
-    """Trains, evaluates and saves under one layout; a dict of arrays."""
-    model = make_model(seed=RANK)  # rank 0's are taken
+    """Train, evaluate, and save in one layout; return a dict of arrays."""
+    model = make_model(seed=RANK)  # `data_parallel` copies rank 0's weights
     if sharded:
         shard_experts(model, processes)
     data_parallel(model, **options)
@@ -89,8 +89,8 @@ def run_layout(folder, name, sharded=False, processes=None, **options):
     return found
 
 
-def go_on(path, sharded, **options):
-    """Five steps more, from one process's file; files again, then back."""
+def resume(path, sharded, **options):
+    """Resume from one process's file; save, train, load, and train again."""
     model = keras.models.load_model(path)
     if sharded:
         shard_experts(model)
@@ -106,7 +106,7 @@ def go_on(path, sharded, **options):
 
 
 def exchanged():
-    """Values, gradients and what was sent, for each of SIZES."""
+    """Return values, gradients, and sent sizes for each case of SIZES."""
     sent = []
     original = distributed.all_to_all_single
 
@@ -139,8 +139,11 @@ def exchanged():
 
 
 def other_state():
-    """A BatchNormalization, a frozen layer, idle experts, seeds, a router
-    whose loss reads a weight that it then changes."""
+    """Train a model with other state, and return its history and variables.
+
+    The model has a BatchNormalization, a frozen layer, idle experts, seeds, and
+    a router whose loss reads a weight that the router then changes.
+    """
     inputs = keras.Input((4,))
     x = keras.layers.BatchNormalization(momentum=0.5, name="norm")(inputs)
     x = keras.layers.Dense(4, name="frozen", trainable=False)(x)
@@ -187,7 +190,7 @@ def clipped(**options):
 
 
 class Scalar(keras.layers.Layer):
-    """Has one weight, without an axis."""
+    """A layer with one weight that has no axes."""
 
     def build(self, input_shape):
         self.scale = self.add_weight(shape=(), initializer="ones")
@@ -197,13 +200,13 @@ class Scalar(keras.layers.Layer):
 
 
 def model_of(layer):
-    """A model of one layer on tokens of width 4."""
+    """Return a model of one layer on tokens of width 4."""
     inputs = keras.Input((3, 4))
     return keras.Model(inputs, layer(inputs))
 
 
 def errors(folder):
-    """What is said of what cannot be."""
+    """Return the error message of each call that is not possible."""
     sharded = shard_experts(make_model())
     other = keras.Model(sharded.input, sharded.get_layer("moe").output)
     dense = keras.Sequential([keras.Input((2,)), Scalar()])
@@ -240,8 +243,8 @@ def everything(folder):
         "replicated": run_layout(folder, "replicated"),
         "copies": run_layout(folder, "copies", sharded=True, processes=1),
         "parts": run_layout(folder, "parts", fully_sharded=True),
-        "go on experts": go_on(single, sharded=True),
-        "go on both": go_on(single, sharded=True, fully_sharded=True),
+        "resumed experts": resume(single, sharded=True),
+        "resumed both": resume(single, sharded=True, fully_sharded=True),
     }
 
 
@@ -257,7 +260,7 @@ def some(folder):
 
 
 def main(folder, runs):
-    """Do all in one process: starting Python is what takes the time."""
+    """Do every run in this process, because starting Python is expensive."""
     torch.set_num_threads(1)
     found_by_run = {"some": some, "everything": everything}[runs](folder)
     arrays = {

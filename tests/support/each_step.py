@@ -9,10 +9,10 @@ import sys
 import keras_moe
 
 ROOT = pathlib.Path(keras_moe.__file__).parent
-# What writes, swaps, and removes.
+# The files that write, swap, and remove.
 FILES = ("files", "export/exporting.py", "export/placing.py", "distribution")
 FILES = tuple(str(ROOT / name) for name in FILES)
-# An interrupt in here may close a file twice; a kill may come anywhere.
+# An interrupt in `shutil` may close a file twice; a kill may come anywhere.
 FILES_OF = {"interrupt": FILES, "kill": (*FILES, shutil.__file__)}
 
 
@@ -25,10 +25,10 @@ def kill():
 
 
 class AtStep:
-    """Within it, `act()` is called before line number `step` of some files.
+    """Calls `act()` in the context, before line number `step` of some files.
 
-    Lines count each time that they run, from 1. `done` says whether there were
-    as many.
+    A line counts each time that it runs, from 1. `done` is true if `act` was
+    called.
     """
 
     def __init__(self, step, act):
@@ -56,7 +56,7 @@ class AtStep:
 
 
 def content(folder):
-    """The text of each file in a folder, by its path."""
+    """Return the text of each file in a folder, by its path."""
     return {
         str(path.relative_to(folder)): path.read_text()
         for path in sorted(folder.rglob("*"))

@@ -19,12 +19,12 @@ def run_on(backend, script, *arguments):
 
     Args:
         backend: `"jax"`, `"tensorflow"`, or `"torch"`.
-        script: The module's name. It must not depend on a fresh process.
-        arguments: They arrive as strings.
+        script: Name of a module. It must not depend on a fresh process.
+        arguments: Arguments of `main`, which receives them as strings.
     """
     if backend not in _processes:
         _processes[backend] = _start(backend)
-    answer = _ask(_processes[backend], [script, *map(str, arguments)])
+    answer = _send(_processes[backend], [script, *map(str, arguments)])
     if not answer:
         del _processes[backend]  # the next check starts another one
         raise AssertionError(f"The process of {backend} died in {script}.")
@@ -35,8 +35,8 @@ def run_on(backend, script, *arguments):
 _processes = {}
 
 
-def _ask(process, request):
-    """Return the line that answers a request, empty if the process died."""
+def _send(process, request):
+    """Send a request; return the answer's line, empty if the process died."""
     print(json.dumps(request), file=process.stdin, flush=True)
     return process.stdout.readline()
 

@@ -1,4 +1,4 @@
-"""Rows of two processes and four experts, two in each.
+"""Define rows of two processes that hold two of four experts each.
 
 P rows, E experts, D and D' widths.
 """
@@ -18,8 +18,10 @@ SIZES = {
 
 
 def drawn(name):
-    """Kernel `(E, D, D')`; by process rows `(P, D)` and upstream gradients
-    `(P, D')`; all float32."""
+    """Return the kernel, and each process's rows and upstream gradients.
+
+    The shapes are `(E, D, D')`, `(P, D)`, and `(P, D')`, all float32.
+    """
     rng = np.random.default_rng(list(SIZES).index(name))
 
     def draw(*shape):

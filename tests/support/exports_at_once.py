@@ -1,6 +1,7 @@
-"""Two processes export to one folder, a third reads it: `python THIS FOLDER`.
+"""Export to one folder from two processes while a third process reads it.
 
-A reader who holds the folder open must never see files of two exports.
+Run `python exports_at_once.py FOLDER`. A reader that holds the folder open must
+never read files of two exports.
 """
 
 import os
@@ -18,7 +19,7 @@ EXPORTS = 10
 
 
 def fork_exports(export, folder, text):
-    """Returns the process that exports one text again and again."""
+    """Start a process that exports one text repeatedly; return its id."""
     fork = os.fork()
     if fork:
         return fork
@@ -32,7 +33,7 @@ def fork_exports(export, folder, text):
 
 
 def read_at_once(folder):
-    """The texts in the files of an artifact, or nothing if it is replaced."""
+    """Return the texts of an artifact's files, empty if it is replaced."""
     try:
         place = os.open(folder, os.O_RDONLY)
     except FileNotFoundError:

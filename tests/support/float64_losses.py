@@ -1,6 +1,6 @@
-"""Train what adds losses under `set_floatx("float64")`.
+"""Train layers and models that add losses, with `set_floatx("float64")`.
 
-On JAX, this runs in a process in which 64 bits are enabled afterwards.
+On JAX, `main` also enables 64-bit types.
 """
 
 import keras
@@ -43,7 +43,7 @@ def blocks():
 
 
 def wrapped():
-    """Return models that compute a loss of their own."""
+    """Return models that compute their own loss."""
     inputs = keras.Input((4, D))
     model = keras.Model(inputs, blocks()["losses"](inputs))
     return {
@@ -66,7 +66,7 @@ def fit(name, model, x, y):
 
 
 def main():
-    """Train all of them for a step, one after the other in a model."""
+    """Train a model of all layers for a step, then each wrapper."""
     floatx = keras.config.floatx()
     policy = keras.config.dtype_policy().name
     if BACKEND == "jax":

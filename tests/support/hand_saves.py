@@ -1,8 +1,8 @@
-"""A small backup that is made without training.
+"""Make a small backup without training.
 
-The hooks of `BackupAndResume` are called as `fit` calls them; the "training"
-of an epoch writes the epoch's number into the weights, so that the weights
-tell from which save they were loaded.
+The hooks of `BackupAndResume` are called in the order in which `fit` calls
+them. The "training" of an epoch writes the epoch's number into the weights, so
+that the weights identify the save from which they were loaded.
 """
 
 import functools
@@ -15,7 +15,7 @@ from keras_moe.distribution.backup.processes import processes_of
 
 
 def make_model():
-    """Two weights of three numbers, which hold the last epoch's number."""
+    """Return a model whose two weights hold the number of the last epoch."""
     model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(3)])
     model.compile("sgd", "mse")
     set_epoch(model, -1)
@@ -56,7 +56,7 @@ def train_epoch(callback, epoch):
 
 
 def make_backup(folder, epochs):
-    """Save some epochs; return the callback."""
+    """Save a number of epochs; return the callback."""
     callback = begin(folder)
     for epoch in range(epochs):
         train_epoch(callback, epoch)
@@ -64,7 +64,7 @@ def make_backup(folder, epochs):
 
 
 def whole_names(folder):
-    """Return the names of the saves; all must be whole, and all there is."""
+    """Return the saves' names; assert that the folder has only whole saves."""
     saves = generations.generations(folder)
     for generation in saves:
         generations.read_manifest(generation)
@@ -74,7 +74,7 @@ def whole_names(folder):
 
 @functools.cache
 def alone():
-    """Return the processes of a training in this process alone."""
+    """Return the processes of a training run in this process alone."""
     return processes_of(make_model())
 
 

@@ -1,6 +1,7 @@
-"""Models that hide weights from training, and trainings of their parts.
+"""Define models that hide weights from training, and train parts of them.
 
-Every case trains the same on one process and, on two, on half of each batch.
+Every case trains equally on one process and on two processes that have half of
+each batch.
 """
 
 import keras
@@ -13,7 +14,7 @@ LENGTH, WIDTH, OUTPUTS, BATCH = 6, 16, 4, 8
 
 
 def make_data():
-    """`(16, S, D)` and `(16, S, C)`, two steps of BATCH examples."""
+    """Return `(16, S, D)` and `(16, S, C)`, two steps of BATCH examples."""
     shape = (2 * BATCH, LENGTH, WIDTH)
     x = np.random.default_rng(0).normal(size=shape).astype("float32")
     return x, x[..., :OUTPUTS]
@@ -38,7 +39,7 @@ def ensemble(method, models=(mixture, dense), **options):
 
 
 class OnlyHead(keras.Model):
-    """Trains its second layer, by what it calls its trainable weights."""
+    """A model that trains only its last layer, by its own properties."""
 
     @property
     def trainable_variables(self):
@@ -61,7 +62,7 @@ def distiller():
     return model
 
 
-# How each model is made, and how its training is started.
+# The function that makes each model, and the method that trains it.
 CASES = {
     "weighted": (lambda: ensemble("weighted"), "fit"),
     "stacking": (lambda: ensemble("stacking"), "fit"),
@@ -77,10 +78,10 @@ CASES = {
 
 
 def train(name, rows, batch_size, wrap):
-    """Returns the losses of each training of a case, two epochs each.
+    """Return the losses of each training run of a case, two epochs each.
 
-    `fit_members` is followed by a `fit`: what was trained before must be what
-    one process has.
+    `fit` follows `fit_members`, so that its losses depend on the members'
+    weights.
     """
     make, method = CASES[name]
     keras.utils.set_random_seed(1)

@@ -1,7 +1,7 @@
-"""The trainings of `hidden_weights.py` on one of two PyTorch processes.
+"""Train the cases of `hidden_weights.py` on one of two PyTorch processes.
 
-`python hidden_weights_torch.py FOLDER CASE ...` with torchrun's variables. The
-losses go to `FOLDER/RANK.npz`.
+Run `python hidden_weights_torch.py FOLDER CASE ...` with torchrun's variables.
+The losses go to `FOLDER/RANK.npz`.
 """
 
 import os
@@ -22,7 +22,7 @@ RANK = int(os.environ["RANK"])
 
 
 def with_members(model):
-    """A member that is data-parallel by itself, before or after the whole."""
+    """Make members data-parallel by themselves, before and after the whole."""
     data_parallel(model.models[0])
     data_parallel(model)
     data_parallel(model.models[1])
@@ -35,7 +35,7 @@ WRAPPERS = {
     "experts": lambda model: data_parallel(shard_experts(model)),
     "parts": lambda model: data_parallel(model, fully_sharded=True),
 }
-# Weights that only some layouts have, or that each layout trains alike.
+# The layouts in which each case is trained.
 LAYOUTS = {
     "weighted": ("replicas", "parts"),
     "stacking": ("replicas",),
@@ -56,7 +56,7 @@ def message_of(function):
 
 
 def fitted_part():
-    """A member of a fully sharded ensemble, fitted alone."""
+    """Fit a member of a fully sharded ensemble alone."""
     whole = hidden_weights.ensemble("weighted", train_members=True)
     data_parallel(whole, fully_sharded=True)
     member = whole.models[1]

@@ -1,9 +1,9 @@
 """Run Hugging Face's MoE blocks on random weights.
 
 The script runs in a PyTorch process, because the test run may use another
-backend.
-Writes NAME.npz into the folder OUT: inputs, weights (in keras_moe's names and
-layout), the output and the gradients of its sum weighted by `upstream`.
+backend. It writes NAME.npz into the folder OUT: inputs, weights (with
+keras_moe's names and layout), the output, and the gradients of the output's
+sum weighted by `upstream`.
 """
 
 import numpy as np
@@ -54,7 +54,7 @@ def build(name):
 
 
 def in_keras_layout(router, gate_up, down):
-    """Linear layers hold (out, in); gate stands before up."""
+    """Transpose kernels of shape (out, in), and split gate and up."""
     gate, up = gate_up[:, :F], gate_up[:, F:]
     return {
         "router/kernel": router.T,
@@ -65,7 +65,7 @@ def in_keras_layout(router, gate_up, down):
 
 
 def shared_in_keras_layout(gradients, parameters):
-    """The shared expert's, one expert of a bank; nothing without one."""
+    """Return the shared expert's kernels as a bank, or an empty dict."""
     found = {}
     for name in ("gate", "up", "down"):
         parameter = parameters.get(f"shared_experts.{name}_proj.weight")

@@ -1,4 +1,4 @@
-"""What the kernels' tests share: formulations, shapes, the comparison."""
+"""Provide the kernel tests with formulations, shapes, and a comparison."""
 
 import numpy as np
 from backend import BACKEND, differentiated, draw
@@ -7,7 +7,7 @@ from keras import activations, ops
 from keras_moe import kernels
 
 E, D, F = 4, 6, 10
-RUNS = {  # a formulation, and `compiled` of value_and_gradients
+RUNS = {  # a formulation, and the argument `compiled` of value_and_gradients
     "jax": [(name, True) for name in kernels.formulations()],
     "tensorflow": [
         ("tensorflow_loop", False),
@@ -22,7 +22,7 @@ RUNS = {  # a formulation, and `compiled` of value_and_gradients
 
 
 def ffn_weights(rng, gated, use_bias, num_experts=E):
-    """Arrays in the order of FFNWeights' fields; absent ones left out."""
+    """Return random arrays for the fields of FFNWeights that are in use."""
     E = num_experts
     shapes = {"up_kernel": (E, D, F), "down_kernel": (E, F, D)}
     if use_bias:
@@ -35,13 +35,13 @@ def ffn_weights(rng, gated, use_bias, num_experts=E):
 
 
 def grouped_matmul(x, sizes, kernel):
-    """In the order of arrays the tests use; of a shape a graph knows."""
+    """Call the kernel with the tests' argument order; set a static shape."""
     y = kernels.grouped_matmul(x, kernel, sizes)
     return ops.reshape(y, (x.shape[0], kernel.shape[-1]))
 
 
 def ffn_function(names, activation=activations.gelu, **options):
-    """`grouped_ffn` as a function of x, sizes and the weights named."""
+    """Return `grouped_ffn` as a function of x, sizes, and the named weights."""
 
     def function(x, sizes, *slices):
         named = dict(zip(names, slices, strict=True))
@@ -53,7 +53,7 @@ def ffn_function(names, activation=activations.gelu, **options):
 
 
 def assert_equals_reference(function, compiled, *cases, atol=1e-4):
-    """Of each case's arrays; compiled once where the shapes are the same."""
+    """Compare each case with the reference; compile once for equal shapes."""
     run = differentiated(function, compiled)
     plain = differentiated(function)
     for number, arrays in enumerate(cases):

@@ -1,8 +1,10 @@
-"""Is killed at each step of a save; `python THIS FOLDER GENERATIONS_PY`.
+"""Kill a process at each step of a save.
 
-Each process that is killed is a fork of this one, which has imported nothing
-but the module that writes: no threads, no backend. Prints as JSON, for each
-step, the contents of the newest whole save and what else the next save left.
+Run `python kill_backup_steps.py FOLDER GENERATIONS_PY`. Each process that is
+killed is a fork of this one, which has no threads and no backend, because it
+has imported only the module that writes. The script prints a JSON list with,
+for each step, whether the fork was killed, the epoch of the newest whole save,
+the torn saves, and the names of the saves after the next save.
 """
 
 import importlib.util
@@ -37,7 +39,7 @@ def write(generations, folder, number):
 
 
 def save_and_die(generations, folder, number, at):
-    """Whether the save of a fork was killed at step `at`."""
+    """Return whether the save of a fork was killed at step `at`."""
     child = os.fork()
     if child == 0:
         steps = []

@@ -1,9 +1,10 @@
-"""Saves as one of two processes that are killed; `python THIS FOLDER`.
+"""Save a model from two processes, one of which is killed.
 
-The first attempt saves a model, and counts the lines that run meanwhile. In
-those that follow, one of the processes is killed while both save other weights:
-the chief at one of these lines, and at last the other one. Each attempt begins
-by looking at what the one before left; the last one is not killed.
+Run `python kill_saves.py FOLDER`. The first attempt saves a model and counts
+the lines that run meanwhile. In the next attempts, both processes save other
+weights, and the chief is killed at one of these lines. In the last but one, the
+other process is killed, and the last attempt runs to its end. Each attempt
+begins with a check of the file that the previous one left.
 """
 
 import os
@@ -26,7 +27,7 @@ from keras_moe.distribution.environment import (  # noqa: E402
     process_index,
 )
 
-PARTS = 5  # of a save: the chief is killed in four of them
+PARTS = 5  # parts of a save; the chief is killed in four of them
 KILLED_CHIEF = range(1, PARTS)
 KILLED_OTHER = PARTS
 LAST = PARTS + 1
@@ -34,7 +35,7 @@ each_step.FILES_OF["kill"] += (zipfile.__file__,)
 
 
 def version_of(model):
-    """The number that all weights of the head hold."""
+    """Return the number in the head's kernel."""
     kernel, _ = model.get_layer("head").get_weights()
     [number] = np.unique(kernel)
     return int(number)
@@ -46,7 +47,7 @@ def set_version(model, version):
 
 
 def check(folder):
-    """The file is whole, and of the first version, or of a killed save."""
+    """Assert that the file is whole; return the version of its weights."""
     saved = keras.saving.load_model(folder / "model.keras", compile=False)
     assert 0 <= version_of(saved) < ATTEMPT
     return version_of(saved)

@@ -1,8 +1,9 @@
-"""Kills an export, or a save, at its steps: `python THIS FOLDER EVERY KINDS`.
+"""Kill an export or a save at its steps.
 
-It is killed at each step, or at one of EVERY steps, in a fork of this process,
-and then called anew. The kinds are those of `KINDS`; "-without" makes the
-system one that cannot exchange two folders.
+Run `python kill_steps.py FOLDER EVERY KINDS`. Every EVERY-th step is killed in
+a fork of this process, and then the export or save is repeated. The kinds are
+the keys of `KINDS`. The suffix "-without" simulates a system that cannot
+exchange two folders.
 """
 
 import errno
@@ -28,7 +29,7 @@ def cannot_exchange(a, b):
 
 
 def in_fork(function, *args):
-    """The fork's wait status."""
+    """Call a function in a fork; return the fork's wait status."""
     fork = os.fork()
     if fork:
         return os.waitpid(fork, 0)[1]

@@ -1,8 +1,9 @@
-"""Trains as one of two processes that are killed; `python THIS FOLDER`.
+"""Train on two processes, of which one is killed.
 
-The first attempt ends by kill -9 of process 1 within an epoch, the second by
-kill -9 of the chief within a save. The third trains to the end, and then once
-more from the beginning, undisturbed.
+Run `python kill_worker.py FOLDER`. The first attempt ends with kill -9 of
+process 1 within an epoch, the second with kill -9 of the chief within a save.
+The third attempt trains to the end, and then trains another model from the
+beginning without a kill.
 """
 
 import os
@@ -30,8 +31,8 @@ from keras_moe.distribution.environment import (  # noqa: E402
     process_index,
 )
 
-EPOCHS, SAVE_FREQ = 3, 2  # of five batches each
-KILLED = (1, 2)  # in this epoch, after this batch: one after a save
+EPOCHS, SAVE_FREQ = 3, 2  # five batches per epoch
+KILLED = (1, 2)  # in this epoch, after this batch, which follows a save
 ATTEMPT = int(os.environ["KERAS_MOE_ATTEMPT"])
 
 
@@ -40,7 +41,7 @@ def kill():
 
 
 class KillWithinEpoch(keras.callbacks.Callback):
-    """Kills process 1, without whom no other can go on."""
+    """Kills process 1, so that the other process cannot continue."""
 
     def on_epoch_begin(self, epoch, logs=None):
         self.epoch = epoch
@@ -51,7 +52,7 @@ class KillWithinEpoch(keras.callbacks.Callback):
 
 
 def kill_within_save(at):
-    """Lets the chief's save number `at` end after half of its arrays."""
+    """Kill the chief in its save number `at`, after eight arrays."""
     write = state.write_arrays
     saves = []
 
@@ -66,7 +67,7 @@ def kill_within_save(at):
 
 
 def make_jax():
-    """Experts and batch on both processes' devices."""
+    """Return a model with experts and batch on both processes' devices."""
     distribution = expert_parallel()
     distribution.auto_shard_dataset = False
     keras.distribution.set_distribution(distribution)
@@ -74,7 +75,7 @@ def make_jax():
 
 
 def make_tensorflow():
-    """Replicated; the strategy is one and the same in a process."""
+    """Return a replicated model; reuse one strategy in this process."""
     import tensorflow as tf
 
     if not STRATEGIES:
@@ -84,7 +85,7 @@ def make_tensorflow():
 
 
 def make_torch():
-    """Each process holds half of the experts; the rest is replicated."""
+    """Return a model whose experts are sharded and the rest is replicated."""
     return data_parallel(shard_experts(make_model()))
 
 
@@ -93,7 +94,7 @@ MAKE = {"jax": make_jax, "tensorflow": make_tensorflow, "torch": make_torch}
 
 
 def own_data():
-    """This process's half of each batch; TensorFlow divides by itself."""
+    """Return this process's half of each batch; TensorFlow divides itself."""
     x, y = make_data()
     if BACKEND == "tensorflow":
         return {"x": x, "y": y, "batch_size": BATCH}
@@ -103,10 +104,10 @@ def own_data():
 
 
 def fit(*callbacks):
-    """Returns the model and the loss of each epoch, also of those before.
+    """Return the model and the loss of each epoch, including restored ones.
 
-    Each process shuffles its part by a seed of its own. TensorFlow's workers
-    shuffle the whole data alike, and take each its part.
+    Each process shuffles its part with its own seed. TensorFlow's workers
+    shuffle the whole data with one seed, and each takes its part.
     """
     keras.utils.set_random_seed(0)
     model = MAKE[BACKEND]()

@@ -1,4 +1,7 @@
-"""Exports a model of other weights: `python THIS FOLDER FORMAT SEED`."""
+"""Export a model whose weights depend on a seed.
+
+Run `python killed_exports.py FOLDER FORMAT SEED`.
+"""
 
 import os
 import pathlib

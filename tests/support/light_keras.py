@@ -1,9 +1,9 @@
 """Keep libraries that a script does not use out of its Keras.
 
 Keras imports TensorFlow to set seeds, and scikit-learn and Matplotlib for
-wrappers and plots, which takes longer than most scripts. A script does `import
-light_keras` before it imports Keras. A test may import what a script defines,
-and keeps all libraries.
+wrappers and plots, which takes longer than most scripts. A script imports
+`light_keras` before Keras. If a test imports the script, all libraries stay
+available.
 """
 
 import sys

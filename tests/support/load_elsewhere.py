@@ -1,6 +1,6 @@
 """Load every `.keras` file of a folder, on any backend.
 
-For each NAME.keras writes NAME.BACKEND.npy, its prediction for x.npy.
+The prediction of NAME.keras for x.npy is written to NAME.BACKEND.npy.
 """
 
 import pathlib
@@ -15,7 +15,7 @@ def main(folder):
     x = np.load(folder / "x.npy")
     for path in sorted(folder.glob("*.keras")):
         model = keras.saving.load_model(path)
-        # A file from JAX asks for it, and PyTorch compiles for half a minute.
+        # A file from JAX has it enabled; PyTorch would compile for 30 seconds.
         model.jit_compile = False
         name = f"{path.stem}.{keras.backend.backend()}.npy"
         np.save(folder / name, model.predict(x, verbose=0))

@@ -1,8 +1,8 @@
 """Train Dense layers of Keras on two devices of TensorFlow, and on one.
 
-`python mirrored_tensorflow.py FOLDER` leaves in `found.json` by how much the
-weights differ, or the error, of each option of Keras; and what a mixture says
-inside a nested `tf.function`.
+`python mirrored_tensorflow.py FOLDER` writes `found.json`. For each option of
+Keras, it holds the difference of the weights, or the error. It also holds the
+errors of a mixture inside a nested `tf.function`.
 """
 
 import json
@@ -43,7 +43,7 @@ def trained(rows, options, eagerly=False):
 def difference(name):
     """Return the largest difference between two devices and one."""
     rows = 19 if name == "short batch" else 32
-    wanted = trained(rows, OPTIONS[name], eagerly=True)  # traces nothing
+    wanted = trained(rows, OPTIONS[name], eagerly=True)  # without tracing
     try:
         with tf.distribute.MirroredStrategy(DEVICES).scope():
             found = trained(rows, OPTIONS[name])
@@ -53,7 +53,7 @@ def difference(name):
 
 
 def nested(make_layer, jit_compile):
-    """Return what a gradient in a `tf.function` inside `run` raises."""
+    """Return the error of a gradient in a `tf.function` inside `run`."""
     strategy = tf.distribute.MirroredStrategy(DEVICES)
     with strategy.scope():
         model = keras.Sequential([keras.Input((4,)), make_layer()])
@@ -76,7 +76,7 @@ def nested(make_layer, jit_compile):
 
 
 def main(folder):
-    """Leave all results in `found.json`."""
+    """Write all results to `found.json`."""
     tf.config.optimizer.set_experimental_options(
         {"disable_meta_optimizer": True}
     )

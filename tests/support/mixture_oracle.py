@@ -1,29 +1,29 @@
-"""Expert banks and mixtures in NumPy, apart from the package's formulas."""
+"""Compute expert banks and mixtures in NumPy, without the package's code."""
 
 import numpy as np
 from backend import to_numpy
 
 
 def expert(bank, e, x):
-    """What ReLU expert e makes of rows `(R, D)`."""
+    """Return the output of ReLU expert e for rows `(R, D)`."""
     hidden = x @ to_numpy(bank.up_kernel)[e] + to_numpy(bank.up_bias)[e]
     down = to_numpy(bank.down_kernel)[e]
     return np.maximum(hidden, 0) @ down + to_numpy(bank.down_bias)[e]
 
 
 def softmax(logits, axis=-1):
-    """Along one axis."""
+    """Return the softmax along one axis."""
     shifted = np.exp(logits - logits.max(axis=axis, keepdims=True))
     return shifted / shifted.sum(axis=axis, keepdims=True)
 
 
 def mixture(experts, weights):
-    """The weighted sum of E outputs `(R, H)`, by weights `(R, E)`."""
+    """Return the sum of E outputs `(R, H)`, weighted by `(R, E)`."""
     return sum(weights[:, [e]] * y for e, y in enumerate(experts))
 
 
 def randomize(layer, rng):
-    """Gives every trainable weight, biases too, random values."""
+    """Assign random values to every trainable weight, including biases."""
     for weight in layer.trainable_weights:
         weight.assign(rng.normal(size=weight.shape).astype("float32"))
     return layer

@@ -1,4 +1,4 @@
-"""Every model, small, with a batch it learns from."""
+"""Define a small model of every kind, and a batch to train it on."""
 
 import keras
 import numpy as np
@@ -34,7 +34,7 @@ MODELS = {
 
 
 def batch_of(name, rng, samples=16):
-    """Inputs and labels that follow from them; the last ids are padding."""
+    """Return a batch to learn from; half of its sequences are padded."""
     if name == "MoEVisionClassifier":
         labels = np.arange(samples) % 3
         images = rng.random((samples, 4, 4, 1)) + labels[:, None, None, None]
@@ -62,20 +62,20 @@ def compile_model(model, learning_rate=0.05):
 
 
 def compiled(layer, **options):
-    """The layer as one program: on JAX cheaper than its operations."""
+    """Return the layer as one program, which is faster on JAX."""
     return kernels.compiled(
         lambda *args: layer(*args, **options), layer.variables
     )
 
 
 def outputs_of(model, inputs):
-    """The outputs of a model, NumPy."""
+    """Return the outputs of a model as NumPy arrays."""
     inputs = keras.tree.map_structure(ops.convert_to_tensor, inputs)
     return to_numpy(compiled(model, training=False)(inputs))
 
 
 def lively(model, scale=0.7):
-    """Large weights make the best token differ from step to step."""
+    """Assign large weights, so that the best token differs between steps."""
     rng = np.random.default_rng(3)
     for weight in model.trainable_weights:
         if len(weight.shape) > 1:

@@ -1,6 +1,7 @@
-"""Optimizers, their options, and how each is trained for the page's table.
+"""Define optimizers and options, and train with each for the page's tables.
 
-`docs/optimizers-and-layouts.md` shows what `test_optimizer_layouts.py` finds.
+`docs/optimizers-and-layouts.md` shows the results of
+`test_optimizer_layouts.py`.
 """
 
 import contextlib
@@ -26,7 +27,7 @@ def adam(**options):
 
 
 def multiple():
-    """Adam for the experts, SGD for the rest."""
+    """Return an optimizer with Adam for the experts and SGD for the rest."""
     found = optimizers.OptimizerMap(sgd(), {".*experts.*": adam()})
     return optimizers.MultiOptimizer(found)
 
@@ -78,7 +79,7 @@ ROWS = {
 
 
 def make_model(row):
-    """A mixture between two dense layers; NumPy draws the weights."""
+    """Return a mixture between two dense layers; NumPy draws the weights."""
     inputs = keras.Input((LENGTH, WIDTH), name="tokens")
     x = keras.layers.Dense(WIDTH, "tanh", name="embed")(inputs)
     x = x + keras_moe.MoEBlock(
@@ -94,7 +95,7 @@ def make_model(row):
 
 
 def make_data(part=0, parts=1):
-    """Examples of four steps; of each batch one part."""
+    """Return one part of each batch, for four steps."""
     shape = (STEPS, parts, BATCH // parts, LENGTH, WIDTH)
     x = np.random.default_rng(1).normal(size=shape).astype("float32")
     x = x[:, part].reshape(-1, LENGTH, WIDTH)
@@ -102,18 +103,22 @@ def make_data(part=0, parts=1):
 
 
 def train(model, part=0, parts=1):
-    """Four steps in order."""
+    """Train four steps in order."""
     x, y = make_data(part, parts)
     batch = BATCH // parts
     model.fit(x, y, batch_size=batch, shuffle=False, verbose=0)
 
 
 def trained(row, layout, part=0, parts=1, whole=contextlib.nullcontext):
-    """The weights after training in a layout, or the error as text.
+    """Return the weights after training in a layout, or the error as text.
 
     Args:
-        layout: Function of the row; returns the model.
-        whole: Function of the model; a context that has its whole weights.
+        row: String. A key of `ROWS`.
+        layout: Function from the row to the model.
+        part: Integer. The part of each batch to train on.
+        parts: Integer. Number of parts of a batch.
+        whole: Function from the model to a context in which the model has its
+            whole weights.
     """
     try:
         model = layout(row)
@@ -125,6 +130,6 @@ def trained(row, layout, part=0, parts=1, whole=contextlib.nullcontext):
 
 
 def weights_of(model):
-    """The trained weights, one after the other, whole."""
+    """Return all trainable weights as one flat array."""
     values = [keras.ops.convert_to_numpy(w) for w in model.trainable_weights]
     return np.concatenate([np.ravel(value) for value in values])

@@ -1,7 +1,8 @@
 """Train every row in every layout of four virtual devices of JAX.
 
-`python optimizer_layouts_jax.py FOLDER ROWS LAYOUTS`: two lists as JSON, the
-second empty for all. The weights, or the error, go to `FOLDER/0.npz`.
+Run `python optimizer_layouts_jax.py FOLDER ROWS LAYOUTS`. ROWS and LAYOUTS are
+JSON lists; an empty list of layouts stands for all. The weights, or the error,
+go to `FOLDER/0.npz`.
 """
 
 import json

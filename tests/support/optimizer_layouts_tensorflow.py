@@ -1,7 +1,8 @@
 """Train every row on two mirrored devices of TensorFlow.
 
-`python optimizer_layouts_tensorflow.py FOLDER ROWS LAYOUTS`: two lists as
-JSON, the second empty for all. The weights, or the error, go to `FOLDER/0.npz`.
+Run `python optimizer_layouts_tensorflow.py FOLDER ROWS LAYOUTS`. ROWS and
+LAYOUTS are JSON lists; an empty list of layouts stands for all. The weights,
+or the error, go to `FOLDER/0.npz`.
 """
 
 import json
@@ -22,13 +23,14 @@ def main(folder, rows, layouts):
     cpus = tf.config.list_physical_devices("CPU")
     one = tf.config.LogicalDeviceConfiguration()
     tf.config.set_logical_device_configuration(cpus[0], [one, one])
-    # One for all rows: the sums of a second one may meet those of the first.
+    # All rows share one strategy, because the collectives of a second strategy
+    # may collide with those of the first.
     strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
 
     def make(row):
         with strategy.scope():
             model = data_parallel(make_model(row))
-            # TensorFlow traces a step again that made variables.
+            # TensorFlow retraces a step that creates variables.
             model.optimizer.build(model.trainable_variables)
         return model
 

@@ -1,8 +1,8 @@
-"""One of two PyTorch processes that train every row in every layout.
+"""Train every row in every layout on one of two PyTorch processes.
 
-`python optimizer_layouts_torch.py FOLDER ROWS LAYOUTS` with torchrun's
-variables: two lists as JSON, the second empty for all. The weights, or the
-error, go to `FOLDER/RANK.npz`.
+Run `python optimizer_layouts_torch.py FOLDER ROWS LAYOUTS` with torchrun's
+variables. ROWS and LAYOUTS are JSON lists; an empty list of layouts stands for
+all. The weights, or the error, go to `FOLDER/RANK.npz`.
 """
 
 import json
@@ -36,7 +36,7 @@ LAYOUTS = {
 
 
 def run(row, layout):
-    """The weights after training, or the error as text."""
+    """Return the weights after training, or the error as text."""
 
     def make(row):
         return LAYOUTS[layout](make_model(row))

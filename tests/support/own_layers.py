@@ -1,4 +1,4 @@
-"""A layer and a model as users write them, and more layers to put inside."""
+"""Define a layer and a model as users write them, and layers to put inside."""
 
 import keras
 from keras import layers, ops
@@ -9,7 +9,7 @@ from keras_moe.layers.expert_layers import mask_for
 
 
 class Residual(layers.Layer):
-    """The layer that a user writes."""
+    """A layer that a user could write."""
 
     def __init__(self, inner):
         super().__init__()
@@ -117,12 +117,12 @@ MORE_LAYERS = {
     ),
 }
 EVERY_LAYER = {**LAYERS, **MORE_LAYERS}
-# Keras warns that these models would lose the mask of their inputs.
+# Keras warns that these models lose the mask of their inputs.
 WITHOUT_MASK = ("models", "models that pool", "Ensemble")
 
 
 class Subclassed(keras.Model):
-    """The model that a user writes."""
+    """A model that a user could write."""
 
     def __init__(self):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Folders of the repository that tests read from."""
+"""Define the repository's folders that tests read from."""
 
 import pathlib
 

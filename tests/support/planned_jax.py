@@ -1,4 +1,7 @@
-"""What XLA says of layouts on eight virtual devices; `python FOLDER`."""
+"""Compare the plan with XLA's figures for layouts on eight virtual devices.
+
+Run `python planned_jax.py FOLDER`.
+"""
 
 import json
 import os
@@ -20,7 +23,7 @@ CASES = [("8x1", None, 1), ("2x4", None, 1), ("1x8", 1.0, 2), ("2x2x2", 1.0, 1)]
 
 
 def measure(layout, capacity_factor, blocks):
-    """Bytes and collectives of a step's gradients, found and planned."""
+    """Return the planned and the compiled bytes and collectives of a step."""
     distribution = expert_parallel(**LAYOUTS[layout])
     with distribution.scope():
         inputs = x = keras.Input((D,))
@@ -46,7 +49,7 @@ def measure(layout, capacity_factor, blocks):
     sizes = {
         a: distribution.devices_along(a) for a in ("data", "expert", "model")
     }
-    # The stream beside each block, and its gradient.
+    # The residual stream of each block, and its gradient.
     config = PlanConfig.of_model(model, T, dense_activations=2 * D * blocks)
     planned = estimate(config, **sizes)
     found = collectives(compiled.as_text())

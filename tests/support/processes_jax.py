@@ -1,4 +1,7 @@
-"""One of two processes of JAX over gloo; `python THIS FOLDER`."""
+"""Train on one of two JAX processes over gloo.
+
+Run `python processes_jax.py FOLDER`.
+"""
 
 import json
 import pathlib
@@ -21,7 +24,7 @@ from keras_moe.distribution import expert_parallel  # noqa: E402
 
 
 def main(folder):
-    """Five steps of both; the same alone, on the first."""
+    """Train on both processes; the first one also trains alone."""
     x, y = distributed_model.make_data()
     number = jax.process_index()
 

@@ -1,4 +1,4 @@
-"""What the programs say that XLA compiles for a mesh: their collectives."""
+"""Count the collectives in the programs that XLA compiles for a mesh."""
 
 import re
 
@@ -20,7 +20,7 @@ TENSOR = re.compile(r"(f32|s32|bf16|pred|u32)\[([\d,]*)\]")
 
 
 def collectives(text):
-    """Every collective of a compiled program: its name and its elements."""
+    """Return each collective of a compiled program: name, dtype, elements."""
     found = []
     for match in COLLECTIVE.finditer(text):
         sizes = [
@@ -57,7 +57,7 @@ def programs(which):
 
 
 def compiled_text(block, x, training):
-    """The program of a call, or of a step's gradients."""
+    """Return the program of a call, or of a step's gradients."""
     trainable = [v.value for v in block.trainable_variables]
     others = [v.value for v in block.non_trainable_variables]
     layout = keras.distribution.distribution().get_data_layout(x.shape)
@@ -74,8 +74,10 @@ def compiled_text(block, x, training):
 
 
 def ragged():
-    """Whether the program for TPUs, which cannot run here, sends rows of no
-    padding."""
+    """Return how often a program for TPUs sends rows without padding.
+
+    The program is compiled but not run, because it needs a TPU.
+    """
     exchange.is_ragged = lambda mesh: True
     block = keras_moe.MoEBlock(E, 8)
     with expert_parallel().scope():

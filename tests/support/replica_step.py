@@ -1,4 +1,4 @@
-"""What one replica computes in the replicas' tests."""
+"""Compute one replica's step of the replicas' tests."""
 
 import keras
 import numpy as np
@@ -7,8 +7,8 @@ import keras_moe
 from keras_moe import MixtureOfModels, Router, kernels, losses, routing
 
 PADDED_LENGTH, PADDED_WIDTH, PADDED_EXPERTS = 6, 3, 4
-MOST = 1.38  # an entropy, a little less than that of four equal parts
-# Of the second replica's batch the one real token has the first modality.
+MOST = 1.38  # an entropy slightly below that of four equal parts, log(4)
+# The only real token of the second replica has the first modality.
 MODALITIES = np.arange(2 * PADDED_LENGTH, dtype="int32") % 2
 OWN_LOSSES = {
     "noisy": lambda: keras_moe.NoisyTopKRouter(4),
@@ -19,7 +19,7 @@ OWN_LOSSES = {
 
 
 def routers():
-    """Top-1 routers with a bias, whose logits are their inputs."""
+    """Return top-1 routers with a bias, whose logits are their inputs."""
     found = {}
     for name in ("even", "uneven"):
         router = Router(2, 1, expert_bias=True, expert_bias_step=0.5)
@@ -30,7 +30,7 @@ def routers():
 
 
 def with_own_losses():
-    """A router of each kind that has losses of its own."""
+    """Return a router of each kind that has its own losses."""
     found = {name: make() for name, make in OWN_LOSSES.items()}
     for router in found.values():
         router.build((None, PADDED_WIDTH))
@@ -39,7 +39,7 @@ def with_own_losses():
 
 
 def inputs(replica, even):
-    """Tokens of one expert: the replica's own, or, uneven, mostly expert 0."""
+    """Return tokens for the replica's expert or, if uneven, mostly expert 0."""
     x = np.zeros((8, 2), "float32")
     x[:, replica] = 50
     if not even and replica:
@@ -48,7 +48,7 @@ def inputs(replica, even):
 
 
 def mixture():
-    """Two models on which the examples' one-hot inputs choose."""
+    """Return two models that one-hot inputs choose between."""
     experts = [keras.layers.Dense(2) for _ in range(2)]
     model = MixtureOfModels(
         experts, top_k=1, load_balancing="global_batch", router_z_weight=0.0
@@ -59,8 +59,11 @@ def mixture():
 
 
 def padded(replica):
-    """Tokens `(12, 3)` of two sequences, and which are real: all on the first
-    replica, one of the second sequence on the second."""
+    """Return tokens `(12, 3)` of two sequences, and their mask.
+
+    All tokens are real on the first replica. Only the first token of the second
+    sequence is real on the second replica.
+    """
     rng = np.random.default_rng(replica)
     shape = (2 * PADDED_LENGTH, PADDED_WIDTH)
     tokens = rng.normal(size=shape).astype("float32") + replica
@@ -70,13 +73,13 @@ def padded(replica):
 
 
 def padded_kernel():
-    """A router's kernel `(3, 4)`."""
+    """Return a router's kernel `(3, 4)`."""
     shape = (PADDED_WIDTH, PADDED_EXPERTS)
     return np.random.default_rng(9).normal(size=shape).astype("float32")
 
 
 def own_losses(found, tokens, mask):
-    """The loss of each router in training."""
+    """Return the loss of each router in training."""
     return {
         name: router(
             tokens,
@@ -89,8 +92,7 @@ def own_losses(found, tokens, mask):
 
 
 def functions_of_kernel(tokens, mask):
-    """Each loss of a router's own, over replicas, as a function of its
-    kernel."""
+    """Return each router loss over replicas as a function of the kernel."""
     conditions = routing.Conditions(mask)
     together = {"over_replicas": True}
 
@@ -131,7 +133,7 @@ def functions_of_kernel(tokens, mask):
 
 
 def padded_losses(tokens, mask):
-    """Each loss over replicas, and its gradient by the router's kernel."""
+    """Return each loss over replicas, and its gradient for the kernel."""
 
     def assignment_of(kernel):
         logits = keras.ops.matmul(tokens, kernel)
@@ -165,12 +167,14 @@ def padded_losses(tokens, mask):
 
 
 def step(found, x_even, x_uneven):
-    """Runs both routers in training; returns the first's losses by name, and
-    the balance loss that the mixture added."""
+    """Run both routers and the mixture in training; return losses by name.
+
+    The losses are the first router's, and the one that the mixture adds.
+    """
     a = found["even"](x_even, training=True)
     found["uneven"](x_uneven, training=True)
     found["mixture"](x_even, training=True)
-    of_mixture = sum(found["mixture"].losses)  # of its experts come zeros
+    of_mixture = sum(found["mixture"].losses)  # the experts add zeros
     return {"mixture": of_mixture} | {
         name: losses.load_balancing_loss(
             a.router_probs,

@@ -1,4 +1,7 @@
-"""Two replicas of a MirroredStrategy on the CPU; `python THIS FOLDER`."""
+"""Run two replicas of a MirroredStrategy on the CPU.
+
+Run `python replicas_tensorflow.py FOLDER`.
+"""
 
 import pathlib
 import sys

@@ -1,4 +1,7 @@
-"""Two processes of torch.distributed; `python THIS FOLDER`."""
+"""Run two processes of torch.distributed.
+
+Run `python replicas_torch.py FOLDER`.
+"""
 
 import pathlib
 import sys

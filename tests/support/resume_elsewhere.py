@@ -1,8 +1,8 @@
-"""Stops within an epoch and resumes in another layout; `python THIS FOLDER`.
+"""Stop within an epoch and resume in another layout.
 
-A layout is a number of PyTorch's processes, or of devices of one process of
-TensorFlow or JAX. PyTorch needs two processes of this script. The logs of each
-run are in `FOLDER/found.json`.
+Run `python resume_elsewhere.py FOLDER`, in two processes on PyTorch. A layout
+is a number of PyTorch processes, or of devices of one TensorFlow or JAX
+process. The logs of each run are written to `FOLDER/found.json`.
 """
 
 import json
@@ -51,7 +51,7 @@ EPOCHS, STEPS = 2, 3
 
 
 class Rows(keras.metrics.Metric):
-    """Counts examples in integers: those of all replicas add up."""
+    """Counts examples in integers; the counts of replicas are summed."""
 
     def __init__(self):
         super().__init__(name="rows")
@@ -65,7 +65,7 @@ class Rows(keras.metrics.Metric):
 
 
 class Steps(keras.metrics.Metric):
-    """Counts steps, which all replicas make alike."""
+    """Counts steps; all replicas have the same count."""
 
     def __init__(self):
         super().__init__(name="steps")
@@ -81,7 +81,7 @@ class Steps(keras.metrics.Metric):
 
 
 class Label(keras.metrics.Metric):
-    """The sum over steps of the mean label, of which replicas have a mean."""
+    """Sums the mean label over steps; the sums of replicas are averaged."""
 
     def __init__(self):
         super().__init__(name="label")
@@ -101,7 +101,7 @@ class Stopped(Exception):
 
 
 class StopWithinEpoch(keras.callbacks.Callback):
-    """Ends the first epoch after its second batch, which is saved."""
+    """Stops the first epoch after its second batch, which is saved."""
 
     def on_train_batch_end(self, batch, logs=None):
         if batch == 1:
@@ -109,7 +109,7 @@ class StopWithinEpoch(keras.callbacks.Callback):
 
 
 def make():
-    """A model that is traced fast; no rounding decides about its experts."""
+    """Return a small model without experts, which rounding could reroute."""
     model = keras.Sequential(
         [
             keras.Input((LENGTH, WIDTH)),
@@ -139,7 +139,7 @@ def make_on(layout):
 
 
 def data_of(layout):
-    """Returns the rows of this process, and its part of a batch."""
+    """Return the rows of this process, and its number of rows per batch."""
     x, y = make_data(STEPS)
     if BACKEND != "torch" or layout == 1:
         return x, y, BATCH
@@ -149,7 +149,7 @@ def data_of(layout):
 
 
 def fit(layout, *callbacks):
-    """Returns the logs of all epochs, None where the training is stopped."""
+    """Return the logs of all epochs, or None if the training is stopped."""
     x, y, batch = data_of(layout)
     try:
         history = make_on(layout).fit(

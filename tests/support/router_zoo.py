@@ -1,4 +1,4 @@
-"""Every router, as the tests of what all routers do build them."""
+"""Define every router for the tests of properties that all routers have."""
 
 import keras
 import numpy as np
@@ -51,7 +51,7 @@ ROUTERS = {
     "ReLURouter": lambda **kw: keras_moe.ReLURouter(E, **kw),
     "TopPRouter": lambda **kw: keras_moe.TopPRouter(E, **kw),
 }
-NORMALIZED = {  # each computed token's weights sum to one
+NORMALIZED = {  # the weights of each computed token sum to one
     "Router",
     "Router sigmoid",
     "Router of groups",
@@ -68,7 +68,7 @@ NORMALIZED = {  # each computed token's weights sum to one
 
 
 def is_variant(name):
-    """Whether another router of the class shows what depends on a backend."""
+    """Return whether another router of the class covers the backends."""
     return " " in name and not name.endswith("Router of groups")
 
 
@@ -78,7 +78,7 @@ def router_cases(names=ROUTERS):
 
 
 def router_inputs_of(router, shape, seed=0):
-    """Ids in 0 ... E - 1, or logits, where the router needs them."""
+    """Return ids in 0 ... E - 1, or logits, if the router requires them."""
     if router.router_inputs_use != "required":
         return None
     rng = np.random.default_rng(seed)
@@ -88,7 +88,7 @@ def router_inputs_of(router, shape, seed=0):
 
 
 def symbolic_router_inputs(router, length=5, **options):
-    """An `Input` for what the router needs beside the tokens, or None."""
+    """Return an `Input` for the router inputs, or None if not required."""
     if router.router_inputs_use != "required":
         return None
     if router.router_inputs_kind == "logits":
@@ -97,7 +97,7 @@ def symbolic_router_inputs(router, length=5, **options):
 
 
 def arrays(assignment):
-    """The assignment as NumPy arrays."""
+    """Return the assignment as NumPy arrays."""
 
     def array(field):
         field = ops.stop_gradient(field)
@@ -107,14 +107,14 @@ def arrays(assignment):
 
 
 def logit_router(router, width=3):
-    """Builds a linear router whose logits are its inputs."""
+    """Build a linear router whose logits are its inputs."""
     router.build((None, width))
     router.kernel.assign(np.eye(width, router.num_columns))
     return router
 
 
 def model_of(router, length=5):
-    """A small classifier around a block; takes ids where they are needed."""
+    """Return a small model with a block; it takes router inputs if required."""
     inputs = [keras.Input((length, D))]
     ids = symbolic_router_inputs(router, length)
     inputs += [] if ids is None else [ids]

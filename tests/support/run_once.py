@@ -1,4 +1,4 @@
-"""Work that is done once for the tests of one file."""
+"""Do work once for all tests of a file."""
 
 import os
 import pathlib
@@ -10,10 +10,10 @@ LONGEST = 600  # seconds
 
 
 def run_once(tmp_path_factory, name, work):
-    """Returns a folder in which `work(folder)` was done.
+    """Return a folder in which `work(folder)` was done.
 
-    A fixture of a module is made in each process that runs a test of it; of
-    these processes the first does the work, and the others wait.
+    Each process that runs a test of a module makes the module's fixtures. The
+    first of these processes does the work, and the others wait.
     """
     base = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
@@ -39,9 +39,9 @@ def run_once(tmp_path_factory, name, work):
 
 
 def run_script_once(tmp_path_factory, name, *arguments):
-    """Return the folder in which a script of this folder left its results.
+    """Run a script of this folder once; return the folder of its results.
 
-    The script is called as `python name.py FOLDER ARGUMENT ...`.
+    The command is `python name.py FOLDER ARGUMENT ...`.
     """
     script = pathlib.Path(__file__).with_name(f"{name}.py")
 

@@ -1,6 +1,6 @@
-"""Compute blocks in a `jax.shard_map` with its defaults, and whole.
+"""Compare blocks in `jax.shard_map`, with its defaults, with blocks outside.
 
-Each device has its own rows, so that outputs are those of each part, and a
+Each device has its own rows, so the outputs are those of each part. The
 gradient with respect to weights that all devices share is the sum over parts.
 """
 
@@ -16,7 +16,7 @@ D = 8
 
 
 def blocks():
-    """Return blocks of experts in one bank, of four bits, and of layers."""
+    """Return blocks with a bank, with a four-bit bank, and with layers."""
     layers = [keras.layers.Dense(D, activation="tanh") for _ in range(3)]
     quantized = MoEBlock(4, 16)
     quantized.build((None, D))
@@ -29,7 +29,7 @@ def blocks():
 
 
 def difference(block, devices):
-    """Return by how much outputs and gradients differ from the parts'."""
+    """Return the largest difference from the parts' outputs and gradients."""
     x = np.random.default_rng(0).normal(size=(24, D)).astype("float32")
     block(x)
     weights = [v.value for v in block.trainable_variables]

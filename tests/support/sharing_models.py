@@ -1,4 +1,4 @@
-"""Models whose blocks share a bank or a router."""
+"""Make models whose blocks share a bank or a router."""
 
 import warnings
 
@@ -18,13 +18,13 @@ E, D, F = 4, 8, 6
 
 
 def two_blocks():
-    """The second takes the first's own experts."""
+    """Return two blocks, of which the second shares the first one's experts."""
     first = MoEBlock(E, F, name="first")
     return first, MoEBlock(E, share_experts_with=first, name="second")
 
 
 def three_blocks():
-    """One bank and one router that were given to all."""
+    """Return three blocks that are given the same bank and router."""
     bank, router = Expert(F, E, use_bias=False), Router(E, use_bias=True)
     return [
         MoEBlock(E, experts=bank, router=router, name=f"block_{i}")
@@ -33,7 +33,7 @@ def three_blocks():
 
 
 def transformers():
-    """Two that share a whole block, beside two that share experts alone."""
+    """Return two encoders that share a block, and two that share experts."""
     block = MoEBlock(E, F, name="shared_block")
     first, second = two_blocks()
     parts = (block, first, block, second)
@@ -44,7 +44,7 @@ def transformers():
 
 
 def lent_by_groups():
-    """A block lends the router that it built by itself to two others."""
+    """Return a block and two others that share the router that it made."""
     groups = HierarchicalMoE(2, E, F, top_k_groups=2, jitter=0.1, name="first")
     other = HierarchicalMoE(
         2, E, F, top_k_groups=2, jitter=0.1, router=groups.router, name="second"
@@ -60,7 +60,7 @@ def chain(layers):
     return keras.Model(inputs, keras.layers.Dense(1)(x[:, 0]))
 
 
-SHAPES = {  # and the number of the shared bank's weights
+SHAPES = {  # a function, and the number of the shared bank's weights
     "two blocks": (two_blocks, 4),
     "three blocks": (three_blocks, 2),
     "transformers": (transformers, 4),
@@ -71,21 +71,21 @@ every_sharing = pytest.mark.parametrize("name", SHAPES)
 
 
 def experts_of(model):
-    """The banks of a model's blocks, in order."""
+    """Return the banks of a model's blocks, in order."""
     layers = [layer for layer in model.layers if layer.name != "dense"]
     blocks = [getattr(layer, "moe", layer) for layer in layers]
     return [block.experts for block in blocks if isinstance(block, MoEBlock)]
 
 
 def with_other_weights(model, rng):
-    """Moves every weight away from its start."""
+    """Change every weight of a model."""
     for weight in model.trainable_variables:
         weight.assign_add(0.1 * draw(rng, *weight.shape))
     return model
 
 
 def warned(make):
-    """The result of a function, and its warnings of copies."""
+    """Return the result of a function, and its warnings about copies."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         result = make()

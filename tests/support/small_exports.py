@@ -1,4 +1,4 @@
-"""Exports and saves whose writers write a line of text, for tests of files."""
+"""Export and save models as a line of text, for the tests of files."""
 
 import pathlib
 
@@ -18,9 +18,9 @@ def make_model():
 
 
 class TextExport:
-    """A function of a folder and a text that exports a model as that text.
+    """Exports a model to a folder as a text.
 
-    Nothing but Python runs, so that a process that was forked can call it.
+    Only Python code runs, so a forked process can call it.
     """
 
     def __init__(self, monkeypatch):
@@ -40,7 +40,7 @@ class TextExport:
 
 
 class TextSave:
-    """A function of a file and a text that saves a model as that text."""
+    """Saves a model to a file as a text."""
 
     def __init__(self, monkeypatch):
         self.model = make_model()

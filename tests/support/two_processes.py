@@ -1,4 +1,4 @@
-"""Two PyTorch processes that run a script of this folder."""
+"""Run a script of this folder in two PyTorch processes."""
 
 import os
 import socket
@@ -16,7 +16,7 @@ def free_port():
 
 
 def run_two_processes(folder, *runs, script="distribution_torch.py"):
-    """Returns what each process found: a dict of dicts of arrays."""
+    """Return the results of each process: a dict of dicts of arrays."""
     script = SUPPORT / script
     job = {
         **os.environ,

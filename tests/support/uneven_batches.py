@@ -1,8 +1,8 @@
-"""Train in two processes, of which the second may have a batch more.
+"""Train in two processes, of which the second may have one batch more.
 
-`keras-moe launch uneven_batches.py KIND`; KIND: arrays, generator, epochs,
-or even; or that process 0 or 1 ends before its first `fit`: "exits 0",
-"exits 1", "raises 0", or "raises 1".
+Run `keras-moe launch uneven_batches.py KIND`. KIND is "arrays", "generator",
+"epochs", or "even". If process 0 or 1 should end before its first `fit`, KIND
+is "exits 0", "exits 1", "raises 0", or "raises 1".
 """
 
 import sys
@@ -26,7 +26,7 @@ def make_model():
 
 
 def make_parallel_model():
-    """Build it as each backend trains it in several processes."""
+    """Build the model as each backend trains it in several processes."""
     backend = keras.backend.backend()
     if backend == "torch":
         model = distribution.shard_experts(make_model())
@@ -43,13 +43,13 @@ def make_parallel_model():
 
 
 def batches(x, y):
-    """Yield batches, whose number is not known beforehand."""
+    """Yield batches, so that their number is unknown in advance."""
     for start in range(0, len(x), BATCH):
         yield x[start : start + BATCH], y[start : start + BATCH]
 
 
 def dataset(x, y, kind):
-    """Return a tf.data of this worker's own batches."""
+    """Return a tf.data.Dataset of this worker's own batches."""
     import tensorflow as tf
 
     options = tf.data.Options()
@@ -64,7 +64,7 @@ def dataset(x, y, kind):
 
 
 def main(kind):
-    """Train for one epoch, or process 1 for two."""
+    """Train for one epoch; process 1 trains for two if KIND is "epochs"."""
     distribution.initialize()
     index = distribution.process_index()
     model = make_parallel_model()

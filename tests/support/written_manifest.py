@@ -1,4 +1,4 @@
-"""The content of a manifest as `export` writes it, of a model of numbers."""
+"""Make the content of a manifest as `export` writes it, without a model."""
 
 import hashlib
 
@@ -19,10 +19,10 @@ def content_of(format, file, data, **others):
     """Return a manifest's content.
 
     Args:
-        format: One of the formats.
-        file: Name of the artifact's one file.
-        data: The bytes of that file.
-        **others: Entries in place of those here.
+        format: String. One of the formats.
+        file: String. Name of the artifact's only file.
+        data: Bytes. Content of that file.
+        **others: Entries that replace or extend the ones here.
     """
     sealed = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
     return {

@@ -1,4 +1,4 @@
-"""Every public layer, as the contract test and the other backends build it."""
+"""Define every public layer for the contract test and for other backends."""
 
 import keras
 from keras import ops
@@ -10,9 +10,9 @@ WIDTH = 8
 
 @keras.saving.register_keras_serializable(package="tests")
 class Combined(keras.layers.Layer):
-    """Makes a router a layer like the others: it scales its input.
+    """Makes a layer from a router, to test it like the other layers.
 
-    Each token is multiplied by 1 + the sum over its pairs of the combine
+    Each token is multiplied by 1 plus the sum, over its pairs, of the combine
     weight times the expert's number.
     """
 
@@ -21,7 +21,7 @@ class Combined(keras.layers.Layer):
         self.router = router
 
     def build(self, input_shape):
-        if not self.router.built:  # a deserialised one is
+        if not self.router.built:  # a deserialized router is built
             self.router.build(input_shape)
 
     def call(self, x, training=None):
@@ -49,7 +49,7 @@ class Combined(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable(package="tests")
 class Averaged(keras.layers.Layer):
-    """Makes a layer of several outputs one like the others: their mean."""
+    """Averages the outputs of a layer that has several."""
 
     def __init__(self, layer, **kwargs):
         super().__init__(**kwargs)
@@ -153,7 +153,7 @@ LAYERS = {
 
 
 def model_of(layer, length=None):
-    """A small model around a layer: (B, S, WIDTH) to (B, 1)."""
+    """Return a small model of a layer, from `(B, S, WIDTH)` to `(B, 1)`."""
     inputs = keras.Input((length, WIDTH))
     x = layer(keras.layers.Dense(WIDTH)(inputs))
     x = keras.layers.GlobalAveragePooling1D()(x)
