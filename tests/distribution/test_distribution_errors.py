@@ -1,4 +1,4 @@
-"""What means nothing on a backend says so, and what to do."""
+"""Test the errors of functions and arguments of other backends."""
 
 import keras
 import pytest
@@ -28,7 +28,7 @@ def test_a_function_of_another_backend(name):
     assert BACKEND in str(raised.value)
 
 
-@pytest.mark.skipif(BACKEND != "tensorflow", reason="torch has it, JAX no call")
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="the error is TensorFlow's")
 def test_weights_are_whole_on_tensorflow():
     with pytest.raises(ValueError, match="`fully_sharded` must be False"):
         distribution.data_parallel(keras.Sequential(), fully_sharded=True)

@@ -1,7 +1,7 @@
-"""One model on eight virtual devices, and on two processes, of JAX.
+"""Train one model on eight virtual devices, and on two processes, of JAX.
 
-`make test` runs one layout, one block, and one program; what is marked `slow`
-runs them all.
+`make test` runs one layout, one block, and one program. The tests that are
+marked `slow` run them all.
 """
 
 import json
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.skipif(
 
 
 def results_of(tmp_path_factory, part):
-    """Return what devices_jax.py leaves of a part."""
+    """Return the results of a part of devices_jax.py."""
     folder = run_script_once(tmp_path_factory, "devices_jax", part)
     return json.loads((folder / "found.json").read_text())
 
@@ -46,14 +46,15 @@ def divided(tmp_path_factory):
 
 
 def test_eight_devices_train_as_one(divided):
-    """Losses, weights, loss-free bias, and statistics after five steps."""
+    """Losses, weights, expert bias, and statistics agree after five steps."""
     result = divided["layouts"]["2x2x2"]
     assert result["furthest"] < 1e-5
-    # Half of up and down, of half of 8 experts of 16 x 32 float32.
+    # Each device has half of the up and down kernels, 16 x 32 float32, of half
+    # of the 8 experts.
     assert result["kernel bytes"]["each"] == [2 * 8 * 16 * 32 * 4 // 4] * 8
 
 
-def test_a_capacity_by_position_is_of_each_devices_tokens(divided):
+def test_capacity_by_position_is_per_device(divided):
     assert divided["capacity"].keys() == {"position"}
     assert divided["capacity"]["position"] < 1e-6
 
@@ -64,7 +65,7 @@ def test_an_uneven_block_has_the_values_and_gradients_of_one_device(uneven):
 
 
 def test_shard_map_with_its_defaults_computes_each_part(tmp_path_factory):
-    """The gradient of weights that devices share is the sum of the parts'."""
+    """The gradient of weights that devices share is the sum over the parts."""
     mapped = results_of(tmp_path_factory, "map_shards")
     assert {"quantized", "layers", "jax_blocks"} < set(mapped)
     assert max(mapped.values()) < 1e-5, mapped
@@ -75,7 +76,7 @@ def test_a_model_stays_usable_after_rows_that_do_not_divide(tmp_path_factory):
     assert after.pop("steps") == 1
     assert set(after) == {"predict", "evaluate", "fit", "second batch"}
     for text, difference in after.values():
-        assert "5" in text  # rows, of the call or of its last batch
+        assert "5" in text  # the rows of the call or of its last batch
         assert difference == 0.0
 
 
@@ -83,10 +84,12 @@ def test_a_training_step_gathers_no_kernels(uneven):
     check_that_kernels_stay(uneven["programs"])
 
 
-def test_a_layout_is_of_weights_with_as_many_axes():
-    """A layer may have the name of a head of attention. Optimizers name what
-    they keep of a weight's rows as the weight: see `Adafactor` in
-    test_optimizer_layouts.py."""
+def test_a_layout_applies_to_weights_with_as_many_axes():
+    """A layer may have the name of an attention projection.
+
+    Optimizers give the slots for a weight's rows the name of the weight: see
+    `Adafactor` in `test_optimizer_layouts.py`.
+    """
     layout = expert_parallel(1)
     layout.layout_map["mine/kernel"] = (None, "data", None)
     with layout.scope():
@@ -101,7 +104,7 @@ def test_a_layout_is_of_weights_with_as_many_axes():
 
 @pytest.mark.slow
 def test_every_layout_trains_as_one_device(found):
-    """Losses, weights, loss-free bias and statistics after five steps."""
+    """Losses, weights, expert bias, and statistics agree after five steps."""
     layouts = found["layouts"]
     furthest = {name: result["furthest"] for name, result in layouts.items()}
     assert len(furthest) == 6
@@ -122,7 +125,7 @@ def test_every_layout_trains_as_one_device(found):
 )
 def test_a_device_holds_its_part_of_the_kernels(found, layout, parts):
     sizes = found["layouts"][layout]["kernel bytes"]
-    # up and down, of 8 experts of 16 x 32 float32.
+    # The up and down kernels, 16 x 32 float32, of 8 experts.
     assert sizes["all"] == 2 * 8 * 16 * 32 * 4
     assert sizes["each"] == [sizes["all"] // parts] * 8
 
@@ -135,21 +138,21 @@ def test_weights_saved_on_eight_devices_load_on_one_and_on_four(found):
 
 @pytest.mark.slow
 def test_values_and_gradients_of_blocks(found):
-    """However uneven, with tokens that cannot be cut into eight."""
+    """The loads are uneven, and the tokens are not divisible by eight."""
     for name, difference in found["blocks"].items():
-        # bfloat16 has eight bits, and sums of halves are rounded once more.
+        # bfloat16 has eight bits, and sums over two parts are rounded again.
         assert difference < (2e-2 if "half" in name else 1e-5), name
 
 
 @pytest.mark.slow
-def test_capacity_is_of_each_devices_tokens(found):
+def test_capacity_is_per_device(found):
     assert max(found["capacity"].values()) < 1e-6
 
 
 def test_dropout_differs_between_devices(uneven):
-    """4096 units of probability one half: 0.03 are four deviations."""
+    """With 4096 units, 0.03 is four standard deviations."""
     assert uneven["dropout"]["dropped"] == pytest.approx(0.5, abs=0.03)
-    # 512 pairs of units that are alike half of the time.
+    # Of 512 pairs of units, half are alike by chance.
     assert uneven["dropout"]["alike"] == pytest.approx(0.5, abs=0.09)
 
 
@@ -160,7 +163,7 @@ def named(program, name, dtype="f32"):
 @pytest.mark.slow
 @pytest.mark.parametrize("experts", [8, 64])
 def test_with_a_capacity_rows_are_sent_once_each_way(found, experts):
-    """K * T_local * D words, whatever E: 2 * 512 / 8 * 16."""
+    """Each way has K * T_local * D = 2 * 512 / 8 * 16 words for any E."""
     program = found["programs"][f"{experts}, 1.0, False"]
     assert named(program, "all-to-all") == [2048, 2048]
     assert named(program, "all-to-all", "s32") == [experts]  # the counts
@@ -175,8 +178,10 @@ def test_a_training_step_sends_rows_twice_each_way(found):
 
 @pytest.mark.slow
 def test_without_a_capacity_rounds_are_a_quarter_larger(found):
-    """One round, and one within a loop: 1.25 * 16 rows of 16 on each of 8
-    ways, filled up to eights."""
+    """A round sends 1.25 * 16 rows, padded to 24, of width 16 to 8 devices.
+
+    The program has one round, and one round within a loop.
+    """
     program = found["programs"]["64, None, False"]
     assert named(program, "all-to-all") == [8 * 24 * 16] * 4
 
@@ -187,7 +192,7 @@ def check_that_kernels_stay(programs):
         assert named(program, "all-to-all"), name
         gathered = [n for n, _, _ in program if n == "all-gather"]
         assert not gathered, name
-        # Nor are their gradients summed: 64 experts of 16 x 24, twice.
+        # The gradients of the kernels, 64 * 16 * 24, are not summed either.
         assert max([0, *named(program, "all-reduce")]) < 64 * 16 * 24, name
 
 
@@ -197,8 +202,11 @@ def test_kernels_stay_where_they_are(found):
 
 
 @pytest.mark.slow
-def test_accelerators_are_sent_no_padding(found):
-    """Lowered for TPUs, not run: there and back, in a round and in a loop."""
+def test_accelerators_send_no_padding(found):
+    """The program is lowered for TPUs but not run.
+
+    It sends rows there and back, in one round and in a loop of rounds.
+    """
     assert found["ragged"] == 4
 
 
@@ -206,7 +214,7 @@ def test_accelerators_are_sent_no_padding(found):
 
 
 def test_two_processes_train_as_one(tmp_path):
-    """Each has half of the experts and feeds half of the batch."""
+    """Each process has half of the experts and reads half of the batch."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -238,7 +246,7 @@ def test_two_processes_train_as_one(tmp_path):
         assert found["kernel bytes"] * 2 == found["all kernel bytes"]
 
 
-# --- told at once -----------------------------------------------------------
+# --- errors -----------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""TensorFlow's strategies give what one device gives, in real processes."""
+"""Compare TensorFlow's strategies, in real processes, with one device."""
 
 import copy
 import json
@@ -29,7 +29,7 @@ TOLERANCE = 1e-5
 
 
 def start(kind, folder, runs="everything", **environment):
-    """A process of `distributed_tensorflow.py`, and where it writes."""
+    """Start `distributed_tensorflow.py`; return the process and its output."""
     paths = [
         str(SUPPORT),
         str(ROOT),
@@ -48,7 +48,7 @@ def start(kind, folder, runs="everything", **environment):
 
 
 def start_workers(folder):
-    """Two processes on ports that are free now."""
+    """Start two processes on ports that are free now."""
     with socket.create_server(("localhost", 0)) as a:
         with socket.create_server(("localhost", 0)) as b:
             ports = [s.getsockname()[1] for s in (a, b)]
@@ -66,7 +66,7 @@ def start_workers(folder):
 
 
 def finish(started):
-    """Waits for all; raises with the last lines of one that failed."""
+    """Wait for all; raise with the last lines of a process that failed."""
     try:
         for process, _ in started:
             process.wait(timeout=240)
@@ -81,7 +81,7 @@ def finish(started):
 
 @pytest.fixture(scope="module")
 def alone():
-    """What one device gives, in this process."""
+    """Return the results of one device, in this process."""
     x, y = distributed_model.make_data()
     model = distributed_model.make_model()
     return distributed_tensorflow.use(model, x, y, batch_size=16)
@@ -89,7 +89,7 @@ def alone():
 
 @pytest.fixture(scope="module")
 def own_step():
-    """What one device gives of a custom training step."""
+    """Return the results of a custom training step on one device."""
     found = distributed_tensorflow.train_own_step()
     return {f"own_step/{name}": value for name, value in found.items()}
 
@@ -104,7 +104,7 @@ def check(path, alone):
 
 
 def check_saved(path, alone):
-    """A file saved under a strategy gives the same on one device."""
+    """Assert that a file saved under a strategy predicts the same alone."""
     x, _ = distributed_model.make_data()
     model = keras.models.load_model(path)
     outputs = model.predict(x, 16, verbose=0)
@@ -112,7 +112,7 @@ def check_saved(path, alone):
 
 
 def check_xla(path, alone):
-    """XLA computes each replica's part; around all it is refused."""
+    """Assert that XLA predicts the same, and that `fit` refuses XLA."""
     found = np.load(path)
     outputs = found["predicted"]
     assert np.max(np.abs(outputs - alone["predicted"])) <= TOLERANCE
@@ -126,7 +126,7 @@ def test_two_mirrored_devices_are_one(tmp_path, alone):
 
 
 def test_a_custom_step_on_two_mirrored_devices(tmp_path, own_step):
-    """By `data_parallel`, which repairs what Keras does with its losses."""
+    """`data_parallel` repairs what Keras does with the losses."""
     finish([start("mirrored", tmp_path, "own_step")])
     check(tmp_path / "mirrored-0.npz", own_step)
 
@@ -147,15 +147,18 @@ def test_two_workers_are_one_device(tmp_path, alone, own_step):
 
 @pytest.fixture(scope="module")
 def mirrored(tmp_path_factory):
-    """What mirrored_tensorflow.py leaves."""
+    """Return the results of mirrored_tensorflow.py."""
     folder = run_script_once(tmp_path_factory, "mirrored_tensorflow")
     return json.loads((folder / "found.json").read_text())
 
 
 @pytest.mark.parametrize("name", ["accumulation", "EMA"])
 def test_keras_still_fails_under_mirrored_strategy_with(mirrored, name):
-    """Of a Dense layer. When this fails Keras has mended it: take the row out
-    of docs/from-laptop-to-cluster.md."""
+    """Keras fails with a Dense layer.
+
+    If this test fails, Keras has fixed the fault: remove the row from
+    `docs/from-laptop-to-cluster.md`.
+    """
     assert mirrored["none"] < 1e-6
     assert "merge_call" in mirrored[name]
 
@@ -164,7 +167,7 @@ def test_keras_still_fails_under_mirrored_strategy_with(mirrored, name):
     "name", ["global_clipnorm", "clipvalue", "short batch"]
 )
 def test_keras_is_still_wrong_under_mirrored_strategy_with(mirrored, name):
-    """Of a Dense layer; see above."""
+    """Keras trains a Dense layer wrongly; see the test above."""
     assert mirrored["none"] < 1e-6
     assert mirrored[name] > 1e-3
 
@@ -182,7 +185,7 @@ def mirrored_model(compiled=True):
         return distributed_model.make_model(compiled=compiled)
 
 
-def test_the_model_stays_what_it_is(tmp_path):
+def test_the_class_and_config_of_a_model_stay(tmp_path):
     model = mirrored_model(compiled=False)
     before = type(model), model.get_config()
     assert data_parallel(model) is model
@@ -199,7 +202,7 @@ def test_the_model_stays_what_it_is(tmp_path):
         assert np.array_equal(other.predict(x, verbose=0), outputs)
 
 
-def test_a_keras_without_the_faults_is_left_alone(monkeypatch):
+def test_keras_without_the_faults_is_not_patched(monkeypatch):
     monkeypatch.setattr(tensorflow_workers, "has_several_workers", bool)
     monkeypatch.setattr(tensorflow_workers, "BUILD_FAULT", "not in Keras")
     monkeypatch.setattr(tensorflow_workers, "LOGS_FAULT", "not in Keras")
@@ -209,7 +212,7 @@ def test_a_keras_without_the_faults_is_left_alone(monkeypatch):
     assert model.test_step((x, y))["loss"].shape == ()
 
 
-def test_a_keras_that_cannot_be_read_is_told(monkeypatch):
+def test_keras_without_readable_source_causes_a_warning(monkeypatch):
     monkeypatch.setattr(tensorflow_workers, "has_several_workers", bool)
     monkeypatch.setattr(keras.Model, "_maybe_symbolic_build", None)
     with pytest.warns(UserWarning, match="Cannot tell whether Keras 3"):

@@ -1,4 +1,4 @@
-"""PyTorch: two processes are one, whatever is replicated or shared out."""
+"""Compare two PyTorch processes, replicated or sharded, with one process."""
 
 import re
 
@@ -44,12 +44,12 @@ pytestmark = pytest.mark.skipif(
 
 
 def same_names(found):
-    """A given router's path is shorter in a loaded model."""
+    """Shorten the paths of a given router, as in a loaded model."""
     return {k.replace("moe/router", "router"): v for k, v in found.items()}
 
 
 def check_equal(found, expected):
-    """Losses and weights, to 1e-5."""
+    """Assert that losses and weights are equal to 1e-5."""
     expected = same_names(expected)
     found = same_names(found)
     found = {name: found[name] for name in expected}
@@ -58,7 +58,7 @@ def check_equal(found, expected):
 
 
 def check_layout(found, name, alone, model, folder):
-    """Five steps, an evaluation and a file, as one process has them."""
+    """Compare five steps, an evaluation, and a file with one process."""
     check_equal(found, alone)
     x, y = distributed_model.make_data()
     whole = model.evaluate(x, y, batch_size=16, verbose=0)
@@ -73,7 +73,7 @@ def check_layout(found, name, alone, model, folder):
 
 
 def check_memory(both, model):
-    """What is shared out is held once by both, the rest by each."""
+    """Assert that sharded weights are held once, and others by each process."""
 
     def size(variables):
         return sum(4 * v.value.numel() for v in variables)
@@ -81,7 +81,7 @@ def check_memory(both, model):
     trained = model.trainable_weights
     experts = size(w for w in trained if "experts" in w.path)
     dense = size(w for w in trained if "experts" not in w.path)
-    # Plain SGD with momentum: a slot as large as each weight.
+    # SGD with momentum has one slot per weight.
     expected = {
         "replicated": (2 * experts, 2 * dense, 2 * experts + 2 * dense),
         "copies": (2 * experts, 2 * dense, 2 * experts + 2 * dense),
@@ -98,7 +98,7 @@ def check_memory(both, model):
 
 
 def check_exchange(both):
-    """Values and gradients of a loop over experts, of all rows."""
+    """Compare values and gradients with a loop over all rows."""
     for name, sizes in exchange_cases.SIZES.items():
         kernel, rows, upstream = exchange_cases.drawn(name)
         gradient = np.zeros_like(kernel)
@@ -119,9 +119,10 @@ def check_exchange(both):
 
 
 def messages(sizes, rank):
-    """Rows for each process, and numbers in all, of what a process sends.
+    """Return the rows for each process and all numbers that a process sends.
 
-    There, back, and the same for the gradients: each row once, no padding.
+    Each row is sent once, without padding, to its expert and back. The
+    gradients are sent in the same way.
     """
     wide, thin = exchange_cases.WIDTH, exchange_cases.OUT
     there = [sum(sizes[rank][:2]), sum(sizes[rank][2:])]
@@ -139,11 +140,11 @@ def close(found, expected):
 
 
 def check_state(both):
-    """Equal on both; the moving mean is that of all rows."""
+    """Assert that both states are equal, and the moving mean is of all rows."""
     for name, value in both[0].items():
         np.testing.assert_array_equal(value, both[1][name], err_msg=name)
     x = np.random.default_rng(0).normal(size=(2, 2, 4))
-    # Three steps from zero with momentum 0.5: 1 - 0.5 ** 3 of the mean.
+    # After three steps from zero with momentum 0.5, it is 1 - 0.5 ** 3 of it.
     mean = x.reshape(-1, 4).mean(axis=0) * (1 - 0.5**3)
     close(both[0]["weight/norm/moving_mean"], mean)
     assert both[0]["frozen moved"] > 1e-4
@@ -153,7 +154,7 @@ def check_state(both):
     "runs", ["some", pytest.param("everything", marks=pytest.mark.slow)]
 )
 def test_two_processes_are_one(runs, tmp_path):
-    """What two processes can do, in one start of two Pythons."""
+    """All runs use one start of two Python processes."""
     layouts = LAYOUTS[runs]
     penalty = keras.regularizers.L2(0.001)
     model = distributed_model.make_model(kernel_regularizer=penalty)
@@ -179,7 +180,8 @@ def test_two_processes_are_one(runs, tmp_path):
     check_state([found["state"] for found in both])
     more = {"losses": distributed_model.train(model, x, y, batch_size=16)}
     more |= distributed_model.weights_of(model)
-    resumed = ("go on experts", "go on both") if runs == "everything" else ()
+    names = ("resumed experts", "resumed both")
+    resumed = names if runs == "everything" else ()
     for found in both:
         for name in resumed:
             check_equal(found[name], more)
@@ -195,8 +197,10 @@ def test_two_processes_are_one(runs, tmp_path):
     ],
 )
 def test_hidden_weights_and_parts_of_models_train_alike(names, tmp_path):
-    """Weights that a model does not train have no gradient to wait for, and a
-    part that is fitted alone trains on the batches of both processes."""
+    """No process waits for gradients of weights that the model does not train.
+
+    A part that is fitted alone trains on the batches of both processes.
+    """
     script = "hidden_weights_torch.py"
     both = run_two_processes(tmp_path, *names, script=script)
     for name in names:
@@ -218,7 +222,7 @@ def test_hidden_weights_and_parts_of_models_train_alike(names, tmp_path):
         assert re.match(message, str(both[0]["errors"][name])), name
 
 
-def test_without_torchrun_it_says_what_to_do(monkeypatch):
+def test_the_error_without_torchrun_names_a_remedy(monkeypatch):
     from keras_moe.distribution.torch_parallel import data_parallel
 
     monkeypatch.delenv("RANK", raising=False)

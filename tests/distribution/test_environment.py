@@ -1,4 +1,4 @@
-"""Joining a job."""
+"""Test how a process joins a job."""
 
 import json
 import os
@@ -39,8 +39,8 @@ def test_alone_nothing_is_joined():
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_what_is_written_is_read(backend):
-    """Torch and JAX are told one address, TensorFlow no place on its host."""
+def test_a_job_is_written_and_read(backend):
+    """PyTorch and JAX need one address; only PyTorch needs the local index."""
     read = read_job(write_job(Job(2, 3, 1, ADDRESSES), backend), backend)
     assert (
         read
@@ -53,7 +53,7 @@ def test_what_is_written_is_read(backend):
     assert read_job({"HOME": "/"}, backend) is None
 
 
-def test_a_slice_of_tpus_tells_jax_the_rest():
+def test_jax_finds_the_other_hosts_of_a_tpu_slice():
     variables = {"TPU_WORKER_HOSTNAMES": "a,b", "TPU_WORKER_ID": "1"}
     assert read_job(variables, "jax") == Job(1, 2)
     slices = {"MEGASCALE_NUM_SLICES": "3", "MEGASCALE_SLICE_ID": "2"}
@@ -95,18 +95,18 @@ def test_a_chief_comes_first():
         ),
     ],
 )
-def test_half_a_job_is_none(backend, variables, words):
+def test_an_incomplete_job_is_an_error(backend, variables, words):
     with pytest.raises(ValueError, match=words):
         read_job(variables, backend)
 
 
 def test_slurms_variables():
-    """30007 mod 15000 + 15000 = 15007 is the first port."""
+    """The first port is 15000 + 30007 % 15000 = 15007."""
     addresses = ("node08:15007", "node08:15008", "node09:15007")
     assert read_slurm_job(SLURM) == Job(2, 3, 0, addresses)
-    # A shell of salloc: one task, whatever the job has.
+    # A shell of salloc has one task, however many the job has.
     assert read_slurm_job({**SLURM, "SLURM_STEP_NUM_TASKS": "1"}) is None
-    # A batch script is no step.
+    # A batch script is not a step.
     batch = {k: v for k, v in SLURM.items() if "STEP" not in k}
     assert read_slurm_job(batch) is None
 
@@ -140,9 +140,9 @@ def test_slurm_becomes_a_tf_config(monkeypatch):
     assert (process_index(), process_count()) == (2, 3)
 
 
-@pytest.mark.skipif(BACKEND != "torch", reason="the quickest to start")
+@pytest.mark.skipif(BACKEND != "torch", reason="PyTorch starts fastest")
 def test_tasks_of_slurm_join(tmp_path):
-    """SLURM's variables, as two tasks on this host would have them."""
+    """Two processes on this host have the variables of two SLURM tasks."""
     path = tmp_path / "script.py"
     path.write_text("""
 import pathlib, sys

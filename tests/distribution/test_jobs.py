@@ -1,4 +1,4 @@
-"""Jobs for clusters: their texts, and Ray."""
+"""Test the texts of jobs for clusters, and launching on Ray."""
 
 import importlib.util
 import os
@@ -14,8 +14,8 @@ from keras_moe.distribution.ray_workers import launch_on_ray
 
 
 @pytest.mark.parametrize("cluster", CLUSTERS)
-def test_jobs_are_whole(cluster):
-    """What YAML and bash can read; the command last, with its quotes."""
+def test_jobs_are_valid(cluster):
+    """YAML or bash can parse a job, which ends with the quoted command."""
     options = {"processes": 1, "nodes": 4, "restarts": 2}
     arguments = ("my dir/Train_it.py", "--note", "a 'b'")
     text = job_text(cluster, *arguments, backend="jax", **options)
@@ -54,16 +54,19 @@ def test_wrong_jobs(cluster, options, words):
         job_text(cluster, "a.py", **{"backend": "jax", **options})
 
 
-def test_ray_is_asked_for(monkeypatch):
+def test_the_error_without_ray_names_the_extra(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r'pip install "keras-moe\[ray\]"'):
         launch_on_ray("a.py", backend="torch")
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(BACKEND != "torch", reason="the quickest to start")
+@pytest.mark.skipif(BACKEND != "torch", reason="PyTorch starts fastest")
 def test_two_workers_of_ray(tmp_path):
-    """A cluster on this host; its own process, as Ray's warnings are many."""
+    """The cluster runs on this host.
+
+    The test starts it in another process, because Ray has many warnings.
+    """
     pytest.importorskip("ray")
     path = tmp_path / "script.py"
     path.write_text("""
@@ -84,7 +87,7 @@ launch_on_ray(work, sys.argv[1], backend="torch", storage=sys.argv[1])
         [sys.executable, path, tmp_path],
         env={
             **os.environ,
-            "KERAS_BACKEND": "numpy",  # the workers' own is named above
+            "KERAS_BACKEND": "numpy",  # the script sets the workers' backend
             "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
         },
         capture_output=True,

@@ -1,4 +1,4 @@
-"""Two processes, kill -9 of one and then of the other, and the same result."""
+"""Kill one of two processes, then the other, and compare the results."""
 
 import keras
 import numpy as np
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory):
-    """The folder in which kill_worker.py trained, and was killed, twice."""
+    """Return a folder in which kill_worker.py trained and was killed twice."""
 
     def train(folder):
         code = launch(
@@ -32,8 +32,8 @@ def killed(tmp_path_factory):
 
 
 @pytest.mark.parametrize("process", [0, 1])
-def test_the_losses_are_those_of_a_run_that_nobody_killed(killed, process):
-    """Killed within an epoch, and within a save: each once."""
+def test_the_losses_equal_those_of_an_undisturbed_run(killed, process):
+    """The run was killed once within an epoch, and once within a save."""
     found = np.load(killed / f"process{process}.npz")
     assert found["attempt"] == 2
     assert len(found["resumed"]) == 3
@@ -42,8 +42,8 @@ def test_the_losses_are_those_of_a_run_that_nobody_killed(killed, process):
     )
 
 
-def test_what_two_processes_saved_one_process_loads(killed):
-    """The weights, too, are those of the run that nobody killed."""
+def test_one_process_loads_the_save_of_two(killed):
+    """The weights equal those of the undisturbed run, too."""
     model = make_model(seed=7)
     load_backup(model, killed / "backup")
     expected = np.load(killed / "process0.npz")
@@ -54,7 +54,7 @@ def test_what_two_processes_saved_one_process_loads(killed):
         np.testing.assert_allclose(
             found, expected[name], rtol=0, atol=1e-6, err_msg=name
         )
-    assert len(variables) < len(names)  # the optimizer's follow
+    assert len(variables) < len(names)  # the optimizer's variables follow
 
 
 def test_no_half_save_is_left(killed):

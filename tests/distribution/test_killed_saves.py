@@ -1,4 +1,4 @@
-"""Two processes save one model, one of them is killed, and the file is whole.
+"""Kill one of two processes that save a model, and check the file.
 
 `test_interrupted_writes.py` kills `save_model` at each step in one process.
 """
@@ -33,8 +33,8 @@ def test_kill_9_of_the_chief_and_of_another_process(tmp_path):
     )
     assert code == 0
     versions = (tmp_path / "versions.txt").read_text().split()
-    # What each attempt found: always whole, and the first version until a
-    # save was killed after its last step.
+    # Each attempt found a whole file. It has the first version until a save
+    # is killed after its last step.
     assert len(versions) == KILLS + 1
     assert versions[:3] == ["0"] * 3
     names = {path.name for path in tmp_path.iterdir()}

@@ -1,6 +1,6 @@
-"""Starting a script as several processes: what they are told, how they end.
+"""Launch a script as several processes: their variables, and how they end.
 
-The processes of these tests start no backend.
+The processes of these tests import no backend.
 """
 
 import json
@@ -22,9 +22,9 @@ from keras_moe_cli.bootstrap import run_command
 from keras_moe_cli.startup_settings import with_launch_backend
 
 anywhere = pytest.mark.skipif(
-    BACKEND != "torch", reason="starts no backend; test_launch.py on torch"
+    BACKEND != "torch", reason="no backend is used; torch runs it"
 )
-# Notes who it is; what follows is each test's.
+# A script that writes its process id; each test appends its own code.
 START = """
 import json, os, pathlib, signal, subprocess, sys, time
 folder = pathlib.Path(sys.argv[1])
@@ -42,7 +42,7 @@ note("pid" + index, str(os.getpid()))
 
 @pytest.fixture
 def script(tmp_path):
-    """Writes a script that begins with `START`; returns its path."""
+    """Return a function that writes a script after `START` to a path."""
 
     def write(text):
         path = tmp_path / "script.py"
@@ -53,7 +53,7 @@ def script(tmp_path):
 
 
 def wait_until(condition, seconds=30):
-    """Waits, and fails where it was for nothing."""
+    """Wait until a condition holds; fail after a number of seconds."""
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end
@@ -61,7 +61,7 @@ def wait_until(condition, seconds=30):
 
 
 def is_gone(folder, name):
-    """Whether the process that noted itself has ended."""
+    """Return whether the process whose id is in a file has ended."""
     status = pathlib.Path("/proc", (folder / name).read_text(), "stat")
     try:
         return status.read_text().rsplit(")", 1)[1].split()[0] == "Z"
@@ -71,8 +71,8 @@ def is_gone(folder, name):
 
 @anywhere
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_each_process_is_told_its_place(tmp_path, monkeypatch, backend):
-    """Three processes; each one's variables are read as `initialize` does."""
+def test_each_process_receives_its_place(tmp_path, monkeypatch, backend):
+    """The variables of three processes are read as `initialize` reads them."""
     for name in ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES"):
         monkeypatch.delenv(name, raising=False)
     path = tmp_path / "script.py"
@@ -81,11 +81,12 @@ def test_each_process_is_told_its_place(tmp_path, monkeypatch, backend):
         "pathlib.Path(sys.argv[1], str(os.getpid())).write_text("
         "json.dumps([dict(os.environ), sys.argv[1:]]))"
     )
-    (tmp_path / "told").mkdir()
-    arguments = (str(tmp_path / "told"), "--epochs", "3 4")
+    out = tmp_path / "out"
+    out.mkdir()
+    arguments = (str(out), "--epochs", "3 4")
     assert launch(path, *arguments, backend=backend, processes=3) == 0
-    told = [json.loads(p.read_text()) for p in (tmp_path / "told").iterdir()]
-    jobs = [read_job(variables, backend) for variables, _ in told]
+    written = [json.loads(p.read_text()) for p in out.iterdir()]
+    jobs = [read_job(variables, backend) for variables, _ in written]
     jobs.sort(key=lambda job: job.index)
     assert [job.index for job in jobs] == [0, 1, 2]
     assert len({job.addresses for job in jobs}) == 1
@@ -95,15 +96,15 @@ def test_each_process_is_told_its_place(tmp_path, monkeypatch, backend):
         assert len(set(jobs[0].addresses)) == 3
     if backend == "torch":
         assert [job.local_index for job in jobs] == [0, 1, 2]
-    for variables, received in told:
+    for variables, received in written:
         assert tuple(received) == arguments
         assert variables["KERAS_BACKEND"] == backend
         threads = max(1, len(os.sched_getaffinity(0)) // 3)
         assert variables["OMP_NUM_THREADS"] == str(threads)
 
 
-def test_several_hosts_know_each_other():
-    """The second of two hosts with two processes each: 2 and 3 of 4."""
+def test_several_hosts_have_each_others_addresses():
+    """The second of two hosts has processes 2 and 3 of 4."""
     plan = Setup("tensorflow", 2, 700, ("one", "two"), 1, None)
     addresses = ("one:700", "one:701", "two:702", "two:703")
     expected = [Job(2, 4, 0, addresses), Job(3, 4, 1, addresses)]
@@ -124,8 +125,8 @@ def test_virtual_devices(tmp_path, monkeypatch):
 
 
 @anywhere
-def test_who_fails_stops_the_others(tmp_path, script, monkeypatch, capfd):
-    """Even one that will not be asked, and what it started."""
+def test_a_failure_stops_the_others(tmp_path, script, monkeypatch, capfd):
+    """A process that ignores SIGTERM is stopped, and its child, too."""
     monkeypatch.setattr(together, "GRACE", 0.2)
     path = script("""
 if index == "0":
@@ -139,7 +140,7 @@ sys.exit(3)
 """)
     assert launch(path, str(tmp_path), backend="torch") == 3
     assert is_gone(tmp_path, "pid0")
-    # Killed, but not a child of ours: the system may take a moment to end it.
+    # It is killed, but is not our child, so its end may take a moment.
     wait_until(lambda: is_gone(tmp_path, "child"))
     err = capfd.readouterr().err
     assert "[1] why it failed" in err
@@ -147,7 +148,7 @@ sys.exit(3)
 
 
 @anywhere
-def test_a_failure_starts_all_again(tmp_path, script, capfd):
+def test_a_failure_restarts_all(tmp_path, script, capfd):
     path = script("""
 note(f"attempt{attempt}-{index}", os.environ["MASTER_PORT"])
 if attempt == "0" and index == "1":
@@ -185,7 +186,7 @@ def test_the_processes_end_with_the_launcher(tmp_path, script, number, code):
     command = ["launch", "--backend", "torch", str(path), str(tmp_path)]
     launcher = subprocess.Popen(
         [sys.executable, "-m", "keras_moe_cli", *command],
-        # A job in a shell's background starts with SIGINT ignored.
+        # A background job of a shell starts with SIGINT ignored.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     names = ("pid0", "pid1")
@@ -218,8 +219,8 @@ def test_a_missing_script():
         launch("nowhere.py", backend="torch")
 
 
-def test_the_script_has_what_stands_behind_it(monkeypatch):
-    """Its `--backend` and `--help` are not the command's."""
+def test_the_script_receives_the_arguments_after_it(monkeypatch):
+    """`--backend` and `--help` after the script belong to the script."""
     received = []
     monkeypatch.setattr(
         "keras_moe_cli.launch_command.launch",
@@ -232,16 +233,16 @@ def test_the_script_has_what_stands_behind_it(monkeypatch):
     assert options["processes"] == 3 and options["backend"] is None
 
 
-def test_the_backend_is_settled_before_keras_is_there(monkeypatch):
+def test_the_backend_is_chosen_before_keras_is_imported(monkeypatch):
     monkeypatch.setenv("KERAS_BACKEND", "jax")
-    said = ["launch", "--backend", "torch", "x.py", "--backend=tensorflow"]
-    assert with_launch_backend(said) == said
-    unsaid = ["launch", "x.py", "--backend", "torch"]
+    given = ["launch", "--backend", "torch", "x.py", "--backend=tensorflow"]
+    assert with_launch_backend(given) == given
+    without = ["launch", "x.py", "--backend", "torch"]
     chosen = ["launch", "--backend=jax", "x.py", "--backend", "torch"]
-    assert with_launch_backend(unsaid) == chosen
+    assert with_launch_backend(without) == chosen
 
 
-def test_ray_decides_for_itself(capsys):
+def test_a_port_is_refused_with_ray(capsys):
     line = ["launch", "--on", "ray", "--port", "700", "--backend", "torch"]
     assert run_command([*line, "x.py"]) == 2
     assert "--port must be left out with --on ray" in capsys.readouterr().err
@@ -249,7 +250,7 @@ def test_ray_decides_for_itself(capsys):
 
 @anywhere
 def test_a_module_is_run_as_python_runs_it(tmp_path, monkeypatch):
-    """By the command, with arguments of the module's own."""
+    """The command passes the module's own arguments to it."""
     (tmp_path / "package").mkdir()
     (tmp_path / "package" / "__init__.py").touch()
     (tmp_path / "package" / "train.py").write_text(
@@ -275,10 +276,10 @@ def test_a_module_is_run_as_python_runs_it(tmp_path, monkeypatch):
 
 @anywhere
 @pytest.mark.parametrize("joins", [True, False])
-def test_a_process_that_never_joins_is_warned_of(
+def test_a_process_that_never_joins_causes_a_warning(
     script, tmp_path, joins, capfd
 ):
-    """`initialize` notes that a process joined; here the script does so."""
+    """`initialize` records that a process joined; here the script does it."""
     note = "pathlib.Path(os.environ['KERAS_MOE_JOINED']).touch()"
     path = script(note if joins else f"if index == '0': {note}")
     assert launch(path, str(tmp_path), backend="torch") == 0

@@ -1,4 +1,4 @@
-"""Each process's own part of the data.
+"""Test the part of the data that each process reads.
 
 N examples, S shards.
 """
@@ -27,8 +27,11 @@ def test_alone_the_part_is_the_whole():
     as_list=st.booleans(),
 )
 def test_shards_are_equal_and_whole(total, count, contiguous, rest, as_list):
-    """Together they are the first S * floor(N / S) examples, each once; or
-    all N, and again the first S * ceil(N / S) - N ones."""
+    """Together, the shards have the first S * floor(N / S) examples once.
+
+    With `rest="repeat"`, they have all N examples, and the first
+    S * ceil(N / S) - N ones again.
+    """
     whole = list(range(total)) if as_list else np.arange(total)
     if total < count:
         with pytest.raises(ValueError, match="`data`"):
@@ -49,7 +52,7 @@ def test_shards_are_equal_and_whole(total, count, contiguous, rest, as_list):
 
 
 def test_shards_keep_the_global_batches():
-    """Batch b of 4 is, of both of two processes, batch b of 2."""
+    """Batch b of 4 rows consists of batch b of 2 rows in both processes."""
     x, y = np.arange(12), np.arange(12) * 10
     both = [local_shard(x, y, shard=DataShard(i, 2)) for i in range(2)]
     for b in range(3):
@@ -74,7 +77,7 @@ def test_shards_of_unequal_lengths():
 def test_processes_of_one_replica_read_the_same(
     monkeypatch, replicas, expected
 ):
-    """Process 3 of 4: the last replica, of which 4 / replicas are one's."""
+    """Process 3 of 4 reads the last shard, as do the others of its replica."""
 
     class Mesh(keras.distribution.DataParallel):
         num_processes, _process_id = 4, 3
@@ -99,7 +102,7 @@ def test_tf_data_reads_a_shard(monkeypatch):
     assert list(local_shard(range(9))) == [1, 4, 7]
 
 
-@pytest.mark.skipif(BACKEND != "torch", reason="grain knows no backend")
+@pytest.mark.skipif(BACKEND != "torch", reason="grain needs no backend")
 def test_grain_reads_a_shard(monkeypatch):
     grain = pytest.importorskip("grain")
     monkeypatch.setattr(shards, "process_index", lambda: 1)

@@ -1,7 +1,7 @@
-"""The page's tables of optimizers and layouts are what training gives.
+"""Compare the page's tables of optimizers and layouts with training.
 
-Each row is trained in each layout and on one process. With WRITE_TABLE=1 the
-slow test writes the running backend's table into the page.
+Each row is trained in each layout and in one process. With WRITE_TABLE=1, the
+slow test writes the active backend's table into the page.
 """
 
 import json
@@ -19,7 +19,7 @@ from two_processes import run_two_processes, split
 
 PAGE = ROOT / "docs" / "optimizers-and-layouts.md"
 MARK, END = f"<!-- {BACKEND} -->", f"<!-- /{BACKEND} -->"
-# Of the rows that crashed, or trained wrongly without an error; and one layout.
+# Rows that once crashed or trained wrongly without an error, and one layout.
 SOME = {
     "jax": (["`Adafactor`"], "expert=2, model=2"),
     "tensorflow": (["`Lion`", "`clipnorm`"], "MirroredStrategy"),
@@ -31,7 +31,7 @@ SOME = {
 
 
 def train_in_layouts(folder, rows, layouts):
-    """What each process found: of each row, weights or an error by layout."""
+    """Return each process's weights or errors, by row and layout."""
     script = f"optimizer_layouts_{BACKEND}.py"
     arguments = [json.dumps(rows), json.dumps(layouts)]
     if BACKEND == "torch":
@@ -43,7 +43,7 @@ def train_in_layouts(folder, rows, layouts):
 
 
 def cell(row, layout, values, alone):
-    """What the table says of a row in a layout; anything else fails."""
+    """Return the table's cell of a row in a layout; fail on other results."""
     if all(value.dtype.kind == "U" for value in values):
         for message in map(str, values):
             assert re.match("ValueError: `.*Received: ", message), message
@@ -57,7 +57,7 @@ def cell(row, layout, values, alone):
 
 
 def found_cells(folder, rows, layouts=()):
-    """The cells of the table by row and layout; `layouts=()` is all."""
+    """Return the table's cells by row and layout; `()` stands for all."""
     every = train_in_layouts(folder, rows, layouts)
     found = {}
     for row in rows:
@@ -74,7 +74,7 @@ def found_cells(folder, rows, layouts=()):
 
 
 def as_table(found):
-    """The lines of a table."""
+    """Return the lines of a table."""
     layouts = list(next(iter(found.values())))
     lines = ["| | " + " | ".join(f"`{name}`" for name in layouts) + " |"]
     lines.append("|---" * (len(layouts) + 1) + "|")

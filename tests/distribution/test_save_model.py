@@ -1,4 +1,4 @@
-"""`save_model` in one process; those of several are in the example's test."""
+"""Test `save_model` in one process; the example's test uses two processes."""
 
 import keras
 import numpy as np
@@ -29,7 +29,7 @@ def test_a_save_that_fails_leaves_the_earlier_one(tmp_path, monkeypatch):
     model = make_model()
 
     def save(path):
-        path.write_text("a half")
+        path.write_text("half")
         raise OSError("no space left")
 
     monkeypatch.setattr(model, "save", save)

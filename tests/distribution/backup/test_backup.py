@@ -1,6 +1,6 @@
-"""A training that is stopped anywhere goes on as if it had not been.
+"""Stop training at any point, resume it, and compare with undisturbed training.
 
-Processes that are killed are in test_kill.py.
+`test_kill.py` tests processes that are killed.
 """
 
 import json
@@ -36,18 +36,19 @@ from keras_moe.distribution.backup.processes import processes_of
 
 @pytest.fixture(scope="module")
 def undisturbed():
-    """The weights and losses of a training without the callback."""
+    """Return the weights and losses of training without the callback."""
     model, history = fit()
     return weights_of(model), history
 
 
 @pytest.mark.parametrize("save_freq", ["epoch", 3])
-def test_a_training_stopped_thrice_is_one_that_was_not(
+def test_training_stopped_three_times_equals_undisturbed_training(
     tmp_path, undisturbed, save_freq
 ):
-    """To the last bit: dropout, Adam, the order of the data, the history.
+    """Dropout, Adam, data order, and history are bitwise equal.
 
-    It is stopped before the first save, within an epoch, after its last batch.
+    The training is stopped before the first save, within an epoch, and after
+    the last batch of an epoch.
     """
     for stop in ((0, 1), (1, 2), (2, BATCHES - 1)):
         with pytest.raises(Stopped):
@@ -58,10 +59,10 @@ def test_a_training_stopped_thrice_is_one_that_was_not(
     assert same(weights_of(model), weights)
 
 
-def test_other_data_and_several_steps_an_execution(tmp_path):
-    """A data set that draws its order by NumPy; steps two by two."""
+def test_other_data_and_several_steps_per_execution(tmp_path):
+    """The data set draws its order by NumPy, and an execution has two steps."""
     if BACKEND == "torch":
-        several = {}  # Keras has one step an execution there
+        several = {}  # Keras has one step per execution on PyTorch
     else:
         several = {"steps_per_execution": 2}
 
@@ -78,7 +79,7 @@ def test_other_data_and_several_steps_an_execution(tmp_path):
     assert same(weights_of(resumed), weights_of(model))
 
 
-def test_a_finished_training_is_loaded_and_trained_on(tmp_path, undisturbed):
+def test_a_finished_run_is_loaded_and_extended(tmp_path, undisturbed):
     weights, expected = undisturbed
     fit(BackupAndResume(tmp_path), epochs=2)
     model, history = fit(BackupAndResume(tmp_path), epochs=2)
@@ -92,8 +93,8 @@ def test_a_finished_training_is_loaded_and_trained_on(tmp_path, undisturbed):
     assert model._initial_epoch is None
 
 
-def test_an_early_stop_is_an_end(tmp_path):
-    """Of five epochs: the loss must fall by more than it is."""
+def test_early_stopping_finishes_a_run(tmp_path):
+    """No improvement reaches `min_delta`, so two of five epochs are trained."""
 
     def run():
         stop = keras.callbacks.EarlyStopping("loss", min_delta=1e9)
@@ -106,18 +107,18 @@ def test_an_early_stop_is_an_end(tmp_path):
     assert same(weights_of(again), weights_of(model))
 
 
-def test_a_stop_within_an_epoch_is_none(tmp_path, undisturbed):
-    """As of a callback that hears that the job will end."""
+def test_a_stop_within_an_epoch_does_not_finish_a_run(tmp_path, undisturbed):
+    """A callback may stop training when the job is about to end."""
 
-    class Hear(keras.callbacks.Callback):
+    class StopWithinEpoch(keras.callbacks.Callback):
         def on_train_batch_end(self, batch, logs=None):
             self.model.stop_training = batch == 2
 
-    fit(Hear(), BackupAndResume(tmp_path, 2))
+    fit(StopWithinEpoch(), BackupAndResume(tmp_path, 2))
     assert fit(BackupAndResume(tmp_path, 2))[1] == undisturbed[1]
 
 
-def test_the_saves_are_deleted_where_asked_for(tmp_path):
+def test_saves_are_deleted_on_request(tmp_path):
     fit(BackupAndResume(tmp_path, delete_checkpoint=True))
     assert not generations.generations(tmp_path)
 
@@ -132,13 +133,13 @@ def test_weights_load_into_a_model_that_is_not_compiled(tmp_path):
         load_backup(other, tmp_path / "none")
 
 
-def test_half_precision_is_saved_whole():
-    """bfloat16 is unknown to NumPy."""
+def test_half_precision_is_saved_exactly():
+    """NumPy has no bfloat16, so the weights are saved as float32."""
     model = keras.Sequential(
         [keras.Input((3,)), layers.Dense(1, dtype="bfloat16")]
     )
     model.compile("sgd", "mse")
-    kernel = np.array([[1.0], [-2.5], [3.140625]])  # of eight bits
+    kernel = np.array([[1.0], [-2.5], [3.140625]])  # exact in bfloat16
     model.layers[0].kernel.assign(kernel)
     saved = dict(state.arrays_of(model, processes_of(model)))
     found = next(a for a in saved.values() if a.shape == (3, 1))
@@ -147,8 +148,8 @@ def test_half_precision_is_saved_whole():
 
 
 @pytest.mark.skipif(BACKEND != "jax", reason="keras.distribution is JAX's")
-def test_eight_devices_go_on_as_four_and_as_one(tmp_path):
-    """Files hold whole arrays; sums in another order differ by rounding."""
+def test_eight_devices_are_resumed_on_four_and_on_one(tmp_path):
+    """Files hold whole arrays, and sums in another order differ by rounding."""
     script = SUPPORT / "backup_layouts.py"
     subprocess.run([sys.executable, script, tmp_path], check=True, timeout=300)
     found = json.loads((tmp_path / "found.json").read_text())
@@ -195,7 +196,7 @@ def test_a_model_must_be_built(tmp_path):
         fit(BackupAndResume(tmp_path), model=model)
 
 
-def test_training_goes_on_from_the_save_before(tmp_path, undisturbed):
+def test_training_resumes_from_the_previous_save(tmp_path, undisturbed):
     fit(BackupAndResume(tmp_path))
     newest, _ = generations.generations(tmp_path)
     arrays = newest / "arrays.npz"

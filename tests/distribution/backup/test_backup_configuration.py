@@ -1,4 +1,4 @@
-"""A backup belongs to a model of one configuration, not only of one shape."""
+"""Test that a backup belongs to one configuration, not only to one shape."""
 
 import json
 
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.one_backend
 
 @keras.saving.register_keras_serializable(package="test_backup")
 class Wrapped(layers.Layer):
-    """A layer of a user, which has a block that its config does not show."""
+    """A user's layer with a block that the layer's config does not contain."""
 
     def __init__(self, top_k=2, **kwargs):
         super().__init__(**kwargs)
@@ -55,7 +55,7 @@ def make_model(
     unsaveable=False,
     batch=None,
 ):
-    """A functional model; each argument leaves the shapes as they are."""
+    """Return a functional model; no argument changes its shapes."""
 
     def name(text):
         return f"{prefix}_{text}" if prefix else None
@@ -122,13 +122,13 @@ def test_what_changes_the_training_is_found(saved, changes, said):
     ],
     ids=lambda value: next(iter(value), "same"),
 )
-def test_what_does_not_is_not(saved, changes):
-    """Among them names, which count what was made before in the process."""
+def test_other_changes_are_ignored(saved, changes):
+    """Names are ignored, because they count the layers made before."""
     assert configurations.difference(saved, configs_of(**changes)) == ""
 
 
 def test_a_layer_that_cannot_be_saved_hides_no_other():
-    """Keras makes no config of the model then, but of its layers."""
+    """Keras then makes no config of the model, but configs of its layers."""
     saved = configs_of(unsaveable=True)
     assert ["Unsaveable", None] in saved
     same = configs_of(unsaveable=True, prefix="other")
@@ -138,7 +138,7 @@ def test_a_layer_that_cannot_be_saved_hides_no_other():
 
 
 def test_connections_are_compared():
-    """Of layers of the same kinds, shapes, and order."""
+    """The layers have the same kinds, shapes, and order."""
 
     def make(residual):
         inputs = keras.Input((4,))
@@ -203,13 +203,13 @@ def test_a_fit_and_a_load_of_another_model_are_refused(tmp_path, rng):
 
 
 def old(manifest):
-    """Return what the version before checksums wrote."""
+    """Return the manifest as the version before checksums wrote it."""
     added = ("schema", "checksum", "layers", "steps")
     return {k: v for k, v in manifest.items() if k not in added}
 
 
-def test_what_another_callback_changes_is_not_another_model(tmp_path, rng):
-    """The configuration is that of the beginning, as of the next start."""
+def test_changes_by_another_callback_are_ignored(tmp_path, rng):
+    """The configurations at the beginning of each run are compared."""
 
     class Anneal(keras.callbacks.Callback):
         def on_epoch_begin(self, epoch, logs=None):

@@ -1,4 +1,4 @@
-"""A backup that is damaged is noticed, and an older one is loaded."""
+"""Damage backups, and check that an older save is loaded."""
 
 import hashlib
 import json
@@ -22,7 +22,7 @@ OTHER_FILES = ("arrays.npz", "process-0.npz")
 
 @pytest.fixture(scope="module")
 def backup(tmp_path_factory):
-    """Two saves of three epochs, of a model whose weights tell the epoch."""
+    """Return two of three epochs' saves; the weights identify the epoch."""
     folder = tmp_path_factory.mktemp("backup")
     hand_saves.make_backup(folder, 3)
     assert hand_saves.whole_names(folder) == [NEWEST, GOOD]
@@ -31,7 +31,7 @@ def backup(tmp_path_factory):
 
 @pytest.fixture
 def damaged(backup, tmp_path):
-    """A copy that a test may damage."""
+    """Return a copy that a test may damage."""
     return shutil.copytree(backup, tmp_path / "damaged")
 
 
@@ -44,7 +44,7 @@ def choose(folder):
 
 
 def assert_passed_over(folder):
-    """The newest save is torn, with the documented warning."""
+    """Assert that the newest save is skipped with the documented warning."""
     name, manifest, said = choose(folder)
     assert name == GOOD
     assert manifest["epoch"] == 2
@@ -54,7 +54,7 @@ def assert_passed_over(folder):
 
 
 def seal(manifest):
-    """Give a manifest a checksum that fits, by the format's definition."""
+    """Give a manifest its checksum, by the format's definition."""
     content = {k: v for k, v in manifest.items() if k != "checksum"}
     text = json.dumps(content, sort_keys=True, separators=(",", ":"))
     checksum = hashlib.sha256(text.encode()).hexdigest()
@@ -62,7 +62,7 @@ def seal(manifest):
 
 
 def first_schema(manifest):
-    """Return what the version before checksums wrote."""
+    """Return the manifest as the version before checksums wrote it."""
     added = ("schema", "checksum", "layers", "steps")
     return {k: v for k, v in manifest.items() if k not in added}
 
@@ -78,9 +78,9 @@ def make_old(folder):
 
 
 def flip_each(folder, name, bits):
-    """Flips one bit of a file after another, and checks what is loaded.
+    """Flip one bit of a file after another, and check which save is loaded.
 
-    A flip between two values of the JSON text may leave the content as it is.
+    A flip between two values of the JSON text may leave the content unchanged.
     """
     path = folder / NEWEST / name
     manifest = json.loads((folder / NEWEST / "manifest.json").read_text())
@@ -108,7 +108,7 @@ def number_of_bits(folder, name):
 
 
 def test_some_one_bit_flips(damaged, rng):
-    """Drawn anew where a file is; all of them are the next test's."""
+    """The slow tests below flip every bit, or many more."""
     for name, count in (("manifest.json", 150), ("arrays.npz", 100)):
         bits = rng.integers(number_of_bits(damaged, name), size=count)
         flip_each(damaged, name, bits.tolist())
@@ -127,7 +127,7 @@ def test_a_thousand_one_bit_flips_of_each_other_file(damaged, rng, name):
     flip_each(damaged, name, bits.tolist())
 
 
-# --- what is malformed -------------------------------------------------------
+# --- malformed files ---------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -153,7 +153,7 @@ def test_a_thousand_one_bit_flips_of_each_other_file(damaged, rng, name):
     ],
     ids=lambda text: text[:20],
 )
-def test_texts_that_are_no_manifest(damaged, text):
+def test_texts_that_are_not_manifests(damaged, text):
     path = damaged / NEWEST / "manifest.json"
     path.write_bytes(text.encode("latin-1"))
     assert_passed_over(damaged)
@@ -169,7 +169,7 @@ def test_a_manifest_with_another_number(damaged, change):
 
 @pytest.mark.parametrize("key", ["checksum", "schema"])
 def test_a_manifest_without_its_checksum(damaged, key):
-    """Neither is it taken for one of the version before checksums."""
+    """It is not read as a manifest of the version before checksums either."""
     path = damaged / NEWEST / "manifest.json"
     manifest = json.loads(path.read_text())
     del manifest[key]
@@ -186,10 +186,10 @@ VALUES += [["x", [1]], [["x", [-1]]], [["x", 1]], {"x": [1, 1]}, float("nan")]
 
 @pytest.mark.parametrize("old", [False, True])
 def test_values_of_another_kind(damaged, old):
-    """Under a checksum that fits, or without one, each value, each kind.
+    """Replace each entry, with a matching checksum or without a checksum.
 
-    What is of the right kind may be loaded. There is no other exception than
-    the documented ones.
+    A value of the right kind may be loaded. Only the documented exceptions are
+    raised.
     """
     path = damaged / NEWEST / "manifest.json"
     manifest = json.loads(path.read_text())
@@ -221,7 +221,7 @@ def test_values_of_another_kind(damaged, old):
 
 
 def write_save(folder, name, data):
-    """Puts a file in the place of another, under checksums that fit."""
+    """Replace a file, and update the checksums."""
     generation = folder / NEWEST
     (generation / name).write_bytes(data)
     path = generation / "manifest.json"
@@ -231,8 +231,8 @@ def write_save(folder, name, data):
 
 
 @pytest.mark.parametrize("name", OTHER_FILES)
-def test_files_that_are_no_arrays(damaged, name, rng):
-    """Also under checksums that fit."""
+def test_files_that_are_not_arrays(damaged, name, rng):
+    """The checksums match."""
     whole = (damaged / NEWEST / name).read_bytes()
     for data in (b"", b"text", whole[: len(whole) // 2], whole[50:]):
         write_save(damaged, name, data)
@@ -255,7 +255,7 @@ def test_arrays_of_other_shapes(damaged):
     assert_passed_over(damaged)
 
 
-def test_the_training_goes_on_from_the_older_save(damaged):
+def test_training_resumes_from_the_older_save(damaged):
     (damaged / NEWEST / "manifest.json").write_text("{}")
     model = hand_saves.make_model()
     with pytest.warns(UserWarning, match="Torn saves are passed over"):
@@ -286,8 +286,8 @@ def test_other_things_in_the_place_of_a_manifest(damaged, kind):
     assert_passed_over(damaged)
 
 
-def test_what_cannot_be_read_now_is_not_removed(damaged, monkeypatch):
-    """A disk that answers with an error later holds the save again."""
+def test_a_save_that_cannot_be_read_is_not_removed(damaged, monkeypatch):
+    """The save may be readable later, when the disk error is gone."""
 
     def deny(*args):
         raise PermissionError(13, "Permission denied")
@@ -318,20 +318,19 @@ def test_an_old_backup_is_loaded_with_one_warning(damaged):
 
 
 def test_an_old_manifest_that_contradicts_its_history(damaged):
-    """The epoch is known from the history, too, which has a checksum."""
+    """The history, which has a checksum, also determines the epoch."""
     make_old(damaged)
     path = damaged / NEWEST / "manifest.json"
     manifest = json.loads(path.read_text())
     path.write_text(json.dumps({**manifest, "epoch": 1}))
     name, _, said = choose(damaged)
     assert name == GOOD
-    assert len(said) == 2  # the older one is of that version, too
+    assert len(said) == 2  # the older manifest is of that version, too
 
 
 @pytest.mark.every_backend
 def test_an_old_backup_within_an_epoch(tmp_path):
-    """Its metrics' states lack an axis on JAX and PyTorch."""
-
+    """Metric states lack an axis in old backups of JAX and PyTorch."""
     expected = fit()[1]
     with pytest.raises(Stopped):
         fit(BackupAndResume(tmp_path, 2), StopAfter(1, 2))
@@ -343,7 +342,7 @@ def test_an_old_backup_within_an_epoch(tmp_path):
 
 
 def drop_axis(generation):
-    """Write the states of metrics as the version before checksums did."""
+    """Write the metric states as the version before checksums wrote them."""
     path = generation / "process-0.npz"
     with np.load(path) as file:
         arrays = dict(file)

@@ -1,7 +1,4 @@
-"""An epoch that is resumed in another layout has the logs of all its batches.
-
-B examples a batch, S steps an epoch.
-"""
+"""Resume an epoch in another layout: its logs include all its batches."""
 
 import json
 import subprocess
@@ -24,13 +21,13 @@ from keras_moe.distribution.backup.metric_states import (
 from keras_moe.distribution.backup.processes import Processes, processes_of
 from keras_moe.distribution.launching import launch
 
-EPOCHS, STEPS = 2, 3  # as in the script
+EPOCHS, STEPS = 2, 3  # the same as in the script
 SCRIPT = SUPPORT / "resume_elsewhere.py"
 
 
 @pytest.fixture(scope="module")
 def logs(tmp_path_factory):
-    """The logs of a run that was not stopped, and of those that were."""
+    """Return the logs of an undisturbed run, and of resumed runs."""
 
     def train(folder):
         if BACKEND == "torch":
@@ -44,10 +41,10 @@ def logs(tmp_path_factory):
     return json.loads((folder / "found.json").read_text())
 
 
-@pytest.mark.slow  # seven trainings, of which TensorFlow traces each
+@pytest.mark.slow  # seven training runs; TensorFlow traces each of them
 @pytest.mark.parametrize("layouts", ["1 to 2", "2 to 1", "2 to 2"])
 def test_the_logs_are_those_of_one_process(logs, layouts):
-    """Loss, accuracy, integers, and states that are no sums."""
+    """The logs include integers, and states that are not sums."""
     alone, resumed = logs["alone"], logs[layouts]
     assert resumed.keys() == alone.keys()
     assert resumed["rows"] == [STEPS * BATCH] * EPOCHS
@@ -56,7 +53,7 @@ def test_the_logs_are_those_of_one_process(logs, layouts):
         np.testing.assert_allclose(resumed[name], alone[name], atol=1e-5)
 
 
-# --- in numbers --------------------------------------------------------------
+# --- states as numbers -------------------------------------------------------
 
 
 @pytest.mark.one_backend
@@ -79,8 +76,8 @@ def test_three_states_become_one(aggregation, expected, dtype):
 
 
 @pytest.mark.one_backend
-def test_whose_states_are_taken():
-    """Of two processes with a replica or two each; JAX counts once for all."""
+def test_which_states_are_restored():
+    """Two processes have saved; on JAX, each has the total of all processes."""
 
     def processes(count, index=0, replicas=1):
         found = Processes()
@@ -110,7 +107,7 @@ def test_whose_states_are_taken():
 
 
 def restored(processes):
-    """Return variables of each aggregation that were given two rows."""
+    """Return a variable per aggregation, restored from two rows."""
     variables = [
         keras.Variable(np.ones(2), aggregation=aggregation)
         for aggregation in ("sum", "mean", "only_first_replica")
@@ -126,15 +123,15 @@ def own_processes():
     return processes_of(model)
 
 
-def test_a_state_is_given_to_one_of_this_process(own_processes):
-    """What `read_own` reads then is the whole state again."""
+def test_one_process_restores_the_whole_state(own_processes):
+    """`read_own` returns the combined state afterwards."""
     variables = restored(own_processes)
     found = [own_processes.read_own(v).tolist() for v in variables]
     assert found == [[[4, 6]], [[2, 3]], [[1, 2]]]
 
 
 @pytest.mark.skipif(BACKEND != "torch", reason="others have no such process")
-def test_of_a_sum_the_second_process_is_given_nothing(own_processes):
+def test_the_second_process_restores_zero_of_a_sum(own_processes):
     own_processes.index, own_processes.count = 1, 2
     variables = restored(own_processes)
     found = [own_processes.read(variable).tolist() for variable in variables]
@@ -160,7 +157,7 @@ class StopAfterThree(keras.callbacks.Callback):
 
 @pytest.fixture
 def within_epoch(tmp_path):
-    """A backup after the third of four batches."""
+    """Return a backup from after the third of four batches."""
     with pytest.raises(KeyboardInterrupt):
         fit(tmp_path, stop=[StopAfterThree()])
     return tmp_path
@@ -172,13 +169,13 @@ def test_other_metrics_within_an_epoch_are_refused(within_epoch):
 
 
 def test_an_epoch_that_is_too_short_is_refused(within_epoch):
-    """Otherwise the next epoch's batches would be skipped, too."""
+    """Otherwise, batches of the next epoch would be skipped, too."""
     with pytest.warns(UserWarning, match="batch 3 of 4 of an epoch, which now"):
         with pytest.raises(ValueError, match="an epoch of 2 batches, of which"):
             fit(within_epoch, rows=8)
 
 
-def test_other_batches_are_noticed(within_epoch):
-    """As if the batch of each process were still half of the global one."""
+def test_a_changed_number_of_batches_causes_a_warning(within_epoch):
+    """One process may have kept the batch size of one of two processes."""
     with pytest.warns(UserWarning, match="which now has 8 batches"):
         fit(within_epoch, batch_size=2)

@@ -1,6 +1,6 @@
-"""A save that is interrupted or killed at any step loses nothing.
+"""Interrupt or kill a save at each step, and check that nothing is lost.
 
-The trainings of processes that are killed are in test_kill.py.
+`test_kill.py` trains in processes that are killed.
 """
 
 import json
@@ -22,20 +22,20 @@ from keras_moe.distribution.backup import BackupAndResume, generations
 OURS = re.compile(r"generation-\d{8}(\.writing|\.removing)?")
 
 
-def hear_within(monkeypatch, name, step):
-    """Has `step` called before each step of a function of `generations`."""
+def call_within(monkeypatch, name, step):
+    """Call `step` before each step of a function of `generations`."""
     own = getattr(generations, name)
 
-    def heard(*args):
+    def with_steps(*args):
         with before_each_step(step):
             return own(*args)
 
-    monkeypatch.setattr(generations, name, heard)
+    monkeypatch.setattr(generations, name, with_steps)
 
 
 @pytest.mark.parametrize("epochs", [0, 1, 3])
 def test_an_interrupt_at_each_step_of_a_save(tmp_path, epochs):
-    """Of the first one, of the second, and of one that removes another."""
+    """The save is the first, the second, or one that removes an older save."""
     whole = tmp_path / "whole"
     hand_saves.make_backup(whole, epochs)
     for at in range(1000):
@@ -44,7 +44,7 @@ def test_an_interrupt_at_each_step_of_a_save(tmp_path, epochs):
         callback = hand_saves.begin(folder)
         step = Interrupt(at)
         with pytest.MonkeyPatch.context() as patch:
-            hear_within(patch, "write", step)
+            call_within(patch, "write", step)
             try:
                 hand_saves.train_epoch(callback, epochs)
             except KeyboardInterrupt:
@@ -60,14 +60,14 @@ def test_an_interrupt_at_each_step_of_a_save(tmp_path, epochs):
     assert hand_saves.epoch_of(model) == epochs
 
 
-# A file is not closed if it was opened and not yet entered.
+# An interrupt after opening a file and before entering it leaves it open.
 @pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
 @pytest.mark.slow
 @pytest.mark.one_backend
 def test_an_interrupt_at_each_line_of_a_save(tmp_path, monkeypatch):
-    """Also between two steps on the disk; and of the code that cleans up."""
-    # Not in `state.py`: Python does not close an archive that is interrupted
-    # while it is opened.
+    """The lines include those between two disk steps and those of cleanup."""
+    # Lines of `state.py` are excluded, because Python does not close an archive
+    # if opening it is interrupted.
     files = (generations.__file__,)
     monkeypatch.setitem(each_step.FILES_OF, "interrupt", files)
     whole = tmp_path / "whole"
@@ -93,12 +93,12 @@ def test_an_interrupt_at_each_line_of_a_save(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("epochs", [0, 1, 3])
 def test_a_kill_at_each_step_of_a_save(tmp_path, epochs):
-    """What is on the disk at each step is what a kill leaves there."""
+    """A kill would leave the files that are on the disk before each step."""
     folder, copies = tmp_path / "backup", tmp_path / "copies"
     callback = hand_saves.make_backup(folder, epochs)
     step = Snapshots(folder, copies)
     with pytest.MonkeyPatch.context() as patch:
-        hear_within(patch, "write", step)
+        call_within(patch, "write", step)
         hand_saves.train_epoch(callback, epochs)
     step.copy()
     loaded = []
@@ -117,13 +117,13 @@ def test_a_kill_at_each_step_of_a_save(tmp_path, epochs):
 
 @pytest.mark.one_backend
 def test_a_kill_at_each_step_of_deleting_the_saves(tmp_path):
-    """They are removed when the training is over, the newest one last."""
+    """Saves are removed at the end of training, the newest one last."""
     folder, copies = tmp_path / "backup", tmp_path / "copies"
     callback = hand_saves.make_backup(folder, 3)
     callback.delete_checkpoint = True
     step = Snapshots(folder, copies)
     with pytest.MonkeyPatch.context() as patch:
-        hear_within(patch, "remove", step)
+        call_within(patch, "remove", step)
         callback.on_train_end()
     step.copy()
     loaded = []
@@ -138,7 +138,7 @@ def test_a_kill_at_each_step_of_deleting_the_saves(tmp_path):
 
 @pytest.mark.one_backend
 def test_processes_that_are_killed(tmp_path):
-    """By SIGKILL, at each step of a save with two saves before it."""
+    """SIGKILL ends a process at each step of a save that follows two saves."""
     script = SUPPORT / "kill_backup_steps.py"
     command = [sys.executable, script, tmp_path, generations.__file__]
     done = subprocess.run(
@@ -157,7 +157,7 @@ def test_processes_that_are_killed(tmp_path):
 
 
 def test_loading_changes_no_file(tmp_path):
-    """A backup may be read while its training goes on."""
+    """A backup may be read while the training run continues."""
     from keras_moe.distribution import load_backup
 
     hand_saves.make_backup(tmp_path, 2)
@@ -173,7 +173,7 @@ def test_loading_changes_no_file(tmp_path):
 
 
 @pytest.mark.one_backend
-def test_a_folder_that_cannot_be_made_is_noticed_before_the_training(tmp_path):
+def test_a_folder_that_cannot_be_made_is_an_error_before_training(tmp_path):
     (tmp_path / "file").write_text("mine")
     for directory in (tmp_path / "file", tmp_path / "file" / "backup"):
         with pytest.raises(OSError, match="file"):
@@ -182,7 +182,7 @@ def test_a_folder_that_cannot_be_made_is_noticed_before_the_training(tmp_path):
 
 @pytest.mark.one_backend
 def test_the_working_directory_may_change(tmp_path, monkeypatch):
-    """A relative path is that of the moment at which the callback is made."""
+    """A relative path is resolved when the callback is made."""
     monkeypatch.chdir(tmp_path)
     callback = hand_saves.begin("backup")
     for epoch in range(2):
@@ -195,9 +195,8 @@ def test_the_working_directory_may_change(tmp_path, monkeypatch):
     ]
 
 
-def test_another_models_backup_is_left_as_it_is(tmp_path):
-    """Torn saves, too: they are removed by the training that they belong to."""
-
+def test_another_models_backup_is_left_unchanged(tmp_path):
+    """Torn saves stay, too, because only their own training removes them."""
     hand_saves.make_backup(tmp_path, 2)
     newest = generations.generations(tmp_path)[0]
     (newest / "arrays.npz").unlink()

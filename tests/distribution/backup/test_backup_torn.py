@@ -1,4 +1,4 @@
-"""A save that is torn is not loaded, and the save before it is."""
+"""Test that the previous save is loaded instead of a torn save."""
 
 import json
 
@@ -32,7 +32,7 @@ def lose(generation, name):
 
 @pytest.mark.parametrize("name", ["arrays.npz", "process-0.npz"])
 @pytest.mark.parametrize("damage", [truncate, flip, lose])
-def test_a_torn_file_is_known(tmp_path, damage, name):
+def test_a_torn_file_is_detected(tmp_path, damage, name):
     good, torn = two_generations(tmp_path)
     damage(torn, name)
     found, _, why = generations.newest_whole(tmp_path)
@@ -41,7 +41,7 @@ def test_a_torn_file_is_known(tmp_path, damage, name):
 
 
 @pytest.mark.parametrize("damage", [truncate, lose])
-def test_a_torn_manifest_is_known(tmp_path, damage):
+def test_a_torn_manifest_is_detected(tmp_path, damage):
     good, torn = two_generations(tmp_path)
     damage(torn, "manifest.json")
     assert generations.newest_whole(tmp_path)[0] == good
@@ -50,8 +50,8 @@ def test_a_torn_manifest_is_known(tmp_path, damage):
 @pytest.mark.parametrize(
     "step", ["np.lib.format.write_array", "json.dumps", "os.rename"]
 )
-def test_a_full_disk_leaves_the_saves_before(tmp_path, monkeypatch, step):
-    """Within the arrays, at the manifest, at the last step."""
+def test_a_full_disk_leaves_the_previous_saves(tmp_path, monkeypatch, step):
+    """The disk is full at the arrays, at the manifest, or at the last step."""
     good = two_generations(tmp_path)
     calls = []
 
@@ -81,7 +81,7 @@ def patched(step):
     }[step]
 
 
-def test_what_a_killed_save_left_is_no_save(tmp_path):
+def test_files_of_a_killed_save_are_not_a_save(tmp_path):
     good = two_generations(tmp_path)
     half = tmp_path / "generation-00000002.writing"
     half.mkdir()
@@ -93,7 +93,7 @@ def test_what_a_killed_save_left_is_no_save(tmp_path):
 
 
 def test_folders_of_the_user_stay(tmp_path):
-    """Whatever their names: only what was written here is removed."""
+    """Only folders that a backup wrote are removed, whatever the names."""
     for name in ("writing", "removing", "generation-1", "my.writing"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "notes.txt").write_text("mine")
