@@ -11,8 +11,8 @@ from keras import ops
 from keras_moe import _keras, checks
 from keras_moe.compress import pairs, soft_labels
 from keras_moe.layers.added_losses import in_floatx
-from keras_moe.layers.wrapper import Wrapper
 from keras_moe.model_surgery.observe import computing_once, watching
+from keras_moe.model_surgery.wrapper import Wrapper
 from keras_moe.types import Tensor
 
 

@@ -9,7 +9,7 @@ from keras import ops
 from keras_moe import checks
 from keras_moe.checks import INFINITY, is_static
 from keras_moe.layers.added_losses import in_floatx
-from keras_moe.layers.wrapper import Wrapper
+from keras_moe.model_surgery.wrapper import Wrapper
 from keras_moe.types import Tensor
 
 

@@ -10,8 +10,8 @@ from keras import ops
 
 from keras_moe import _keras, checks, kernels
 from keras_moe.checks import is_static
-from keras_moe.layers.wrapper import Wrapper
 from keras_moe.model_surgery.observe import calling, watching
+from keras_moe.model_surgery.wrapper import Wrapper
 from keras_moe.types import Tensor
 
 LEAST_NORM = 1e-12

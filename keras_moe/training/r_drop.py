@@ -7,7 +7,7 @@ import keras
 from keras import ops
 
 from keras_moe import checks
-from keras_moe.layers.wrapper import Wrapper
+from keras_moe.model_surgery.wrapper import Wrapper
 from keras_moe.types import Tensor
 
 
