@@ -1,10 +1,11 @@
-"""Where a model sends the tokens of a data set.
+"""Return where a model sends the tokens of a data set.
 
 T tokens, E experts, P routed pairs.
 """
 
 import contextlib
 import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -12,6 +13,7 @@ import numpy as np
 from keras import ops
 
 from keras_moe import checks, kernels
+from keras_moe.layers.mixture import Mixture
 from keras_moe.model_surgery.batches import BATCH_SIZE, batches_of
 from keras_moe.model_surgery.find import (
     blocks_of,
@@ -22,7 +24,7 @@ from keras_moe.model_surgery.find import (
 from keras_moe.model_surgery.observe import calling, computing_once, own_call
 from keras_moe.types import Assignment
 
-# What JAX and TensorFlow raise for a tensor taken out of a loop's body.
+# Errors of JAX and TensorFlow for a tensor taken out of a loop's body.
 LEAKS = ("UnexpectedTracerError", "InaccessibleTensorError")
 
 
@@ -35,12 +37,12 @@ def routing_of(
     state does not change.
 
     Args:
-        model: Model, or layer, with at least one `MoEBlock` or
-            `MixtureOfModels`. One that is not built yet is built.
+        model: Model or layer with at least one `MoEBlock` or
+            `MixtureOfModels`. If it is not built yet, it is built.
         x: Inputs as `model.predict` takes them: an array `(N, ...)`, a list,
-            tuple or dict of arrays, or an iterable of batches such as a
-            `tf.data.Dataset`, a `DataLoader` or a `keras.utils.PyDataset`.
-            Targets of its batches are ignored.
+            tuple, or dict of arrays, or an iterable of batches such as a
+            `tf.data.Dataset`, a `DataLoader`, or a `keras.utils.PyDataset`.
+            Targets in its batches are ignored.
         batch_size: int. Examples per batch. Defaults to 32, as in `predict`.
             The choices of routers that compare the tokens of a batch
             (`ExpertChoiceRouter`, an `eval_capacity_factor`) depend on it. An
@@ -59,10 +61,10 @@ def routing_of(
         `expert_index == E` marks a pair that is not computed: of a padding
         token, or over capacity. If the model calls a block several times, the
         second call is under `path:1`, the third under `path:2`. If several
-        blocks have the same path, the second is `path_1`. Blocks that are not
-        called have no entry, nor have blocks whose tokens are not the data
-        set's: inside the experts of another mixture, or the cell of a
-        `keras.layers.RNN`.
+        blocks have the same path, the second is under `path_1`. A block has no
+        entry if it is not called, or if its tokens are not those of the data
+        set: if it is inside the experts of another mixture, or inside the cell
+        of a `keras.layers.RNN`.
 
     Raises:
         ValueError: If the model has no mixture, or none with an entry; if a
@@ -99,11 +101,11 @@ def routing_of(
     return _named(model, blocks, parts)
 
 
-def _prepared_blocks(model, batch):
-    """The mixtures to watch, all of them built.
+def _prepared_blocks(model: keras.Model, batch: Any) -> list[Mixture]:
+    """Return the mixtures to watch, all of them built.
 
-    A block inside another mixture's experts sees the rows that these are
-    sent, and a cell is run once too often by Keras on PyTorch.
+    A block inside another mixture's experts gets the rows of these experts,
+    and Keras runs a cell once too often on PyTorch: both are left out.
     """
     blocks = find_blocks(model)
     if not (model.built and all(block.built for block in blocks)):
@@ -117,11 +119,13 @@ def _prepared_blocks(model, batch):
     return [block for block in blocks if id(block) not in inner]
 
 
-def _routed(model, blocks):
-    """A function of a batch: the assignments of each block's calls."""
+def _routed(
+    model: keras.Model, blocks: list[Mixture]
+) -> Callable[[Any], list[list[Assignment]]]:
+    """Return a function from a batch to the assignments of each block."""
 
-    def run(batch):
-        seen: list = [[] for _ in blocks]
+    def run(batch: Any) -> list[list[Assignment]]:
+        seen: list[list[Assignment]] = [[] for _ in blocks]
         with contextlib.ExitStack() as stack:
             stack.enter_context(computing_once(model))
             for block, calls in zip(blocks, seen, strict=True):
@@ -133,7 +137,9 @@ def _routed(model, blocks):
     return run
 
 
-def _run(program, batch):
+def _run(
+    program: Callable[[Any], list[list[Assignment]]], batch: Any
+) -> list[list[Assignment]]:
     try:
         return program(batch)
     except Exception as error:
@@ -147,21 +153,31 @@ def _run(program, batch):
         ) from error
 
 
-def _call(block, calls, *args, return_assignment=False, **kwargs):
+def _call(
+    block: Mixture,
+    calls: list[Assignment],
+    *args: Any,
+    return_assignment: bool = False,
+    **kwargs: Any,
+) -> Any:
     outputs, kept = own_call(block)(*args, return_assignment=True, **kwargs)
     calls.append(kept)
     return (outputs, kept) if return_assignment else outputs
 
 
-def _as_arrays(calls):
+def _as_arrays(calls: list[Assignment]) -> list[Assignment]:
     return [
         Assignment(*(np.asarray(ops.convert_to_numpy(x)) for x in call))
         for call in calls
     ]
 
 
-def _named(model, blocks, parts):
-    """By path and call: the assignments of all batches as one."""
+def _named(
+    model: keras.Model,
+    blocks: list[Mixture],
+    parts: list[list[list[Assignment]]],
+) -> dict[str, Assignment]:
+    """Return the assignments of all batches as one, by path and call."""
     routing = {}
     for path, calls in zip(
         paths_of(blocks), zip(*parts, strict=True), strict=True
@@ -179,8 +195,11 @@ def _named(model, blocks, parts):
     return routing
 
 
-def _joined(parts):
-    """Assignments of consecutive batches as one, tokens counted on."""
+def _joined(parts: Sequence[Assignment]) -> Assignment:
+    """Return the assignments of consecutive batches as one.
+
+    The indices of tokens continue from one batch to the next.
+    """
     sizes = [len(part.router_probs) for part in parts]
     starts = np.cumsum([0, *sizes[:-1]])
     moved = [

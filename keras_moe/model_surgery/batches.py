@@ -10,17 +10,17 @@ from keras import ops
 BATCH_SIZE = 32
 
 
-def batches_of(data: Any, batch_size: int = BATCH_SIZE) -> Iterator:
+def batches_of(data: Any, batch_size: int = BATCH_SIZE) -> Iterator[Any]:
     """Yield batches of a model's inputs.
 
     Args:
-        data: Arrays as a model takes them (one, or a list, tuple or dict of
+        data: Arrays as a model takes them (one, or a list, tuple, or dict of
             them), which are cut into batches; or an iterable of batches as
             `fit` takes it (`tf.data.Dataset`, `DataLoader`,
             `keras.utils.PyDataset`, a generator), each of which is the inputs
             or `(inputs, targets, ...)`.
-        batch_size: int. Examples per batch of arrays; the last batch may have
-            fewer. An iterable keeps its own batches.
+        batch_size: int. Examples per batch of arrays. The last batch may have
+            fewer. Defaults to 32. An iterable keeps its own batches.
 
     Raises:
         ValueError: If `data` is neither arrays nor iterable, or if the arrays
@@ -37,14 +37,14 @@ def batches_of(data: Any, batch_size: int = BATCH_SIZE) -> Iterator:
         yield keras.tree.map_structure(ops.convert_to_tensor, batch)
 
 
-def _cut(data, batch_size):
+def _cut(data: Any, batch_size: int) -> Iterator[Any]:
     arrays = keras.tree.map_structure(np.asarray, data)
     sizes = [len(x) for x in keras.tree.flatten(arrays)]
     if len(set(sizes)) > 1:
         raise ValueError(
-            "`data` must hold as many examples in each array. Received: "
-            f"arrays of {sizes} examples. Pass the inputs of a model alone, "
-            "without targets."
+            "`data` must hold the same number of examples in each array. "
+            f"Received: arrays of {sizes} examples. Pass the inputs of a model "
+            "alone, without targets."
         )
     for start in range(0, sizes[0], batch_size):
         part = slice(start, start + batch_size)
@@ -54,7 +54,7 @@ def _cut(data, batch_size):
         )
 
 
-def _is_arrays(data):
+def _is_arrays(data: Any) -> bool:
     parts = [data]
     if isinstance(data, dict):
         parts = list(data.values())
@@ -64,7 +64,7 @@ def _is_arrays(data):
     return bool(parts) and all(is_array)
 
 
-def _iterated(data):
+def _iterated(data: Any) -> Iterator[Any]:
     try:
         return iter(data)
     except TypeError as error:

@@ -1,6 +1,7 @@
-"""Finds the mixture-of-experts parts of a model, however deep they are."""
+"""Find the mixture-of-experts parts of a model, however deep they are."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import keras
 
@@ -12,10 +13,17 @@ _MODEL = ("a Keras model", "Pass the model, not its name or its layers.")
 
 
 def find_blocks(model: keras.Model) -> list[Mixture]:
-    """Returns every `MoEBlock` and `MixtureOfModels` inside a model.
+    """Return every `MoEBlock` and `MixtureOfModels` inside a model.
+
+    Args:
+        model: Keras model or layer. A subclassed model has its layers once it
+            was called.
+
+    Returns:
+        A list, in the order in which the model holds them.
 
     Raises:
-        ValueError: where there is none, or the model is not built.
+        ValueError: If there is none, or if `model` is no Keras layer.
 
     Example:
 
@@ -30,18 +38,18 @@ def find_blocks(model: keras.Model) -> list[Mixture]:
 
 
 def blocks_of(model: keras.Model) -> list[Mixture]:
-    """Returns what `find_blocks` does; an empty list where there is none."""
+    """Return what `find_blocks` does, or an empty list if there is none."""
     return layers_of(model, Mixture)
 
 
 def paths_of(layers: Sequence[keras.layers.Layer]) -> list[str]:
     """Return a distinct path for each layer.
 
-    It is the layer's own `path`. Layers of unlike models may share one: the
-    second then ends in `_1`, the third in `_2`.
+    It is the layer's own `path`. If several layers share one, as in a model of
+    models, that of the second ends in `_1`, that of the third in `_2`.
 
     Args:
-        layers: Layers of a model, in the order in which it holds them.
+        layers: Layers of a model, in the order in which the model holds them.
     """
     paths: list[str] = []
     for layer in layers:
@@ -55,21 +63,21 @@ def paths_of(layers: Sequence[keras.layers.Layer]) -> list[str]:
 
 
 def find_routers(model: keras.Model) -> list[BaseRouter]:
-    """Returns every router inside a model, those of its blocks included.
+    """Return every router inside a model, those of its blocks included.
 
     Raises:
-        ValueError: where there is none, or the model is not built.
+        ValueError: If there is none, or if `model` is no Keras layer.
     """
     return _find(model, BaseRouter, "a router")
 
 
-def layers_of(model: keras.layers.Layer, kind: type) -> list:
-    """Return every layer of a class inside a model or layer, itself too."""
+def layers_of(model: keras.layers.Layer, kind: type) -> list[Any]:
+    """Return every layer of a class in a model or layer, itself included."""
     checks.check_is_a("model", model, keras.layers.Layer, *_MODEL)
     return [x for x in _keras.every_layer_of(model) if isinstance(x, kind)]
 
 
-def _find(model, kind, name):
+def _find(model: keras.Model, kind: type, name: str) -> list[Any]:
     found = layers_of(model, kind)
     if found:
         return found

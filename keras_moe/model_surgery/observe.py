@@ -1,39 +1,42 @@
-"""Watching what layers compute inside a model, or changing it for a while."""
+"""Keep what layers compute inside a model, or replace it for a while."""
 
 import contextlib
 import functools
 import threading
-from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple, TypeAlias
 
 import keras
 
 from keras_moe._keras import REMATERIALIZED_CALL
 from keras_moe.model_surgery.find import layers_of
 
+LayerCall: TypeAlias = Callable[..., Any]
+"""The `call` of a layer, or a function in its place."""
+
 _lock = threading.Lock()
 
 
 class Call(NamedTuple):
-    """One call of a layer: what it was given and what it returned."""
+    """One call of a layer: its arguments and its outputs."""
 
-    args: tuple
-    kwargs: dict
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
     outputs: Any
 
 
 @contextlib.contextmanager
-def calling(layer: keras.layers.Layer, call: Callable):
-    """Inside, the layer computes something else.
+def calling(layer: keras.layers.Layer, call: LayerCall) -> Iterator[None]:
+    """Let a layer compute something else inside.
 
-    In this thread alone: `tf.distribute` runs each replica in its own, on the
-    same layers. One inside another takes its place until it ends. The layer
-    is not recomputed for gradients: what a recomputed call gives to the
-    outside would be unusable there.
+    This holds in the current thread alone, since `tf.distribute` runs each
+    replica in a thread of its own, on the same layers. If contexts are nested,
+    the inner one counts. The layer is not recomputed for gradients, since
+    tensors of a recomputed call could not be used outside of it.
 
     Args:
-        layer: any layer.
-        call: takes the place of its `call`.
+        layer: Any layer.
+        call: Function that takes the place of the layer's `call`.
     """
     here = threading.get_ident()
     with _lock:
@@ -52,29 +55,29 @@ def calling(layer: keras.layers.Layer, call: Callable):
 
 
 class _ByThread:
-    """In place of a layer's `call`: what each thread has put there.
+    """Run, in place of a layer's `call`, the function of the current thread.
 
     Args:
-        layer: whose `call` it is.
-        own: the `call` that was assigned to the layer itself, or None.
+        layer: Layer whose `call` is replaced.
+        own: The `call` that was assigned to the layer object, or `None`.
     """
 
-    def __init__(self, layer: keras.layers.Layer, own: Callable | None):
+    def __init__(self, layer: keras.layers.Layer, own: LayerCall | None):
         self.own = own
         self.otherwise = own or own_call(layer)
-        self.calls: dict[int, Callable] = {}
+        self.calls: dict[int, LayerCall] = {}
 
-    def __call__(self, *args, **kwargs):
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.of_thread()(*args, **kwargs)
 
-    def of_thread(self) -> Callable:
-        """Returns what a call in this thread runs."""
+    def of_thread(self) -> LayerCall:
+        """Return the function that a call in this thread runs."""
         return self.calls.get(threading.get_ident(), self.otherwise)
 
     def put_back(
-        self, layer: keras.layers.Layer, thread: int, before: Callable | None
+        self, layer: keras.layers.Layer, thread: int, before: LayerCall | None
     ) -> None:
-        """Gives a thread the call it had before; the last one the layer's."""
+        """Restore a thread's earlier call; after the last, the layer's own."""
         if before is not None:
             self.calls[thread] = before
             return
@@ -85,19 +88,21 @@ class _ByThread:
                 layer.__dict__["call"] = self.own
 
 
-def computing_once(model: keras.layers.Layer):
-    """Inside, no call is repeated for gradients, whatever `RematScope` asks.
+def computing_once(
+    model: keras.layers.Layer,
+) -> contextlib.AbstractContextManager[None]:
+    """Keep layers in a `keras.RematScope` from being recomputed inside.
 
-    In every thread, which changes no number.
+    This holds in every thread; it changes the memory used, but no number.
 
     Args:
-        model: runs inside without gradients, with all layers that it holds.
+        model: Model or layer, with all layers inside it.
     """
     return _computing_once(layers_of(model, keras.layers.Layer))
 
 
 @contextlib.contextmanager
-def _computing_once(layers):
+def _computing_once(layers: list[keras.layers.Layer]) -> Iterator[None]:
     with _lock:
         for layer in layers:
             replaced = layer.__dict__.get(REMATERIALIZED_CALL)
@@ -113,21 +118,23 @@ def _computing_once(layers):
 
 
 class _Once:
-    """In place of a layer's `rematerialized_call`: the call as it is.
+    """Return the call unchanged, in place of a `rematerialized_call`.
 
     Args:
-        own: what was assigned to the layer itself, or None.
+        own: The method that was assigned to the layer object, or `None`.
     """
 
-    def __init__(self, own: Callable | None):
+    def __init__(self, own: LayerCall | None):
         self.own = own
         self.users = 0
 
-    def __call__(self, layer_call: Callable, *args, **kwargs) -> Callable:
+    def __call__(
+        self, layer_call: LayerCall, *args: Any, **kwargs: Any
+    ) -> LayerCall:
         return layer_call
 
     def leave(self, layer: keras.layers.Layer) -> None:
-        """Ends one use; the last one gives the layer its own back."""
+        """End one use; after the last, restore the layer's own method."""
         self.users -= 1
         if not self.users:
             del layer.__dict__[REMATERIALIZED_CALL]
@@ -135,28 +142,30 @@ class _Once:
                 layer.__dict__[REMATERIALIZED_CALL] = self.own
 
 
-def own_call(layer: keras.layers.Layer) -> Callable:
-    """Returns the layer's `call` as its class has it."""
+def own_call(layer: keras.layers.Layer) -> LayerCall:
+    """Return the `call` of the layer's class, bound to the layer."""
     return functools.partial(type(layer).call, layer)
 
 
-def _present_call(layer):
-    """What a call of the layer runs now, in this thread."""
-    call = layer.__dict__.get("call")
+def _present_call(layer: keras.layers.Layer) -> LayerCall:
+    """Return the function that a call of the layer runs in this thread now."""
+    call: LayerCall | None = layer.__dict__.get("call")
     if isinstance(call, _ByThread):
         return call.of_thread()
     return call or own_call(layer)
 
 
 @contextlib.contextmanager
-def watching(layers: Iterable[keras.layers.Layer]):
-    """Inside, what the layers compute is kept.
+def watching(
+    layers: Iterable[keras.layers.Layer],
+) -> Iterator[dict[int, list[Call]]]:
+    """Keep the calls of layers inside.
 
     Args:
-        layers: layers of a model that runs inside.
+        layers: Layers of a model that runs inside.
 
     Yields:
-        A dict from each layer's id to the list of its `Call`s.
+        A dict from the id of each layer to the list of its `Call`s.
     """
     seen: dict[int, list[Call]] = {}
     with contextlib.ExitStack() as stack:
@@ -169,7 +178,7 @@ def watching(layers: Iterable[keras.layers.Layer]):
         yield seen
 
 
-def _keep(call, calls, *args, **kwargs):
+def _keep(call: LayerCall, calls: list[Call], *args: Any, **kwargs: Any) -> Any:
     outputs = call(*args, **kwargs)
     calls.append(Call(args, kwargs, outputs))
     return outputs

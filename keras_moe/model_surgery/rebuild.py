@@ -1,14 +1,14 @@
 """A model again from its config, with some of its layers changed.
 
-Pruning, merging and the way to a dense model stand on this. While a model is
-serialised, the layers that are to change give another config, so that the
-change lands at its place however deep the layer is and whatever class holds
-it. Weights then move from layer to layer, side by side down both trees.
+Pruning, merging, and the conversion to a dense model use it. While a model is
+serialized, the layers that are to change give another config, so that the
+change takes place wherever the layer is and whatever class holds it. Weights
+then move from layer to layer, side by side down both trees.
 """
 
 import contextlib
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TypeAlias
 
 import keras
 import numpy as np
@@ -17,53 +17,69 @@ from keras import ops
 from keras_moe import _keras
 
 REPLACEMENT = "keras_moe_replacement"
-Edit = Callable[[dict], dict]
-Transfer = Callable[[keras.layers.Layer, keras.layers.Layer], None]
+Config: TypeAlias = dict[str, Any]
+Edit: TypeAlias = Callable[[Config], Config]
+Transfer: TypeAlias = Callable[[keras.layers.Layer, keras.layers.Layer], None]
+Layers: TypeAlias = list[keras.layers.Layer]
 
 
 class Changes:
-    """What is to be different in the new model.
+    """The difference between a model and the one that `rebuild` returns.
 
-    `edits`: by layer, a function from its config to another one.
-    `transfers`: by layer, a function that fills the new layer in its place;
-        layers below are its matter then, too.
+    Attributes:
+        layers: Dict from the id of a layer with an edit to the layer.
+        edits: Dict from that id to a function from the layer's config to
+            another config.
+        transfers: Dict from the id of a layer to a function that fills the
+            new layer in its place, and all layers below that one.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.layers: dict[int, keras.layers.Layer] = {}
         self.edits: dict[int, Edit] = {}
         self.transfers: dict[int, Transfer] = {}
 
     def edit(self, layer: keras.layers.Layer, edit: Edit) -> None:
-        """Changes a layer's config."""
+        """Change the config of a layer."""
         self.layers[id(layer)] = layer
         self.edits[id(layer)] = edit
 
     def transfer(self, layer: keras.layers.Layer, transfer: Transfer) -> None:
-        """Fills what stands in the place of a layer."""
+        """Fill the new layer in the place of a layer by a function."""
         self.transfers[id(layer)] = transfer
 
 
-def replacement(layer: keras.layers.Layer) -> dict:
-    """Returns what an edit returns where a layer gives way to another."""
+def replacement(layer: keras.layers.Layer) -> Config:
+    """Return the result of an edit that puts another layer in the place."""
     config = keras.saving.serialize_keras_object(layer)
     config.pop("build_config", None)
     return {REPLACEMENT: config}
 
 
-def rebuild(model: keras.Model, changes: Changes) -> keras.Model:
-    """Returns a new model of the same class, changed, with the weights.
+def uncompiled_config(model: keras.layers.Layer) -> Config:
+    """Return a model's config without how the model was compiled.
 
-    It is not compiled, and random states start anew. Functions of a user must
-    be registered with Keras, as for saving.
+    A `.keras` file with it can be loaded on another backend, and without the
+    losses that the model was trained with.
+    """
+    config: Config = keras.saving.serialize_keras_object(model)
+    config.pop("compile_config", None)
+    return config
+
+
+def rebuild(model: keras.Model, changes: Changes) -> keras.Model:
+    """Return a new model of the same class, changed, with the weights.
+
+    It is not compiled, and its random states are new ones. Functions of a user
+    must be registered with Keras, as for saving.
 
     Args:
-        model: a built model; it stays as it is.
-        changes: what is to differ.
+        model: Built model. It does not change.
+        changes: Layers that differ in the new model.
 
     Raises:
-        ValueError: where the new model is not built by its config alone, or
-            does not have the old one's layers.
+        ValueError: If the new model is not built by its config alone, or does
+            not have the layers and weights of the old one.
     """
     with _edited(changes):
         config = keras.saving.serialize_keras_object(model)
@@ -80,8 +96,8 @@ def rebuild(model: keras.Model, changes: Changes) -> keras.Model:
     return new
 
 
-def _built(model, config):
-    """The model of a config; it may hold any class of the old model's."""
+def _built(model: keras.Model, config: Config) -> keras.Model:
+    """Return the model of a config; it may hold any class of the old model."""
     classes = {type(layer) for layer in _keras.every_layer_of(model)}
     custom = {keras.saving.get_registered_name(c): c for c in classes}
     try:
@@ -100,8 +116,8 @@ def _built(model, config):
 
 
 @contextlib.contextmanager
-def _edited(changes):
-    """Inside, the layers to change give another config."""
+def _edited(changes: Changes) -> Iterator[None]:
+    """Let the layers to change give their edited config inside."""
     for key, layer in changes.layers.items():
         layer.__dict__["get_config"] = _edited_config(layer, changes.edits[key])
     try:
@@ -111,12 +127,12 @@ def _edited(changes):
             del layer.__dict__["get_config"]
 
 
-def _edited_config(layer, edit):
+def _edited_config(layer: keras.layers.Layer, edit: Edit) -> Callable[[], Any]:
     return lambda: edit(type(layer).get_config(layer))
 
 
-def _without_traces(config: Any):
-    """Puts replacements in their place and leaves compilation out."""
+def _without_traces(config: Any) -> Any:
+    """Put replacements in their place, and leave compilation out."""
     if isinstance(config, (list, tuple)):
         return type(config)(_without_traces(x) for x in config)
     if not isinstance(config, dict):
@@ -133,23 +149,30 @@ def move_weights(
     new: keras.layers.Layer,
     transfers: dict[int, Transfer] | None = None,
 ) -> None:
-    """Copies the weights of a layer and of all below it.
+    """Copy the weights of a layer and of all layers below it.
 
     Args:
-        old, new: layers of one class, built.
-        transfers: by the id of an old layer, what to do instead.
+        old: Built layer to copy from.
+        new: Built layer of the same class to copy to.
+        transfers: Dict from the id of an old layer to the function that fills
+            the new layer in its place. `None` (the default) means none.
     """
     _move(old, new, transfers or {}, set())
 
 
-def _move(old, new, transfers, done):
+def _move(
+    old: keras.layers.Layer,
+    new: keras.layers.Layer,
+    transfers: dict[int, Transfer],
+    done: set[int],
+) -> None:
     if id(old) in done:
         return
     done.add(id(old))
     if id(old) in transfers:
         transfers[id(old)](old, new)
         return
-    children = _children(old), _children(new)
+    children = _keras.layers_right_below(old), _keras.layers_right_below(new)
     weights = own_weights(old), own_weights(new)
     alike = isinstance(old, type(new)) and all(
         len(one) == len(other) for one, other in (children, weights)
@@ -170,13 +193,8 @@ def _move(old, new, transfers, done):
         _move(one, other, transfers, done)
 
 
-def _children(layer):
-    """The layers right below, each once."""
-    return _keras.layers_right_below(layer)
-
-
-def _matched(old, new):
-    """Pairs by name where names tell, else by order."""
+def _matched(old: Layers, new: Layers) -> list[tuple[Any, Any]]:
+    """Return pairs of layers by name if names are unique, else by order."""
     by_name = {x.name: x for x in new}
     names = [x.name for x in old]
     if len(by_name) == len(new) and set(names) == set(by_name):
@@ -184,14 +202,15 @@ def _matched(old, new):
     return list(zip(old, new, strict=True))
 
 
-def own_weights(layer: keras.layers.Layer) -> list:
-    """Returns a layer's weights without those of the layers below it."""
-    below = {id(w) for x in _children(layer) for w in x.weights}
+def own_weights(layer: keras.layers.Layer) -> list[keras.Variable]:
+    """Return the weights of a layer without those of the layers below it."""
+    layers = _keras.layers_right_below(layer)
+    below = {id(w) for x in layers for w in x.weights}
     return [w for w in layer.weights if id(w) not in below]
 
 
-def assign(weight, value: np.ndarray) -> None:
-    """Sets a weight; says whose it is where the shape is another."""
+def assign(weight: keras.Variable, value: np.ndarray) -> None:
+    """Set a weight, or raise an error that names it if shapes differ."""
     if tuple(weight.shape) != value.shape:
         raise ValueError(
             "A model's weights must follow from its config. Received: "
@@ -203,8 +222,8 @@ def assign(weight, value: np.ndarray) -> None:
     weight.assign(value)
 
 
-def to_array(weight) -> np.ndarray:
-    """Returns a weight or tensor as an array; half precision as float32."""
+def to_array(weight: Any) -> np.ndarray:
+    """Return a weight or tensor as an array; half precision as float32."""
     tensor = ops.stop_gradient(ops.convert_to_tensor(weight))
     dtype = keras.backend.standardize_dtype(tensor.dtype)
     if dtype in ("bfloat16", "float16"):

@@ -1,6 +1,8 @@
-"""A model around another model: its inputs, its outputs, another loss."""
+"""A model around another model, with the same calls and another loss."""
 
 import contextlib
+from collections.abc import Iterator
+from typing import Any, Self
 
 import keras
 
@@ -11,21 +13,24 @@ from keras_moe.types import Shape, Tensor
 
 
 class Wrapper(NamedArguments, TrainableParts, keras.Model):
-    """Base of models that only change how another one is trained.
+    """Base of models that only change how another model is trained.
 
     Args:
-        model: a Keras model; it shares its weights with the wrapper and can
-            be used, saved and exported by itself, as `inner`.
-        **kwargs: of `keras.Model`.
+        model: Keras model or layer. It shares its weights with the wrapper,
+            and is used, saved, and exported by itself as `inner`.
+        **kwargs: Arguments of `keras.Model`.
 
     Raises:
-        ValueError: for a model that is such a wrapper itself.
+        ValueError: If `model` is no Keras layer, or is a `Wrapper` itself.
     """
 
-    arguments: tuple[str, ...] = ()  # attributes that `get_config` saves
-    wraps = "model"  # what `inner` is called as an argument
+    arguments: tuple[str, ...] = ()
+    """Attributes that `get_config` saves."""
 
-    def __init__(self, model, /, **kwargs):
+    wraps = "model"
+    """Name of the argument that becomes `inner`."""
+
+    def __init__(self, model: keras.layers.Layer, /, **kwargs: Any):
         super().__init__(**kwargs)
         if isinstance(model, Wrapper):
             raise ValueError(
@@ -43,16 +48,18 @@ class Wrapper(NamedArguments, TrainableParts, keras.Model):
         )
 
     def build(self, input_shape: Shape) -> None:
-        """Builds the model inside, where it is not built yet."""
+        """Build the model inside if it is not built yet."""
         if not self.inner.built:
             self.inner.build(input_shape)
 
-    def call(self, inputs, training=None):
-        """Returns what the model inside does."""
+    def call(self, inputs: Any, training: bool | None = None) -> Any:
+        """Return the outputs of the model inside."""
         return self.inner(inputs, training=training)
 
-    def task_loss(self, y, y_pred, sample_weight=None) -> Tensor:
-        """Returns the compiled loss alone, without what layers added."""
+    def task_loss(
+        self, y: Any, y_pred: Any, sample_weight: Any = None
+    ) -> Tensor:
+        """Return the compiled loss alone, without what layers added."""
         compiled = _keras.compiled_loss_of(self)
         if compiled is None:
             raise ValueError(
@@ -63,25 +70,30 @@ class Wrapper(NamedArguments, TrainableParts, keras.Model):
         return compiled(y, y_pred, sample_weight)
 
     @contextlib.contextmanager
-    def no_trace(self):
-        """Inside, weights, seeds, statistics and losses of layers stay.
+    def no_trace(self) -> Iterator[None]:
+        """Keep weights, seeds, statistics, and losses unchanged inside.
 
-        A pass in here draws what the next pass outside would draw, and what it
-        assigns or adds as a loss is forgotten. Gradients flow as always.
+        A pass inside draws the random numbers that the next pass outside will
+        draw, and what it assigns or adds as a loss is dropped. Gradients flow
+        as usual.
         """
         state = [(v, v.value) for v in self.variables]
         with keras.StatelessScope(state_mapping=state):
             yield
 
-    def get_config(self) -> dict:
-        """Returns the arguments that build this model again."""
+    def get_config(self) -> dict[str, Any]:
+        """Return the arguments that build this model again."""
         own = {name: getattr(self, name) for name in self.arguments}
         inner = keras.saving.serialize_keras_object(self.inner)
         return {**super().get_config(), self.wraps: inner, **own}
 
     @classmethod
-    def from_config(cls, config: dict, custom_objects: dict | None = None):
-        """Builds the model that `get_config` describes."""
+    def from_config(
+        cls,
+        config: dict[str, Any],
+        custom_objects: dict[str, Any] | None = None,
+    ) -> Self:
+        """Build the model that `get_config` describes."""
         inner = keras.saving.deserialize_keras_object(
             config[cls.wraps], custom_objects=custom_objects
         )

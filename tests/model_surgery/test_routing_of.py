@@ -223,7 +223,7 @@ class Cell(keras.layers.Layer):
         (
             functional_model,
             {"x": [np.zeros((4, S, D)), np.zeros(3)]},
-            r"`data` must hold as many .*\[4, 3\]",
+            r"`data` must hold the same .*\[4, 3\]",
         ),
         (lambda: keras.layers.Dense(2), {}, "`model` must contain a MoEBlock"),
         (lambda: keras.layers.RNN(Cell()), {}, "or an RNN's cell. Received"),
