@@ -1,7 +1,7 @@
 """Floor 4: whole models around mixture-of-experts blocks.
 
-Each is a `keras.Model` built from one set of arguments (`Blocks`), beside
-which `num_experts=None` builds its dense twin of equal active FLOPs.
+Each is a `keras.Model` with the arguments of `Blocks` and a few of its own.
+`num_experts=None` builds its dense twin of equal active FLOPs.
 """
 
 from keras_moe.models.classifier import MoEClassifier

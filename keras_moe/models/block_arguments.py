@@ -1,5 +1,6 @@
-"""Check the arguments that all models hand to their blocks."""
+"""Check the arguments that all models pass to their blocks."""
 
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -8,14 +9,14 @@ from keras_moe import checks
 from keras_moe.layers import BaseRouter
 
 
-def checked(given: dict) -> dict:
+def checked(given: dict[str, Any]) -> dict[str, Any]:
     """Return the arguments of `Blocks` as plain Python values.
 
     Args:
-        given: All of them by name, as they were passed.
+        given: Dict from the name of each argument to its value as passed.
 
     Raises:
-        ValueError: If one is out of its range or of a wrong type.
+        ValueError: If an argument has a wrong type or is out of its range.
     """
     checks.check_activation(given["activation"])
     checks.check_is_a(
@@ -35,12 +36,12 @@ def checked(given: dict) -> dict:
     return {**given, **plain}
 
 
-def _is_schedule(value):
+def _is_schedule(value: object) -> bool:
     kind = keras.optimizers.schedules.LearningRateSchedule
     return isinstance(value, kind)
 
 
-_CHECKS: dict = {
+_CHECKS: dict[Callable[[str, Any], Any], tuple[str, ...]] = {
     checks.check_positive_int: (
         "num_layers",
         "hidden_dim",

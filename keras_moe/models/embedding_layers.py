@@ -3,6 +3,8 @@
 B batch, S sequence length, V vocabulary_size, D hidden_dim.
 """
 
+from typing import TYPE_CHECKING, Any, TypeAlias
+
 import keras
 from keras import ops
 
@@ -12,25 +14,28 @@ from keras_moe.layers.moe_layer import MoELayer
 from keras_moe.layers.quantization import KeptInFloats
 from keras_moe.types import Shape, Tensor
 
-PADDING = 0  # the token id that stands for nothing
+if TYPE_CHECKING:  # it imports this module
+    from keras_moe.models.transformer_blocks import Blocks
+
+PADDING = 0  # the token id of padding
 
 
 @keras.saving.register_keras_serializable(package="keras_moe")
 class TokenEmbedding(NamedArguments, keras.layers.ReversibleEmbedding):
-    """Token ids to vectors, and hidden states back to logits.
+    """Map token ids to vectors, and hidden states back to logits.
 
-    `layer(ids)` is `(B, S, D)`, with a mask that is False where the id is 0;
-    `layer(hidden, reverse=True)` is float32 `(B, S, V)`, by the transposed
-    embeddings where `tie_weights` is set (Press and Wolf 2016), and with the
-    mask of `hidden`.
+    `layer(ids)` is `(B, S, D)`, with a mask that is False at id 0.
+    `layer(hidden, reverse=True)` is float32 `(B, S, V)`, with the mask of
+    `hidden`. It uses the transposed embeddings if `tie_weights` is `True`, the
+    default (Press and Wolf 2016).
 
     Args:
-        input_dim: V.
-        output_dim: D.
-        **kwargs: of `keras.layers.ReversibleEmbedding`.
+        input_dim: Positive int. V.
+        output_dim: Positive int. D.
+        **kwargs: Arguments of `keras.layers.ReversibleEmbedding`.
     """
 
-    def __init__(self, input_dim: int, output_dim: int, **kwargs):
+    def __init__(self, input_dim: int, output_dim: int, **kwargs: Any):
         options = {"mask_zero": True, "reverse_dtype": "float32", **kwargs}
         super().__init__(
             checks.check_positive_int("input_dim", input_dim),
@@ -38,14 +43,18 @@ class TokenEmbedding(NamedArguments, keras.layers.ReversibleEmbedding):
             **options,
         )
 
-    def compute_mask(self, inputs, mask=None):
-        """Returns bool `(B, S)`: of ids, which are not 0; else `mask`."""
+    def compute_mask(
+        self, inputs: Tensor, mask: Tensor | None = None
+    ) -> Tensor | None:
+        """Return bool `(B, S)`: False at id 0 of ids; else `mask`."""
         if "int" in keras.backend.standardize_dtype(inputs.dtype):
             return ops.not_equal(inputs, PADDING)
         return mask
 
-    def compute_output_spec(self, inputs, reverse=False):
-        """Returns the symbolic outputs of symbolic inputs."""
+    def compute_output_spec(
+        self, inputs: Tensor, reverse: bool = False
+    ) -> keras.KerasTensor:
+        """Return the symbolic outputs of symbolic inputs."""
         outputs = super().compute_output_spec(inputs, reverse=reverse)
         if not reverse:
             return outputs
@@ -54,24 +63,28 @@ class TokenEmbedding(NamedArguments, keras.layers.ReversibleEmbedding):
 
 @keras.saving.register_keras_serializable(package="keras_moe")
 class PositionEmbedding(NamedArguments, KeptInFloats, MoELayer):
-    """Adds a learned vector to each position (BERT, Devlin et al. 2018).
+    """Add a learned vector to each position (BERT, Devlin et al. 2018).
 
     Args:
-        max_length: the longest sequence.
-        **kwargs: of `keras.layers.Layer`.
+        max_length: Positive int. Length of the longest sequence.
+        **kwargs: Arguments of `keras.layers.Layer`.
 
     Call arguments:
         inputs: float `(B, S, D)`.
-        index: int scalar, the position of the first input.
+        index: int scalar. Position of the first input. Defaults to 0.
+
+    Raises:
+        ValueError: If `max_length` is no positive int, or, in a call, if
+            `index + S` is known and above `max_length`.
     """
 
-    def __init__(self, max_length: int, **kwargs):
+    def __init__(self, max_length: int, **kwargs: Any):
         super().__init__(**kwargs)
         self.supports_masking = True
         self.max_length = checks.check_positive_int("max_length", max_length)
 
     def build(self, input_shape: Shape) -> None:
-        """Creates the table for inputs `(B, S, D)`."""
+        """Create the table for inputs `(B, S, D)`."""
         width = checks.check_input_shape(input_shape)
         self.embeddings = self.add_weight(
             name="embeddings",
@@ -80,7 +93,7 @@ class PositionEmbedding(NamedArguments, KeptInFloats, MoELayer):
         )
 
     def call(self, inputs: Tensor, index: int | Tensor = 0) -> Tensor:
-        """Adds the vectors of `index ... index + S - 1`."""
+        """Add the vectors of positions `index ... index + S - 1`."""
         length = ops.shape(inputs)[1]
         check_length(inputs.shape[1], self.max_length, index)
         table = ops.convert_to_tensor(self.embeddings)
@@ -89,38 +102,42 @@ class PositionEmbedding(NamedArguments, KeptInFloats, MoELayer):
         places = ops.arange(length, dtype="int32") + index
         return inputs + ops.take(table, places, axis=0)
 
-    def compute_output_spec(self, inputs, index=0):
-        """Returns the symbolic outputs of symbolic inputs."""
+    def compute_output_spec(
+        self, inputs: Tensor, index: int | Tensor = 0
+    ) -> keras.KerasTensor:
+        """Return the symbolic outputs of symbolic inputs."""
         check_length(inputs.shape[1], self.max_length)
         return keras.KerasTensor(inputs.shape, self.compute_dtype)
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:
-        """Returns the shape of the outputs: that of the inputs."""
+        """Return the shape of the outputs, which is that of the inputs."""
         return tuple(input_shape)
 
-    def get_config(self) -> dict:
-        """Returns the arguments that build this layer again."""
+    def get_config(self) -> dict[str, Any]:
+        """Return the arguments that build this layer again."""
         return {**super().get_config(), "max_length": self.max_length}
 
 
 @keras.saving.register_keras_serializable(package="keras_moe")
 class MeanPooling(NamedArguments, KeptInFloats, MoELayer):
-    """The mean of the tokens that are no padding: `(B, S, D)` to `(B, D)`.
+    """Average the tokens of each sequence: `(B, S, D)` to `(B, D)`.
 
-    Zero for a sequence of padding alone, where
-    `keras.layers.GlobalAveragePooling1D` gives NaN. Computed in float32.
+    Padding is excluded. The mean of a sequence of padding alone is zero, for
+    which `keras.layers.GlobalAveragePooling1D` returns NaN. It is computed in
+    float32.
 
     Call arguments:
         inputs: float `(B, S, D)`.
-        mask: bool `(B, S)`, or None.
+        mask: bool `(B, S)` or None. False for padding. `None` (the default)
+            means that there is no padding.
     """
 
-    def __init__(self, **kwargs):
+    def __init__(self, **kwargs: Any):
         super().__init__(**kwargs)
         self.supports_masking = True
 
     def call(self, inputs: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Takes the mean."""
+        """Return the mean `(B, D)` of the tokens that are not padding."""
         x = ops.cast(inputs, "float32")
         if mask is None:
             return ops.cast(ops.mean(x, axis=1), self.compute_dtype)
@@ -130,28 +147,31 @@ class MeanPooling(NamedArguments, KeptInFloats, MoELayer):
         return ops.cast(total / ops.maximum(count, 1.0), self.compute_dtype)
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:
-        """Returns `(B, D)` for `(B, S, D)`."""
+        """Return `(B, D)` for `(B, S, D)`."""
         return (input_shape[0], input_shape[-1])
 
-    def compute_output_spec(self, inputs, mask=None):
-        """Returns the symbolic outputs of symbolic inputs."""
+    def compute_output_spec(
+        self, inputs: Tensor, mask: Tensor | None = None
+    ) -> keras.KerasTensor:
+        """Return the symbolic outputs of symbolic inputs."""
         shape = self.compute_output_shape(inputs.shape)
         return keras.KerasTensor(shape, self.compute_dtype)
 
-    def compute_mask(self, inputs, mask=None) -> None:
-        """Returns None: there are no tokens any more."""
+    def compute_mask(self, inputs: Tensor, mask: Tensor | None = None) -> None:
+        """Return None, since the outputs have no axis of tokens."""
         return None
-
-    def get_config(self) -> dict:
-        """Returns the arguments that build this layer again."""
-        return super().get_config()
 
 
 def check_length(
     length: int | None, max_length: int, index: int | Tensor = 0
 ) -> None:
-    """Raises if a sequence goes on behind the last position, as far as its
-    length and the position of its first token are known."""
+    """Raise if a sequence is known to end behind the last position.
+
+    Args:
+        length: int or None. Length of the sequence if known.
+        max_length: int. Number of positions.
+        index: int scalar. Position of the first token, 0 if unknown.
+    """
     first = kernels.known_int(index) or 0
     if isinstance(length, int) and not 0 <= first <= max_length - length:
         raise ValueError(
@@ -170,14 +190,21 @@ def check_sizes(vocabulary_size: int, max_length: int) -> tuple[int, int]:
     )
 
 
-def embeddings(vocabulary_size: int, max_length: int, blocks, **options):
-    """Returns a `TokenEmbedding` and a `PositionEmbedding`, or None for it.
+Embeddings: TypeAlias = tuple[TokenEmbedding, PositionEmbedding | None]
+"""The layer of tokens, and that of learned positions if there are any."""
+
+
+def embeddings(
+    vocabulary_size: int, max_length: int, blocks: "Blocks", **options: Any
+) -> Embeddings:
+    """Return a `TokenEmbedding`, and a `PositionEmbedding` or None.
 
     Args:
-        vocabulary_size: V.
-        max_length: of the learned positions, where `blocks` asks for such.
-        blocks: `Blocks`.
-        **options: of `TokenEmbedding`.
+        vocabulary_size: Positive int. V.
+        max_length: Positive int. Number of learned positions, if
+            `blocks.positions` is `"learned"`.
+        blocks: `Blocks` that the model has.
+        **options: Arguments of `TokenEmbedding`.
     """
     tokens = TokenEmbedding(
         vocabulary_size,
@@ -193,22 +220,26 @@ def embeddings(vocabulary_size: int, max_length: int, blocks, **options):
     )
 
 
-def embedded(layers: tuple, token_ids: Tensor, index: int | Tensor = 0):
-    """Returns the vectors of ids, with positions if there are any.
+def embedded(
+    layers: Embeddings, token_ids: Tensor, index: int | Tensor = 0
+) -> Tensor:
+    """Return the vectors of ids, with learned positions if there are any.
 
     Args:
-        layers: from `embeddings`.
+        layers: Layers from `embeddings`.
         token_ids: int `(B, S)`.
-        index: int scalar, the position of the first id.
+        index: int scalar. Position of the first id. Defaults to 0.
 
     Returns:
-        `(B, S, D)`.
+        float `(B, S, D)`.
     """
     tokens, positions = layers
     x = tokens(token_ids)
     return x if positions is None else positions(x, index=index)
 
 
-def final_norm(dtype, name: str = "final_norm"):
-    """Returns the normalisation behind the last pre-norm block."""
+def final_norm(
+    dtype: Any, name: str = "final_norm"
+) -> keras.layers.LayerNormalization:
+    """Return the normalization behind the last pre-norm block."""
     return keras.layers.LayerNormalization(epsilon=1e-6, name=name, dtype=dtype)

@@ -1,7 +1,9 @@
-"""The calls of an encoder-decoder model's layers.
+"""Call the layers of an encoder-decoder model.
 
 B batch, M length of the encoder's sequence, S of the decoder's, V vocabulary.
 """
+
+from typing import Any
 
 from keras import ops
 
@@ -11,8 +13,8 @@ from keras_moe.types import Tensor
 
 
 def logits_of(
-    layers: dict, encoder_token_ids: Tensor, decoder_token_ids: Tensor
-):
+    layers: dict[str, Any], encoder_token_ids: Tensor, decoder_token_ids: Tensor
+) -> Tensor:
     """Return the logits `(B, S, V)` of both sequences."""
     encoding, encoder_mask = encode(layers, encoder_token_ids)
     memory = {
@@ -24,7 +26,7 @@ def logits_of(
     return decode(layers, decoder_token_ids, memories)[0]
 
 
-def encode(layers: dict, token_ids: Tensor):
+def encode(layers: dict[str, Any], token_ids: Tensor) -> tuple[Tensor, Tensor]:
     """Return the encoding `(B, M, D)` and its mask `(B, M)`."""
     mask = ops.not_equal(token_ids, embedding_layers.PADDING)
     x = embedding_layers.embedded(layers["embeddings"], token_ids)
@@ -35,18 +37,18 @@ def encode(layers: dict, token_ids: Tensor):
 
 
 def decode(
-    layers: dict,
+    layers: dict[str, Any],
     token_ids: Tensor,
-    memories: list[dict],
+    memories: list[dict[str, Any]],
     index: int | Tensor = 0,
-):
+) -> tuple[Tensor, tuple[Any, ...]]:
     """Return the logits, and the blocks' caches if `memories` have any.
 
     Args:
-        layers: The parts of the model by name.
+        layers: Dict from the name of each part of the model to its layers.
         token_ids: int `(B, S)`.
-        memories: Arguments of each block's call besides the first.
-        index: int scalar. Position of the first token.
+        memories: Keyword arguments of each block's call.
+        index: int scalar. Position of the first token. Defaults to 0.
     """
     x = embedding_layers.embedded(layers["embeddings"], token_ids, index=index)
     caches = []

@@ -1,4 +1,4 @@
-"""Token ids through embeddings and encoder blocks.
+"""Pass token ids through embeddings and encoder blocks.
 
 B batch, S sequence length, D hidden_dim.
 """
@@ -8,15 +8,18 @@ from keras import ops
 
 from keras_moe.models import embedding_layers
 from keras_moe.models.transformer_blocks import Blocks, router_inputs_of
+from keras_moe.types import Tensor
 
 
-def encoded(vocabulary_size: int, max_length: int, blocks: Blocks):
-    """Returns symbolic ids `(B, S)`, their encoding and their mask.
+def encoded(
+    vocabulary_size: int, max_length: int, blocks: Blocks
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return symbolic ids `(B, S)`, their encoding, and their mask.
 
     Args:
-        vocabulary_size: number of ids, padding included.
-        max_length: of learned positions.
-        blocks: what to build from.
+        vocabulary_size: Positive int. Number of ids, padding included.
+        max_length: Positive int. Number of learned positions.
+        blocks: `Blocks` that the model has.
     """
     token_ids = keras.Input((None,), dtype="int32", name="token_ids")
     layers = embedding_layers.embeddings(vocabulary_size, max_length, blocks)

@@ -2,14 +2,15 @@
 
 B batch, P length of the prompt, L max_length, V vocabulary_size.
 
-A model writes `next_logits(ids, cache, index)`, which returns the logits of
-position `index - 1`, `(B, V)`, something that is not looked at, and the cache:
-the protocol of `keras_hub.samplers`. The cache has the length L from the start
-and each step works on one token a sequence, so that a token costs the same at
-every position.
+A model provides `next_logits(ids, cache, index)`, which returns the logits
+`(B, V)` of position `index - 1`, a value that is ignored, and the cache: the
+protocol of `keras_hub.samplers`. The cache has length L from the start and each
+step computes one token per sequence, so that a token costs the same at every
+position.
 """
 
 from collections.abc import Callable
+from typing import Any, TypeAlias
 
 import numpy as np
 from keras import ops
@@ -21,41 +22,62 @@ from keras_moe.models.prompts import ended
 from keras_moe.models.samplers import FORBIDDEN, sampler_of
 from keras_moe.types import Tensor
 
+Cache: TypeAlias = Any
+"""The keys and values of earlier positions, in a structure of the model's."""
+
+NextLogits: TypeAlias = tuple[Tensor, None, Cache]
+"""The results of `next_logits`: logits, an ignored value, and the cache."""
+
+Start: TypeAlias = tuple[Callable[..., NextLogits], Cache]
+"""`next_logits` and its first cache."""
+
 NEVER = -1  # the id that no token has
 LARGEST_DRAW = np.nextafter(np.float32(1), np.float32(0))
 
 
 class GeneratingModel(MoEModel):
-    """Base of the models that generate; compiled programs are kept.
+    """Base of the models that generate; it keeps their compiled programs.
 
-    A program is kept under everything that it captured (`kernels.Programs`):
-    lengths, the sampler, and the model's layers, so that another call, or a
-    model that was changed, gets another one.
+    The key of a program is all that the program captured (`kernels.Programs`):
+    lengths, the sampler, and the model's layers. A call with others, or after
+    the model was changed, gets another program.
     """
 
-    def __init__(self, *args, **kwargs):
+    vocabulary_size: int
+    step: Callable[..., tuple[Tensor, Cache]]
+
+    def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self._programs = kernels.Programs(self)
 
+    def next_cached(
+        self, ids: Tensor, cache: Cache, index: Tensor
+    ) -> NextLogits:
+        """Return the logits at `index - 1`, computed with the cache."""
+        last = ops.expand_dims(column(ids, index - 1), -1)
+        logits, cache = self.step(last, cache, index - 1)
+        return without_padding(logits[:, 0]), None, cache
+
     def run_generation(
         self,
-        build: Callable,
-        inputs: tuple,
+        build: Callable[..., Start],
+        inputs: tuple[Any, ...],
         prompt: tuple[np.ndarray, np.ndarray],
-        sampler,
+        sampler: str | Callable[..., Tensor],
         stops: tuple[int, ...],
         seed: int | None,
     ) -> np.ndarray:
-        """Runs a program, compiled at its first use; returns ids `(B, L)`.
+        """Run a program, compiled at its first use, and return ids `(B, L)`.
 
         Args:
-            build: function of `inputs`, as tensors, and ids `(B, L)`, which
+            build: Function of `inputs`, as tensors, and ids `(B, L)` that
                 returns `next_logits` and the cache.
-            inputs: tensors for `build`.
-            prompt: ids int32 `(B, L)` and lengths `(B,)`.
-            sampler: a name, a function, or a keras_hub sampler.
-            stops: ids that end a sequence.
-            seed: int or None.
+            inputs: Tuple of arrays for `build`.
+            prompt: Ids int32 `(B, L)` and lengths `(B,)`.
+            sampler: Name, function, or keras_hub sampler.
+            stops: Ids that end a sequence.
+            seed: int or None. Seed of random draws; `None` draws differently at
+                every call.
         """
         ids, lengths = prompt
         sampler = sampler_of(sampler)
@@ -75,21 +97,34 @@ class GeneratingModel(MoEModel):
         return ended(found, given, stops)
 
 
-def draws_of(seed: int | None, shape: tuple) -> np.ndarray:
-    """Returns numbers in 0 <= u < 1, float32, the same for the same seed.
+def draws_of(seed: int | None, shape: tuple[int, ...]) -> np.ndarray:
+    """Return float32 numbers in 0 <= u < 1, the same for the same seed.
 
-    Of 30 million float64 draws one is rounded to 1.0 in float32.
+    A float64 draw just below 1 would be rounded to 1 in float32, and becomes
+    the largest number below 1 instead.
     """
     if seed is not None:
         seed = checks.check_count("seed", seed)
     drawn = np.random.default_rng(seed).random(shape).astype("float32")
-    return np.minimum(drawn, LARGEST_DRAW)
+    draws: np.ndarray = np.minimum(drawn, LARGEST_DRAW)
+    return draws
 
 
-def program_of(build: Callable, sampler, model) -> Callable:
-    """Returns the function of tensors that generates; see `GeneratingModel`."""
+def program_of(
+    build: Callable[..., Start],
+    sampler: Callable[..., Tensor],
+    model: GeneratingModel,
+) -> Callable[..., Tensor]:
+    """Return the function of tensors that generates; see `GeneratingModel`."""
 
-    def program(inputs, ids, given, start, stops, uniform):
+    def program(
+        inputs: tuple[Tensor, ...],
+        ids: Tensor,
+        given: Tensor,
+        start: Tensor,
+        stops: Tensor,
+        uniform: Tensor,
+    ) -> Tensor:
         ids, given, stops = map(ops.convert_to_tensor, (ids, given, stops))
         next_logits, cache = build(inputs, ids)
         if hasattr(sampler, "get_next_token"):  # keras_hub's protocol
@@ -108,10 +143,12 @@ def program_of(build: Callable, sampler, model) -> Callable:
     return program
 
 
-def next_token(sampler, uniform: Tensor) -> Callable:
-    """Returns the sampler as a function of logits and the position."""
+def next_token(
+    sampler: Callable[..., Tensor], uniform: Tensor
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return the sampler as a function of logits and the position."""
 
-    def choose(logits, index):
+    def choose(logits: Tensor, index: Tensor) -> Tensor:
         logits = ops.cast(logits, "float32")
         token = ops.convert_to_tensor(
             sampler(logits, ops.take(uniform, index, 0))
@@ -128,33 +165,41 @@ def next_token(sampler, uniform: Tensor) -> Callable:
 
 
 def loop(
-    next_logits: Callable,
-    choose: Callable,
+    next_logits: Callable[..., NextLogits],
+    choose: Callable[[Tensor, Tensor], Tensor],
     ids: Tensor,
-    cache,
+    cache: Cache,
     given: Tensor,
     start: Tensor,
     stops: Tensor,
 ) -> Tensor:
-    """Writes a token at each position from `start` on; returns ids `(B, L)`.
+    """Write a token at each position from `start` on, and return the ids.
 
     Args:
-        next_logits: see the top of the file.
-        choose: function of logits `(B, V)` and a position: ids `(B,)`.
-        ids: int32 `(B, L)`, the prompts.
-        cache: for `next_logits`.
-        given: bool `(B, L)`, where a prompt stands: it is kept.
-        start: int32 scalar, the first position to write.
-        stops: int32 `(n,)`, the ids that end a sequence, or NEVER.
+        next_logits: Function that the top of the file describes.
+        choose: Function of logits `(B, V)` and a position that returns ids
+            `(B,)`.
+        ids: int32 `(B, L)`. Prompts.
+        cache: First cache of `next_logits`.
+        given: bool `(B, L)`. True at the tokens of a prompt, which are kept.
+        start: int32 scalar. First position to write.
+        stops: int32 `(n,)`. Ids that end a sequence, or `NEVER`.
+
+    Returns:
+        int32 `(B, L)`.
     """
     batch_size, max_length = ids.shape
 
-    def goes_on(ids, cache, index, done):
+    def is_unfinished(
+        ids: Tensor, cache: Cache, index: Tensor, done: Tensor
+    ) -> Tensor:
         return ops.logical_and(
             index < max_length, ops.logical_not(ops.all(done))
         )
 
-    def step(ids, cache, index, done):
+    def step(
+        ids: Tensor, cache: Cache, index: Tensor, done: Tensor
+    ) -> tuple[Tensor, Cache, Tensor, Tensor]:
         logits, _, cache = next_logits(ids, cache, index)
         prompt = column(given, index)
         token = ops.cast(choose(logits, index), ids.dtype)
@@ -166,22 +211,22 @@ def loop(
 
     done = ops.zeros((batch_size,), dtype="bool")
     state = (ids, cache, ops.cast(start, "int32"), done)
-    return ops.while_loop(goes_on, step, state)[0]
+    return ops.while_loop(is_unfinished, step, state)[0]
 
 
 def column(table: Tensor, index: Tensor) -> Tensor:
-    """Returns `table[:, index]` of `(B, L)`."""
+    """Return `table[:, index]` of a table `(B, L)`."""
     return ops.take(table, index, axis=1)
 
 
 def without_padding(logits: Tensor) -> Tensor:
-    """Returns logits `(B, V)` under which padding is never drawn."""
+    """Return logits `(B, V)` with which padding is never drawn."""
     tokens = ops.arange(logits.shape[-1], dtype="int32")
     return ops.where(tokens == PADDING, FORBIDDEN, logits)
 
 
 def check_found(ids: np.ndarray, vocabulary_size: int) -> None:
-    """Raises if a sampler has returned what is no id of the vocabulary."""
+    """Raise if a sampler has returned ids outside the vocabulary."""
     outside = ids[(ids < 0) | (ids >= vocabulary_size)]
     if outside.size:
         raise ValueError(

@@ -3,7 +3,8 @@
 B batch, S sequence length, P prompt length, L max_length, V vocabulary_size.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import keras
 import numpy as np
@@ -19,54 +20,65 @@ from keras_moe.types import Activation, Tensor
 
 @keras.saving.register_keras_serializable(package="keras_moe")
 class MoELanguageModel(generation.GeneratingModel):
-    """Predicts each next token: ids `(B, S)` to logits float32 `(B, S, V)`.
+    """Predict each next token: ids `(B, S)` to logits float32 `(B, S, V)`.
 
-    Pre-norm decoder blocks, as in Mixtral (Jiang et al. 2024). Id 0 is
-    padding: it is not read, is routed nowhere, counts in no loss that
-    `compile` adds, and is never generated. Train it on ids and the same ids
-    moved by one, with `SparseCategoricalCrossentropy(from_logits=True)`.
+    The model has pre-norm decoder blocks, as Mixtral (Jiang et al. 2024). Id 0
+    is padding: no other token attends to it, it is excluded from routing and
+    from the losses that `compile` adds, and it is never generated. Train it on
+    ids and the same ids shifted by one, with
+    `SparseCategoricalCrossentropy(from_logits=True)`.
 
     Args:
-        vocabulary_size: V, padding included.
-        max_length: L, the longest sequence that is generated; with learned
-            positions the longest at all.
-        tie_weights: whether the embeddings are the output matrix, too.
-        num_layers: int. Number of transformer blocks.
-        hidden_dim: int. D, the width of the model, a multiple of `num_heads`.
-        num_heads: int. Number of heads of each attention layer.
-        intermediate_dim: int. F, the inner width of each expert.
-        num_experts: int or None. E, the number of experts of each MoE block.
-            `None` builds the dense twin, which `Blocks` describes.
-        top_k: int. K, the number of experts per token. Defaults to 2. A
-            `router` brings its own.
-        moe_every: int. Every n-th block is an MoE block and the others are
-            dense. Defaults to 1: all are MoE blocks.
-        num_key_value_heads: int or None. Number of heads of keys and values
-            (grouped-query attention). `None` (the default) means `num_heads`.
-        dropout: float. Dropout rate of the output of each part of a block.
-            Defaults to 0.
-        activation: str or function. Activation of the experts.
+        vocabulary_size: Positive int. V, padding included.
+        max_length: Positive int. L, the length of the longest generated
+            sequence, prompt included. With learned positions, this is the
+            longest input, too.
+        tie_weights: bool. Whether the output matrix is the transposed
+            embedding matrix. Defaults to `True`.
+        num_layers: Positive int. Number of transformer blocks.
+        hidden_dim: Positive int. D, the width of the model, a multiple of
+            `num_heads`.
+        num_heads: Positive int. Number of heads of each attention layer.
+        intermediate_dim: Positive int. F, the inner width of each expert.
+        num_experts: Positive int or None. E, the number of experts of each MoE
+            block. `None` builds the dense twin, which `Blocks` describes.
+        top_k: Positive int. K, the number of experts per token. Defaults to 2.
+            Ignored if `router` is passed, which has its own.
+        moe_every: int in 1 ... `num_layers`. Every n-th block is an MoE block
+            and the others are dense. Defaults to 1: all are MoE blocks.
+        num_key_value_heads: Divisor of `num_heads`, or None. Number of heads of
+            keys and values (grouped-query attention). `None` (the default)
+            means `num_heads`.
+        dropout: float in 0 <= rate < 1. Dropout rate of the output of each part
+            of a block. Defaults to 0.
+        activation: str, function, or None. Activation of the experts. Defaults
+            to `"gelu"`. `None` means a linear expert.
         gated: bool. Whether the experts have a gate, as in SwiGLU. Defaults
             to `False`.
-        capacity_factor: float or None. Limits the tokens per expert in
-            training. `None` (the default) never drops tokens.
-        shared_expert_dim: int or None. Width of one more expert that every
-            token uses. `None` (the default) adds none.
+        capacity_factor: float above 0, or None. Limits the tokens per expert
+            in training. `None` (the default) never drops tokens.
+        shared_expert_dim: Positive int or None. Width of one more expert that
+            every token uses. `None` (the default) adds none.
         router: A router, of which each block gets a copy with weights of its
             own. `None` (the default) means `Router(num_experts, top_k)`.
-        load_balancing_weight: float, learning rate schedule, or None. Weight
-            of the load-balancing loss. `None` means the router's default.
+        load_balancing_weight: float of 0 or above, learning rate schedule, or
+            None. Weight of the load-balancing loss. `None` (the default) means
+            the router's default.
         positions: str. `"rotary"` (the default) rotates queries and keys;
             `"learned"` adds a learned vector to each embedding.
-        seed: int or None. Seed of dropout, jitter, and the like. The initial
-            weights follow `keras.utils.set_random_seed`.
-        name: str or None. Name of the model.
-        dtype: dtype policy of every layer. `None` means Keras's global policy.
-        trainable: bool. Whether training updates the weights.
+        seed: int or None. Seed of dropout, jitter, and other random draws in
+            training. `None` (the default) draws one. The initial weights follow
+            `keras.utils.set_random_seed`.
+        name: str or None. Name of the model. `None` (the default) derives it
+            from the class name.
+        dtype: dtype policy of every layer, or None. `None` (the default) means
+            Keras's global policy.
+        trainable: bool. Whether training updates the weights. Defaults to
+            `True`.
 
     Raises:
-        ValueError: for an argument out of its range, and a router that looks
-            at later tokens.
+        ValueError: If an argument has a wrong type or is out of its range, or
+            if the choices of `router` depend on later tokens.
 
     Example:
 
@@ -90,7 +102,7 @@ class MoELanguageModel(generation.GeneratingModel):
         max_length: int,
         tie_weights: bool = True,
         name: str | None = None,
-        dtype=None,
+        dtype: Any = None,
         trainable: bool = True,
         *,
         num_layers: int,
@@ -140,21 +152,29 @@ class MoELanguageModel(generation.GeneratingModel):
         self.embeddings = embeddings
         self.decoder, self.norm = decoder, norm
 
-    def empty_cache(self, batch_size: int, max_length: int) -> tuple:
-        """Returns a cache for sequences of at most `max_length` tokens."""
+    def empty_cache(
+        self, batch_size: int, max_length: int
+    ) -> tuple[generation.Cache, ...]:
+        """Return an empty cache for sequences of up to `max_length` tokens."""
         shape = batch_size, max_length
         return tuple(block.empty_cache(*shape) for block in self.decoder)
 
-    def step(self, token_ids: Tensor, cache: tuple, index: int | Tensor = 0):
-        """Reads tokens that follow those in the cache.
+    def step(
+        self,
+        token_ids: Tensor,
+        cache: tuple[generation.Cache, ...],
+        index: int | Tensor = 0,
+    ) -> tuple[Tensor, tuple[generation.Cache, ...]]:
+        """Compute the logits of tokens that follow those in the cache.
 
         Args:
             token_ids: int `(B, S)`.
-            cache: from `empty_cache` or an earlier step.
-            index: int scalar, the position of the first of them.
+            cache: Cache from `empty_cache` or an earlier step.
+            index: int scalar. Position of the first of the tokens. Defaults to
+                0.
 
         Returns:
-            Logits `(B, S, V)`, and the cache with S tokens more.
+            Logits `(B, S, V)`, and the cache with S more tokens.
         """
         x = embedding_layers.embedded(self.embeddings, token_ids, index)
         written = []
@@ -167,14 +187,14 @@ class MoELanguageModel(generation.GeneratingModel):
 
     def generate(
         self,
-        token_ids,
+        token_ids: Any,
         max_length: int | None = None,
-        sampler="greedy",
+        sampler: str | Callable[..., Tensor] = "greedy",
         stop_token_id: int | Sequence[int] | None = None,
         seed: int | None = None,
         use_cache: bool = True,
     ) -> np.ndarray:
-        """Continues prompts.
+        """Continue prompts.
 
         The program is compiled at the first call for a batch size, a
         `max_length`, and a sampler, and for prompts of up to 1, 2, 4, 8, ...
@@ -182,28 +202,33 @@ class MoELanguageModel(generation.GeneratingModel):
         weights do not.
 
         Args:
-            token_ids: int `(B, P)`, prompts; shorter ones have padding (0) on
+            token_ids: int `(B, P)`. Prompts; shorter ones have padding (0) on
                 the right.
-            max_length: length of the result, prompt included; None is the
-                model's.
-            sampler: `"greedy"`, `"top_k"`, `"top_p"`, `"random"`, one of
-                `keras_moe.models.samplers` with other settings, a function of
-                its own (see there), or a `keras_hub.samplers.Sampler`.
-            stop_token_id: id, or ids, that end a sequence; padding is behind
-                them. None ends no sequence.
-            seed: int, for what is drawn; None draws anew at every call. A
-                keras_hub sampler has a seed of its own.
-            use_cache: whether keys and values are kept, so that a token costs
-                one position's work; False reads everything again.
+            max_length: int in P ... L, or None. Length of the result, prompt
+                included. `None` (the default) means the model's `max_length`.
+            sampler: str, function, or `keras_hub.samplers.Sampler`.
+                `"greedy"` (the default), `"top_k"`, `"top_p"`, `"random"`, an
+                object such as `TopP(0.95)`, or a function of logits and
+                uniform random numbers, as `keras_moe.models.samplers`
+                describes it.
+            stop_token_id: int, sequence of ints, or None. Ids that end a
+                sequence, which is padded behind them. `None` (the default)
+                ends no sequence before `max_length`.
+            seed: int or None. Seed of random draws. `None` (the default) draws
+                differently at every call. A keras_hub sampler has a seed of
+                its own.
+            use_cache: bool. Whether keys and values are cached, so that each
+                step computes one position. Defaults to `True`. `False`
+                computes all positions at each step.
 
         Returns:
             int32 `(B, max_length)`, prompts included.
 
         Raises:
-            ValueError: if the prompts are empty, not integers `(B, P)`,
-                outside of the vocabulary, padded on the left, or longer than
-                `max_length`; if a stop id is no token of the vocabulary; and
-                for another argument out of its range.
+            ValueError: If the prompts are empty, not integers `(B, P)`,
+                outside the vocabulary, padded on the left, or longer than
+                `max_length`; if a stop id is no token of the vocabulary; or if
+                another argument has a wrong type or is out of its range.
 
         Example:
 
@@ -233,21 +258,18 @@ class MoELanguageModel(generation.GeneratingModel):
         prompt = prompts.prompt_of(ids, length, self.max_length), lengths
         read = prompts.prefill_length(int(lengths.min()), length)
 
-        def cached(inputs, ids):
+        def cached(inputs: tuple[()], ids: Tensor) -> generation.Start:
             cache = self.empty_cache(ids.shape[0], length)
-            return self._next_cached, self.step(ids[:, :read], cache)[1]
+            return self.next_cached, self.step(ids[:, :read], cache)[1]
 
-        def uncached(inputs, ids):
+        def uncached(inputs: tuple[()], ids: Tensor) -> generation.Start:
             return self._next_uncached, ()
 
         build = cached if use_cache else uncached
         return self.run_generation(build, (), prompt, sampler, stops, seed)
 
-    def _next_cached(self, ids, cache, index):
-        last = ops.expand_dims(generation.column(ids, index - 1), -1)
-        logits, cache = self.step(last, cache, index - 1)
-        return generation.without_padding(logits[:, 0]), None, cache
-
-    def _next_uncached(self, ids, cache, index):
+    def _next_uncached(
+        self, ids: Tensor, cache: generation.Cache, index: Tensor
+    ) -> generation.NextLogits:
         logits = ops.take(self(ids, training=False), index - 1, axis=1)
         return generation.without_padding(logits), None, cache

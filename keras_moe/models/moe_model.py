@@ -1,45 +1,55 @@
-"""What every model shares: its arguments are its config."""
+"""The base of the models, whose arguments are their config."""
 
 import inspect
-from typing import Any
+from typing import Any, Self
 
 import keras
 
 from keras_moe import checks
-from keras_moe.layers import quantization
+from keras_moe.layers import MoEBlock, quantization
 from keras_moe.layers.argument_names import check_names
 from keras_moe.layers.trainable_parts import TrainableParts
 
 
 class MoEModel(TrainableParts, keras.Model):
-    """Base of the models: a functional `keras.Model` that remembers how it
-    was built, so that it saves, loads and is cloned by its arguments.
+    """Base of the models: a functional `keras.Model` that keeps its arguments.
+
+    It is saved, loaded, and cloned by them.
 
     Args:
-        inputs, outputs: symbolic tensors.
-        arguments: what `get_config` gives back, by name, beside `name`,
-            `dtype` and `trainable`. Layers among them are kept by config.
-        name: str.
-        dtype: dtype policy, or None for Keras's global one.
-        trainable: bool.
+        inputs: Symbolic tensors.
+        outputs: Symbolic tensors.
+        arguments: Dict from names to values that `get_config` returns beside
+            `name`, `dtype`, and `trainable`. Layers are kept as their config.
+        name: str or None. Name of the model. `None` (the default) derives it
+            from the class name.
+        dtype: dtype policy or None. `None` (the default) means Keras's global
+            policy.
+        trainable: bool. Whether training updates the weights. Defaults to
+            `True`.
+
+    Raises:
+        ValueError: If an argument is none of the constructor's, or if
+            `trainable` is no bool.
     """
 
-    def __new__(cls, *args: Any, **kwargs: Any):
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         """Refuse arguments that the constructor does not have."""
         parameters = inspect.signature(cls.__init__).parameters
         kinds = {parameter.kind for parameter in parameters.values()}
         if inspect.Parameter.VAR_KEYWORD not in kinds:
             known = [name for name in parameters if name != "self"]
             check_names(cls.__name__, kwargs, known)
-        return super().__new__(cls, *args, **kwargs)
+        model: Self = super().__new__(cls, *args, **kwargs)
+        return model
 
     def __init__(
         self,
-        inputs,
-        outputs,
-        arguments: dict,
+        inputs: Any,
+        outputs: Any,
+        arguments: dict[str, Any],
         name: str | None = None,
-        dtype=None,
+        dtype: Any = None,
         trainable: bool = True,
     ):
         trainable = checks.check_bool("trainable", trainable)
@@ -53,8 +63,8 @@ class MoEModel(TrainableParts, keras.Model):
             for name, value in arguments.items()
         }
 
-    def get_config(self) -> dict:
-        """Returns the arguments that build this model again."""
+    def get_config(self) -> dict[str, Any]:
+        """Return the arguments that build this model again."""
         return {
             **self._arguments,
             "name": self.name,
@@ -64,8 +74,12 @@ class MoEModel(TrainableParts, keras.Model):
         }
 
     @classmethod
-    def from_config(cls, config: dict, custom_objects: dict | None = None):
-        """Builds the model that `get_config` describes."""
+    def from_config(
+        cls,
+        config: dict[str, Any],
+        custom_objects: dict[str, Any] | None = None,
+    ) -> Self:
+        """Build the model that `get_config` describes."""
         router = config.get("router")
         if isinstance(router, dict):
             router = keras.saving.deserialize_keras_object(
@@ -79,7 +93,7 @@ class MoEModel(TrainableParts, keras.Model):
         return model
 
     @property
-    def moe_blocks(self) -> list:
-        """The `MoEBlock`s inside, in order; none in a dense twin."""
-        parts = (getattr(layer, "moe", None) for layer in self.layers)
+    def moe_blocks(self) -> list[MoEBlock]:
+        """The `MoEBlock`s inside, in order. A dense twin has none."""
+        parts: list[Any] = [getattr(x, "moe", None) for x in self.layers]
         return [part for part in parts if hasattr(part, "router")]

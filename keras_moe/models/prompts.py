@@ -1,4 +1,4 @@
-"""What `generate` is given: prompts, and the ids that end a sequence.
+"""Prompts of `generate`, and the ids that end a sequence.
 
 B batch, P length of the prompt, L max_length, V vocabulary_size.
 """
@@ -14,16 +14,18 @@ from keras_moe.models.embedding_layers import PADDING
 SHOWN = 5  # ids in an error
 
 
-def ids_of(token_ids: Any, vocabulary_size: int, name: str = "token_ids"):
-    """Returns ids int32 `(B, P)` and the lengths `(B,)` without padding.
+def ids_of(
+    token_ids: Any, vocabulary_size: int, name: str = "token_ids"
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return ids int32 `(B, P)` and the lengths `(B,)` without padding.
 
     Args:
-        token_ids: int `(B, P)`, an array, a tensor, or nested lists.
-        vocabulary_size: V.
-        name: of the argument, for errors.
+        token_ids: int `(B, P)`. Array, tensor, or nested lists.
+        vocabulary_size: int. V.
+        name: str. Name of the argument, for errors.
 
     Raises:
-        ValueError: if the ids are not integers `(B, P)`, if there is no
+        ValueError: If the ids are not integers `(B, P)`, if there is no
             sequence, if an id is not in 0 ... V - 1, if a row has no token,
             or if padding is not on the right.
     """
@@ -39,13 +41,14 @@ def ids_of(token_ids: Any, vocabulary_size: int, name: str = "token_ids"):
     whole = (ids != PADDING) == (np.arange(ids.shape[1]) < lengths[:, None])
     if not (whole.all() and lengths.all()):
         raise ValueError(
-            f"`{name}` must have at least one token a row and padding (0) on "
-            f"the right alone. Received: {ids.tolist()}. Move the padding."
+            f"`{name}` must have at least one token per row, and padding (0) "
+            f"only on the right. Received: {ids.tolist()}. Move the padding to "
+            "the right, and remove rows without a token."
         )
     return ids.astype("int32"), lengths
 
 
-def _integers(token_ids, name):
+def _integers(token_ids: Any, name: str) -> np.ndarray:
     try:
         ids = np.asarray(ops.convert_to_numpy(token_ids))
     except (TypeError, ValueError) as error:
@@ -63,25 +66,31 @@ def _integers(token_ids, name):
 
 
 def prompt_of(ids: np.ndarray, max_length: int, longest: int) -> np.ndarray:
-    """Returns ids int32 `(B, L)`: prompts `(B, P)`, padded on the right.
+    """Return prompts `(B, P)`, padded on the right to int32 `(B, L)`.
+
+    Args:
+        ids: int32 `(B, P)`.
+        max_length: int. L.
+        longest: int. The `max_length` of the model.
 
     Raises:
-        ValueError: if `max_length` is not in P ... `longest`.
+        ValueError: If `max_length` is not in P ... `longest`.
     """
     if not ids.shape[1] <= max_length <= longest:
         raise ValueError(
             "`max_length` must be at least the prompt's length and at most the "
             f"model's. Received: max_length={max_length}, a prompt of "
-            f"{ids.shape[1]}, a model of {longest}. Change it."
+            f"{ids.shape[1]} tokens, a model of {longest}. Pass a number in "
+            "between, or None for the model's."
         )
     return np.pad(ids, [(0, 0), (0, max_length - ids.shape[1])])
 
 
 def token_id_of(name: str, value: Any, vocabulary_size: int) -> int:
-    """Returns an id as an int.
+    """Return an id as an int.
 
     Raises:
-        ValueError: if it is not an integer in 1 ... V - 1. Padding (0) is no
+        ValueError: If it is not an integer in 1 ... V - 1. Padding (0) is no
             token.
     """
     number = _index(value)
@@ -95,15 +104,15 @@ def token_id_of(name: str, value: Any, vocabulary_size: int) -> int:
 
 
 def stop_ids_of(name: str, value: Any, vocabulary_size: int) -> tuple[int, ...]:
-    """Returns the ids that end a sequence, sorted; empty for None.
+    """Return the ids that end a sequence, sorted; none of them for `None`.
 
     Args:
-        name: of the argument, for errors.
-        value: int, a sequence of ints, or None.
-        vocabulary_size: V.
+        name: str. Name of the argument, for errors.
+        value: int, sequence of ints, or None.
+        vocabulary_size: int. V.
 
     Raises:
-        ValueError: if an id is not an integer in 1 ... V - 1, or if the
+        ValueError: If an id is not an integer in 1 ... V - 1, or if the
             sequence is empty.
     """
     if value is None:
@@ -113,18 +122,18 @@ def stop_ids_of(name: str, value: Any, vocabulary_size: int) -> tuple[int, ...]:
         try:
             values = list(value)
         except TypeError:
-            pass  # no sequence: `token_id_of` refuses the value itself
+            pass  # not a sequence: `token_id_of` refuses the value itself
     if not values:
         raise ValueError(
-            f"`{name}` must be an id, ids, or None. Received: {name}={value!r}."
-            " Pass None if no token ends a sequence."
+            f"`{name}` must be an id, one or more ids, or None. Received: "
+            f"{name}={value!r}. Pass None if no token ends a sequence."
         )
     ids = (token_id_of(name, one, vocabulary_size) for one in values)
     return tuple(sorted(set(ids)))
 
 
-def _index(value):
-    """The int that a value is, NumPy's and tensors' too; None for others."""
+def _index(value: Any) -> int | None:
+    """Return an integer of Python, NumPy, or a tensor as an int; else None."""
     if isinstance(value, (bool, np.bool_)):
         return None
     try:
@@ -134,10 +143,11 @@ def _index(value):
 
 
 def prefill_length(longest: int, max_length: int) -> int:
-    """Returns how many tokens are read at once.
+    """Return how many tokens are read at once.
 
-    A power of two from the prompt's length on, so that few programs are
-    compiled. What is read too much is padding, and is written over.
+    It is the next power of two from the prompt's length on, at most
+    `max_length`, so that few programs are compiled. Positions behind the prompt
+    are overwritten in the cache when their tokens are generated.
     """
     return min(max_length, 1 << max(0, longest - 1).bit_length())
 
@@ -145,12 +155,13 @@ def prefill_length(longest: int, max_length: int) -> int:
 def ended(
     ids: np.ndarray, given: np.ndarray, stops: tuple[int, ...]
 ) -> np.ndarray:
-    """Puts padding behind the first stop id that is not of the prompt.
+    """Return ids with padding behind the first generated stop id.
 
     Args:
         ids: int `(B, L)`.
-        given: bool `(B, L)`, True for the prompt.
-        stops: from `stop_ids_of`.
+        given: bool `(B, L)`. True at the tokens of the prompt, in which stop
+            ids end nothing.
+        stops: Ids from `stop_ids_of`.
     """
     found = np.isin(ids, stops) & ~given
     behind = np.cumsum(found, axis=1) - found > 0

@@ -4,7 +4,8 @@ B batch, M length of the encoder's sequence, S of the decoder's, L max_length,
 V vocabulary_size.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import keras
 import numpy as np
@@ -25,56 +26,67 @@ from keras_moe.types import Activation, Tensor
 
 @keras.saving.register_keras_serializable(package="keras_moe")
 class MoESeq2Seq(generation.GeneratingModel):
-    """Writes one sequence from another (Vaswani et al. 2017).
+    """Generate one sequence from another (Vaswani et al. 2017).
 
-    `{"encoder_token_ids": (B, M), "decoder_token_ids": (B, S)}` to logits
-    float32 `(B, S, V)`. Encoder and decoder have `num_layers` blocks each and
-    share the embeddings. Id 0 is padding: it is not read, is routed nowhere,
-    counts in no loss that `compile` adds, and is never generated. Train it on
-    the target behind a start token, and on the target as labels.
+    The model maps `{"encoder_token_ids": (B, M), "decoder_token_ids": (B, S)}`
+    to logits float32 `(B, S, V)`. Encoder and decoder have `num_layers` blocks
+    each and share the embeddings. Id 0 is padding: no other token attends to
+    it, it is excluded from routing and from the losses that `compile` adds, and
+    it is never generated. Train it with the target after a start token as
+    `decoder_token_ids`, and with the target as labels.
 
     Args:
-        vocabulary_size: V, of both sequences, padding included.
-        max_length: L, the longest sequence that is generated; with learned
-            positions the longest at all.
-        tie_weights: whether the embeddings are the output matrix, too.
-        num_layers: int. Number of transformer blocks of the encoder, and of the
-            decoder.
-        hidden_dim: int. D, the width of the model, a multiple of `num_heads`.
-        num_heads: int. Number of heads of each attention layer.
-        intermediate_dim: int. F, the inner width of each expert.
-        num_experts: int or None. E, the number of experts of each MoE block.
-            `None` builds the dense twin, which `Blocks` describes.
-        top_k: int. K, the number of experts per token. Defaults to 2. A
-            `router` brings its own.
-        moe_every: int. Every n-th block is an MoE block and the others are
-            dense. Defaults to 1: all are MoE blocks.
-        num_key_value_heads: int or None. Number of heads of keys and values
-            (grouped-query attention). `None` (the default) means `num_heads`.
-        dropout: float. Dropout rate of the output of each part of a block.
-            Defaults to 0.
-        activation: str or function. Activation of the experts.
+        vocabulary_size: Positive int. V of both sequences, padding included.
+        max_length: Positive int. L, the length of the longest generated
+            sequence, start token included. With learned positions, this is the
+            longest input, too.
+        tie_weights: bool. Whether the output matrix is the transposed
+            embedding matrix. Defaults to `True`.
+        num_layers: Positive int. Number of transformer blocks of the encoder,
+            and of the decoder.
+        hidden_dim: Positive int. D, the width of the model, a multiple of
+            `num_heads`.
+        num_heads: Positive int. Number of heads of each attention layer.
+        intermediate_dim: Positive int. F, the inner width of each expert.
+        num_experts: Positive int or None. E, the number of experts of each MoE
+            block. `None` builds the dense twin, which `Blocks` describes.
+        top_k: Positive int. K, the number of experts per token. Defaults to 2.
+            Ignored if `router` is passed, which has its own.
+        moe_every: int in 1 ... `num_layers`. Every n-th block is an MoE block
+            and the others are dense. Defaults to 1: all are MoE blocks.
+        num_key_value_heads: Divisor of `num_heads`, or None. Number of heads of
+            keys and values (grouped-query attention). `None` (the default)
+            means `num_heads`.
+        dropout: float in 0 <= rate < 1. Dropout rate of the output of each part
+            of a block. Defaults to 0.
+        activation: str, function, or None. Activation of the experts. Defaults
+            to `"gelu"`. `None` means a linear expert.
         gated: bool. Whether the experts have a gate, as in SwiGLU. Defaults
             to `False`.
-        capacity_factor: float or None. Limits the tokens per expert in
-            training. `None` (the default) never drops tokens.
-        shared_expert_dim: int or None. Width of one more expert that every
-            token uses. `None` (the default) adds none.
+        capacity_factor: float above 0, or None. Limits the tokens per expert
+            in training. `None` (the default) never drops tokens.
+        shared_expert_dim: Positive int or None. Width of one more expert that
+            every token uses. `None` (the default) adds none.
         router: A router, of which each block gets a copy with weights of its
             own. `None` (the default) means `Router(num_experts, top_k)`.
-        load_balancing_weight: float, learning rate schedule, or None. Weight
-            of the load-balancing loss. `None` means the router's default.
+        load_balancing_weight: float of 0 or above, learning rate schedule, or
+            None. Weight of the load-balancing loss. `None` (the default) means
+            the router's default.
         positions: str. `"rotary"` (the default) rotates queries and keys;
             `"learned"` adds a learned vector to each embedding.
-        seed: int or None. Seed of dropout, jitter, and the like. The initial
-            weights follow `keras.utils.set_random_seed`.
-        name: str or None. Name of the model.
-        dtype: dtype policy of every layer. `None` means Keras's global policy.
-        trainable: bool. Whether training updates the weights.
+        seed: int or None. Seed of dropout, jitter, and other random draws in
+            training. `None` (the default) draws one. The initial weights follow
+            `keras.utils.set_random_seed`.
+        name: str or None. Name of the model. `None` (the default) derives it
+            from the class name.
+        dtype: dtype policy of every layer, or None. `None` (the default) means
+            Keras's global policy.
+        trainable: bool. Whether training updates the weights. Defaults to
+            `True`.
 
     Raises:
-        ValueError: for an argument out of its range, and a router that looks
-            at later tokens.
+        ValueError: If an argument has a wrong type or is out of its range, or
+            if the choices of `router` depend on later tokens.
 
     Example:
 
@@ -100,7 +112,7 @@ class MoESeq2Seq(generation.GeneratingModel):
         max_length: int,
         tie_weights: bool = True,
         name: str | None = None,
-        dtype=None,
+        dtype: Any = None,
         trainable: bool = True,
         *,
         num_layers: int,
@@ -154,15 +166,17 @@ class MoESeq2Seq(generation.GeneratingModel):
         self.vocabulary_size, self.max_length = vocabulary_size, max_length
         self.parts = layers
 
-    def encode(self, encoder_token_ids: Tensor):
-        """Returns the encoding `(B, M, D)` and its mask `(B, M)`."""
+    def encode(self, encoder_token_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the encoding `(B, M, D)` and its mask `(B, M)`."""
         return encoder_decoder.encode(self.parts, encoder_token_ids)
 
-    def empty_cache(self, encoder_token_ids: Tensor, max_length: int) -> tuple:
-        """Encodes; returns a cache for at most `max_length` tokens.
+    def empty_cache(
+        self, encoder_token_ids: Tensor, max_length: int
+    ) -> generation.Cache:
+        """Encode a sequence, and return a cache for its decoder.
 
-        The encoder's keys and values, its mask, and empty places for the
-        decoder's own keys and values.
+        The cache holds the encoder's keys and values, its mask, and room for
+        the keys and values of up to `max_length` tokens of the decoder.
         """
         encoding, mask = self.encode(encoder_token_ids)
         decoder = self.parts["decoder"]
@@ -172,17 +186,21 @@ class MoESeq2Seq(generation.GeneratingModel):
         return own, read, mask
 
     def step(
-        self, decoder_token_ids: Tensor, cache: tuple, index: int | Tensor = 0
-    ):
-        """Reads target tokens that follow those in the cache.
+        self,
+        decoder_token_ids: Tensor,
+        cache: generation.Cache,
+        index: int | Tensor = 0,
+    ) -> tuple[Tensor, generation.Cache]:
+        """Compute the logits of target tokens that follow those in the cache.
 
         Args:
             decoder_token_ids: int `(B, S)`.
-            cache: from `empty_cache` or an earlier step.
-            index: int scalar, the position of the first of them.
+            cache: Cache from `empty_cache` or an earlier step.
+            index: int scalar. Position of the first of the tokens. Defaults to
+                0.
 
         Returns:
-            Logits `(B, S, V)`, and the cache with S tokens more.
+            Logits `(B, S, V)`, and the cache with S more tokens.
         """
         own, read, mask = cache
         memories = [
@@ -196,37 +214,45 @@ class MoESeq2Seq(generation.GeneratingModel):
 
     def generate(
         self,
-        encoder_token_ids,
+        encoder_token_ids: Any,
         max_length: int | None = None,
         start_token_id: int = 1,
         end_token_id: int | Sequence[int] | None = 2,
-        sampler="greedy",
+        sampler: str | Callable[..., Tensor] = "greedy",
         seed: int | None = None,
         use_cache: bool = True,
     ) -> np.ndarray:
-        """Writes a sequence for each one given.
+        """Generate a sequence from each input sequence.
 
         The program is compiled at the first call for a shape, a `max_length`,
         and a sampler. A change of the model compiles it again; new values of
         its weights do not.
 
         Args:
-            encoder_token_ids: int `(B, M)`, padding (0) on the right.
-            max_length: length of the result, start token included; None is
-                the model's.
-            start_token_id: id that the decoder begins with.
-            end_token_id: id, or ids, that end a sequence; padding is behind
-                them. None writes `max_length` tokens.
-            sampler, seed, use_cache: see `MoELanguageModel.generate`.
+            encoder_token_ids: int `(B, M)`, with padding (0) on the right.
+            max_length: int in 1 ... L, or None. Length of the result, start
+                token included. `None` (the default) means the model's
+                `max_length`.
+            start_token_id: int. Id that the decoder begins with. Defaults to 1.
+            end_token_id: int, sequence of ints, or None. Ids that end a
+                sequence, which is padded behind them. Defaults to 2. `None`
+                generates `max_length` tokens.
+            sampler: str, function, or `keras_hub.samplers.Sampler`. Defaults to
+                `"greedy"`. See `MoELanguageModel.generate`.
+            seed: int or None. Seed of random draws. `None` (the default) draws
+                differently at every call.
+            use_cache: bool. Whether keys and values are cached. Defaults to
+                `True`.
 
         Returns:
             int32 `(B, max_length)`, the start token first.
 
         Raises:
-            ValueError: if the sequences are empty, not integers `(B, M)`,
-                outside of the vocabulary, or padded on the left; if a start
-                or end id is no token of the vocabulary; if `max_length` is
-                above the model's; and for another argument out of its range.
+            ValueError: If the sequences are empty, not integers `(B, M)`,
+                outside the vocabulary, or padded on the left; if a start or
+                end id is no token of the vocabulary; if `max_length` is above
+                the model's; or if another argument has a wrong type or is out
+                of its range.
         """
         length = self.max_length
         if max_length is not None:
@@ -246,10 +272,10 @@ class MoESeq2Seq(generation.GeneratingModel):
         prompt = prompts.prompt_of(start, length, self.max_length)
         lengths = np.ones(len(source), "int64")
 
-        def cached(inputs, ids):
-            return self._next_cached, self.empty_cache(inputs[0], length)
+        def cached(inputs: tuple[Tensor], ids: Tensor) -> generation.Start:
+            return self.next_cached, self.empty_cache(inputs[0], length)
 
-        def uncached(inputs, ids):
+        def uncached(inputs: tuple[Tensor], ids: Tensor) -> generation.Start:
             return self._next_uncached, inputs[0]
 
         return self.run_generation(
@@ -261,12 +287,9 @@ class MoESeq2Seq(generation.GeneratingModel):
             seed,
         )
 
-    def _next_cached(self, ids, cache, index):
-        last = ops.expand_dims(generation.column(ids, index - 1), -1)
-        logits, cache = self.step(last, cache, index - 1)
-        return generation.without_padding(logits[:, 0]), None, cache
-
-    def _next_uncached(self, ids, cache, index):
+    def _next_uncached(
+        self, ids: Tensor, cache: generation.Cache, index: Tensor
+    ) -> generation.NextLogits:
         inputs = {"encoder_token_ids": cache, "decoder_token_ids": ids}
         logits = ops.take(self(inputs, training=False), index - 1, axis=1)
         return generation.without_padding(logits), None, cache

@@ -4,7 +4,9 @@ F intermediate_dim, E experts, K top_k.
 """
 
 import inspect
+from typing import Any
 
+import keras
 from keras.optimizers.schedules import LearningRateSchedule
 
 from keras_moe import checks
@@ -18,52 +20,59 @@ from keras_moe.layers import (
 )
 from keras_moe.layers.argument_names import check_dtype
 from keras_moe.models.block_arguments import checked
-from keras_moe.types import Activation
+from keras_moe.types import Activation, Tensor
 
 POSITIONS = ("rotary", "learned")
 
 
 class Blocks:
-    """What the transformer blocks of a model have in common.
+    """Build the transformer blocks of a model from one set of arguments.
 
     Args:
-        num_layers: int. Number of transformer blocks; an encoder-decoder model
-            has as many of each kind.
-        hidden_dim: int. D, the width of the model, a multiple of `num_heads`.
-        num_heads: int. Number of heads of each attention layer.
-        intermediate_dim: int. F, the inner width of each expert.
-        num_experts: int or None. E, the number of experts of each MoE block.
-            `None` builds the dense twin, of equal active FLOPs: a network of
-            the width that a token uses, `K * F` and `shared_expert_dim`, takes
-            the place of each MoE block.
-        top_k: int. K, the number of experts per token. Defaults to 2. A
-            `router` brings its own.
-        moe_every: int. Every n-th block is an MoE block and the others are
-            dense, of the dense twin's width. Defaults to 1: all are MoE blocks.
-        num_key_value_heads: int or None. Number of heads of keys and values
-            (grouped-query attention). `None` (the default) means `num_heads`.
-        dropout: float. Dropout rate of the output of each part of a block.
-            Defaults to 0.
-        activation: str or function. Activation of the experts.
+        num_layers: Positive int. Number of transformer blocks. An
+            encoder-decoder model has this number of each kind.
+        hidden_dim: Positive int. D, the width of the model, a multiple of
+            `num_heads`.
+        num_heads: Positive int. Number of heads of each attention layer.
+        intermediate_dim: Positive int. F, the inner width of each expert.
+        num_experts: Positive int or None. E, the number of experts of each MoE
+            block. `None` builds the dense twin of equal active FLOPs: a dense
+            network of width `K * F + shared_expert_dim`, the width that a
+            token uses, takes the place of each MoE block.
+        top_k: Positive int. K, the number of experts per token. Defaults to 2.
+            Ignored if `router` is passed, which has its own.
+        moe_every: int in 1 ... `num_layers`. Every n-th block is an MoE block
+            and the others are dense, with the dense twin's width. Defaults to
+            1: all are MoE blocks.
+        num_key_value_heads: Divisor of `num_heads`, or None. Number of heads of
+            keys and values (grouped-query attention). `None` (the default)
+            means `num_heads`.
+        dropout: float in 0 <= rate < 1. Dropout rate of the output of each part
+            of a block. Defaults to 0.
+        activation: str, function, or None. Activation of the experts. Defaults
+            to `"gelu"`. `None` means a linear expert.
         gated: bool. Whether the experts have a gate, as in SwiGLU. Defaults
             to `False`.
-        capacity_factor: float or None. Limits the tokens per expert in
-            training. `None` (the default) never drops tokens.
-        shared_expert_dim: int or None. Width of one more expert that every
-            token uses. `None` (the default) adds none.
+        capacity_factor: float above 0, or None. Limits the tokens per expert
+            in training. `None` (the default) never drops tokens.
+        shared_expert_dim: Positive int or None. Width of one more expert that
+            every token uses. `None` (the default) adds none.
         router: A router, of which each block gets a copy with weights of its
             own. `None` (the default) means `Router(num_experts, top_k)`.
-            A router by ids gets the token ids.
-        load_balancing_weight: float, learning rate schedule, or None. Weight
-            of the load-balancing loss. `None` means the router's default.
+            A router that routes by ids gets the token ids.
+        load_balancing_weight: float of 0 or above, learning rate schedule, or
+            None. Weight of the load-balancing loss. `None` (the default) means
+            the router's default.
         positions: str. `"rotary"` (the default) rotates queries and keys;
             `"learned"` adds a learned vector to each embedding.
-        seed: int or None. Seed of dropout, jitter, and the like. The initial
-            weights follow `keras.utils.set_random_seed`.
-        dtype: dtype policy of every layer. `None` means Keras's global policy.
+        seed: int or None. Seed of dropout, jitter, and other random draws in
+            training. `None` (the default) draws one. The initial weights follow
+            `keras.utils.set_random_seed`.
+        dtype: dtype policy of every layer, or None. `None` (the default) means
+            Keras's global policy.
 
     Raises:
-        ValueError: for an argument out of its range.
+        ValueError: If an argument has a wrong type or is out of its range.
     """
 
     def __init__(
@@ -85,7 +94,7 @@ class Blocks:
         load_balancing_weight: float | LearningRateSchedule | None = None,
         positions: str = "rotary",
         seed: int | None = None,
-        dtype=None,
+        dtype: Any = None,
     ):
         given = {
             name: value
@@ -104,8 +113,11 @@ class Blocks:
         transformer_checks.check_width(
             (None, None, hidden_dim), num_heads, positions == "rotary"
         )
-        self._style = {"activation": activation, "gated": gated}
-        self._moe_options: dict = {
+        self._style: dict[str, Any] = {
+            "activation": activation,
+            "gated": gated,
+        }
+        self._moe_options: dict[str, Any] = {
             "intermediate_dim": intermediate_dim,
             "top_k": top_k,
             "capacity_factor": capacity_factor,
@@ -115,7 +127,7 @@ class Blocks:
         own_top_k = top_k if router is None else router.top_k
         self.dense_dim = round(own_top_k * intermediate_dim)
         self.dense_dim += shared_expert_dim or 0
-        self._block_options = {
+        self._block_options: dict[str, Any] = {
             "num_heads": num_heads,
             "num_key_value_heads": num_key_value_heads,
             "rotary": positions == "rotary",
@@ -124,17 +136,18 @@ class Blocks:
         }
 
     @classmethod
-    def from_arguments(cls, arguments: dict) -> "Blocks":
-        """Return the `Blocks` of a model whose arguments include theirs.
+    def from_arguments(cls, arguments: dict[str, Any]) -> "Blocks":
+        """Return the `Blocks` of a model whose arguments include its own.
 
         Args:
-            arguments: By name. Those that `Blocks` does not have are ignored.
+            arguments: Dict from names to values. Names that `Blocks` does not
+                have are ignored.
         """
         names = inspect.signature(cls).parameters
         return cls(**{name: arguments[name] for name in names})
 
     def encoder(self, prefix: str = "block") -> list[TransformerEncoderBlock]:
-        """Returns new encoder blocks."""
+        """Return new encoder blocks."""
         return [
             TransformerEncoderBlock(
                 moe=self.feed_forward(number),
@@ -147,7 +160,7 @@ class Blocks:
     def decoder(
         self, prefix: str = "block", cross_attention: bool = False
     ) -> list[TransformerDecoderBlock]:
-        """Returns new decoder blocks."""
+        """Return new decoder blocks."""
         return [
             TransformerDecoderBlock(
                 moe=self.feed_forward(number),
@@ -158,9 +171,9 @@ class Blocks:
             for number in range(1, self.num_layers + 1)
         ]
 
-    def feed_forward(self, number: int):
-        """Returns the feed-forward part of block 1 ... `num_layers`."""
-        common = {
+    def feed_forward(self, number: int) -> Expert | MoEBlock:
+        """Return the feed-forward part of block 1 ... `num_layers`."""
+        common: dict[str, Any] = {
             "seed": None if self.seed is None else self.seed + number,
             "dtype": self.dtype,
             **self._style,
@@ -175,24 +188,27 @@ class Blocks:
             **common,
         )
 
-    def _copy_of_router(self, number):
+    def _copy_of_router(self, number: int) -> BaseRouter | None:
         if self.router is None:
             return None
         config = self.router.get_config()
         if config["seed"] is not None:
             config["seed"] += number
-        return type(self.router).from_config(config)
+        copy: BaseRouter = type(self.router).from_config(config)
+        return copy
 
 
-def router_inputs_of(block, token_ids):
-    """Returns the ids for a block whose router takes any, else None."""
+def router_inputs_of(
+    block: keras.layers.Layer, token_ids: Tensor
+) -> Tensor | None:
+    """Return the ids if the router of a block takes ids, else None."""
     router = getattr(block.moe, "router", None)
     use = getattr(router, "router_inputs_use", "none")
     return None if use == "none" else token_ids
 
 
 def check_moe_every(moe_every: int, num_layers: int) -> int:
-    """Returns `moe_every` where it is in 1 ... `num_layers`."""
+    """Return `moe_every` if it is in 1 ... `num_layers`."""
     moe_every = checks.check_positive_int("moe_every", moe_every)
     if moe_every <= num_layers:
         return moe_every

@@ -19,51 +19,62 @@ from keras_moe.types import Activation, Shape
 
 @keras.saving.register_keras_serializable(package="keras_moe")
 class MoEVisionClassifier(MoEModel):
-    """Images `(B, H, W, C)` to logits float32 `(B, num_classes)`.
+    """Classify images `(B, H, W, C)` as logits float32 `(B, num_classes)`.
 
-    Patches as tokens, learned positions, pre-norm encoder blocks, the mean
-    over the patches (ViT: Dosovitskiy et al. 2020, eq. 1-4, with the mean in
-    place of a class token; with experts, V-MoE: Riquelme et al. 2021).
+    The tokens are patches of the image with learned positions. They pass
+    through pre-norm encoder blocks, and the mean over them is classified.
+
+    Reference: Dosovitskiy et al. 2020 (ViT), eq. 1-4, with the mean in place
+    of a class token; with experts, Riquelme et al. 2021 (V-MoE).
 
     Args:
-        image_shape: `(H, W, C)`.
-        patch_size: side of a patch, a divisor of H and W.
-        num_classes: of the logits.
-        num_layers: int. Number of transformer blocks.
-        hidden_dim: int. D, the width of the model, a multiple of `num_heads`.
-        num_heads: int. Number of heads of each attention layer.
-        intermediate_dim: int. F, the inner width of each expert.
-        num_experts: int or None. E, the number of experts of each MoE block.
-            `None` builds the dense twin, which `Blocks` describes.
-        top_k: int. K, the number of experts per token. Defaults to 2. A
-            `router` brings its own.
-        moe_every: int. Every n-th block is an MoE block and the others are
-            dense. Defaults to 1: all are MoE blocks.
-        num_key_value_heads: int or None. Number of heads of keys and values
-            (grouped-query attention). `None` (the default) means `num_heads`.
-        dropout: float. Dropout rate of the output of each part of a block.
-            Defaults to 0.
-        activation: str or function. Activation of the experts.
+        image_shape: Tuple `(H, W, C)` of positive ints.
+        patch_size: Positive int. Side of a patch, a divisor of H and W.
+        num_classes: Positive int. Number of classes.
+        num_layers: Positive int. Number of transformer blocks.
+        hidden_dim: Positive int. D, the width of the model, a multiple of
+            `num_heads`.
+        num_heads: Positive int. Number of heads of each attention layer.
+        intermediate_dim: Positive int. F, the inner width of each expert.
+        num_experts: Positive int or None. E, the number of experts of each MoE
+            block. `None` builds the dense twin, which `Blocks` describes.
+        top_k: Positive int. K, the number of experts per token. Defaults to 2.
+            Ignored if `router` is passed, which has its own.
+        moe_every: int in 1 ... `num_layers`. Every n-th block is an MoE block
+            and the others are dense. Defaults to 1: all are MoE blocks.
+        num_key_value_heads: Divisor of `num_heads`, or None. Number of heads of
+            keys and values (grouped-query attention). `None` (the default)
+            means `num_heads`.
+        dropout: float in 0 <= rate < 1. Dropout rate of the output of each part
+            of a block. Defaults to 0.
+        activation: str, function, or None. Activation of the experts. Defaults
+            to `"gelu"`. `None` means a linear expert.
         gated: bool. Whether the experts have a gate, as in SwiGLU. Defaults
             to `False`.
-        capacity_factor: float or None. Limits the tokens per expert in
-            training. `None` (the default) never drops tokens.
-        shared_expert_dim: int or None. Width of one more expert that every
-            token uses. `None` (the default) adds none.
+        capacity_factor: float above 0, or None. Limits the tokens per expert
+            in training. `None` (the default) never drops tokens.
+        shared_expert_dim: Positive int or None. Width of one more expert that
+            every token uses. `None` (the default) adds none.
         router: A router, of which each block gets a copy with weights of its
             own. `None` (the default) means `Router(num_experts, top_k)`.
-        load_balancing_weight: float, learning rate schedule, or None. Weight
-            of the load-balancing loss. `None` means the router's default.
-        positions: str. `"learned"`, the only choice for images, adds a learned
-            vector to each patch.
-        seed: int or None. Seed of dropout, jitter, and the like. The initial
-            weights follow `keras.utils.set_random_seed`.
-        name: str or None. Name of the model.
-        dtype: dtype policy of every layer. `None` means Keras's global policy.
-        trainable: bool. Whether training updates the weights.
+        load_balancing_weight: float of 0 or above, learning rate schedule, or
+            None. Weight of the load-balancing loss. `None` (the default) means
+            the router's default.
+        positions: str. `"learned"` (the default), the only choice for images,
+            adds a learned vector to each patch.
+        seed: int or None. Seed of dropout, jitter, and other random draws in
+            training. `None` (the default) draws one. The initial weights follow
+            `keras.utils.set_random_seed`.
+        name: str or None. Name of the model. `None` (the default) derives it
+            from the class name.
+        dtype: dtype policy of every layer, or None. `None` (the default) means
+            Keras's global policy.
+        trainable: bool. Whether training updates the weights. Defaults to
+            `True`.
 
     Raises:
-        ValueError: for an argument out of its range.
+        ValueError: If an argument has a wrong type or is out of its range, or
+            if `patch_size` does not divide the height and the width.
 
     Example:
 
@@ -88,7 +99,7 @@ class MoEVisionClassifier(MoEModel):
         patch_size: int,
         num_classes: int,
         name: str | None = None,
-        dtype=None,
+        dtype: Any = None,
         trainable: bool = True,
         *,
         num_layers: int,

@@ -201,8 +201,8 @@ def test_compiled_programs_read_and_write_variables():
     [
         (np.array([3, 4]), {}, "`token_ids` must be integers"),
         (np.array([[3.0]]), {}, "`token_ids` must be integers"),
-        (np.array([[0, 3]]), {}, "padding .0. on the right alone"),
-        (np.array([[0, 0]]), {}, "at least one token a row"),
+        (np.array([[0, 3]]), {}, "padding .0. only on the right"),
+        (np.array([[0, 0]]), {}, "at least one token per row"),
         (PROMPTS, {"max_length": 2}, "`max_length` must be at least"),
         (PROMPTS, {"max_length": 13}, "`max_length` must be at least"),
         (PROMPTS, {"sampler": "beam"}, "`sampler` must be one of"),
