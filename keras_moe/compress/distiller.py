@@ -1,9 +1,10 @@
-"""A student model learns from a trained teacher.
+"""Train a student model with the outputs of a trained teacher.
 
 B batch, C classes, D hidden_dim, T tokens, E experts.
 """
 
 import threading
+from typing import Any, Self
 
 import keras
 from keras import ops
@@ -11,53 +12,62 @@ from keras import ops
 from keras_moe import _keras, checks
 from keras_moe.compress import pairs, soft_labels
 from keras_moe.layers.added_losses import in_floatx
-from keras_moe.model_surgery.observe import computing_once, watching
+from keras_moe.model_surgery.observe import Call, computing_once, watching
+from keras_moe.model_surgery.partly_trained import PartlyTrained
+from keras_moe.model_surgery.rebuild import uncompiled_config
 from keras_moe.model_surgery.wrapper import Wrapper
 from keras_moe.types import Tensor
 
 
 @keras.saving.register_keras_serializable(package="keras_moe")
-class Distiller(Wrapper):
-    """Trains a student on labels and on what a teacher makes of the inputs.
+class Distiller(PartlyTrained, Wrapper):
+    """Train a student on labels and on the outputs of a teacher.
 
     The loss of a training batch is `(1 - alpha) * L(y, student) + alpha *
-    t^2 KL(teacher || student)` (Hinton et al. 2015, section 2, eq. 1), plus
-    the differences of hidden states and of router probabilities that are
-    asked for, plus what the student's layers add. In evaluation it is the
-    compiled loss alone. Either model may be a mixture of experts.
+    t^2 KL(teacher || student)`, plus the differences of hidden states (FitNets,
+    Romero et al. 2015, eq. 3) and of router probabilities that `hidden` and
+    `router` select, plus the losses that the student's layers add.
+    `sample_weight` applies to labels and soft labels. In evaluation the loss is
+    the compiled loss alone, or without one the loss of the soft labels. Either
+    model may be a mixture of experts.
 
     The teacher is frozen: it runs with `training=False`, gets no gradients,
-    and adds no losses; its `trainable` flags stay as they are. The student
-    shares its weights with this model: save it, plainly, when it is trained.
+    and adds no losses. Its `trainable` flags do not change. The student shares
+    its weights with this model: save it by itself after training.
+
+    Reference: Hinton et al. 2015, section 2, eq. 1.
 
     Args:
-        student: a built model.
-        teacher: a built, trained model of the same inputs.
-        temperature: t, above 0; larger ones show more of what the teacher
-            thinks of the wrong classes. 2 to 5 are common.
-        alpha: share of the soft labels, 0 to 1. With 1 neither labels nor a
-            compiled loss are needed: `fit(x)`. With 0 outputs are free.
-        hidden: layers whose outputs the student's are to match (FitNets,
-            Romero et al. 2015, eq. 3), by name or by path: a list of names
-            that both models have, or a dict from the student's to the
-            teacher's. Where widths differ, the student's states pass a
-            learned projection, which this model owns.
-        hidden_weight: 0 or above, of the mean squared difference of each.
-        router: whether each block's router probabilities are to match those
-            of the teacher's block in the same place, in the order of the
-            layers (numbers of blocks and experts must agree); or a dict of
-            blocks as in `hidden`.
-        router_weight: 0 or above, of the mean KL divergence of each.
-        from_logits: whether both models' outputs are logits; else
-            probabilities.
-        **kwargs: of `keras.Model`.
-
-    `sample_weight` weighs labels and soft labels.
+        student: Built model.
+        teacher: Built, trained model with the same inputs.
+        temperature: float above 0. t. At larger values the probabilities of the
+            wrong classes have more weight. Defaults to 2; 2 to 5 are common.
+        alpha: float in 0 ... 1. Weight of the soft labels. Defaults to 0.5.
+            With 1, neither labels nor a compiled loss are needed: `fit(x)`.
+            With 0, the outputs of the models may have any shape.
+        hidden: List of names, dict of names, or None. Layers whose outputs the
+            student is to match, by name, by path, or by the end of a path: a
+            list of names that both models have, or a dict from the student's
+            names to the teacher's. If the widths of two layers differ, this
+            model learns a projection of the student's states. `None` (the
+            default) matches none.
+        hidden_weight: float of 0 or above. Weight of the mean squared
+            difference of each pair of layers. Defaults to 1.
+        router: bool, or dict of names. `True` matches the router probabilities
+            of the blocks in the order of the layers; numbers of blocks and
+            experts must be equal. A dict maps the names of the student's blocks
+            to the teacher's. `False` (the default) matches none.
+        router_weight: float of 0 or above. Weight of the mean KL divergence of
+            each pair of routers. Defaults to 1.
+        from_logits: bool. Whether the outputs of both models are logits.
+            `False` (the default) means probabilities.
+        **kwargs: Arguments of `keras.Model`.
 
     Raises:
-        ValueError: for an argument out of its range, layers that are not
-            found, and in training for outputs of different shapes, no labels
-            or no compiled loss where `alpha` is below 1.
+        ValueError: If an argument is out of its range; if a layer is not found
+            or is not unique; if two routers have different numbers of experts;
+            or, in training, if outputs differ in shape, or if `alpha` is below
+            1 and there are no labels or no compiled loss.
     """
 
     arguments = (
@@ -73,16 +83,16 @@ class Distiller(Wrapper):
 
     def __init__(
         self,
-        student,
-        teacher,
+        student: keras.Model,
+        teacher: keras.Model,
         temperature: float = 2.0,
         alpha: float = 0.5,
-        hidden=None,
+        hidden: list[str] | dict[str, str] | None = None,
         hidden_weight: float = 1.0,
-        router=False,
+        router: bool | dict[str, str] = False,
         router_weight: float = 1.0,
         from_logits: bool = False,
-        **kwargs,
+        **kwargs: Any,
     ):
         super().__init__(student, **kwargs)
         pairs.check_models(student, teacher)
@@ -114,8 +124,8 @@ class Distiller(Wrapper):
         """The model that is trained."""
         return self.inner
 
-    def call(self, inputs, training=None):
-        """Returns the student's outputs; keeps what is to be compared."""
+    def call(self, inputs: Any, training: bool | None = None) -> Any:
+        """Return the student's outputs, and keep the states to compare."""
         if not training:
             return self.inner(inputs, training=training)
         with watching(self._watched(0)) as seen:
@@ -123,14 +133,19 @@ class Distiller(Wrapper):
         self._passing.seen = seen
         return outputs
 
-    def _watched(self, side):
-        """The layers of the student (0) or the teacher (1) to watch."""
+    def _watched(self, side: int) -> list[keras.layers.Layer]:
+        """Return the layers of the student (0) or the teacher (1) to watch."""
         return [p[side] for p in (*self._hidden_pairs, *self._router_pairs)]
 
     def compute_loss(
-        self, x=None, y=None, y_pred=None, sample_weight=None, training=True
-    ):
-        """Returns the scalar loss of a batch; see the class."""
+        self,
+        x: Any = None,
+        y: Any = None,
+        y_pred: Any = None,
+        sample_weight: Any = None,
+        training: bool = True,
+    ) -> Tensor:
+        """Return the scalar loss of a batch; see the class."""
         has_labels = y is not None and _keras.compiled_loss_of(self) is not None
         if not training and has_labels:
             return super().compute_loss(x, y, y_pred, sample_weight, training)
@@ -155,8 +170,12 @@ class Distiller(Wrapper):
         inner = self._inner_losses(self._passing.__dict__.pop("seen"), seen)
         return loss + in_floatx(inner)
 
-    def _inner_losses(self, of_student: dict, of_teacher: dict) -> Tensor:
-        """The differences of hidden states and of router probabilities."""
+    def _inner_losses(
+        self,
+        of_student: dict[int, list[Call]],
+        of_teacher: dict[int, list[Call]],
+    ) -> Tensor:
+        """Return the differences of hidden states and router probabilities."""
         total = ops.zeros((), dtype="float32")
         for (own, other), projection in zip(
             self._hidden_pairs, self.projections, strict=True
@@ -179,42 +198,25 @@ class Distiller(Wrapper):
             total = total + self.router_weight * loss
         return total
 
-    @property
-    def trainable_variables(self) -> list:
-        """The student's, and the projections'."""
-        return [v for x in self._learning() for v in x.trainable_variables]
-
-    @property
-    def trainable_weights(self) -> list:
-        """The student's, and the projections'."""
-        return [w for x in self._learning() for w in x.trainable_weights]
-
-    def _learning(self):
-        if not self.trainable:
-            return []
+    def trained_layers(self) -> list[keras.layers.Layer]:
+        """Return the student and the projections."""
         return [self.inner, *(p for p in self.projections if p is not None)]
 
-    @property
-    def non_trainable_variables(self) -> list:
-        """All others, the teacher's and random states included."""
-        return _without(self.variables, self.trainable_variables)
-
-    @property
-    def non_trainable_weights(self) -> list:
-        """All others, the teacher's included."""
-        return _without(self.weights, self.trainable_weights)
-
-    def get_config(self) -> dict:
-        """Returns the arguments that build this model again."""
-        teacher = keras.saving.serialize_keras_object(self.teacher)
-        config = {**super().get_config(), "teacher": teacher}
-        for name in ("student", "teacher"):
-            config[name].pop("compile_config", None)
-        return config
+    def get_config(self) -> dict[str, Any]:
+        """Return the arguments that build this model again."""
+        models = {"student": self.inner, "teacher": self.teacher}
+        return {
+            **super().get_config(),
+            **{name: uncompiled_config(x) for name, x in models.items()},
+        }
 
     @classmethod
-    def from_config(cls, config: dict, custom_objects: dict | None = None):
-        """Builds the model that `get_config` describes."""
+    def from_config(
+        cls,
+        config: dict[str, Any],
+        custom_objects: dict[str, Any] | None = None,
+    ) -> Self:
+        """Build the model that `get_config` describes."""
         teacher = keras.saving.deserialize_keras_object(
             config["teacher"], custom_objects=custom_objects
         )
@@ -228,25 +230,37 @@ def distill(
     teacher: keras.Model,
     temperature: float = 2.0,
     alpha: float = 0.5,
-    hidden: list | dict | None = None,
+    hidden: list[str] | dict[str, str] | None = None,
     hidden_weight: float = 1.0,
-    router: bool | dict = False,
+    router: bool | dict[str, str] = False,
     router_weight: float = 1.0,
     from_logits: bool = False,
 ) -> Distiller:
-    """Returns a `Distiller`, to be compiled and fitted.
-
-        distiller = distill(student, teacher, temperature=3.0)
-        distiller.compile("adam", "sparse_categorical_crossentropy")
-        distiller.fit(x, y)
-        student.save("student.keras")
-
-    Args:
-        student, teacher, temperature, alpha, hidden, hidden_weight, router,
-            router_weight, from_logits: of `Distiller`.
+    """Return a `Distiller` with these arguments, to be compiled and fitted.
 
     Raises:
-        ValueError: as `Distiller` does.
+        ValueError: If `Distiller` raises it.
+
+    Example:
+
+    ```python
+    def network(width):
+        return keras.Sequential(
+            [
+                keras.Input((16,)),
+                keras.layers.Dense(width, activation="relu"),
+                keras.layers.Dense(3, activation="softmax"),
+            ]
+        )
+
+
+    student, teacher = network(8), network(64)  # train the teacher first
+    distiller = keras_moe.compress.distill(student, teacher, temperature=3.0)
+    distiller.compile("adam", "sparse_categorical_crossentropy")
+    distiller.fit(
+        np.random.normal(size=(32, 16)), np.random.randint(3, size=32)
+    )
+    ```
     """
     return Distiller(
         student,
@@ -259,8 +273,3 @@ def distill(
         router_weight=router_weight,
         from_logits=from_logits,
     )
-
-
-def _without(variables, others):
-    known = {id(variable) for variable in others}
-    return [v for v in variables if id(v) not in known]
