@@ -1,10 +1,10 @@
-"""Which experts are alike, and what is their mean. NumPy alone.
+"""Group experts by distance and average them, in NumPy.
 
-E experts, D hidden_dim, F intermediate_dim, R tokens, M merged experts.
+E experts, D hidden_dim, F intermediate_dim, H output width, M merged experts.
 
-An expert is a dict of arrays by name: `up_kernel` `(D, F)`, `up_bias` `(F,)`,
-`down_kernel` `(F, H)`, `down_bias` `(H,)` and maybe `gate_kernel` and
-`gate_bias`.
+An expert is a dict from names to arrays: `up_kernel` `(D, F)`, `up_bias`
+`(F,)`, `down_kernel` `(F, H)`, `down_bias` `(H,)`, and, if it is gated,
+`gate_kernel` and `gate_bias`.
 """
 
 import numpy as np
@@ -20,25 +20,28 @@ Weights = dict[str, np.ndarray]
 
 
 def distances(features: np.ndarray) -> np.ndarray:
-    """Returns the Euclidean distances of rows `(E, n)`, `(E, E)`."""
+    """Return the Euclidean distances `(E, E)` of rows `(E, n)`."""
     return np.stack(
         [np.linalg.norm(features - row, axis=1) for row in features]
     )
 
 
 def cluster(apart: np.ndarray, number: int) -> list[list[int]]:
-    """Joins the two nearest groups until `number` are left.
+    """Join the two nearest groups of experts until `number` are left.
 
-    Agglomerative clustering with average linkage (of experts: Chen et al.
-    2024, "Retraining-Free Merging of Sparse Mixture-of-Experts via
-    Hierarchical Clustering"). Of equal distances the first pair is joined.
+    This is agglomerative clustering with average linkage. Of equal distances,
+    the first pair is joined.
+
+    Reference: Chen et al. 2024, "Retraining-Free Merging of Sparse
+    Mixture-of-Experts via Hierarchical Clustering".
 
     Args:
-        apart: `(E, E)`, distances.
-        number: M.
+        apart: float `(E, E)`. Distances.
+        number: int in 1 ... E. M.
 
     Returns:
-        Groups of experts, each in order, by their first members.
+        A list of groups of experts, in the order of their first members. Each
+        group is sorted.
     """
     groups = [[e] for e in range(len(apart))]
     while len(groups) > number:
@@ -54,19 +57,21 @@ def cluster(apart: np.ndarray, number: int) -> list[list[int]]:
 
 
 def aligned(expert: Weights, reference: Weights) -> Weights:
-    """Reorders an expert's hidden units to match another's.
+    """Return an expert with its hidden units in the order of another's.
 
-    A network does not change with the order of its hidden units; a mean of
-    two networks does. The permutation maximises the sum of inner products of
-    what comes into and goes out of the units that are put side by side
-    (Ainsworth et al. 2023, "Git Re-Basin", section 3.2, weight matching; Li et
-    al. 2024 align experts so before they merge them).
+    The order of its hidden units does not change a network, but it changes the
+    mean of two networks. The permutation maximizes the sum of the inner
+    products of incoming and of outgoing weights of the matched units.
+
+    Reference: Ainsworth et al. 2023, "Git Re-Basin", section 3.2 (weight
+    matching). Li et al. 2024 align experts in this way before they merge them.
 
     Args:
-        expert, reference: of the same shapes.
+        expert: Dict of arrays.
+        reference: Dict of arrays with the same names and shapes.
 
     Raises:
-        ImportError: without SciPy.
+        ImportError: If SciPy is not installed.
     """
     try:
         from scipy.optimize import linear_sum_assignment
@@ -84,14 +89,15 @@ def aligned(expert: Weights, reference: Weights) -> Weights:
     return take_units(expert, order)
 
 
-def _units(expert, name):
-    """A weight with a row for each hidden unit, `(F, n)`."""
+def _units(expert: Weights, name: str) -> np.ndarray:
+    """Return a weight with a row per hidden unit, `(F, n)`."""
     weight = np.moveaxis(expert[name], HIDDEN_AXES[name], 0)
-    return weight.reshape(len(weight), -1).astype("float64")
+    rows: np.ndarray = weight.reshape(len(weight), -1).astype("float64")
+    return rows
 
 
 def take_units(expert: Weights, units: np.ndarray) -> Weights:
-    """Returns an expert of some of the hidden units, in their order."""
+    """Return an expert with some of its hidden units, in the given order."""
     return {
         name: np.take(weight, units, HIDDEN_AXES[name])
         if name in HIDDEN_AXES
@@ -101,11 +107,15 @@ def take_units(expert: Weights, units: np.ndarray) -> Weights:
 
 
 def mean_expert(experts: list[Weights], shares: np.ndarray) -> Weights:
-    """Returns the weighted mean of experts, aligned to the weightiest.
+    """Return the weighted mean of experts, aligned to that of largest weight.
 
     Args:
-        experts: of the same shapes.
-        shares: one a expert, 0 or above; all zero counts as equal.
+        experts: List of dicts of arrays with the same names and shapes.
+        shares: float, one per expert, 0 or above. Weights of the mean. If all
+            are zero, the experts have equal weights.
+
+    Raises:
+        ImportError: If there are several experts and SciPy is not installed.
     """
     shares = np.asarray(shares, "float64")
     if not shares.any():

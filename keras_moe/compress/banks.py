@@ -1,4 +1,4 @@
-"""The experts of a bank, one by one.
+"""Read, write, and run the experts of a bank one by one.
 
 E experts, D hidden_dim, F intermediate_dim, R tokens.
 """
@@ -12,7 +12,7 @@ from keras_moe.model_surgery.rebuild import assign, to_array
 
 
 def read_experts(bank: Expert) -> list[dict[str, np.ndarray]]:
-    """Returns the weights of each expert, by name."""
+    """Return a dict from name to weight for each expert."""
     weights = {name: getattr(bank, name) for name in NAMES}
     arrays = {n: to_array(w) for n, w in weights.items() if w is not None}
     return [
@@ -22,21 +22,22 @@ def read_experts(bank: Expert) -> list[dict[str, np.ndarray]]:
 
 
 def write_experts(bank: Expert, experts: list[dict[str, np.ndarray]]) -> None:
-    """Sets the weights of each expert."""
+    """Set the weights of each expert."""
     for name in experts[0]:
         assign(getattr(bank, name), np.stack([e[name] for e in experts]))
 
 
 def outputs_of(bank: Expert, tokens: np.ndarray) -> np.ndarray:
-    """Returns what every expert makes of every token.
+    """Return the output of every expert for every token.
 
     Args:
-        bank: built.
+        bank: Built bank of experts with output width H.
         tokens: float `(R, D)`.
 
     Returns:
-        `(E, R, H)`, float32.
+        float32 `(E, R, H)`.
     """
     dtype = bank.up_kernel.dtype
     rows = ops.cast(ops.convert_to_tensor(tokens[None]), dtype)
-    return to_array(bank.run_all(rows)).astype("float32")
+    outputs: np.ndarray = to_array(bank.run_all(rows)).astype("float32")
+    return outputs

@@ -1,4 +1,4 @@
-"""A mixture's experts as one plain network.
+"""Turn the experts of a mixture into one dense network.
 
 D hidden_dim, F intermediate_dim, E experts, K top_k, S width of the shared
 expert.
@@ -11,12 +11,18 @@ import numpy as np
 
 from keras_moe import checks
 from keras_moe.compress import changeable_blocks as mixtures
-from keras_moe.compress.averaging import HIDDEN_AXES
+from keras_moe.compress.averaging import HIDDEN_AXES, Weights
 from keras_moe.compress.banks import read_experts, write_experts
 from keras_moe.compress.pruning import load_of_training
 from keras_moe.compress.recording import Record, observe
 from keras_moe.layers import Expert, MoEBlock
-from keras_moe.model_surgery.rebuild import Changes, rebuild, replacement
+from keras_moe.layers.mixture import Mixture
+from keras_moe.model_surgery.rebuild import (
+    Changes,
+    Config,
+    rebuild,
+    replacement,
+)
 
 CHOICES = ("average", "load")
 
@@ -24,42 +30,46 @@ CHOICES = ("average", "load")
 def to_dense(
     model: keras.Model, by: str = "average", data: Any = None
 ) -> keras.Model:
-    """Returns a model in which every `MoEBlock` is a plain `Expert(F)`.
+    """Return a model with a dense `Expert(F)` in place of every `MoEBlock`.
 
-    What a router chose is lost: it is a start for fine-tuning or
-    distillation (see `distill`), as in Xue et al. 2022, "One Student Knows All
-    Experts Know", which gathers experts' knowledge so; it is exact where all
-    experts are equal.
+    The choices of the router are lost, so that the model is a start for
+    fine-tuning or distillation (see `distill`). Xue et al. 2022, "One Student
+    Knows All Experts Know", gather the knowledge of experts in this way. The
+    outputs are exact if all experts are equal.
 
-    - **Scale.** A block's output is a sum of experts by combine weights. Where
-      these sum to one, the network stands for it as it is. Where they do not
+    - **Scale.** A block's output is a sum of experts by combine weights. If
+      these sum to one, the dense network needs no scale. If they do not
       (`top_k=1`, whose weight is a probability; sigmoid scores; a
       `routed_scaling_factor`), the last matrix and bias are multiplied by the
-      mean of a token's sum of weights on `data`; without `data`, by the
-      `routed_scaling_factor` alone, which is right for sums of one.
-    - **Shared expert.** Its hidden units stand beside the others, F + S in
-      all: exactly the sum of both networks.
+      mean over the tokens of `data` of their sum of weights; without `data`,
+      they are multiplied by the `routed_scaling_factor`, which is right if the
+      weights sum to one before it.
+    - **Shared expert.** Its hidden units are added to the others, F + S in
+      all: this network is exactly the sum of both.
     - **Models with arguments** (`keras_moe.models`) become their dense twin
-      class, `num_experts=None`. With `moe_every=n` above 1 its dense blocks
-      have one width, K * F + S: the units that are missing are zero.
+      with `num_experts=None`. With `moe_every` above 1, its dense blocks have
+      one width, `K * F + S`: the networks are padded with units of zeros.
 
-    The new model is not compiled; it has no routers and adds no balance loss.
+    The new model is not compiled. It has no routers and adds no load-balancing
+    loss.
 
     Args:
-        model: a built model; it stays as it is.
-        by: `"average"`, the mean of the experts' weights, or `"load"`, the
-            expert with the largest load on `data` or, without, in training.
-        data: inputs, as of `prune_experts`, or None.
+        model: Built model. It does not change.
+        by: str. `"average"` (the default) takes the mean of the experts'
+            weights; `"load"` takes the expert with the largest load on `data`
+            or, without `data`, in training.
+        data: Inputs as `prune_experts` takes them, or None. `None` (the
+            default) uses no data.
 
     Returns:
         A model without `MoEBlock`s.
 
     Raises:
-        ValueError: for an argument out of its range; experts that are no
-            `Expert` bank or that blocks share, null experts, a
-            `MixtureOfModels`; a block that takes router inputs or returns its
-            assignment; and, by load, where there is neither that of a
-            training nor `data`.
+        ValueError: If `by` is neither; if experts are not in an `Expert` bank,
+            are shared, or are quantized; if the model has null experts or a
+            `MixtureOfModels`; if a block outside `keras_moe.models` takes
+            router inputs; or if `by` is `"load"`, `data` is None, and the model
+            was never trained.
     """
     checks.check_choice("by", by, CHOICES)
     blocks = mixtures.changeable_blocks(model)
@@ -75,22 +85,22 @@ def to_dense(
     return rebuild(model, changes)
 
 
-def _check_block(block, owner):
+def _check_block(block: Mixture, owner: keras.Model | None) -> None:
     uses_inputs = block.router.router_inputs_use != "none"
     if isinstance(block, MoEBlock) and not block.router.num_null_experts:
         if owner is not None or not uses_inputs:
             return
     raise ValueError(
-        "`to_dense` takes blocks of which nothing but the tokens goes in, and "
-        "whose experts are networks. Received: "
+        "`model` must hold only MoEBlocks without router inputs and without "
+        "null experts. Received: "
         f"{block.path!r} with {type(block.router).__name__} and "
         f"num_null_experts={block.router.num_null_experts}. Build the dense "
         "model and use `distill`."
     )
 
 
-def _network(block: MoEBlock, by: str, records: dict[int, Record]) -> dict:
-    """The weights of one network for a block, by name."""
+def _network(block: Mixture, by: str, records: dict[int, Record]) -> Weights:
+    """Return the weights of the dense network for a block."""
     record = records.get(id(block))
     experts = read_experts(block.experts)
     if by == "load":
@@ -112,8 +122,8 @@ def _network(block: MoEBlock, by: str, records: dict[int, Record]) -> dict:
     return side_by_side(network, read_experts(block.shared_expert)[0])
 
 
-def side_by_side(one: dict, other: dict) -> dict:
-    """Returns the network whose output is the sum of two networks'."""
+def side_by_side(one: Weights, other: Weights) -> Weights:
+    """Return the network whose output is the sum of two networks' outputs."""
     return {
         name: np.concatenate([one[name], other[name]], HIDDEN_AXES[name])
         if name in HIDDEN_AXES
@@ -122,8 +132,8 @@ def side_by_side(one: dict, other: dict) -> dict:
     }
 
 
-def _padded(network: dict, width: int) -> dict:
-    """The same network with hidden units of zeros up to a width."""
+def _padded(network: Weights, width: int) -> Weights:
+    """Return a network, padded with hidden units of zeros up to a width."""
     missing = width - network["up_kernel"].shape[1]
     zeros = {
         name: np.zeros(
@@ -138,25 +148,25 @@ def _padded(network: dict, width: int) -> dict:
     return side_by_side(network, zeros)
 
 
-def _change_block(changes, block, network):
-    """Says what takes a block's place."""
+def _change_block(changes: Changes, block: Mixture, network: Weights) -> None:
+    """Replace a block by an `Expert` with the weights of a network."""
     style = block.experts.get_config()
     for name in ("name", "num_experts", "output_dim"):
         style.pop(name)
     style["intermediate_dim"] = network["up_kernel"].shape[1]
 
-    def edit(config):
+    def edit(config: Config) -> Config:
         return replacement(Expert.from_config({**style, "name": block.name}))
 
-    def transfer(old, new):
+    def transfer(old: Mixture, new: Expert) -> None:
         write_experts(new, [_padded(network, new.intermediate_dim)])
 
     changes.edit(block, edit)
     changes.transfer(block, transfer)
 
 
-def _dense_arguments(config):
-    """Those of the dense twin of one expert's width."""
+def _dense_arguments(config: Config) -> Config:
+    """Return the arguments of the dense twin with the width of one expert."""
     config = {**config, "num_experts": None}
     if config["moe_every"] == 1:
         config |= {"top_k": 1, "router": None}

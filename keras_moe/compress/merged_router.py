@@ -1,10 +1,12 @@
-"""A router of more columns than there are experts.
+"""A router with more columns than there are experts.
 
 T tokens, E columns of the router inside, N null experts, M merged experts, K
 top_k, P routed pairs.
 """
 
 import math
+from collections.abc import Iterable
+from typing import Any, Self
 
 import keras
 from keras import ops
@@ -16,34 +18,38 @@ from keras_moe.types import UNAVAILABLE, Assignment, Shape, Tensor
 
 @keras.saving.register_keras_serializable(package="keras_moe")
 class MergedRouter(BaseRouter):
-    """Asks a router of E experts and sends each pair to the expert that its
-    column was merged into.
+    """Route by a router of E experts, whose columns belong to merged experts.
 
-    Nothing of what the router learned is lost: a token that chose two columns
-    of one merged expert gets it with the sum of both weights. A merged
-    expert's probability is the sum of its columns', its logit their
-    log-sum-exp, which are what losses and metrics see.
+    Each pair is sent to the expert that its column was merged into. A token
+    that chose two columns of one merged expert gets its output with the sum of
+    both weights. The probability of a merged expert is the sum of its columns'
+    probabilities, and its logit the log-sum-exp of their logits; losses and
+    metrics use these.
+
+    Its weights are those of `router`, and `merged_into` `(E,)`, the merged
+    expert of each column, which is not trained. It is zero until
+    `merge_experts` sets it.
 
     Args:
-        num_experts: M.
-        router: of E experts, any but one of this class.
-        **kwargs: of `keras.layers.Layer`.
+        num_experts: Positive int. M.
+        router: Router of E experts, M or more, that is no `MergedRouter`.
+        **kwargs: Arguments of `keras.layers.Layer`.
 
-    Weights: those of `router`, and `merged_into` `(E,)`, the merged expert of
-    each column, not trained; all zero until `merge_experts` sets it.
-
-    Call arguments: those of `router`, but for `replay`.
+    Call arguments:
+        x, mask, training, router_inputs: As of `router`.
 
     Returns:
-        An `Assignment` to M experts; a token's pairs may be of one expert.
+        An `Assignment` to M experts. Several pairs of a token may have the same
+        expert.
 
     Raises:
-        ValueError: for a router of fewer experts, and for a `replay`.
+        ValueError: If `router` is no router, is a `MergedRouter`, or has fewer
+            than `num_experts` experts; or, in a call, if `replay` is passed.
     """
 
     arguments = ("num_experts", "seed", "router")
 
-    def __init__(self, num_experts: int, router, **kwargs):
+    def __init__(self, num_experts: int, router: BaseRouter, **kwargs: Any):
         super().__init__(num_experts, **kwargs)
         if not isinstance(router, BaseRouter) or isinstance(
             router, MergedRouter
@@ -55,8 +61,8 @@ class MergedRouter(BaseRouter):
         if router.num_experts < num_experts:
             raise ValueError(
                 "`num_experts` must be at most the router's. Received: "
-                f"num_experts={num_experts}, a router of {router.num_experts}."
-                " Lower it."
+                f"num_experts={num_experts}, a router of {router.num_experts} "
+                "experts. Lower it."
             )
         self.router = router
         for name in _OF_ROUTER:
@@ -64,16 +70,16 @@ class MergedRouter(BaseRouter):
 
     @property
     def pairs_per_token(self) -> int | None:
-        """That of the router inside."""
+        """The number of pairs per token of the router inside."""
         return self.router.pairs_per_token
 
     @property
     def least_experts(self) -> int:
-        """One: a token's pairs may be of one expert."""
+        """1, since all pairs of a token may have the same expert."""
         return 1
 
     def build(self, input_shape: Shape) -> None:
-        """Creates the weights for inputs `(..., D)`."""
+        """Create the weights for inputs `(..., D)`."""
         super().build(input_shape)
         if not self.router.built:
             self.router.build(input_shape)
@@ -85,15 +91,15 @@ class MergedRouter(BaseRouter):
         self,
         x: Tensor,
         mask: Tensor | None = None,
-        training=None,
+        training: bool | None = None,
         router_inputs: Tensor | None = None,
         replay: Assignment | None = None,
         x_mask: Tensor | None = None,
     ) -> Assignment:
-        """Routes tokens `(..., D)`; see the class."""
+        """Route tokens `(..., D)`; see the class."""
         if replay is not None:
             raise ValueError(
-                "`replay` must be None: an Assignment does not say which of a "
+                "`replay` must be None: an Assignment does not hold which of a "
                 "merged expert's columns a token chose. Received: an "
                 "Assignment. Compare the unmerged models."
             )
@@ -104,8 +110,8 @@ class MergedRouter(BaseRouter):
         assignment = self.router(x, mask=mask, training=training, **given)
         return self._merged(assignment)
 
-    def _merged(self, assignment):
-        """The same pairs with M experts."""
+    def _merged(self, assignment: Assignment) -> Assignment:
+        """Return the assignment to M experts of an assignment to E."""
         into = ops.cast(ops.convert_to_tensor(self.merged_into), "int32")
         columns, merged = self.router.num_experts, self.num_experts
         found = assignment.expert_index
@@ -120,9 +126,16 @@ class MergedRouter(BaseRouter):
             router_logits=self._logits(assignment.router_logits, member),
         )
 
-    def _logits(self, logits, member):
-        """Log-sum-exp over each expert's columns, `(T, M + N)`; it is no less
-        than the largest logit - 80, so that there is no infinity."""
+    def _logits(self, logits: Tensor, member: Tensor) -> Tensor:
+        """Return the log-sum-exp over each expert's columns, `(T, M + N)`.
+
+        It is at least the largest logit minus 80, so that it is finite.
+
+        Args:
+            logits: float32 `(T, E + N)`.
+            member: float32 `(E, M)`. 1 if a column belongs to an expert, else
+                0.
+        """
         columns = self.router.num_experts
         own = logits[:, :columns]
         best = kernels.top_k_index(own, 1)  # a maximum fails on no tokens
@@ -134,12 +147,15 @@ class MergedRouter(BaseRouter):
         merged = ops.where(none_on, UNAVAILABLE, merged)
         return ops.concatenate([merged, logits[:, columns:]], axis=-1)
 
-    def disable_experts(self, expert_indices) -> None:
-        """Switches merged experts off, with all columns of theirs.
+    def disable_experts(self, expert_indices: Iterable[int]) -> None:
+        """Disable merged experts with all of their columns.
+
+        Args:
+            expert_indices: ints in 0 ... M - 1.
 
         Raises:
-            ValueError: as of `BaseRouter`, and where fewer columns would be
-                left than a token needs.
+            ValueError: If an index is out of its range, if the router is not
+                built, or if fewer columns would be left than a token needs.
         """
         indices = [int(e) for e in expert_indices]
         self._check_built()
@@ -149,8 +165,10 @@ class MergedRouter(BaseRouter):
         )
         super().disable_experts(indices)
 
-    def enable_experts(self, expert_indices=None) -> None:
-        """Switches merged experts on again; None for all."""
+    def enable_experts(
+        self, expert_indices: Iterable[int] | None = None
+    ) -> None:
+        """Enable merged experts again, or all of them with `None`."""
         super().enable_experts(expert_indices)
         if expert_indices is None:
             expert_indices = range(self.num_experts)
@@ -161,8 +179,8 @@ class MergedRouter(BaseRouter):
         )
 
     @classmethod
-    def from_config(cls, config: dict):
-        """Builds the router that `get_config` describes."""
+    def from_config(cls, config: dict[str, Any]) -> Self:
+        """Build the router that `get_config` describes."""
         router = keras.saving.deserialize_keras_object(config["router"])
         return cls(**{**config, "router": router})
 

@@ -1,4 +1,4 @@
-"""Experts that do nearly the same become one.
+"""Merge experts that do nearly the same.
 
 E experts, M merged experts, R tokens.
 """
@@ -14,11 +14,12 @@ from keras_moe.compress import changeable_blocks as mixtures
 from keras_moe.compress.banks import outputs_of, read_experts, write_experts
 from keras_moe.compress.merged_router import MergedRouter
 from keras_moe.compress.recording import Record, observe
-from keras_moe.layers import MoEBlock
+from keras_moe.layers import BaseRouter, Expert, MoEBlock
 from keras_moe.layers.mixture import Mixture
 from keras_moe.model_surgery.rebuild import (
     REPLACEMENT,
     Changes,
+    Config,
     assign,
     move_weights,
     rebuild,
@@ -33,43 +34,46 @@ def merge_experts(
     data: Any = None,
     by: str = "output",
 ) -> keras.Model:
-    """Returns a smaller model in which experts that are alike are one.
+    """Return a smaller model in which similar experts are merged.
 
-    In the manner of M-SMoE (Li et al. 2024, "Merge, Then Compress"), for the
-    `Expert` banks of every `MoEBlock` and `HierarchicalMoE`: experts are
-    grouped by what they do on `data`, their hidden units are put in one
-    order, and each group becomes the mean of its members' weights, weighted
-    by how many tokens they got. The paper forms groups around the most used
-    experts, by router logits; here they are clustered, by outputs unless `by`
-    says otherwise. Experts that are alike up to the order of their hidden
-    units merge exactly.
+    In every `MoEBlock` and `HierarchicalMoE` with an `Expert` bank, experts are
+    clustered by their similarity on `data`, their hidden units are put in one
+    order, and each cluster is replaced by the mean of its members' weights,
+    weighted by their numbers of tokens. Experts that are equal up to the order
+    of their hidden units merge exactly.
 
-    The router stays as it is, with its E columns: a `MergedRouter` leads each
-    column to its merged expert. So a token's pairs and weights are those of
-    the trained model, which new rows, one an expert, could not give; a
-    merged expert's probability is the sum of its columns'. The columns are
-    E * D numbers.
+    The router keeps its E columns: a `MergedRouter` around it sends the pairs
+    of each column to its merged expert. A token's pairs and weights are
+    therefore those of the trained model, which a router with M columns could
+    not reproduce.
 
     The new model is not compiled, the optimizer's state is not carried over,
-    and load statistics start anew. A `HierarchicalMoE` comes back as a
-    `MoEBlock` of the same router.
+    and load statistics are empty. A `HierarchicalMoE` becomes a `MoEBlock` with
+    the same router.
+
+    Reference: Li et al. 2024, "Merge, Then Compress" (M-SMoE), which forms
+    groups around the most used experts, by router logits.
 
     Args:
-        model: a built model; it stays as it is.
-        keep: M, experts of each block: an integer, or a fraction below 1.
-        data: inputs, some hundred examples; see `prune_experts`.
-        by: what makes experts alike: `"output"`, the distance of their
-            outputs for the same tokens, relative to their mean norm;
-            `"router_logits"`, the cosine of their logits, as in the paper.
+        model: Built model. It does not change.
+        keep: int in 1 ... E, or float in 0 < keep <= 1. M, the number of
+            experts of each block, or a fraction of E.
+        data: Inputs as `prune_experts` takes them, required. A few hundred
+            training examples are enough.
+        by: str. Similarity of experts. `"output"` (the default) is the distance
+            of their outputs for the same tokens, relative to the mean norm;
+            `"router_logits"` is the cosine of their router logits, as in the
+            paper.
 
     Returns:
         A model with M experts in each block.
 
     Raises:
-        ValueError: for an argument out of its range, no data, experts that
-            are no `Expert` bank or that blocks share, quantised experts, or
-            a model that is merged already.
-        ImportError: without SciPy.
+        ValueError: If an argument is out of its range; if `data` is None; if
+            experts are not in an `Expert` bank, are shared, or are quantized;
+            if the model is merged already; or if it has several blocks, one of
+            which has a router that reads another's logits.
+        ImportError: If SciPy is not installed and experts are merged.
     """
     checks.check_choice("by", by, SIMILARITIES)
     blocks = mixtures.changeable_blocks(model)
@@ -79,7 +83,7 @@ def merge_experts(
     if data is None:
         raise ValueError(
             "`data` must be given: experts are compared on it. Received: "
-            "data=None. Pass some hundred training inputs."
+            "data=None. Pass a few hundred training inputs."
         )
     records = observe(model, blocks, data)
     changes = Changes()
@@ -92,7 +96,7 @@ def merge_experts(
     return rebuild(model, changes)
 
 
-def _check_routers(blocks):
+def _check_routers(blocks: list[Mixture]) -> None:
     for block in blocks:
         if isinstance(block.router, MergedRouter):
             raise ValueError(
@@ -103,15 +107,15 @@ def _check_routers(blocks):
         reads_logits = block.router.router_inputs_kind == "logits"
         if reads_logits and len(blocks) > 1:
             raise ValueError(
-                "`merge_experts` cannot go on from the logits of a block that "
-                "was merged. Received: a "
+                "`model` must have no router that reads the logits of another "
+                "block, which are merged, too. Received: a "
                 f"{type(block.router).__name__} in {block.path!r}. Use "
                 "`prune_experts`."
             )
 
 
 def _distances(block: Mixture, record: Record, by: str) -> np.ndarray:
-    """How far any two experts are apart, `(E, E)`."""
+    """Return the distances of the experts of a block, `(E, E)`."""
     if by == "router_logits":
         columns = np.concatenate(record.logits).T
         norms = np.linalg.norm(columns, axis=1, keepdims=True)
@@ -122,24 +126,30 @@ def _distances(block: Mixture, record: Record, by: str) -> np.ndarray:
     return averaging.distances(outputs / max(norm, 1e-12))
 
 
-def _change_block(changes, block, groups, load):
-    """Says what becomes of a block's config and weights."""
+def _change_block(
+    changes: Changes, block: Mixture, groups: list[list[int]], load: np.ndarray
+) -> None:
+    """Change the config and the weights of a block."""
 
-    def edit_block(config):
-        given = MoEBlock.get_config(block)
-        given.pop("top_k", None), given.pop("jitter", None)
+    def edit_block(config: Config) -> Config:
+        given: Config = MoEBlock.get_config(block)
+        given.pop("top_k", None)
+        given.pop("jitter", None)
         given |= {
             "num_experts": len(groups),
             "router": _serialized(block.router, len(groups)),
         }
         if type(block) is MoEBlock:
             return given
-        names: dict = {"module": "keras_moe.layers.moe_block"}
-        names |= {"class_name": "MoEBlock"}
-        names |= {"registered_name": "keras_moe>MoEBlock", "config": given}
+        names = {
+            "module": "keras_moe.layers.moe_block",
+            "class_name": "MoEBlock",
+            "registered_name": "keras_moe>MoEBlock",
+            "config": given,
+        }
         return {REPLACEMENT: names}
 
-    def move_experts(old, new):
+    def move_experts(old: Expert, new: Expert) -> None:
         experts = read_experts(old)
         merged = [
             averaging.mean_expert([experts[e] for e in group], load[group])
@@ -147,7 +157,7 @@ def _change_block(changes, block, groups, load):
         ]
         write_experts(new, merged)
 
-    def move_router(old, new):
+    def move_router(old: BaseRouter, new: MergedRouter) -> None:
         move_weights(old, new.router)
         into = np.zeros(old.num_experts, "float32")
         for place, group in enumerate(groups):
@@ -160,22 +170,25 @@ def _change_block(changes, block, groups, load):
     )
     changes.transfer(block.experts, move_experts)
     changes.transfer(block.router, move_router)
-    mixtures.start_statistics_anew(changes, block)
+    mixtures.reset_statistics(changes, block)
 
 
-def _serialized(router, num_experts):
-    """The config of a merged router around a copy of one."""
+def _serialized(router: BaseRouter, num_experts: int) -> Config:
+    """Return the config of a `MergedRouter` around a copy of a router."""
     config = keras.saving.serialize_keras_object(router)
     config.pop("build_config", None)
     copy = keras.saving.deserialize_keras_object(config)
     merged = MergedRouter(num_experts, copy, name="merged_router")
-    return keras.saving.serialize_keras_object(merged)
+    serialized: Config = keras.saving.serialize_keras_object(merged)
+    return serialized
 
 
-def _change_model(changes, model, num_experts):
-    """Says what becomes of a model that builds its blocks from arguments."""
+def _change_model(
+    changes: Changes, model: keras.Model, num_experts: int
+) -> None:
+    """Change the config of a model that builds its blocks from arguments."""
 
-    def edit(config):
+    def edit(config: Config) -> Config:
         router = _serialized(model.moe_blocks[0].router, num_experts)
         return {**config, "num_experts": num_experts, "router": router}
 

@@ -1,6 +1,6 @@
-"""Experts that are little used leave the model.
+"""Remove the experts of a model that matter least.
 
-E experts, n experts that stay.
+E experts, n experts that are kept.
 """
 
 from typing import Any
@@ -20,6 +20,7 @@ from keras_moe.compress.smaller_routers import (
 from keras_moe.layers.mixture import Mixture
 from keras_moe.model_surgery.rebuild import (
     Changes,
+    Config,
     assign,
     move_weights,
     own_weights,
@@ -36,41 +37,43 @@ def prune_experts(
     by: str = "load",
     data: Any = None,
 ) -> keras.Model:
-    """Returns a smaller model without the experts that matter least.
+    """Return a smaller model without the experts that matter least.
 
-    Of every `MoEBlock`, `HierarchicalMoE` and `MixtureOfModels` (other
-    mixtures stay as they are) the best experts stay, in their order, and of
-    the router what belongs to them: columns, biases, keys, loss-free biases,
-    switches. Experts that are switched off go first. With a `PathwayRouter`
-    in the model, all blocks keep experts of the same numbers, since one
-    block's logits are the next one's inputs.
+    Every `MoEBlock`, `HierarchicalMoE`, and `MixtureOfModels` keeps its best
+    experts in their order, and the parts of its router that belong to them:
+    columns, biases, keys, loss-free biases, and switches. Disabled experts are
+    removed first. If the model has a `PathwayRouter`, all blocks keep the
+    experts with the same indices, since the logits of one block are inputs of
+    the next.
 
     The new model is of the same class. It is not compiled, the optimizer's
-    state is not carried over, and load statistics start anew: fine-tune it
-    for an epoch.
+    state is not carried over, and load statistics are empty: fine-tune it for
+    an epoch.
 
     Args:
-        model: a built model; it stays as it is.
-        keep: n of each block's experts: an integer, or a fraction below 1 (or
-            1.0, all).
-        by: what an expert is worth: `"load"`, the share of pairs sent to it,
-            on `data` or, without, in training (`block.expert_load`);
-            `"weight"`, the Euclidean norm of its weights; `"saliency"`, the
-            mean over its tokens of combine weight times the norm of its
-            output (REAP: Lasby et al. 2025, "REAP the Experts", eq. 9), on
-            `data`.
-        data: inputs, without targets or with: arrays, or an iterable of
-            batches; see `batches_of`.
+        model: Built model. It does not change.
+        keep: int in 1 ... E, or float in 0 < keep <= 1. n, the number of
+            experts to keep in each block, or a fraction of E.
+        by: str. Worth of an expert. `"load"` (the default) is the share of
+            pairs sent to it on `data` or, without `data`, in training
+            (`block.expert_load`); `"weight"` is the Euclidean norm of its
+            weights; `"saliency"` is the mean over its pairs of `data` of
+            combine weight times the norm of its output (REAP: Lasby et al.
+            2025, "REAP the Experts", eq. 9).
+        data: Inputs, or None. Arrays as a model takes them, or an iterable of
+            batches as `fit` takes it, with targets or without. `None` (the
+            default) uses the load of training.
 
     Returns:
         A model with n experts in each block.
 
     Raises:
-        ValueError: for an argument out of its range; a router whose `top_k`
-            exceeds n, that has no rows (`HashRouter`, `RuleRouter`, a merged
-            one) or whose groups n does not fit; experts or routers that
-            blocks share; quantised experts; and where there is neither load
-            of a training nor `data`.
+        ValueError: If an argument is out of its range; if the `top_k` of a
+            router exceeds n, if its `num_groups` does not divide n, or if it
+            has no weights per expert (`HashRouter`, `RuleRouter`,
+            `MergedRouter`); if a mixture is of another class; if experts or
+            routers are shared or quantized; or if `data` is None and `by` is
+            `"saliency"`, or `"load"` without load of training.
     """
     checks.check_choice("by", by, CRITERIA)
     blocks = mixtures.changeable_blocks(model)
@@ -88,14 +91,16 @@ def prune_experts(
     return rebuild(model, changes)
 
 
-def _scores(model, blocks, by, data):
-    """What each expert of each block is worth: a list of `(E,)`."""
+def _scores(
+    model: keras.Model, blocks: list[Mixture], by: str, data: Any
+) -> list[np.ndarray]:
+    """Return the worth of each block's experts, a list of `(E,)`."""
     if by == "weight":
         return [_weight_norms(block) for block in blocks]
     for block in blocks:
         if getattr(block, "runs_all", False):
             raise ValueError(
-                f"`by` must be 'weight' where every expert runs on everything. "
+                f"`by` must be 'weight' if every expert runs on all inputs. "
                 f"Received: by={by!r}, {block.path!r} without `top_k`. Pass "
                 "by='weight', or build it with `top_k`."
             )
@@ -105,34 +110,36 @@ def _scores(model, blocks, by, data):
         return [getattr(records[id(block)], name) for block in blocks]
     if by == "saliency":
         raise ValueError(
-            "`data` must be given where `by` is 'saliency': it is measured. "
-            "Received: data=None. Pass some hundred training inputs."
+            "`data` must be given if `by` is 'saliency', which is measured on "
+            "it. Received: data=None. Pass a few hundred training inputs."
         )
     return [load_of_training(block) for block in blocks]
 
 
 def load_of_training(block: Mixture) -> np.ndarray:
-    """Returns `block.expert_load`, `(E,)`.
+    """Return `block.expert_load`, `(E,)`.
 
     Raises:
-        ValueError: where the block was never trained.
+        ValueError: If the block was never trained, or its statistics were
+            reset.
     """
     if to_array(block.statistics.num_batches)[0] > 0:
         return to_array(block.expert_load)
     raise ValueError(
-        "`data` must be given where the model has no load of a training. "
+        "`data` must be given if the model has no load of training. "
         f"Received: data=None, block {block.path!r} without statistics: not "
-        "trained, or reset. Pass some hundred training inputs."
+        "trained, or reset. Pass a few hundred training inputs."
     )
 
 
-def _weight_norms(block):
-    """The Euclidean norm of each expert's weights, `(E,)`."""
+def _weight_norms(block: Mixture) -> np.ndarray:
+    """Return the Euclidean norm of each expert's weights, `(E,)`."""
     layers = mixtures.layers_of_bank(block)
     if layers is None:
         arrays = [to_array(w) for w in block.experts.weights]
         squares = [(a.reshape(len(a), -1) ** 2).sum(1) for a in arrays]
-        return np.sqrt(np.sum(squares, axis=0))
+        norms: np.ndarray = np.sqrt(np.sum(squares, axis=0))
+        return norms
     return np.array(
         [
             np.sqrt(sum((to_array(w) ** 2).sum() for w in x.trainable_weights))
@@ -141,8 +148,10 @@ def _weight_norms(block):
     )
 
 
-def _chosen(blocks, scores, counts):
-    """The experts of each block that stay."""
+def _chosen(
+    blocks: list[Mixture], scores: list[np.ndarray], counts: list[int]
+) -> list[np.ndarray]:
+    """Return the indices of the experts that each block keeps."""
     scores = [
         np.where(mixtures.enabled_experts(block), score, -np.inf)
         for block, score in zip(blocks, scores, strict=True)
@@ -152,10 +161,10 @@ def _chosen(blocks, scores, counts):
         _check_first(blocks[0], reads_logits[0])
         if len({b.num_experts for b in blocks}) > 1:
             raise ValueError(
-                "`model` must have as many experts in all blocks where one "
-                "has a PathwayRouter. Received: num_experts="
-                f"{[b.num_experts for b in blocks]}. Prune blocks of their own "
-                "models."
+                "`model` must have the same number of experts in all blocks if "
+                "one has a PathwayRouter. Received: num_experts="
+                f"{[b.num_experts for b in blocks]}. Build a model with one "
+                "`num_experts`."
             )
         total = sum(s / np.sum(s, where=np.isfinite(s)) for s in scores)
         scores = [total] * len(blocks)
@@ -165,26 +174,28 @@ def _chosen(blocks, scores, counts):
     ]
 
 
-def _check_first(block, reads_logits):
-    """Raises where the logits that a model's first block reads come from
-    outside: they would still be of E experts."""
+def _check_first(block: Mixture, reads_logits: bool) -> None:
+    """Raise if a model's first block reads logits from outside the model.
+
+    These would still have E columns.
+    """
     if reads_logits:
         raise ValueError(
-            "The logits that a router reads must come from a block of the same "
-            f"model. Received: {type(block.router).__name__} in the first "
+            "`model` must hold the block whose logits a router reads. "
+            f"Received: {type(block.router).__name__} in the first "
             f"block, {block.path!r}. Prune the model that holds both."
         )
 
 
-def _change_block(changes, block, kept):
-    """Says what becomes of a block's config and weights."""
+def _change_block(changes: Changes, block: Mixture, kept: np.ndarray) -> None:
+    """Change the config and the weights of a block."""
 
-    def edit_experts(config):
+    def edit_experts(config: Config) -> Config:
         if "layers" not in config:
             return {**config, "num_experts": len(kept)}
         return {**config, "layers": [config["layers"][e] for e in kept]}
 
-    def edit_block(config):
+    def edit_block(config: Config) -> Config:
         if "num_experts" in config:
             return {**config, "num_experts": len(kept)}
         return {**config, "experts": [config["experts"][e] for e in kept]}
@@ -197,11 +208,13 @@ def _change_block(changes, block, kept):
     changes.transfer(
         block.experts, lambda old, new: _move_experts(old, new, kept)
     )
-    mixtures.start_statistics_anew(changes, block)
+    mixtures.reset_statistics(changes, block)
 
 
-def _move_experts(old, new, kept):
-    """Copies the weights of the experts that stay."""
+def _move_experts(
+    old: keras.layers.Layer, new: keras.layers.Layer, kept: np.ndarray
+) -> None:
+    """Copy the weights of the experts that are kept."""
     if hasattr(old, "layers"):
         for place, expert in enumerate(kept):
             move_weights(old.layers[expert], new.layers[place])
@@ -210,11 +223,13 @@ def _move_experts(old, new, kept):
         assign(other, to_array(one)[kept])
 
 
-def _change_model(changes, model, kept_by_block):
-    """Says what becomes of a model that builds its blocks from arguments."""
+def _change_model(
+    changes: Changes, model: keras.Model, kept_by_block: dict[int, np.ndarray]
+) -> None:
+    """Change the config of a model that builds its blocks from arguments."""
     kept = [kept_by_block[id(block)] for block in model.moe_blocks]
 
-    def edit(config):
+    def edit(config: Config) -> Config:
         config = {**config, "num_experts": len(kept[0])}
         if config.get("router") is None:
             return config
@@ -224,8 +239,8 @@ def _change_model(changes, model, kept_by_block):
         ]
         if any(router != routers[0] for router in routers):
             raise ValueError(
-                "`model` must build all routers from one argument, and its "
-                "blocks kept different experts of a modality. Received: "
+                "`model` must keep the same experts of each modality in all "
+                "blocks, whose routers it builds from one argument. Received: "
                 f"{model.name!r} with {[x.tolist() for x in kept]}. Build a "
                 "functional model of MoEBlocks instead."
             )

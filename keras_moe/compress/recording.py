@@ -1,8 +1,9 @@
-"""What the experts of a model do on data.
+"""Measure what the experts of a model do on data.
 
 T tokens, D hidden_dim, E experts, P routed pairs, R tokens that are kept.
 """
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -21,15 +22,19 @@ TOKENS_OF_BLOCK = 2048
 
 
 class Record:
-    """Sums over all calls of one block.
+    """Sum up the calls of one block.
 
-    pairs: `(E,)`, routed pairs of each expert.
-    weights: `(E,)`, their combine weights, summed.
-    contributions: `(E,)`, sum of combine weight times the norm of the
-        expert's output.
-    units: tokens (or examples) that went to some expert.
-    tokens: list of float `(R, D)`, some of what the router saw.
-    logits: list of float `(R, E)`, theirs.
+    Args:
+        num_experts: Positive int. E.
+
+    Attributes:
+        pairs: `(E,)`. Number of routed pairs per expert.
+        weights: `(E,)`. Sum of the combine weights per expert.
+        contributions: `(E,)`. Sum per expert of each pair's combine weight
+            times the norm of the expert's output.
+        units: int. Number of tokens (or examples) that were sent to an expert.
+        tokens: List of float `(R, D)`. A sample of the router's inputs.
+        logits: List of float `(R, E)`. The router's logits of this sample.
     """
 
     def __init__(self, num_experts: int):
@@ -42,7 +47,7 @@ class Record:
         self.logits: list[np.ndarray] = []
 
     def add(self, seen: dict[str, np.ndarray]) -> None:
-        """Adds what `_of_call` took from one call."""
+        """Add the arrays that `_of_call` returned for one call."""
         expert, weight = seen["expert_index"], seen["combine_weights"]
         order = np.argsort(expert, kind="stable")
         order = order[expert[order] < self.num_experts]
@@ -56,10 +61,12 @@ class Record:
         self.units += len(token)
         self._sample(seen, token)
 
-    def _by_expert(self, expert, values):
+    def _by_expert(
+        self, expert: np.ndarray, values: np.ndarray | None
+    ) -> np.ndarray:
         return np.bincount(expert, values, minlength=self.num_experts)
 
-    def _sample(self, seen, token):
+    def _sample(self, seen: dict[str, np.ndarray], token: np.ndarray) -> None:
         room = TOKENS_OF_BLOCK - sum(map(len, self.tokens))
         size = min(room, TOKENS_OF_BATCH, len(token))
         if size > 0:
@@ -71,19 +78,26 @@ class Record:
 
     @property
     def saliency(self) -> np.ndarray:
-        """Mean contribution of an expert's pairs, `(E,)`; 0 without any."""
-        return self.contributions / np.maximum(self.pairs, 1)
+        """The mean contribution per pair, `(E,)`; 0 without pairs."""
+        saliency: np.ndarray = self.contributions / np.maximum(self.pairs, 1)
+        return saliency
 
 
 FIELDS = ("expert_index", "combine_weights", "token_index", "router_logits")
 
 
 def _of_call(routed: Call, computed: Call | None) -> dict[str, Tensor]:
-    """What is kept of a call of the router and the one of the experts behind.
+    """Return the arrays to keep of a router's call and its experts' call.
 
-    `tokens` `(T, D)`, what the router saw; FIELDS of the assignment; `norms`
-    `(P,)`, the Euclidean norm of each row that the experts returned, over all
-    its leaves.
+    Args:
+        routed: Call of the router.
+        computed: Call of the experts, or None if each of them was called on all
+            rows by itself.
+
+    Returns:
+        A dict of `tokens` `(T, D)`, the router's inputs; the `FIELDS` of the
+        assignment; and, with `computed`, `norms` `(P,)`, the Euclidean norm of
+        each row of the experts' outputs over all leaves.
     """
     x = routed.args[0]
     kept = {name: getattr(routed.outputs, name) for name in FIELDS}
@@ -103,18 +117,18 @@ def _of_call(routed: Call, computed: Call | None) -> dict[str, Tensor]:
 def observe(
     model: keras.Model, blocks: list[Mixture], data: Any
 ) -> dict[int, Record]:
-    """Runs a model on data, outside training and without capacity.
+    """Run a model on data, outside training and without capacity.
 
     Args:
-        model: whose blocks these are.
-        blocks: to watch.
-        data: see `batches_of`.
+        model: Model with these blocks.
+        blocks: Mixtures to observe.
+        data: Arrays or an iterable of batches, as `batches_of` takes them.
 
     Returns:
-        The record of each block, by its id.
+        A dict from the id of each block to its record.
 
     Raises:
-        ValueError: for no data.
+        ValueError: If `data` has no batch, or no token of it reaches an expert.
     """
     records = {id(block): Record(block.num_experts) for block in blocks}
     limits = [(block, block.eval_capacity_factor) for block in blocks]
@@ -133,23 +147,26 @@ def observe(
     if not any(record.units for record in records.values()):
         raise ValueError(
             "`data` must hold inputs that reach an expert. Received: no batch, "
-            "or padding alone. Pass some hundred examples as in training."
+            "or only padding. Pass a few hundred examples as in training."
         )
     return records
 
 
-def _watched(model, blocks):
-    """A function of a batch: for each block, what is kept of its calls."""
+def _watched(
+    model: keras.Model, blocks: list[Mixture]
+) -> Callable[[Any], list[list[dict[str, Tensor]]]]:
+    """Return a function from a batch to the arrays to keep, by block."""
     parts = [p for block in blocks for p in (block.router, block.experts)]
 
-    def run(batch):
+    def run(batch: Any) -> list[list[dict[str, Tensor]]]:
         with computing_once(model), watching(parts) as seen:
             model(batch, training=False)
         kept = []
         for block in blocks:
             routed = seen[id(block.router)]
-            # Without a call of theirs the experts all ran on everything.
-            computed = seen[id(block.experts)] or [None] * len(routed)
+            # If the bank was not called, each expert ran on all rows.
+            none: list[Call | None] = [None] * len(routed)
+            computed: Sequence[Call | None] = seen[id(block.experts)] or none
             pairs = zip(routed, computed, strict=True)
             kept.append([_of_call(*calls) for calls in pairs])
         return kept

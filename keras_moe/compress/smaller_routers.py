@@ -1,7 +1,9 @@
-"""Routers for fewer experts: their arguments and their weights.
+"""Change the arguments and weights of routers to those for fewer experts.
 
-E experts, N null experts, K top_k, G groups, n experts that stay.
+E experts, N null experts, K top_k, G groups, n experts that are kept.
 """
+
+from typing import Any
 
 import keras
 import numpy as np
@@ -13,39 +15,41 @@ from keras_moe.model_surgery.rebuild import assign, own_weights, to_array
 
 
 def check_router(block: Mixture, keep: int) -> None:
-    """Raises where a block's router cannot choose among `keep` experts."""
+    """Raise if a block's router cannot choose among `keep` experts."""
     router = block.router
     if not isinstance(router, LearnedRouter):
         raise ValueError(
-            "`prune_experts` needs a router that learns: its rows go with the "
-            f"experts. Received: {type(router).__name__} in {block.path!r}, "
-            "whose experts follow from ids. Use `merge_experts`, which keeps "
-            "the router, or change the ids and train anew."
+            "`model` must have routers with weights per expert, which are "
+            "removed with the experts. Received: "
+            f"{type(router).__name__} in {block.path!r}. Use `merge_experts`, "
+            "which keeps the router, or change the ids and train anew."
         )
     groups = getattr(router, "num_groups", 1)
     if keep % groups:
         raise ValueError(
             "`keep` must be a multiple of the router's `num_groups`: each "
-            f"group keeps as many. Received: keep={keep}, num_groups={groups} "
-            f"in {block.path!r}. Pass, for instance, keep={groups}."
+            "group keeps the same number. Received: "
+            f"keep={keep}, num_groups={groups} in {block.path!r}. Pass, for "
+            f"instance, keep={groups}."
         )
     most = keep * getattr(router, "top_k_groups", 1) // groups
     if router.top_k > most:
         raise ValueError(
-            "`keep` must leave a token's `top_k` experts. Received: "
-            f"keep={keep}, which leaves {most} to choose from, and top_k="
+            "`keep` must leave at least `top_k` experts to choose from. "
+            f"Received: keep={keep}, which leaves {most}, and top_k="
             f"{router.top_k} in {block.path!r}. Raise `keep`, or build the "
             "model with a smaller `top_k` and the same weights first."
         )
 
 
 def choose(scores: np.ndarray, keep: int, groups: int) -> np.ndarray:
-    """Returns the best experts in their order, int `(n,)`.
+    """Return the indices of the best experts, sorted, int `(n,)`.
 
     Args:
-        scores: `(E,)`; of equal ones the first stay.
-        keep: n.
-        groups: G, of consecutive experts; each keeps n / G.
+        scores: float `(E,)`. Of equal scores, the first are kept.
+        keep: int. n, a multiple of G.
+        groups: int. G, the number of groups of consecutive experts. Each keeps
+            n / G experts.
     """
     size = len(scores) // groups
     kept = []
@@ -55,13 +59,15 @@ def choose(scores: np.ndarray, keep: int, groups: int) -> np.ndarray:
     return np.concatenate(kept)
 
 
-def pruned_config(router, config: dict, kept: np.ndarray) -> dict:
-    """Returns the config of a router without the experts that go.
+def pruned_config(
+    router: LearnedRouter, config: dict[str, Any], kept: np.ndarray
+) -> dict[str, Any]:
+    """Return the config of a router for the experts that are kept.
 
     Args:
-        router: built.
-        config: of it, or of one with the same arguments.
-        kept: int `(n,)`.
+        router: Built router.
+        config: Config of it, or of a router with the same arguments.
+        kept: int `(n,)`. Indices of experts.
     """
     config = {**config, "num_experts": len(kept)}
     if config.get("max_experts") is not None:
@@ -73,8 +79,8 @@ def pruned_config(router, config: dict, kept: np.ndarray) -> dict:
     return config
 
 
-def _modalities(router, kept):
-    """The experts of each modality by their new numbers."""
+def _modalities(router: Any, kept: np.ndarray) -> list[list[int]]:
+    """Return the new indices of the experts of each modality."""
     place = {int(expert): new for new, expert in enumerate(kept)}
     rows = [
         [place[e] for e in row if e in place]
@@ -84,7 +90,7 @@ def _modalities(router, kept):
         return rows
     raise ValueError(
         "`keep` must leave each modality `top_k` of its experts. Received: "
-        f"experts {kept.tolist()} to stay, experts_of_modality="
+        f"experts {kept.tolist()} are kept, experts_of_modality="
         f"{router.experts_of_modality}, top_k={router.top_k}. Raise `keep`, "
         "or choose with `data` of all modalities."
     )
@@ -93,9 +99,14 @@ def _modalities(router, kept):
 def move_router(
     old: LearnedRouter, new: LearnedRouter, kept: np.ndarray
 ) -> None:
-    """Copies a router's weights, without the rows of experts that go.
+    """Copy the weights of a router that belong to the experts that are kept.
 
-    Columns behind the experts', of null experts or groups, all stay.
+    Columns behind those of experts, of null experts or groups, are all copied.
+
+    Args:
+        old: Built router of E experts.
+        new: Built router of n experts.
+        kept: int `(n,)`. Indices of experts.
     """
     axes = {
         id(getattr(old, name, None)): axes
@@ -110,11 +121,11 @@ def move_router(
         assign(other, value)
 
 
-def _check_known(router: keras.layers.Layer):
+def _check_known(router: keras.layers.Layer) -> None:
     if layers := _keras.layers_right_below(router):
         raise ValueError(
-            "A router must own its weights itself to lose rows of them. "
-            f"Received: {type(router).__name__} with the layers "
-            f"{[x.name for x in layers]}. Use `merge_experts`, which "
-            "keeps the router."
+            "`model` must have routers that own their weights themselves, so "
+            f"that rows can be removed. Received: {type(router).__name__} with "
+            f"the layers {[x.name for x in layers]}. Use `merge_experts`, "
+            "which keeps the router."
         )

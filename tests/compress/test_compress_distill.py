@@ -183,7 +183,7 @@ def models():
         ({"alpha": 1.5}, "`alpha` must"),
         ({"hidden_weight": -1}, "`hidden_weight` must"),
         ({"router_weight": -1}, "`router_weight` must"),
-        ({"hidden": ["nobody"]}, "name must be that of one layer"),
+        ({"hidden": ["nobody"]}, "must name one layer of each model"),
     ],
 )
 def test_bad_arguments(options, message):
@@ -200,7 +200,7 @@ def test_models_that_do_not_go_together():
     with pytest.raises(ValueError, match="`student` must not be a Distiller"):
         distill(distill(student, teacher), teacher)
     other = classifier(MoEBlock(4, 6))
-    with pytest.raises(ValueError, match="as many experts.*Received"):
+    with pytest.raises(ValueError, match="same number of experts.*Received"):
         distill(other, teacher, router=True)
     dense = classifier(Expert(6))
     with pytest.raises(ValueError, match="must contain a MoEBlock"):
@@ -213,9 +213,9 @@ def test_labels_and_outputs_that_are_missing(rng):
     distiller = distill(student, teacher)
     distiller.compile("sgd")
     outputs = np.full((4, 3), 1 / 3, "float32")
-    with pytest.raises(ValueError, match="`alpha` must be 1 where.*Received"):
+    with pytest.raises(ValueError, match="`alpha` must be 1 if.*Received"):
         distiller.compute_loss(x, y, outputs)
-    with pytest.raises(ValueError, match="same two or more classes.*Received"):
+    with pytest.raises(ValueError, match="same number of classes.*Received"):
         distiller = distill(student, teacher, alpha=1.0)
         distiller.compile("sgd")
         distiller.compute_loss(x, y, outputs[:, :1])
