@@ -1,4 +1,6 @@
-"""What the arguments of an ensemble mean, and which go together."""
+"""Check the arguments of an ensemble, and make its combiner from them."""
+
+from typing import Any, NoReturn
 
 import keras
 
@@ -15,7 +17,7 @@ METHODS = (
     "stacking",
     "snapshot",
 )
-COMBINERS = {
+COMBINERS: dict[str, type[combiners.Combiner]] = {
     "weighted": combiners.WeightedMean,
     "hard_vote": combiners.HardVote,
     "median": combiners.Median,
@@ -26,10 +28,10 @@ def check_arguments(
     method: str,
     from_logits: bool,
     regression: bool,
-    meta_model,
+    meta_model: Any,
     train_members: bool,
 ) -> None:
-    """Raises where arguments of `Ensemble` do not go together."""
+    """Raise if an argument of `Ensemble` is wrong or excluded by another."""
     checks.check_choice("method", method, METHODS)
     checks.check_bool("from_logits", from_logits)
     checks.check_bool("regression", regression)
@@ -50,27 +52,29 @@ def check_arguments(
     if train_members and method in ("hard_vote", "snapshot"):
         remedy = "Choose another method, or call `fit_members`."
         if method == "snapshot":
-            remedy = "`fit` trains a snapshot ensemble without it."
+            remedy = "Leave it out: `fit` trains a snapshot ensemble anyway."
         _refuse("train_members", train_members, f"method={method!r}", remedy)
     if meta_model is not None and method != "stacking":
         remedy = "Choose method='stacking'."
         _refuse("meta_model", meta_model, f"method={method!r}", remedy)
 
 
-def _refuse(name, value, other, remedy):
+def _refuse(name: str, value: object, other: str, remedy: str) -> NoReturn:
     raise ValueError(
-        f"`{name}` must not go with {other}. Received: {name}={value!r}, "
-        f"{other}. {remedy}"
+        f"`{name}` must not be combined with {other}. Received: "
+        f"{name}={value!r}, {other}. {remedy}"
     )
 
 
 def with_snapshots(
     models: list[keras.Model], method: str, num_snapshots: int | None
 ) -> list[keras.Model]:
-    """Returns the members: of one model, as many copies as snapshots.
+    """Return the members; for snapshots, copies of the one model.
 
     Raises:
-        ValueError: where the number of models and of snapshots do not fit.
+        ValueError: If `num_snapshots` is passed with another method; or, for
+            snapshots, if it is no positive int, or if there are neither one nor
+            `num_snapshots` models.
     """
     if method != "snapshot":
         if num_snapshots is not None:
@@ -78,12 +82,12 @@ def with_snapshots(
             _refuse("num_snapshots", num_snapshots, f"{method=}", remedy)
         return models
     number = checks.check_positive_int("num_snapshots", num_snapshots)
-    if len(models) == number:  # as a loaded ensemble has them
+    if len(models) == number:  # of an ensemble that is loaded
         return models
     if len(models) == 1:
         return clones(models[0], number)
     raise ValueError(
-        "`models` must be one model where method='snapshot': its members are "
+        "`models` must be one model if method='snapshot': the members are "
         f"that model at several times. Received: {len(models)} models, "
         f"num_snapshots={num_snapshots}. Pass the one to train."
     )
@@ -94,9 +98,9 @@ def combiner_of(
     num_members: int,
     from_logits: bool,
     regression: bool,
-    meta_model,
+    meta_model: keras.layers.Layer | None,
 ) -> combiners.Combiner:
-    """Returns the layer that combines the members' outputs."""
+    """Return the layer that combines the members' outputs."""
     scale = "logits" if from_logits else "probabilities"
     if regression or method == "mean":
         scale = "values"

@@ -1,10 +1,12 @@
-"""What makes one output of several: votes, means, and what is learned.
+"""Combine several outputs into one by votes, means, or a learned function.
 
-B batch, M members, C classes (or values); `...` are axes between, if any.
-The scale of the members' outputs is `"probabilities"`, `"logits"` or
-`"values"` (regression). C = 1 is the probability (or logit) of the second of
-two classes. Everything is computed in float32.
+B batch, M members, C classes (or values); `...` are axes in between, if any.
+The scale of the members' outputs is `"probabilities"`, `"logits"`, or
+`"values"` (regression). With C = 1, an output is the probability (or logit) of
+the second of two classes. Everything is computed in float32.
 """
+
+from typing import Any
 
 import keras
 from keras import ops
@@ -17,30 +19,31 @@ EPSILON = 1e-7
 
 
 class Combiner(keras.layers.Layer):
-    """Makes one output `(B, ..., C)` of a list of M of that shape.
+    """Combine a list of M outputs `(B, ..., C)` into one of that shape.
 
     Args:
-        scale: `"probabilities"`, `"logits"` or `"values"`.
+        scale: str. `"probabilities"`, `"logits"`, or `"values"`.
+        **kwargs: Arguments of `keras.layers.Layer`.
     """
 
-    def __init__(self, scale: str, **kwargs):
+    def __init__(self, scale: str, **kwargs: Any):
         super().__init__(dtype="float32", **kwargs)
         self.scale = scale
 
     def call(self, outputs: list[Tensor]) -> Tensor:
-        """Stacks the outputs to `(B, ..., M, C)` and combines them."""
+        """Stack the outputs to `(B, ..., M, C)` and combine them."""
         return self.combine(ops.stack(outputs, axis=-2))
 
     def combine(self, stacked: Tensor) -> Tensor:
-        """Returns the mean of the probabilities (or values)."""
+        """Return the mean of the probabilities (or values)."""
         return ops.mean(to_probabilities(stacked, self.scale), axis=-2)
 
 
 class HardVote(Combiner):
-    """The share of the members that vote for each class."""
+    """Return the share of the members that vote for each class."""
 
     def combine(self, stacked: Tensor) -> Tensor:
-        """A member votes for its largest output, the first of equal ones."""
+        """Count one vote per member, for the first of its largest outputs."""
         num_classes = stacked.shape[-1]
         if num_classes == 1:
             threshold = 0.0 if self.scale == "logits" else 0.5
@@ -52,10 +55,10 @@ class HardVote(Combiner):
 
 
 class Median(Combiner):
-    """The elementwise median, of probabilities divided by its sum."""
+    """Return the elementwise median; of probabilities, divided by its sum."""
 
     def combine(self, stacked: Tensor) -> Tensor:
-        """Takes the middle one, or the mean of the middle two."""
+        """Return the middle output, or the mean of the middle two."""
         members = to_probabilities(stacked, self.scale)
         ordered = ops.sort(members, axis=-2)
         low, high = (stacked.shape[-2] - 1) // 2, stacked.shape[-2] // 2
@@ -70,46 +73,52 @@ class Median(Combiner):
 
 
 class WeightedMean(Combiner):
-    """A mean with convex weights: the softmax of trainable logits `(M,)`."""
+    """Return a mean with learned convex weights, a softmax of logits `(M,)`."""
 
     def build(self, input_shape: list[Shape]) -> None:
-        """Creates the logits; equal ones, so that it starts as the mean."""
+        """Create the logits, all equal, so that it starts as the mean."""
         self.logits = self.add_weight(
             name="logits", shape=(len(input_shape),), initializer="zeros"
         )
         self.built = True
 
     def member_weights(self) -> Tensor:
-        """Returns the weights `(M,)`, above 0, their sum 1."""
+        """Return the weights `(M,)`, which are above 0 and sum to 1."""
         return ops.exp(ops.log_softmax(self.logits))
 
     def combine(self, stacked: Tensor) -> Tensor:
-        """Returns the weighted mean of the probabilities (or values)."""
+        """Return the weighted mean of the probabilities (or values)."""
         members = to_probabilities(stacked, self.scale)
         return ops.sum(members * self.member_weights()[:, None], axis=-2)
 
 
 class Stacking(Combiner):
-    """A model of the members' outputs side by side, `(B, ..., M * C)`.
+    """Apply a model to the concatenated outputs `(B, ..., M * C)`.
 
     Args:
-        meta_model: a Keras model or layer of such inputs.
-        scale: of the members; the meta model gets probabilities or values.
+        meta_model: Keras model or layer that takes such inputs.
+        scale: str. Scale of the members' outputs. Logits are turned into
+            probabilities.
+        **kwargs: Arguments of `keras.layers.Layer`.
     """
 
-    def __init__(self, meta_model, scale: str, **kwargs):
+    def __init__(
+        self, meta_model: keras.layers.Layer, scale: str, **kwargs: Any
+    ):
         super().__init__(scale, **kwargs)
         self.meta_model = meta_model
 
     def build(self, input_shape: list[Shape]) -> None:
-        """Builds the meta model, where it is not."""
+        """Build the meta model if it is not built yet."""
         if not self.meta_model.built:
             width = sum(shape[-1] or 0 for shape in input_shape)
             self.meta_model.build((*input_shape[0][:-1], width))
         self.built = True
 
-    def call(self, outputs: list[Tensor], training=None) -> Tensor:
-        """Runs the meta model; `outputs` as of `Combiner`."""
+    def call(
+        self, outputs: list[Tensor], training: bool | None = None
+    ) -> Tensor:
+        """Return the output of the meta model for M outputs `(B, ..., C)`."""
         members = [to_probabilities(x, self.scale) for x in outputs]
         features = ops.concatenate(members, axis=-1)
         takes_training = isinstance(self.meta_model, keras.Model)
@@ -119,32 +128,39 @@ class Stacking(Combiner):
 
 @keras.saving.register_keras_serializable(package="keras_moe")
 class StackingHead(NamedArguments, keras.layers.Layer):
-    """The mean of the members and a linear correction that is learned.
+    """Return the mean of the members with a learned linear correction.
 
-    Starts as the mean. For values it is `mean + Dense(values)`; for
-    probabilities `softmax(log(mean) + Dense(log(probabilities)))`, with
-    sigmoid and log-odds where there is one output. The kernel, of shape
-    `(M * C, C)`, starts at zero, and a regularizer holds it near the mean.
+    For values, it is `mean + Dense(values)`. For probabilities, it is
+    `softmax(log(mean) + Dense(log(probabilities)))`, or with one column the
+    same with sigmoid and log-odds. The kernel of the `Dense`, `(M * C, C)`,
+    starts at zero, so that the head starts as the mean; a regularizer keeps it
+    close to the mean.
 
     Args:
-        num_members: M.
-        regression: whether the members give values.
-        kernel_regularizer: of the correction; None for none.
-        **kwargs: of `keras.layers.Layer`.
+        num_members: Positive int. M.
+        regression: bool. Whether the outputs of the members are values.
+            `False` (the default) means probabilities.
+        kernel_regularizer: Keras regularizer of the kernel, or None. `None`
+            (the default) means no regularization.
+        **kwargs: Arguments of `keras.layers.Layer`.
 
     Call arguments:
-        features: float `(..., M * C)`, one member behind the other.
+        features: float `(..., M * C)`. Concatenated outputs of the members.
 
     Returns:
         float `(..., C)`.
+
+    Raises:
+        ValueError: If an argument has a wrong type or is out of its range, or
+            if `num_members` does not divide the width of the inputs.
     """
 
     def __init__(
         self,
         num_members: int,
         regression: bool = False,
-        kernel_regularizer=None,
-        **kwargs,
+        kernel_regularizer: Any = None,
+        **kwargs: Any,
     ):
         super().__init__(**kwargs)
         self.num_members = checks.check_positive_int("num_members", num_members)
@@ -154,7 +170,7 @@ class StackingHead(NamedArguments, keras.layers.Layer):
         )
 
     def build(self, input_shape: Shape) -> None:
-        """Creates the correction for `(..., M * C)`."""
+        """Create the correction for inputs `(..., M * C)`."""
         width = input_shape[-1]
         if width is None or width % self.num_members:
             raise ValueError(
@@ -174,7 +190,7 @@ class StackingHead(NamedArguments, keras.layers.Layer):
         self.built = True
 
     def call(self, features: Tensor) -> Tensor:
-        """Returns the corrected mean; see the class."""
+        """Return the corrected mean; see the class."""
         members = ops.split(features, self.num_members, axis=-1)
         mean = sum(members[1:], members[0]) / self.num_members
         if self.regression:
@@ -184,12 +200,12 @@ class StackingHead(NamedArguments, keras.layers.Layer):
         return to_probabilities(logits, "logits")
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:
-        """Returns `(..., C)`."""
+        """Return `(..., C)`."""
         width = input_shape[-1]
         return (*input_shape[:-1], width and width // self.num_members)
 
-    def get_config(self) -> dict:
-        """Returns the arguments that build this layer again."""
+    def get_config(self) -> dict[str, Any]:
+        """Return the arguments that build this layer again."""
         regularizer = keras.regularizers.serialize(self.kernel_regularizer)
         return {
             **super().get_config(),
@@ -200,7 +216,7 @@ class StackingHead(NamedArguments, keras.layers.Layer):
 
 
 def to_probabilities(outputs: Tensor, scale: str) -> Tensor:
-    """Returns outputs `(..., C)`, logits turned into probabilities."""
+    """Return outputs `(..., C)`, with logits turned into probabilities."""
     if scale != "logits":
         return outputs
     if outputs.shape[-1] == 1:
@@ -208,9 +224,9 @@ def to_probabilities(outputs: Tensor, scale: str) -> Tensor:
     return ops.softmax(outputs, axis=-1)
 
 
-def _log(probabilities):
+def _log(probabilities: Tensor) -> Tensor:
     return ops.log(ops.maximum(probabilities, EPSILON))
 
 
-def _log_odds(probabilities):
+def _log_odds(probabilities: Tensor) -> Tensor:
     return _log(probabilities) - _log(1 - probabilities)

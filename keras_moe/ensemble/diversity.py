@@ -1,39 +1,47 @@
-"""How far the mistakes of several classifiers differ.
+"""Measure how far the mistakes of several classifiers differ.
 
 M members, N samples. `correct` is bool `(M, N)`: whether member m is right on
 sample n. These are pairwise measures of Kuncheva & Whitaker 2003, "Measures of
-Diversity in Classifier Ensembles", from four counts for each pair of members:
-n11 both right, n00 both wrong, n10 and n01 only the one, only the other.
+Diversity in Classifier Ensembles", from four counts of samples for each pair
+of members: n11 on which both are right, n00 on which both are wrong, n10 and
+n01 on which only the first or only the second is right.
 """
 
 import numpy as np
 
 
 def disagreement(correct: np.ndarray) -> np.ndarray:
-    """Returns the share of samples on which one of two is right.
+    """Return the share of samples on which exactly one of two is right.
 
     Args:
-        correct: bool `(M, N)`.
+        correct: bool `(M, N)`, not empty.
 
     Returns:
-        float64 `(M, M)`, symmetric; 0 where two make the same mistakes, and
-        on the diagonal.
+        float64 `(M, M)`, symmetric. It is 0 for two members that are wrong on
+        the same samples, and on the diagonal.
+
+    Raises:
+        ValueError: If `correct` is not bool `(M, N)`, or is empty.
     """
     n11, n10, n01, n00 = _counts(correct)
-    return (n10 + n01) / (n11 + n10 + n01 + n00)
+    shares: np.ndarray = (n10 + n01) / (n11 + n10 + n01 + n00)
+    return shares
 
 
 def q_statistic(correct: np.ndarray) -> np.ndarray:
-    """Returns Yule's Q: -1 diverse, 0 independent, 1 alike.
+    """Return Yule's Q: -1 for opposite, 0 for independent, 1 for like mistakes.
 
     `(n11 * n00 - n01 * n10) / (n11 * n00 + n01 * n10)`.
 
     Args:
-        correct: bool `(M, N)`.
+        correct: bool `(M, N)`, not empty.
 
     Returns:
-        float64 `(M, M)`, symmetric; NaN where the denominator is 0, as for a
-        member that is always right beside one that never errs with it.
+        float64 `(M, M)`, symmetric. It is NaN if the denominator is 0, for
+        instance for a member that is always right and any other one.
+
+    Raises:
+        ValueError: If `correct` is not bool `(M, N)`, or is empty.
     """
     n11, n10, n01, n00 = _counts(correct)
     same, apart = n11 * n00, n10 * n01
@@ -44,22 +52,27 @@ def q_statistic(correct: np.ndarray) -> np.ndarray:
 
 
 def double_fault(correct: np.ndarray) -> np.ndarray:
-    """Returns the share of samples on which both are wrong.
+    """Return the share of samples on which both of two members are wrong.
 
     Args:
-        correct: bool `(M, N)`.
+        correct: bool `(M, N)`, not empty.
 
     Returns:
-        float64 `(M, M)`, symmetric; a member's error rate on the diagonal.
+        float64 `(M, M)`, symmetric. The diagonal holds the members' error
+        rates.
+
+    Raises:
+        ValueError: If `correct` is not bool `(M, N)`, or is empty.
     """
     n11, n10, n01, n00 = _counts(correct)
-    return n00 / (n11 + n10 + n01 + n00)
+    shares: np.ndarray = n00 / (n11 + n10 + n01 + n00)
+    return shares
 
 
 def mean_over_pairs(pairwise: np.ndarray) -> float:
-    """Returns the mean of `(M, M)` over the pairs of unlike members.
+    """Return the mean of `(M, M)` over the pairs of different members.
 
-    Undefined pairs (NaN) are left out; NaN where none is left.
+    Undefined pairs (NaN) are left out. If none is left, the mean is NaN.
     """
     pairwise = np.asarray(pairwise)
     values = pairwise[np.triu_indices(len(pairwise), 1)]
@@ -70,18 +83,19 @@ def mean_over_pairs(pairwise: np.ndarray) -> float:
 def is_correct(
     outputs: np.ndarray, labels: np.ndarray, from_logits: bool = False
 ) -> np.ndarray:
-    """Returns whether each member is right on each sample.
+    """Return whether each member is right on each sample.
 
     Args:
-        outputs: float `(M, N, ..., C)`, probabilities or logits.
+        outputs: float `(M, N, ..., C)`. Probabilities or logits.
         labels: int `(N, ...)` or `(N, ..., 1)`, or one-hot `(N, ..., C)`.
-        from_logits: whether a lone output is right above 0, not above 0.5.
+        from_logits: bool. Whether the outputs are logits, so that the threshold
+            for C = 1 is 0 instead of 0.5. Defaults to `False`.
 
     Returns:
         bool `(M, N * ...)`.
 
     Raises:
-        ValueError: where the labels fit no output.
+        ValueError: If the labels have another shape.
     """
     labels, shape = np.asarray(labels), outputs.shape[1:]
     if shape[-1] == 1:
@@ -93,16 +107,19 @@ def is_correct(
     if labels.shape == (*shape[:-1], 1):
         labels = labels[..., 0]
     if labels.shape == shape[:-1]:
-        return (classes == labels).reshape(len(outputs), -1)
+        correct: np.ndarray = (classes == labels).reshape(len(outputs), -1)
+        return correct
     raise ValueError(
         f"`y` must hold classes of shape {shape[:-1]} or one-hot rows of "
-        f"shape {shape}. Received: shape {labels.shape}. Pass one label an "
+        f"shape {shape}. Received: shape {labels.shape}. Pass one label per "
         "output."
     )
 
 
-def _counts(correct):
-    """Returns n11, n10, n01, n00, each float64 `(M, M)`."""
+def _counts(
+    correct: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Return n11, n10, n01, and n00, each float64 `(M, M)`."""
     correct = np.asarray(correct)
     if correct.ndim != 2 or correct.dtype != bool or not correct.size:
         raise ValueError(

@@ -1,5 +1,7 @@
 """The members of an ensemble as layers of it, and the inputs they share."""
 
+from typing import Any
+
 import keras
 from keras import ops
 
@@ -8,52 +10,55 @@ from keras_moe.types import Tensor
 
 
 class Member(keras.layers.Layer):
-    """Runs one model inside an ensemble.
+    """Run one model inside an ensemble.
 
     Args:
-        model: its output must be one tensor.
-        frozen: whether it runs with `training=False` and without gradients,
-            whatever the ensemble does. A frozen MoE adds no balance losses.
-        **kwargs: of `keras.layers.Layer`.
+        model: Built model whose output is one tensor.
+        frozen: bool. Whether the model always runs with `training=False` and
+            without gradients. A frozen MoE adds no load-balancing losses.
+        **kwargs: Arguments of `keras.layers.Layer`.
 
     Call arguments:
-        inputs: the ensemble's; of a dict, the model gets the keys it knows.
+        inputs: Inputs of the ensemble. If they are a dict, the model gets the
+            keys that it has as inputs.
     """
 
-    def __init__(self, model: keras.Model, frozen: bool, **kwargs):
+    def __init__(self, model: keras.Model, frozen: bool, **kwargs: Any):
         super().__init__(autocast=False, **kwargs)
         self.model = model
         self.frozen = frozen
 
-    def call(self, inputs, training=None) -> Tensor:
-        """Returns the model's output."""
+    def call(self, inputs: Any, training: bool | None = None) -> Tensor:
+        """Return the model's output."""
         inputs = self.own_inputs(inputs)
         if not self.frozen:
             return self.model(inputs, training=training)
         return ops.stop_gradient(self.model(inputs, training=False))
 
-    def compute_output_spec(self, inputs, training=None):
-        """Returns the model's symbolic output; builds the model."""
+    def compute_output_spec(
+        self, inputs: Any, training: bool | None = None
+    ) -> Any:
+        """Return the model's symbolic output; this builds the model."""
         outputs = self.model(self.own_inputs(inputs), training=False)
         return keras.tree.map_structure(
             lambda x: keras.KerasTensor(x.shape, x.dtype), outputs
         )
 
     @property
-    def metrics(self) -> list:
-        """None: those the model is compiled with are not the ensemble's."""
+    def metrics(self) -> list[Any]:
+        """No metrics, since the model's own are not those of the ensemble."""
         return []
 
-    def own_inputs(self, inputs):
-        """Returns those of a dict of inputs that the model knows."""
+    def own_inputs(self, inputs: Any) -> Any:
+        """Return inputs without the keys that the model does not have."""
         known = input_of(self.model)
         if not (isinstance(known, dict) and isinstance(inputs, dict)):
             return inputs
         return {key: inputs[key] for key in known}
 
 
-def input_of(model: keras.Model):
-    """Returns a model's symbolic inputs, nested; None where it has none."""
+def input_of(model: keras.Model) -> Any:
+    """Return a model's symbolic inputs in their structure; None without."""
     for name in ("input", "inputs"):  # Functional; Sequential
         try:
             found = getattr(model, name)
@@ -66,17 +71,17 @@ def input_of(model: keras.Model):
     return None
 
 
-def shared_inputs(models: list[keras.Model]):
-    """Returns new `keras.Input`s for all: of dicts, their union.
+def shared_inputs(models: list[keras.Model]) -> Any:
+    """Return new `keras.Input`s for all models; of dicts, the union.
 
     Raises:
-        ValueError: where no model has symbolic inputs.
+        ValueError: If no model has symbolic inputs.
     """
     known = [x for x in map(input_of, models) if x is not None]
     if not known:
         raise ValueError(
             "`models` must hold at least one Functional or built Sequential "
-            "model: it says what the inputs are. Received: "
+            "model, which has the shapes of the inputs. Received: "
             f"{[type(model).__name__ for model in models]}. Wrap one: "
             "`x = keras.Input(...); keras.Model(x, model(x))`."
         )
@@ -86,31 +91,31 @@ def shared_inputs(models: list[keras.Model]):
     return {key: _copy(x, key) for key, x in union.items()}
 
 
-def _copy(x, name):
+def _copy(x: keras.KerasTensor, name: str) -> keras.KerasTensor:
     return keras.Input(batch_shape=x.shape, dtype=x.dtype, name=name)
 
 
-def check_models(models) -> list[keras.Model]:
-    """Returns the models as a list where they are models, each once."""
+def check_models(models: Any) -> list[keras.Model]:
+    """Return the models as a list if they are Keras models, each once."""
     if isinstance(models, keras.Model):
         models = [models]
-    models = checks.check_list("models", models, "Keras models")
-    if not models or not all(isinstance(m, keras.Model) for m in models):
+    found = checks.check_list("models", models, "Keras models")
+    if not found or not all(isinstance(m, keras.Model) for m in found):
         raise ValueError(
             "`models` must be a list of one or more Keras models. Received: "
-            f"models={models!r}. Pass the models to combine."
+            f"models={found!r}. Pass the models to combine."
         )
-    if len({id(model) for model in models}) < len(models):
+    if len({id(model) for model in found}) < len(found):
         raise ValueError(
             "`models` must not hold a model twice. Received: "
-            f"{[model.name for model in models]}. Build another one, or copy "
+            f"{[model.name for model in found]}. Build another one, or copy "
             "it with keras.models.clone_model."
         )
-    return models
+    return found
 
 
-def check_outputs(models: list[keras.Model], outputs: list) -> None:
-    """Raises where the outputs are not one tensor each, of one shape."""
+def check_outputs(models: list[keras.Model], outputs: list[Any]) -> None:
+    """Raise if the outputs are not one tensor per model, all of one shape."""
     shapes = [getattr(x, "shape", ()) for x in outputs]
     first = tuple(shapes[0])
     alike = all(tuple(shape) == first for shape in shapes)

@@ -55,29 +55,29 @@ ARGUMENTS = [
     (lambda: Ensemble([dense()], "average"), "`method` must be one of"),
     (
         lambda: Ensemble([dense()], "soft_vote", regression=True),
-        "`regression` must not go with method='soft_vote'",
+        "`regression` must not be combined with method='soft_vote'",
     ),
     (
         lambda: Ensemble([dense()], regression=True, from_logits=True),
-        "`regression` must not go with from_logits=True",
+        "`regression` must not be combined with from_logits=True",
     ),
     (
         lambda: Ensemble([dense()], "hard_vote", train_members=True),
-        "`train_members` must not go with method='hard_vote'",
+        "`train_members` must not be combined with method='hard_vote'",
     ),
     (
         lambda: Ensemble(
             [dense()], "snapshot", num_snapshots=3, train_members=True
         ),
-        "`train_members` must not go with method='snapshot'",
+        "`train_members` must not be combined with method='snapshot'",
     ),
     (
         lambda: Ensemble([dense()], meta_model=dense()),
-        "`meta_model` must not go with method='mean'",
+        "`meta_model` must not be combined with method='mean'",
     ),
     (
         lambda: Ensemble([dense()], num_snapshots=2),
-        "`num_snapshots` must not go with method='mean'",
+        "`num_snapshots` must not be combined with method='mean'",
     ),
     (
         lambda: Ensemble(dense(), "snapshot"),
@@ -85,7 +85,7 @@ ARGUMENTS = [
     ),
     (
         lambda: Ensemble([dense(), dense()], "snapshot", num_snapshots=3),
-        "`models` must be one model where method='snapshot'",
+        "`models` must be one model if method='snapshot'",
     ),
     (
         lambda: Ensemble([dense()], "stacking", meta_model=StackingHead(3)),
@@ -104,7 +104,9 @@ def test_arguments(make, message):
 def test_nothing_to_learn(method):
     ensemble = Ensemble([dense(), dense()], method)
     ensemble.compile("adam", "mse")
-    with pytest.raises(ValueError, match=r"nothing to learn.*`fit_members"):
+    with pytest.raises(
+        ValueError, match=r"needs weights to learn.*`fit_members"
+    ):
         ensemble.fit(X, Y, verbose=0)
 
 
@@ -120,7 +122,7 @@ def test_members_that_nobody_compiled():
         Ensemble([dense()]).fit_members(X, Y, verbose=0)
     ensemble = Ensemble([dense()], "soft_vote", from_logits=True)
     ensemble.compile("adam", "sparse_categorical_crossentropy")
-    with pytest.raises(ValueError, match="theirs of logits"):
+    with pytest.raises(ValueError, match="theirs takes logits"):
         ensemble.fit_members(X, Y, verbose=0)
 
 
@@ -149,13 +151,13 @@ def test_snapshots_have_whole_cycles():
 
 
 def test_weights_of_a_method_without():
-    with pytest.raises(ValueError, match="`member_weights` must be asked"):
+    with pytest.raises(ValueError, match="`member_weights` needs"):
         Ensemble([dense()]).member_weights()
 
 
 def test_diversity_counts_right_and_wrong():
     ensemble = Ensemble([dense(), dense()], regression=True)
-    with pytest.raises(ValueError, match="`diversity` must be asked of"):
+    with pytest.raises(ValueError, match="`diversity` needs"):
         ensemble.diversity(X, Y)
     with pytest.raises(ValueError, match="`y` must hold classes of shape"):
         Ensemble([dense()]).diversity(X, Y[:3], verbose=0)
