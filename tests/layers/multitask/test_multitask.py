@@ -1,4 +1,4 @@
-"""Mixtures with an output a task, against NumPy."""
+"""Compare mixtures that have one output per task with NumPy."""
 
 import keras
 import numpy as np
@@ -29,7 +29,7 @@ def task_weights(layer, k, x):
 
 
 def cgc_by_hand(layer, inputs):
-    """Section 4.1: of each task's input, and of the shared experts'."""
+    """Compute section 4.1 of the paper from the tasks' and shared inputs."""
     *own, shared = (
         bank_outputs(bank, x)
         for bank, x in zip(
@@ -41,9 +41,9 @@ def cgc_by_hand(layer, inputs):
         for k, mine in enumerate(own)
     ]
     if layer.return_shared:
-        everyone = sum(own, []) + shared
+        all_outputs = sum(own, []) + shared
         weights = task_weights(layer, layer.num_tasks, inputs[-1])
-        outputs.append(mixture(everyone, weights))
+        outputs.append(mixture(all_outputs, weights))
     return outputs
 
 
@@ -64,7 +64,7 @@ def test_multi_gate_is_equations_6_and_7(rng):
 
 
 def test_one_expert_and_one_task_are_a_dense_network(rng):
-    """Its one weight is 1."""
+    """The only mixture weight is 1."""
     layer = MultiGateMoE(1, F, num_tasks=1)
     x = draw(rng, 2, 3, D)
     (y,) = layer(x)
@@ -88,7 +88,7 @@ def test_cgc_is_its_equations(rng, return_shared):
     assert [tuple(shape) for shape in shapes] == wanted
 
 
-def test_a_task_does_not_see_the_experts_of_others(rng):
+def test_a_task_does_not_use_the_experts_of_others(rng):
     layer = CGC(2, 1, 2, F)
     x = draw(rng, T, D)
     before = [to_numpy(y) for y in layer(x)]
@@ -100,7 +100,7 @@ def test_a_task_does_not_see_the_experts_of_others(rng):
 
 
 def test_ple_is_a_stack_of_cgc(rng):
-    """The last layer has no shared output; each reads what is below."""
+    """Each layer reads the one below, and the last has no shared output."""
     layer = PLE(2, 1, 2, F, num_layers=3, output_dim=H)
     layer.build((None, D))
     randomize(layer, rng)
@@ -161,7 +161,7 @@ def test_masks_of_keras_reach_every_output(make):
 
 @every_layer
 def test_config_shapes_and_banks_of_their_own(make, rng):
-    """Banks and routers start apart, though they share an initializer."""
+    """Banks and routers that share an initializer start with other values."""
     layer = make(output_dim=H, seed=3, dropout=0.2, kernel_regularizer="l2")
     again = type(layer).from_config(layer.get_config())
     assert again.get_config() == layer.get_config()

@@ -1,4 +1,4 @@
-"""Weights of tasks that are learned, and `fit` that learns them."""
+"""Test learned task weights, and the model whose `fit` learns them."""
 
 import keras
 import numpy as np
@@ -13,9 +13,11 @@ pytestmark = pytest.mark.one_backend
 
 @pytest.mark.every_backend
 def test_the_sum_is_equations_7_and_10():
-    """Variances 4 and 2: 6 / 8 + log(4) / 2 + 3 / 2 + log(2) / 2; and the
-    slopes by log variance, 1/2 - loss / (2 variance) and 1/2 - loss /
-    variance."""
+    """The variances are 4 and 2.
+
+    The loss is 6 / 8 + log(4) / 2 + 3 / 2 + log(2) / 2. The slopes by log
+    variance are 1/2 - loss / (2 variance) and 1/2 - loss / variance.
+    """
     log_variances = np.log([4.0, 2.0]).astype("float32")
     kinds = ["regression", "classification"]
 
@@ -46,7 +48,7 @@ def test_the_layer_holds_the_variances():
 
 
 def data(rng, rows=256):
-    """Two regressions: noise of standard deviation 0.2 and 1.5."""
+    """Return two regressions with noise of standard deviation 0.2 and 1.5."""
     x = draw(rng, rows, 3)
     noise = draw(rng, rows, 2) * [0.2, 1.5]
     return x, [x[:, 0] + noise[:, 0], x[:, 1:2] + noise[:, 1:]]
@@ -61,8 +63,11 @@ def weighted(**kwargs):
 
 @pytest.mark.every_backend
 def test_fit_learns_the_variances_of_the_noise(rng, tmp_path):
-    """At the optimum a variance is its task's mean squared error: that of the
-    data's noise, which the linear heads cannot explain."""
+    """At the optimum, a variance is its task's mean squared error.
+
+    That error is the variance of the data's noise, which the linear heads
+    cannot explain.
+    """
     model = weighted()
     x, y = data(rng)
     model.compile(keras.optimizers.Adam(0.05), metrics=[["mae"], ["mae"]])
@@ -87,7 +92,7 @@ def test_fit_learns_the_variances_of_the_noise(rng, tmp_path):
 
 
 def test_sample_weights_added_losses_and_loss_objects(rng):
-    """Rows of weight 0 do not count; what a layer adds is in the sum."""
+    """Rows of weight 0 do not count, and a layer's losses are in the sum."""
     inputs = keras.Input((3,))
     heads = [
         keras.layers.Dense(1, activity_regularizer=keras.regularizers.L1(0.1))(
@@ -108,7 +113,7 @@ def test_sample_weights_added_losses_and_loss_objects(rng):
     weights = [kept.astype("float32")] * 2
     loss = model.evaluate(x, y, sample_weight=weights, verbose=0)
     one, p = (to_numpy(o) for o in inner(x))
-    # Keras divides the sum by the number of rows, weighed or not.
+    # Keras divides the sum by the number of rows, weighted or not.
     squares = np.sum((y[0] - one)[kept] ** 2) / 8
     log_p = np.log(np.where(y[1] == 1, p, 1 - p))[kept]
     added = 0.1 * np.abs(one).sum() / 8
@@ -119,7 +124,7 @@ def test_sample_weights_added_losses_and_loss_objects(rng):
 @pytest.mark.every_backend
 @pytest.mark.parametrize("outputs", ["dict", "list"])
 def test_dicts_are_the_same_as_lists(outputs, rng, tmp_path):
-    """Names in another order than the outputs; against a model of lists."""
+    """Names in another order than the outputs give the loss of lists."""
     inputs = keras.Input((3,))
     heads = {
         "price": keras.layers.Dense(1, name="price")(inputs),

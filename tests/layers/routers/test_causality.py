@@ -1,4 +1,4 @@
-"""A router that claims to be causal lets no token see a later one."""
+"""Routers that are declared causal never use later tokens."""
 
 import numpy as np
 import pytest
@@ -24,11 +24,12 @@ CAUSAL = {
     ),
 }
 OTHERS = {n: make for n, make in ROUTERS.items() if n not in CAUSAL}
-# Where compiling is dear, one router of each way: all are the same keras.ops.
-DEAR = BACKEND == "jax"
-TESTED = ["GShardRouter", "HashRouter", "ReLURouter"] if DEAR else CAUSAL
-TRAINING = [True] if DEAR else [False, True]
-PLACE = 3  # of the token that is changed
+# If compiling is expensive, one router of each kind is tested, because the
+# routers are the same `keras.ops` on every backend.
+EXPENSIVE = BACKEND == "jax"
+TESTED = ["GShardRouter", "HashRouter", "ReLURouter"] if EXPENSIVE else CAUSAL
+TRAINING = [True] if EXPENSIVE else [False, True]
+PLACE = 3  # position of the token that is changed
 
 
 def language_model(router, **options):
@@ -46,11 +47,11 @@ def language_model(router, **options):
     )
 
 
-def test_who_claims_it():
+def test_which_routers_are_causal():
     assert set(OTHERS) == {
         "AttentionRouter",  # reads the whole sequence
         "ExpertChoiceRouter",  # tokens compete
-        "HashRouter round robin",  # by the place in the batch
+        "HashRouter round robin",  # routes by the place in the batch
         "SinkhornRouter",  # tokens compete in training
     }
     assert not keras_moe.layers.BaseRouter(3).causal
@@ -66,7 +67,7 @@ def test_who_claims_it():
 @pytest.mark.parametrize("training", TRAINING)
 @pytest.mark.parametrize("name", TESTED)
 def test_a_later_token_changes_no_earlier_output(name, training, rng):
-    """What is drawn at random is drawn again: the seeds are put back."""
+    """Restored seeds make both calls draw the same random numbers."""
     x = draw(rng, 2, 5, D)
     later = x.copy()
     later[:, PLACE] = draw(rng, 2, D)
@@ -83,7 +84,7 @@ def test_a_later_token_changes_no_earlier_output(name, training, rng):
         own = {"router_inputs": ids} if takes_ids else {}
         return block(x, training=training, **own)
 
-    run = kernels.compiled(call, block.variables) if DEAR else call
+    run = kernels.compiled(call, block.variables) if EXPENSIVE else call
     state = [to_numpy(v) for v in block.non_trainable_variables]
     outputs = []
     for given in ((x, ids), (later, later_ids)):
@@ -98,13 +99,13 @@ def test_a_later_token_changes_no_earlier_output(name, training, rng):
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_others_go_into_no_causal_model(name):
+def test_no_causal_model_accepts_other_routers(name):
     with pytest.raises(ValueError, match="does not look at later"):
         language_model(OTHERS[name]())
 
 
 def test_a_language_model_whose_experts_are_full_is_causal(rng):
-    """Tokens before the changed ones keep their places, in training."""
+    """In training, tokens before the changed ones keep their places."""
     ids = rng.integers(1, E, (1, 5)).astype("int32")
     changed = ids.copy()
     changed[:, PLACE:] = ids[:, PLACE:] % (E - 1) + 1
@@ -119,7 +120,7 @@ def test_a_language_model_whose_experts_are_full_is_causal(rng):
     assert np.abs(one - other)[:, PLACE:].max() > 1e-5
 
 
-def test_layers_that_mix_a_sequence_go_into_no_causal_block():
+def test_no_causal_block_accepts_layers_that_mix_a_sequence():
     for moe in (SoftMoE(2, 4), MoEBlock(2, 4, level="example")):
         with pytest.raises(ValueError, match="does not look at later"):
             TransformerDecoderBlock(2, moe)

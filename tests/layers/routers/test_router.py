@@ -1,4 +1,4 @@
-"""The router as a layer: precision, noise, masks, bad input."""
+"""Test the router as a layer: precision, noise, masks, and bad inputs."""
 
 import keras
 import numpy as np
@@ -37,7 +37,7 @@ def test_inputs_of_any_rank_are_flattened(rng):
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
 @pytest.mark.parametrize("as_global", [True, False])
 def test_float32_under_every_policy(rng, policy, as_global):
-    """Bit for bit what the float32 router gives, also as a global policy."""
+    """The outputs are bitwise equal to those of a float32 router."""
     x = draw(rng, 9, 6)
     plain = Router(5)
     plain(x)
@@ -81,7 +81,7 @@ def test_padding_is_sent_nowhere_and_its_content_does_not_matter(rng):
 @pytest.mark.parametrize("scoring", routing.SCORINGS)
 @pytest.mark.parametrize("normalize_weights", [True, False])
 def test_the_weights_train_the_router(rng, scoring, normalize_weights):
-    """The gradient of the combine weights by finite differences."""
+    """The gradient of the combine weights equals finite differences."""
     x = draw(rng, 4, 6)
     router = Router(5, 2, scoring, normalize_weights)
 

@@ -1,4 +1,4 @@
-"""Bad arguments and inputs of the routers: an error that says what to do."""
+"""Bad arguments and inputs of the routers raise an error with the remedy."""
 
 import keras
 import numpy as np
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.one_backend
 
 
 def symbolic(layer, *shape, **options):
-    """Calls a layer on an `Input`, as a functional model does."""
+    """Call a layer on an `Input`, as a functional model does."""
     return layer(keras.Input(shape), **options)
 
 
@@ -52,7 +52,7 @@ def symbolic(layer, *shape, **options):
     ],
 )
 def test_missing_router_inputs_fail_on_an_input(make):
-    """Not first when the model predicts."""
+    """The error is raised when the model is built, not when it predicts."""
     with pytest.raises(ValueError, match="`router_inputs` must be given"):
         make()
 

@@ -1,4 +1,4 @@
-"""What every router makes of NaN, of nothing, and of huge weights."""
+"""Test every router with NaN, with no tokens, and with huge weights."""
 
 import keras
 import numpy as np
@@ -36,7 +36,7 @@ def block_of(router, **kwargs):
 @pytest.mark.every_backend
 @every_router
 def test_a_nan_token_comes_out_as_nan(name, rng):
-    """And changes no other token, where each is routed by itself."""
+    """No other token changes if the router handles each token separately."""
     block = block_of(MADE[name]())
     x = draw(rng, 3, 5, D)
     ids = router_inputs_of(block.router, (3, 5))
@@ -45,11 +45,11 @@ def test_a_nan_token_comes_out_as_nan(name, rng):
     clean = to_numpy(call(x))
     x[1, 2, 3] = np.nan
     outputs = to_numpy(call(x))
-    if name != "ExpertChoiceRouter":  # which may choose it for no expert
+    if name != "ExpertChoiceRouter":  # whose experts may not choose it
         assert np.isnan(outputs[1, 2]).all()
     others = np.ones((3, 5), bool)
     others[1, 2] = False
-    if "Attention" in name:  # it is read by each, or by the later ones
+    if "Attention" in name:  # every token reads it, or every later one
         first = 2 if "causal" in name else 0
         others[1, first:] = False
         assert np.isnan(outputs[1, first:]).all()
@@ -62,7 +62,7 @@ def test_a_nan_token_comes_out_as_nan(name, rng):
 @every_router
 @pytest.mark.parametrize("shape", [(0, 5), (3, 0), (0, 0)], ids=str)
 def test_no_tokens(name, shape):
-    """An empty batch and sequences of length 0, in training and outside."""
+    """Empty batches and sequences run in training and in inference."""
     block = block_of(MADE[name]())
     block.build((None, None, D))
     ids = router_inputs_of(block.router, shape)
@@ -83,7 +83,7 @@ def test_no_tokens(name, shape):
 @every_router
 @pytest.mark.parametrize("scale", [1e6, 1e15], ids=str)
 def test_huge_weights(name, scale, rng):
-    """Choices, weights, and probabilities stay finite, padding included."""
+    """Choices, weights, and probabilities stay finite, also for padding."""
     router = MADE[name]()
     router.build((None, None, D))
     for weight in router.trainable_variables:
@@ -102,8 +102,10 @@ def test_huge_weights(name, scale, rng):
 
 @pytest.mark.parametrize("name", [n for n in MADE if n != "MergedRouter"])
 def test_a_replay_reproduces_the_call(name, rng):
-    """Also where capacity, or a threshold, dropped pairs, whose experts the
-    recorded `Assignment` does not name."""
+    """A replay also leaves out pairs that capacity or a threshold dropped.
+
+    The recorded `Assignment` does not name the experts of these pairs.
+    """
     block = block_of(MADE[name](), eval_capacity_factor=0.7)
     x = draw(rng, 4, 5, D)
     ids = router_inputs_of(block.router, (4, 5))
@@ -117,7 +119,7 @@ def test_a_replay_reproduces_the_call(name, rng):
 
 
 def test_a_random_second_expert_is_replayed_without_a_draw(rng):
-    """In training, what the recorded draw kept is kept, and no more."""
+    """In training, a replay keeps exactly what the recorded draw kept."""
     block = block_of(GShardRouter(E, "random", threshold=1.0))
     x = draw(rng, 40, D)
     outputs, recorded = block(x, training=True, return_assignment=True)

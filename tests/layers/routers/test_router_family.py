@@ -1,4 +1,4 @@
-"""What every router does, whichever it is."""
+"""Test what every router does."""
 
 import inspect
 
@@ -44,7 +44,7 @@ def test_the_readme_has_every_router_and_its_paper():
 
 
 class Subclassed(keras.Model):
-    """Builds its block while its first `fit` is traced."""
+    """A model that builds its block while its first `fit` is traced."""
 
     def __init__(self, router):
         super().__init__()
@@ -68,9 +68,11 @@ def functional(block, length=5):
 
 @every_router
 def test_it_is_built_by_fit_trains_saves_and_loads(name, rng, tmp_path):
-    """The first `fit` builds the model, and no path is used twice. A second
-    `fit` moves every trainable weight, and the loaded block predicts what the
-    saved one does."""
+    """The first `fit` builds the model, and no path is used twice.
+
+    A second `fit` changes every trainable weight, and the loaded block
+    predicts the same values as the saved one.
+    """
     model = Subclassed(ROUTERS[name]())
     x, ids = draw(rng, 64, 5, D), rng.integers(0, E, (64, 5))
     if model.block.router.router_inputs_kind == "logits":
@@ -142,7 +144,7 @@ def test_symbolic_and_eager_assignments_agree(name, rng):
 @pytest.mark.one_backend
 @every_router
 def test_a_disabled_expert_is_not_needed(name, rng):
-    """Its weights are NaN: outputs stay finite, none of its tokens is lost."""
+    """With NaN in its weights, outputs stay finite and no token is lost."""
     block = block_of(ROUTERS[name]())
     x = draw(rng, 4, 5, D)
     ids = router_inputs_of(block.router, (4, 5))
@@ -164,7 +166,7 @@ def test_a_disabled_expert_is_not_needed(name, rng):
     np.testing.assert_array_equal(to_numpy(again), to_numpy(before))
 
 
-def test_disabling_compiles_nothing_anew(rng):
+def test_disabling_compiles_nothing_again(rng):
     """The router is traced once, and the prediction follows the switch."""
     router = keras_moe.Router(E, 1)
     traces = []
@@ -186,7 +188,7 @@ def test_disabling_compiles_nothing_anew(rng):
     after = model.predict(x, verbose=0)
     assert (after[0] != before[0]).any()
     assert np.isfinite(after).all()
-    if BACKEND != "torch":  # which traces nothing
+    if BACKEND != "torch":  # PyTorch traces nothing
         assert traced > 0
         assert not traces
 
@@ -221,9 +223,12 @@ def test_experts_that_cannot_be_disabled(indices, message):
 
 
 def test_expert_dropout_switches_experts_off_in_training(rng):
-    """Of 6 experts at a rate of one half, K = 2 stay in any case: an expert
-    is off with probability 1/2 less the rare draws that would leave fewer
-    than two (7 / 64 of them, one or two experts each: 1/8 / 6 = 0.021)."""
+    """At a rate of 1/2, an expert is off with probability 1/2 - 0.021.
+
+    At least K = 2 of the 6 experts stay on. A draw would leave fewer than two
+    with probability 7 / 64; then one or two experts more stay on, which is 1/8
+    of an expert per draw, or 1/8 / 6 = 0.021 per expert.
+    """
     router = keras_moe.Router(E, 2, expert_dropout=0.5, seed=1)
     x = draw(rng, 200, D)
     off = []
@@ -232,14 +237,14 @@ def test_expert_dropout_switches_experts_off_in_training(rng):
         assert (index < E).all()
         off.append(np.bincount(index, minlength=E) == 0)
     assert np.mean(off) == pytest.approx(0.5 - 0.021, abs=0.05)
-    everyone = np.bincount(arrays(router(x)).expert_index, minlength=E)
-    assert (everyone > 0).all()
+    counts = np.bincount(arrays(router(x)).expert_index, minlength=E)
+    assert (counts > 0).all()
 
 
 @pytest.mark.one_backend
 @every_router
 def test_replay_takes_the_choices_and_not_the_weights(name, rng):
-    """Choices of one set of weights under another; the rest is computed."""
+    """The choices are the recorded ones, and the weights are computed."""
     first, second = block_of(ROUTERS[name]()), block_of(ROUTERS[name]())
     x = draw(rng, 3, 5, D)
     ids = router_inputs_of(first.router, (3, 5))

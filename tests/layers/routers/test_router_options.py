@@ -1,4 +1,4 @@
-"""What `Router` can be told: noise, groups, bias, scale, null experts."""
+"""Test `Router`'s options: noise, groups, bias, scale, and null experts."""
 
 import numpy as np
 import pytest
@@ -17,8 +17,11 @@ def test_noise_std_adds_normal_noise_in_training():
 
 
 def test_groups_limit_the_choice():
-    """Softmax: a group is its best expert (DeepSeek-V2); sigmoid: its two
-    best (V3). Groups (0, 1), (2, 3), (4, 5), one of which is kept."""
+    """One of the groups (0, 1), (2, 3), and (4, 5) is kept.
+
+    With softmax, a group scores as its best expert (DeepSeek-V2). With sigmoid,
+    a group scores as the sum of its two best experts (DeepSeek-V3).
+    """
     logits = np.array([[3.0, -9, 2, 2, 0, 0]], "float32")
     one = Router(6, 2, num_groups=3)
     a = arrays(logit_router(one, 6)(logits))
@@ -28,8 +31,8 @@ def test_groups_limit_the_choice():
     np.testing.assert_array_equal(a.expert_index, [2, 3])
 
 
-def test_expert_bias_decides_who_and_not_how_much():
-    """Probabilities 5/8, 2/8, 1/8; a bias of 0.6 lifts the last to first."""
+def test_expert_bias_changes_the_choice_and_not_the_weight():
+    """A bias of 0.6 ranks a probability of 1/8 above 5/8 and 2/8."""
     router = logit_router(
         Router(3, 1, normalize_weights=False, expert_bias=True)
     )
@@ -40,7 +43,7 @@ def test_expert_bias_decides_who_and_not_how_much():
 
 
 def test_expert_bias_moves_against_the_load_in_training():
-    """Loads 3, 0, 1 of 4 pairs; the mean is 4/3: down, up, up."""
+    """Loads of 3, 0, and 1 (mean 4/3) move the biases down, up, and up."""
     router = logit_router(Router(3, 1, expert_bias=True, expert_bias_step=0.5))
     x = np.array([[9, 0, 0], [9, 0, 0], [9, 0, 0], [0, 0, 9]], "float32")
     router(x)
@@ -58,8 +61,11 @@ def test_a_scaling_factor_comes_last():
 
 
 def test_null_experts_by_hand():
-    """Columns: experts 0, 1; zero, identity, one constant. The token's two
-    best are expert 1 (weight 3/5) and identity (2/5)."""
+    """The token's two best are expert 1 (weight 3/5) and identity (2/5).
+
+    The columns are experts 0 and 1, and the zero, identity, and constant null
+    experts.
+    """
     block = MoEBlock(
         2, 4, router=Router(2, 2, num_null_experts=3), use_bias=False
     )
@@ -80,7 +86,7 @@ def test_null_experts_by_hand():
 
 
 def test_a_constant_null_expert_by_hand():
-    """MoE++, eq. 6: with softmax(W x) = (1/4, 3/4), x / 4 + 3 v / 4."""
+    """MoE++, eq. 6, gives x / 4 + 3 v / 4 for softmax(W x) = (1/4, 3/4)."""
     block = MoEBlock(1, 4, router=Router(1, 1, num_null_experts=3))
     block.build((None, 4))
     block.router.kernel.assign(np.eye(4))

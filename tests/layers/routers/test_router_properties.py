@@ -1,4 +1,4 @@
-"""What holds of every router, whatever its weights and inputs."""
+"""Test properties of every router, for any weights and inputs."""
 
 import numpy as np
 import pytest
@@ -32,7 +32,7 @@ scales = st.sampled_from([1e-3, 1.0, 30.0])
 
 
 def built(name, rng, scale=1.0):
-    """A router with random weights of a scale."""
+    """Return a router with random weights of the given scale."""
     router = ROUTERS[name]()
     router.build((None, D))
     for weight in router.trainable_weights:
@@ -48,9 +48,11 @@ def tokens(rng):
 @some
 @given(seed=seeds, mask=masks, off=experts_off, scale=scales)
 def test_every_assignment_is_sound(name, seed, mask, off, scale):
-    """Distinct experts; finite weights, not negative, that sum to one where
-    they are renormalised; probabilities that do; no padding; nobody who is
-    off; training or not."""
+    """A token's experts are distinct, with finite weights of at least 0.
+
+    The weights sum to one if they are normalized, and probabilities always do.
+    Padding and disabled experts are in no pair, in training or in inference.
+    """
     rng = np.random.default_rng(seed)
     router = built(name, rng, scale)
     router.disable_experts(list(off)[: E - router.least_experts])
@@ -103,7 +105,7 @@ def test_no_expert_exceeds_its_capacity(name, seed, mask, capacity, priority):
 @some
 @given(seed=seeds, mask=masks)
 def test_permuting_experts_permutes_their_names(name, seed, mask):
-    """The logits' columns in another order: the same choices, renamed."""
+    """Permuted columns of the logits give the same choices, renamed."""
     rng = np.random.default_rng(seed)
     router, other = built(name, rng), ROUTERS[name]()
     if not hasattr(router, "kernel") or "groups" in name:

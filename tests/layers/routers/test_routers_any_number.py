@@ -1,4 +1,4 @@
-"""Routers that give a token any number of experts, by hand."""
+"""Check routers with any number of experts per token by hand."""
 
 import keras
 import numpy as np
@@ -24,8 +24,11 @@ LOGITS = np.log(
 
 
 def test_expert_choice_by_hand():
-    """Zhou et al. 2022, eq. 2-3: columns (.5 .1 .2 .4), (.3 .8 .2 .5) and
-    (.2 .1 .6 .1); two tokens each. Token 2 is chosen once, token 0 twice."""
+    """Each expert chooses two tokens (Zhou et al. 2022, eq. 2-3).
+
+    The columns are (.5 .1 .2 .4), (.3 .8 .2 .5), and (.2 .1 .6 .1). Token 2 is
+    chosen once and token 0 twice.
+    """
     a = arrays(routing.expert_choice_assignment(LOGITS, 2))
     np.testing.assert_array_equal(a.token_index, [0, 3, 1, 3, 2, 0])
     np.testing.assert_array_equal(a.expert_index, [0, 0, 1, 1, 2, 2])
@@ -50,9 +53,12 @@ def test_expert_choice_by_hand():
     ],
 )
 def test_expert_choice_as_the_model_garden_derives_it(x, chosen, weights):
-    """Three tokens, three experts, C = 2, logits x + 1, as in the test of
-    `ExpertsChooseMaskedRouter` of TensorFlow's model garden: each expert's
-    tokens, and each token's weights to two digits."""
+    """The tokens and weights are those of TensorFlow's model garden.
+
+    The test of `ExpertsChooseMaskedRouter` has three tokens, three experts,
+    C = 2, and logits x + 1, and lists each expert's tokens and, to two digits,
+    each token's weights.
+    """
     logits = np.array(x, "float32") + 1
     a = arrays(routing.expert_choice_assignment(logits, 2))
     tokens = np.sort(a.token_index.reshape(3, 2), axis=1)
@@ -63,8 +69,10 @@ def test_expert_choice_as_the_model_garden_derives_it(x, chosen, weights):
 
 
 def test_expert_choice_never_takes_padding():
-    """With token 3 padding, expert 0 takes 0 and 2; of C = 4 three are left,
-    and the fourth place stays empty."""
+    """If token 3 is padding, expert 0 chooses tokens 0 and 2.
+
+    With a capacity of all 4 tokens, the fourth place of each expert is empty.
+    """
     mask = ops.array([True, True, True, False])
     a = arrays(routing.expert_choice_assignment(LOGITS, 2, Conditions(mask)))
     np.testing.assert_array_equal(a.token_index[:2], [0, 2])
@@ -77,14 +85,14 @@ def test_expert_choice_never_takes_padding():
 
 @pytest.mark.parametrize("mean, capacity", [(2.0, 3), (0.5, 1), (1.1, 2)])
 def test_expert_choice_capacity(rng, mean, capacity):
-    """C = ceil(c * T / E) with T = 6, E = 4: 3; 0.75 -> 1; 1.65 -> 2."""
+    """C = ceil(c * 6 / 4) is ceil(3), ceil(0.75), and ceil(1.65)."""
     router = ExpertChoiceRouter(4, mean, bidirectional=True)
     a = arrays(router(draw(rng, 6, 5)))
     np.testing.assert_array_equal(np.bincount(a.expert_index), [capacity] * 4)
 
 
 def test_expert_choice_in_a_block_is_the_sum_over_its_experts(rng):
-    """Each token's output: the experts that took it, by weight, in NumPy."""
+    """A token's output is the weighted sum of the experts that chose it."""
     router = ExpertChoiceRouter(3, 2.0, bidirectional=True)
     block = MoEBlock(3, 7, router=router, use_bias=False)
     x = draw(rng, 5, 4)
@@ -103,7 +111,7 @@ def test_expert_choice_in_a_block_is_the_sum_over_its_experts(rng):
 
 @pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
 def test_expert_choice_of_any_batch(rng, policy):
-    """C follows the batch: one model, trained on 8, asked about 3 and 1."""
+    """C depends on the batch: a model trained on 8 rows predicts 3 and 1."""
     keras.config.set_dtype_policy(policy)
     router = ExpertChoiceRouter(4, bidirectional=True)
     inputs = keras.Input((None, 6))
@@ -121,18 +129,18 @@ def test_expert_choice_warns_of_the_future():
     with pytest.warns(UserWarning, match="do not use it in a causal model"):
         router = ExpertChoiceRouter(3)
     assert "sees the future" in ExpertChoiceRouter.__doc__
-    # Loading and cloning are quiet: a warning would be an error here.
+    # Loading and cloning do not warn; a warning would be an error here.
     again = ExpertChoiceRouter.from_config(router.get_config())
     inputs = keras.Input((5, 6))
     model = keras.Model(inputs, MoEBlock(3, 4, router=again)(inputs))
     keras.models.clone_model(model)
 
 
-# --- as many as it takes ----------------------------------------------------
+# --- as many experts as needed ----------------------------------------------
 
 
 def test_top_p_by_hand():
-    """p = 0.6: (.5 .3) reach it, .8 does, .6 does, (.5 .4) do; K = 2."""
+    """With p = 0.59 and K = 2, tokens keep (.5 .3), (.8), (.6), (.5 .4)."""
     a = arrays(routing.top_p_assignment(LOGITS, 0.59, 2))
     np.testing.assert_array_equal(a.expert_index, [0, 1, 1, 3, 2, 3, 1, 0])
     np.testing.assert_allclose(
@@ -151,7 +159,7 @@ def test_top_p_takes_k_at_most():
 
 
 def test_top_p_entropy_loss_by_hand():
-    """Entropy of (.5 .3 .2) is 1.0297, of (.1 .8 .1) 0.6390; padding none."""
+    """The entropies are 1.0297 for (.5 .3 .2) and 0.6390 for (.1 .8 .1)."""
     mask = ops.array([True, True, False, False])
     a = routing.top_p_assignment(
         LOGITS, 0.5, 2, entropy_weight=0.1, conditions=Conditions(mask)
@@ -164,7 +172,7 @@ RELU_LOGITS = np.array([[2.0, -1, 0.5], [-1, -1, -1], [1, 3, 0]], "float32")
 
 
 def test_relu_by_hand():
-    """Wang et al. 2024, eq. 6: weights 2, .5; none; 1, 3. M = 2 of 3."""
+    """The weights are (2, .5), none, and (3, 1) (Wang et al. 2024, eq. 6)."""
     one = ops.ones((1,))
     a = arrays(routing.relu_assignment(RELU_LOGITS, 2, 1, one))
     np.testing.assert_array_equal(a.expert_index, [0, 2, 3, 3, 1, 0])
@@ -172,8 +180,11 @@ def test_relu_by_hand():
 
 
 def test_relu_loss_by_hand():
-    """Eq. 10-11 with K = 1: f_e = E / (K T) * active = (2, 1, 1); the mean
-    over T = 3 tokens of sum_e f_e * gate: (2 * 2 + .5 + 2 * 1 + 3) / 3."""
+    """The loss is the mean over tokens of sum_e f_e * gate (eq. 10-11).
+
+    With K = 1, f_e = E / (K T) * active = (2, 1, 1), and the mean over T = 3
+    tokens is (2 * 2 + .5 + 2 * 1 + 3) / 3.
+    """
     a = routing.relu_assignment(RELU_LOGITS, 3, 1, ops.array([0.1]))
     wanted = 0.1 * (2 * 2 + 0.5 + 2 * 1 + 3) / 3
     assert to_numpy(a.router_loss) == pytest.approx(wanted, rel=1e-5)
@@ -181,14 +192,14 @@ def test_relu_loss_by_hand():
 
 @pytest.mark.parametrize("top_k, factor", [(1, 1.2), (2, 1 / 1.2)])
 def test_relu_controller_by_hand(top_k, factor):
-    """Four active pairs of three tokens: above 1 a token, below 2."""
+    """Four active pairs of three tokens lie between 1 and 2 per token."""
     now = ops.array([0.01])
     after = routing.next_l1_coefficient(now, RELU_LOGITS, top_k, 1.2)
     np.testing.assert_allclose(to_numpy(after), [0.01 * factor], rtol=1e-5)
 
 
 def test_relu_controller_holds_the_number_of_experts(rng):
-    """Regression on noise: after training about K of 8 experts are on."""
+    """After training on noise, about K of the 8 experts are active."""
     router = ReLURouter(8, 2, l1_start=0.01 / 8, l1_growth=1.1)
     block = MoEBlock(8, 8, router=router)
     inputs = keras.Input((16,))

@@ -1,4 +1,4 @@
-"""Routers that are not learned, by hand or by an independent program."""
+"""Check routers that are not learned, by hand or by independent code."""
 
 import keras
 import numpy as np
@@ -11,7 +11,7 @@ from keras_moe import HashRouter, MoEBlock, RuleRouter, routing
 
 
 def mixed(x):
-    """The hash of the docstring in Python's integers."""
+    """Compute the hash of the docstring in Python's integers."""
 
     def signed(x):
         return (x + (1 << 31)) % (1 << 32) - (1 << 31)
@@ -24,7 +24,7 @@ def mixed(x):
     return signed(x ^ (x >> 16))
 
 
-def test_hash_is_the_one_it_says(rng):
+def test_hash_is_the_documented_one(rng):
     ids = np.array([0, 1, 7, 30521, 2**31 - 1, -5], "int32")
     got = to_numpy(routing.hash_scores(ids, 5, seed=3))
     for row, i in zip(got, ids, strict=True):
@@ -35,7 +35,7 @@ def test_hash_is_the_one_it_says(rng):
 
 @pytest.mark.parametrize("seed", [2**20 - 1, 2**20, 2**32, 2**63 - 1])
 def test_hash_of_any_seed(seed):
-    """`e + 1 + seed * E` in digits of 32 bits, mixed one after the other."""
+    """The 32-bit digits of `e + 1 + seed * E` are mixed one after another."""
     ids = np.array([0, 3, 99], "int32")
     got = to_numpy(routing.hash_scores(ids, 4096, seed))[:, [0, 5, 4095]]
     for row, i in zip(got, ids, strict=True):
@@ -49,8 +49,8 @@ def test_hash_of_any_seed(seed):
             assert score == pytest.approx(bits / (1 << 24), abs=1e-7)
 
 
-def test_each_seed_has_functions_of_its_own():
-    """Also seeds that are equal in their low bits, and seed * E that is."""
+def test_each_seed_has_its_own_functions():
+    """Seeds (and seed * E) with equal low bits have other functions, too."""
     ids = np.arange(30, dtype="int32")
     for num_experts, seeds in (
         (8, (0, 1, 2**20, 2**32, 2**40, 2**63 - 1)),
@@ -64,12 +64,12 @@ def test_each_seed_has_functions_of_its_own():
 
 
 def test_hash_spreads_ids_evenly():
-    """20,000 ids over 8 experts: 2,500 each, five standard deviations."""
+    """Each of 8 experts gets 20,000 / 8 ids, within 5 standard deviations."""
     scores = to_numpy(routing.hash_scores(np.arange(20_000), 8))
     counts = np.bincount(scores.argmax(1), minlength=8)
     assert np.abs(counts - 2500).max() < 5 * (20_000 * 7 / 64) ** 0.5
     pairs = np.argsort(-scores, axis=1)[:, :2] @ [8, 1]
-    assert len(np.unique(pairs)) == 8 * 7  # the second hash is another one
+    assert len(np.unique(pairs)) == 8 * 7  # the second hash differs
 
 
 def test_an_id_always_has_the_same_experts(rng):
@@ -96,8 +96,8 @@ def test_modulo_and_round_robin_by_hand(rng):
     np.testing.assert_array_equal(to_numpy(a.expert_index), [0, 1, 2, 3, 0])
 
 
-def test_a_rule_of_one_id_a_sequence(rng):
-    """Two sequences of three tokens: tasks 1 and 0."""
+def test_a_rule_of_one_id_per_sequence(rng):
+    """Two sequences of three tokens have tasks 1 and 0."""
     router = RuleRouter(2)
     a = router(draw(rng, 2, 3, 4), router_inputs=np.array([1, 0]))
     np.testing.assert_array_equal(to_numpy(a.expert_index), [1, 1, 1, 0, 0, 0])
@@ -106,7 +106,7 @@ def test_a_rule_of_one_id_a_sequence(rng):
 
 @keras.saving.register_keras_serializable(package="tests")
 def by_sign(inputs, router_inputs):
-    """Expert 2 for a positive first feature; the others have no rule."""
+    """Return expert 2 for a positive first feature, and -1 (no rule) if not."""
     return ops.where(inputs[..., 0] > 0, 2, -1)
 
 
@@ -131,8 +131,8 @@ def test_padding_may_have_any_id():
     assert np.isfinite(to_numpy(a.combine_weights)).all()
 
 
-def test_a_rule_out_of_range_never_passes_in_silence():
-    """Inside a model: an error, or NaN where a program cannot raise."""
+def test_a_rule_out_of_range_never_passes_silently():
+    """A model raises an error, or returns NaN if its program cannot raise."""
     inputs = [keras.Input((4,)), keras.Input((), dtype="int32")]
     block = MoEBlock(3, 5, router=RuleRouter(3))
     model = keras.Model(inputs, block(inputs[0], router_inputs=inputs[1]))

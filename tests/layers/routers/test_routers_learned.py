@@ -1,4 +1,4 @@
-"""Each learned router against its paper's equations, by hand or in NumPy."""
+"""Compare each learned router with its paper's equations."""
 
 import keras
 import numpy as np
@@ -31,7 +31,7 @@ def softmax(x, axis=-1):
 
 
 def test_switch_sends_each_token_to_one_expert_by_its_probability():
-    """Fedus et al. 2021, eq. 1-2: logits log 1, log 2, log 5."""
+    """Logits of log 1, log 2, log 5 give 5/8 (Fedus et al. 2021, eq. 1-2)."""
     router = logit_router(SwitchRouter(3))
     a = arrays(router(np.log([[1.0, 2.0, 5.0], [4, 3, 1]]).astype("float32")))
     np.testing.assert_array_equal(a.expert_index, [2, 0])
@@ -39,7 +39,7 @@ def test_switch_sends_each_token_to_one_expert_by_its_probability():
 
 
 def test_switch_jitters_its_inputs_in_training():
-    """U(1 - eps, 1 + eps) on inputs of 1: logits within eps of 1."""
+    """Inputs of 1 times U(1 - eps, 1 + eps) give logits within eps of 1."""
     router = logit_router(SwitchRouter(3, jitter=0.1))
     x = np.ones((200, 3), "float32")
     drawn = to_numpy(router(x, training=True).router_logits)
@@ -49,14 +49,14 @@ def test_switch_jitters_its_inputs_in_training():
 
 
 def noise_of(router, shape):
-    """What a router of this seed draws first."""
+    """Return the noise that a router of this seed draws first."""
     seed = keras.random.SeedGenerator(router.seed)
     return to_numpy(keras.random.normal(shape, seed=seed))
 
 
 @pytest.mark.every_backend
 def test_noisy_top_k_in_training(rng):
-    """Shazeer et al. 2017, eq. 3-11, in NumPy; the noise is drawn again."""
+    """NumPy computes eq. 3-11 of Shazeer et al. 2017 with the same noise."""
     from math import erf
 
     router = logit_router(NoisyTopKRouter(3, 2, 0.3, 0.7, seed=5))
@@ -98,9 +98,12 @@ def test_noisy_top_k_is_plain_outside_training(rng):
 
 
 def test_load_loss_as_vmoe_derives_it():
-    """Three tokens, three experts, K = 2, noise of 0.1. With the 2nd largest
-    noisy logit of each token as threshold, the mean probabilities to be
-    chosen again are (0.999, 0.277, 0.234); 0.4857 is their CV squared."""
+    """V-MoE's example has three tokens, three experts, K = 2, and noise 0.1.
+
+    With the second largest noisy logit of each token as the threshold, the mean
+    probabilities of being chosen again are (0.999, 0.277, 0.234), which have a
+    squared coefficient of variation of 0.4857.
+    """
     logits = np.array(
         [[0.9, 0.06, 0.04], [0.7, 0.18, 0.12], [0.85, 0.05, 0.1]], "float32"
     )
@@ -131,14 +134,17 @@ VMOE_GATES = np.array(
 
 
 def test_gshard_loss_as_vmoe_derives_it():
-    """Mean gates (1.7, 1.1, 1.2) / 4, first choices (2, 0, 2) / 4: their
-    product summed, times 3, is 3 * 5.8 / 16 = 1.0875."""
+    """The loss is 3 * 5.8 / 16 = 1.0875.
+
+    The factors are the 3 experts, the mean gates (1.7, 1.1, 1.2) / 4, and the
+    shares (2, 0, 2) / 4 of first choices.
+    """
     loss = losses.load_balancing_loss(VMOE_GATES, VMOE_GATES.argmax(-1))
     assert to_numpy(loss) == pytest.approx(1.0875, rel=1e-6)
 
 
 def test_importance_loss_as_vmoe_derives_it():
-    """Sums (1.7, 1.1, 1.2): mean 4/3, standard deviation 0.2624669."""
+    """The sums (1.7, 1.1, 1.2) have a mean of 4/3 and a std of 0.2624669."""
     wanted = (0.2624669 / (4 / 3)) ** 2
     loss = losses.importance_loss(VMOE_GATES)
     assert to_numpy(loss) == pytest.approx(wanted, rel=1e-5)
@@ -148,7 +154,7 @@ SECOND = np.log([[3.0, 1.0, 1e-9], [1.0, 1e-9, 1.0]]).astype("float32")
 
 
 def test_gshard_keeps_a_second_expert_above_the_threshold():
-    """Second weights 1/4 and 1/2; a dropped one leaves the first its 3/4."""
+    """The second weight 1/4 is dropped, and the first weight stays 3/4."""
     router = logit_router(GShardRouter(3, "threshold", threshold=0.3))
     a = arrays(router(SECOND))
     np.testing.assert_array_equal(a.expert_index, [0, 3, 0, 2])
@@ -157,7 +163,7 @@ def test_gshard_keeps_a_second_expert_above_the_threshold():
 
 @pytest.mark.every_backend
 def test_gshard_keeps_a_second_expert_in_proportion_to_its_weight():
-    """min(1, w2 / 0.5): half of the first token's, all of the second's."""
+    """min(1, w2 / 0.5) is 1/2 for the first token and 1 for the second."""
     router = logit_router(GShardRouter(3, "random", threshold=0.5))
     a = arrays(router(np.repeat(SECOND, 2000, axis=0), training=True))
     kept = (a.expert_index.reshape(2, 2000, 2)[:, :, 1] < 3).mean(1)
@@ -169,8 +175,11 @@ def test_gshard_keeps_a_second_expert_in_proportion_to_its_weight():
 
 @pytest.mark.parametrize("second_expert", ["random", "threshold", "all"])
 def test_gshard_balances_first_choices(rng, second_expert):
-    """Lepikhin et al. 2020, algorithm 1: shares of the first choices, before
-    any second is dropped, times mean probabilities, summed; times E."""
+    """The loss is that of Lepikhin et al. 2020, algorithm 1.
+
+    That loss is E times the sum, over experts, of the share of first choices
+    (before any second expert is dropped) times the mean probability.
+    """
     router = GShardRouter(4, second_expert, threshold=0.5)
     block = MoEBlock(4, 5, router=router, load_balancing_weight=1.0)
     x = draw(rng, 40, D)
@@ -184,8 +193,11 @@ def test_gshard_balances_first_choices(rng, second_expert):
 
 
 def test_noisy_top_k_losses_are_of_the_real_experts(rng):
-    """Columns: three experts, two null experts. The K-th best of all five is
-    the threshold; importance and load are those of the first three."""
+    """Importance and load are those of the first three of five columns.
+
+    The other two columns are null experts. The threshold is the K-th best of
+    all five.
+    """
     from math import erf
 
     router = logit_router(
@@ -210,7 +222,7 @@ def test_noisy_top_k_losses_are_of_the_real_experts(rng):
 
 
 def test_drop_weak_second_by_given_noise():
-    """Kept where noise * threshold < w2 = 1/4: 0.4 * 0.5 yes, 0.6 * 0.5 no."""
+    """A second expert stays if noise * 0.5 < w2 = 1/4, as for 0.4, not 0.6."""
     logits = np.repeat(SECOND[:1], 2, axis=0)
     a = routing.drop_weak_second(
         routing.top_k_assignment(logits, 2), 0.5, ops.array([0.4, 0.6])
@@ -219,9 +231,12 @@ def test_drop_weak_second_by_given_noise():
 
 
 def test_sinkhorn_of_two_by_two():
-    """exp(logits) = [[a, b], [c, d]] scales to a doubly stochastic matrix
-    whose diagonal is sqrt(ad) / (sqrt(ad) + sqrt(bc)); columns scaled to 1
-    and rows to 1 agree for two tokens and two experts."""
+    """The diagonal of the plan is sqrt(ad) / (sqrt(ad) + sqrt(bc)).
+
+    The plan is exp(logits) = [[a, b], [c, d]], scaled to a doubly stochastic
+    matrix. Scaling columns to 1 and rows to 1 agree for two tokens and two
+    experts.
+    """
     a, b, c, d = 8.0, 2.0, 3.0, 1.0
     logits = np.log([[a, b], [c, d]]).astype("float32")
     plan = np.exp(to_numpy(routing.sinkhorn(logits, num_iterations=50)))
@@ -229,8 +244,8 @@ def test_sinkhorn_of_two_by_two():
     np.testing.assert_allclose(plan, [[p, 1 - p], [1 - p, p]], rtol=1e-4)
 
 
-def test_sinkhorn_balances_where_top_1_collapses(rng):
-    """Every token prefers expert 0; the plan gives each its fourth."""
+def test_sinkhorn_balances_if_top_1_collapses(rng):
+    """Most tokens prefer expert 0, but the plan gives each expert about 1/4."""
     logits = draw(rng, 64, 4) + np.array([3, 0, 0, 0], "float32")
     router = logit_router(SinkhornRouter(4), width=4)
     plain = to_numpy(router(logits).expert_index)
@@ -244,7 +259,7 @@ def test_sinkhorn_balances_where_top_1_collapses(rng):
 
 
 def test_sinkhorn_leaves_padding_and_absent_experts_out(rng):
-    """The plan of the other tokens is that without the padding."""
+    """The plan of the real tokens equals the plan without the padding."""
     logits = draw(rng, 12, 4)
     mask = np.arange(12) < 9
     available = np.array([True, False, True, True])
@@ -260,8 +275,10 @@ def test_sinkhorn_leaves_padding_and_absent_experts_out(rng):
 
 
 def test_cosine_scores_the_angle():
-    """Chi et al. 2022, eq. 5: cos of 0 and 90 degrees, and 45, over 0.5;
-    neither the token's length nor the embeddings' matters."""
+    """Logits are cosines of 0, 90, and 45 degrees, divided by 0.5.
+
+    The norms of tokens and embeddings do not matter (Chi et al. 2022, eq. 5).
+    """
     router = CosineRouter(2, 1, routing_dim=2, temperature=0.5)
     router.build((None, 2))
     router.projection.assign(np.eye(2))
@@ -285,7 +302,7 @@ def test_cosine_temperature_is_learned_and_bounded():
 @pytest.mark.every_backend
 @pytest.mark.parametrize("causal", [False, True])
 def test_attention_reads_the_context(rng, causal):
-    """One head of attention and a key an expert, token by token in NumPy."""
+    """NumPy computes one attention head and one key per expert, by token."""
     router = AttentionRouter(4, routing_dim=5, causal=causal)
     router.build((None, None, D))
     x = draw(rng, 2, 6, D)
@@ -304,7 +321,7 @@ def test_attention_reads_the_context(rng, causal):
         np.testing.assert_allclose(got[b, t], wanted, atol=1e-4)
 
 
-def test_attention_of_tokens_without_neighbours(rng):
+def test_attention_of_tokens_without_neighbors(rng):
     router = AttentionRouter(4, routing_dim=5)
     router.build((None, D))
     x = draw(rng, 6, D)

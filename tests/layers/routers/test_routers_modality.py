@@ -1,4 +1,4 @@
-"""ModalityRouter by hand, and what it refuses."""
+"""Check `ModalityRouter` by hand, and its errors."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.one_backend
 
 
 def test_experts_of_a_modality_and_the_loss_by_hand():
-    """Token 0 may use experts 0 and 1: the softmax of its logits 1 and 2."""
+    """Token 0 uses experts 0 and 1, by the softmax of its logits 1 and 2."""
     router = ModalityRouter(
         3,
         2,
@@ -43,7 +43,7 @@ def test_experts_of_a_modality_and_the_loss_by_hand():
     np.testing.assert_allclose(a.combine_weights, [p, 0], rtol=1e-6)
 
 
-def test_a_bias_of_each_modality_and_ids_of_sequences():
+def test_a_bias_per_modality_and_ids_of_sequences():
     router = logit_router(ModalityRouter(3, 2, 1, modality_bias=True))
     router.modality_bias_weight.assign([[0, 3, 0], [0, 0, 1.5]])
     x = np.array([[[1, 0, 0], [5, 0, 0]]] * 2, "float32")

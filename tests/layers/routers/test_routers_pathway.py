@@ -1,4 +1,4 @@
-"""Gating residuals: a router that reads the previous block's logits."""
+"""Test the router that reads the previous block's logits."""
 
 import keras
 import numpy as np
@@ -18,7 +18,7 @@ E, D = 4, 8
 
 
 def test_logits_by_hand():
-    """The inputs, and the previous logits with experts 0 and 1 exchanged."""
+    """The kernel adds twice the previous logits, with 0 and 1 exchanged."""
     router = logit_router(PathwayRouter(3, 1, normalize_weights=False))
     router.pathway_kernel.assign([[0, 2, 0], [2, 0, 0], [0, 0, 0]])
     x = np.array([[1, 0, 0], [0, 0, 1]], "float32")
@@ -72,13 +72,13 @@ def test_logits_that_do_not_fit(shape, dtype, rng):
         )
 
 
-def test_the_first_of_a_chain_is_told_so(rng):
+def test_the_first_of_a_chain_raises_an_error(rng):
     with pytest.raises(ValueError, match="with router_inputs=logits"):
         PathwayRouter(E)(draw(rng, 5, D))
 
 
 def chain():
-    """Three blocks; each reads the logits of the one before."""
+    """Return a model of three chained blocks, and the pathway kernels."""
     inputs = keras.Input((5, D))
     blocks = [
         MoEBlock(E, 6, router=Router(E) if i == 0 else PathwayRouter(E))
@@ -105,7 +105,7 @@ def test_a_chain_trains_saves_and_loads(rng, tmp_path):
 
 
 def test_mixed_precision(rng):
-    """Kernels and logits stay float32, whatever the block makes of them."""
+    """Kernels and logits stay float32 in a block of mixed precision."""
     router = PathwayRouter(E, pathway_initializer="ones")
     block = MoEBlock(E, 6, router=router, dtype="mixed_bfloat16")
     x, previous = draw(rng, 6, D), draw(rng, 6, E)
@@ -113,12 +113,12 @@ def test_mixed_precision(rng):
     assert router.pathway_kernel.dtype == "float32"
     assert arrays(a).router_logits.dtype == np.float32
     exact = arrays(router(x, router_inputs=previous)).router_logits
-    # Eight bits of mantissa, of four numbers and of eight times a weight.
+    # The four logits and eight features in each sum have 8 bits of mantissa.
     np.testing.assert_allclose(arrays(a).router_logits, exact, atol=0.05)
 
 
 def test_gradients_flow_back_to_the_previous_router(rng):
-    """The second block's output, by the first router's kernel."""
+    """The combine weights have a gradient for the first router's kernel."""
     x = ops.convert_to_tensor(draw(rng, 6, D))
     first, second = Router(E), PathwayRouter(E, pathway_initializer="ones")
     second(x, router_inputs=first(x).router_logits)
