@@ -1,4 +1,4 @@
-"""Losses that layers add: each call's, in the floatx, of real rows."""
+"""Test the losses that layers add: per call, in floatx, of real rows."""
 
 import keras
 import numpy as np
@@ -11,7 +11,7 @@ from keras_moe import MoEBlock
 
 
 def loss_of(model, *inputs):
-    """Return the loss of one step whose targets are met."""
+    """Return the loss of one step with targets of zero."""
     outputs = model.output_shape
     y = np.zeros((len(inputs[0]), *outputs[1:]), "float32")
     model.compile("sgd", "mse")
@@ -20,7 +20,7 @@ def loss_of(model, *inputs):
 
 
 def shared_block():
-    """Return a block whose balance loss is 1, and its input width."""
+    """Return a block whose load-balancing loss is 1."""
     return MoEBlock(1, 8, top_k=1, load_balancing_weight=1.0)
 
 
@@ -68,7 +68,7 @@ def test_a_layer_that_is_called_twice_adds_both_losses(hold, rng):
 
 
 def test_two_blocks_add_a_loss_each_in_every_trace(rng):
-    """An id that Keras remembers may be that of another block's loss."""
+    """An id that Keras stores may be that of another block's loss."""
     inputs = keras.Input((6,))
     blocks = [shared_block() for _ in range(4)]
     x = inputs
@@ -98,10 +98,10 @@ def test_stateless_calls_keep_the_losses_of_their_scope(rng):
         assert [float(to_numpy(x)) for x in losses] == pytest.approx([1.0])
 
 
-def test_activity_regularizers_of_experts_see_real_rows_alone(rng):
-    """The mean over an expert's rows of the squares of its outputs.
+def test_activity_regularizers_of_experts_use_real_rows_only(rng):
+    """The loss is the mean over an expert's rows of its squared outputs.
 
-    Where shapes are static, an expert also runs on copies of a row.
+    If shapes are static, an expert also runs on copies of a row.
     """
     squares = keras.regularizers.L2(1.0)
 
@@ -127,7 +127,7 @@ def test_activity_regularizers_of_experts_see_real_rows_alone(rng):
 
 
 def test_float64():
-    """Every loss of the package in the floatx; JAX in a process of its own."""
+    """Every loss of the package is in floatx (JAX has a separate process)."""
     if BACKEND == "jax":
         run_on("jax", "float64_losses")
         return

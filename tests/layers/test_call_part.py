@@ -1,4 +1,4 @@
-"""A block's parts do all that calling them would do."""
+"""`kernels.call_part` has all effects of calling a block's part."""
 
 import keras
 import numpy as np
@@ -13,7 +13,7 @@ E, D = 4, 8
 
 
 class Owner(keras.layers.Layer):
-    """Calls its part."""
+    """A layer that calls its part by `kernels.call_part`."""
 
     def __init__(self, part, **kwargs):
         super().__init__(**kwargs)
@@ -27,7 +27,7 @@ class Owner(keras.layers.Layer):
 
 
 def test_an_activity_regularizer_of_the_experts_adds_its_loss(rng):
-    """One expert of all tokens: L2 of the outputs, divided by their number."""
+    """The loss is the L2 of the outputs, divided by the number of tokens."""
     experts = Expert(16, 1, activity_regularizer=keras.regularizers.L2(0.1))
     block = MoEBlock(1, top_k=1, experts=experts, load_balancing_weight=0.0)
     x = ops.convert_to_tensor(draw(rng, 5, D))
@@ -41,7 +41,7 @@ def test_an_activity_regularizer_of_the_experts_adds_its_loss(rng):
 
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "bfloat16", "float32"])
 def test_a_part_computes_in_its_own_dtype(rng, policy):
-    class Sees(keras.layers.Layer):
+    class Records(keras.layers.Layer):
         def build(self, input_shape):
             self.weight = self.add_weight(input_shape[-1:])
 
@@ -49,14 +49,14 @@ def test_a_part_computes_in_its_own_dtype(rng, policy):
             self.seen = x.dtype, (self.weight + 0).dtype
             return x * ops.cast(self.weight, x.dtype)
 
-    part = Sees(dtype=policy)
+    part = Records(dtype=policy)
     Owner(part, dtype="float32")(ops.ones((3, D), "float32"))
     seen = {keras.backend.standardize_dtype(dtype) for dtype in part.seen}
     assert seen == {keras.DTypePolicy(policy).compute_dtype}
 
 
 @pytest.mark.skipif(BACKEND != "torch", reason="hooks are PyTorch's")
-def test_hooks_of_pytorch_see_router_and_experts(rng):
+def test_hooks_of_pytorch_run_for_router_and_experts(rng):
     block = MoEBlock(E, 16)
     x = ops.convert_to_tensor(draw(rng, 6, D))
     plain = to_numpy(block(x))
@@ -67,8 +67,8 @@ def test_hooks_of_pytorch_see_router_and_experts(rng):
     assert seen == [block.router, block.experts]
 
 
-@pytest.mark.skipif(BACKEND != "torch", reason="elsewhere all calls are full")
-def test_a_plain_part_is_called_straight(monkeypatch, rng):
+@pytest.mark.skipif(BACKEND != "torch", reason="others make full calls")
+def test_a_plain_part_is_called_directly(monkeypatch, rng):
     block = MoEBlock(E, 16)
     x = ops.convert_to_tensor(draw(rng, 6, D))
     block(x)
@@ -89,8 +89,8 @@ def test_a_plain_part_is_called_straight(monkeypatch, rng):
     assert called == [1]
 
 
-def test_calls_that_are_replaced_inside_one_another_come_back(rng):
-    """Each ends at its place; what was assigned to the layer stays."""
+def test_nested_replacements_of_a_call_are_undone(rng):
+    """Each replacement ends with its scope, and an assigned `call` stays."""
     layer = keras.layers.Dense(1)
     x = ops.ones((1, 2))
     layer(x)

@@ -1,6 +1,6 @@
 """Check what every layer does, on every backend.
 
-Each layer is trained once, in `trained`: the tests of training, of saving,
+Each layer is trained once, in `trained`. The tests of training, of saving,
 and of loading on another backend share the model.
 """
 
@@ -17,8 +17,8 @@ from zoo import LAYERS, WIDTH, model_of
 OTHER = {"jax": "torch", "torch": "tensorflow", "tensorflow": "jax"}[BACKEND]
 every_layer = pytest.mark.parametrize("make", LAYERS.values(), ids=LAYERS)
 # JAX and TensorFlow trace a program for each shape and step. There, tests
-# that need several programs run for one layer of each kind: what a layer
-# computes is the same `keras.ops` on all three backends.
+# that need several programs run for one layer of each kind, because a layer
+# computes the same `keras.ops` on all three backends.
 OF_EACH_KIND = ["Router", "MoEBlock full", "TransformerEncoderBlock"]
 mostly_on_one_backend = pytest.mark.parametrize(
     "name", cases(LAYERS, everywhere=OF_EACH_KIND)
@@ -26,7 +26,7 @@ mostly_on_one_backend = pytest.mark.parametrize(
 
 
 def task(rng, samples=64, length=5):
-    """A regression that a small model can begin to learn."""
+    """Return a regression that a small model can begin to learn."""
     x = rng.normal(size=(samples, length, WIDTH)).astype("float32")
     y = np.tanh(x[..., :2].sum((1, 2), keepdims=True))[:, 0]
     return x, y
@@ -41,7 +41,7 @@ def losses_of_training(model, x, y, epochs=8, **compile_options):
 @pytest.mark.fast
 @every_layer
 def test_config_round_trip(make):
-    """Of a built layer; Keras's harness does it for one that is not."""
+    """The layer is built; Keras's harness tests layers that are not built."""
     layer = make()
     layer.build((None, 5, WIDTH))
     again = type(layer).from_config(layer.get_config())
@@ -65,7 +65,7 @@ def test_symbolic_and_eager_shapes_agree(name, rng):
 
 @dataclasses.dataclass
 class Trained:
-    """Hold a trained model around one layer, and its data."""
+    """A trained model around one layer, and its data."""
 
     model: keras.Model
     losses: list
@@ -105,8 +105,10 @@ def test_saving_and_loading(trained, tmp_path):
 
 
 def test_saved_here_and_loaded_on_another_backend(trained, tmp_path):
-    """Each backend saves every layer once and loads every layer once. The
-    quantized models cover other pairs of backends."""
+    """Each backend saves every layer once and loads every layer once.
+
+    The quantized models cover other pairs of backends.
+    """
     np.save(tmp_path / "x.npy", trained.x)
     trained.model.save(tmp_path / "model.keras")
     run_on(OTHER, "load_elsewhere", tmp_path)
@@ -116,7 +118,7 @@ def test_saved_here_and_loaded_on_another_backend(trained, tmp_path):
 
 @pytest.mark.parametrize("name", cases(LAYERS, everywhere=["MoEBlock full"]))
 def test_run_eagerly_trains_to_the_same_loss(name, rng):
-    """Draws aside, eager and compiled steps are the same computation."""
+    """Eager and compiled steps compute the same values."""
     x, y = task(rng)
     results = []
     for eagerly in (True, False):
@@ -137,7 +139,7 @@ def test_run_eagerly_trains_to_the_same_loss(name, rng):
     ],
 )
 def test_mixed_precision(name, policy, rng):
-    """Half-precision outputs, float32 routers and statistics, it trains."""
+    """Outputs have half precision, no weight has, and the model trains."""
     if (BACKEND, policy) == ("jax", "mixed_float16") and "Transformer" in name:
         pytest.skip("keras.layers.MultiHeadAttention has no float16 on JAX CPU")
     make = LAYERS[name]
@@ -162,7 +164,7 @@ def test_mixed_precision(name, policy, rng):
 
 @mostly_on_one_backend
 def test_any_batch_size_and_length(name, rng):
-    """One model, several shapes; a token's result is that of its own row."""
+    """One model takes several shapes, from `predict` and from a call."""
     model = model_of(LAYERS[name]())
     x = rng.normal(size=(7, 9, WIDTH)).astype("float32")
     whole = model.predict(x, batch_size=7, verbose=0)
@@ -186,13 +188,13 @@ COMPILED = {
 }[BACKEND]
 
 
-@pytest.mark.filterwarnings(  # of dynamo, while it traces Keras itself
+@pytest.mark.filterwarnings(  # from dynamo, which traces Keras itself
     "ignore::DeprecationWarning",
     "ignore:The .grad attribute of a Tensor:UserWarning",
 )
 @pytest.mark.parametrize("name", COMPILED)
 def test_jit_compile_trains_like_without(name, rng):
-    """Also on TensorFlow, where XLA takes another path and must not abort."""
+    """On TensorFlow, XLA takes another path, which must not abort."""
     x, y = task(rng)
     results = []
     for jit_compile in (False, True):

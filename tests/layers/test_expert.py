@@ -1,4 +1,4 @@
-"""The bank of experts: equal to Dense layers, one by one."""
+"""Compare a bank of experts with Dense layers, one by one."""
 
 import keras
 import numpy as np
@@ -25,7 +25,7 @@ INITIALIZERS = [
 
 
 def dense_ffn(x, layer, e):
-    """What expert e computes, from keras.layers.Dense with its weights."""
+    """Return expert e's outputs, from `Dense` layers with its weights."""
 
     def dense(name, activation=None):
         kernel = getattr(layer, f"{name}_kernel")
@@ -77,13 +77,13 @@ def test_one_expert_is_a_dense_network_of_any_rank(rng, shape):
 
 
 def test_outputs_of_another_width(rng):
-    """Grouped, alone, symbolic; and a block, which cannot use them, says so."""
+    """A grouped, a single, and a symbolic call work; a block raises."""
     layer = Expert(10, 3, output_dim=4)
     x = draw(rng, 7, 6)
     y = to_numpy(layer(x, group_sizes=np.array([4, 0, 3], "int32")))
     np.testing.assert_allclose(y[4:], dense_ffn(x[4:], layer, 2), atol=1e-5)
-    everyone = to_numpy(layer.run_all(x[None]))
-    np.testing.assert_allclose(everyone[1], dense_ffn(x, layer, 1), atol=1e-5)
+    outputs = to_numpy(layer.run_all(x[None]))
+    np.testing.assert_allclose(outputs[1], dense_ffn(x, layer, 1), atol=1e-5)
     for remat in (False, True):
         alone = Expert(10, output_dim=4, remat=remat)
         assert alone(draw(rng, 2, 3, 6)).shape == (2, 3, 4)
@@ -111,7 +111,7 @@ def test_weight_names_and_shapes():
 
 
 def test_rows_of_rank_3_and_outputs_of_another_width(rng):
-    """Row p of shape `(S, D)` becomes `(S, H)`; behind the groups, zero."""
+    """A row of `(S, D)` becomes `(S, H)`; rows after the groups are zero."""
     layer = Expert(10, 2, output_dim=3)
     rows, sizes = draw(rng, 6, 5, 4), np.array([2, 3], "int32")
     y = to_numpy(layer(rows, group_sizes=sizes))
@@ -128,10 +128,11 @@ def test_rows_of_rank_3_and_outputs_of_another_width(rng):
 def test_each_expert_starts_as_a_dense_kernel_does(name, num_experts):
     """The standard deviation of each slice is that of Dense, within noise.
 
-    A standard deviation of n draws has itself a relative one of at most
-    sqrt(1 / 2n) (normal; less when bounded): 1.4 % for 50 x 50, and less for
-    the mean of many. Five of them are allowed each time; a fan read as a
-    convolution's would be sqrt(E) off: 65 % for 8 experts.
+    The standard deviation of n draws has a relative standard deviation of at
+    most sqrt(1 / 2n) (if the draws are normal, and less if they are bounded).
+    That is 1.4 % for 50 x 50, and less for the mean of many; five times as
+    much is allowed. A fan that is read as a convolution's would be off by
+    sqrt(E), which is 65 % for 8 experts.
     """
 
     def dense_kernel():
@@ -191,7 +192,7 @@ def test_initializers_without_a_seed_are_called_for_each_expert():
 
 
 def test_dropout_is_on_the_hidden_units_in_training_only(rng):
-    """With identity matrices the output is the hidden units themselves."""
+    """With identity matrices, the output is the hidden units themselves."""
     layer = Expert(
         40,
         2,

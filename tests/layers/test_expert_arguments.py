@@ -1,4 +1,4 @@
-"""Arguments of the experts that every form passes on, as `Dense` has them."""
+"""Test the arguments of `Dense` that every form passes to its experts."""
 
 import keras
 import numpy as np
@@ -29,7 +29,7 @@ FORMS = {
 
 @keras.saving.register_keras_serializable(package="tests")
 class HalfLargest(keras.constraints.Constraint):
-    """Scales a weight so that its largest entry is 0.5, whatever its axes."""
+    """A constraint that scales a weight so that its largest entry is 0.5."""
 
     def __call__(self, w):
         return 0.5 * w / keras.ops.max(keras.ops.abs(w))
@@ -41,13 +41,13 @@ def banks_of(layer):
 
 
 def max_norm(w, limit):
-    """`MaxNorm(limit)` of the weight of one Dense layer, in NumPy."""
+    """Apply `MaxNorm(limit)` to one Dense layer's weight, in NumPy."""
     norms = np.sqrt(np.sum(w**2, axis=0, keepdims=True))
     return w * np.clip(norms, 0, limit) / (1e-7 + norms)
 
 
 def trained_bank(**kwargs):
-    """A block after one step of SGD; the draws are the same each time."""
+    """Return experts' weights after one step of SGD, with the same draws."""
     keras.utils.set_random_seed(0)
     block = MoEBlock(E, F, gated=True, bias_initializer="ones", **kwargs)
     model = keras.Sequential([keras.Input((D,)), block])
@@ -101,7 +101,7 @@ def test_every_form_passes_the_arguments_on(name):
 
 @pytest.mark.one_backend
 def test_random_biases_of_experts_differ():
-    """Also where the initializer has a seed, which Keras's would repeat."""
+    """Biases differ even if the initializer has a seed, which Keras repeats."""
     initializer = keras.initializers.RandomNormal(seed=0)
     layer = CGC(2, 1, 2, F, bias_initializer=initializer)
     layer.build((None, D))
@@ -110,7 +110,7 @@ def test_random_biases_of_experts_differ():
 
 
 @pytest.mark.one_backend
-def test_a_loaded_model_is_constrained_still(tmp_path):
+def test_a_loaded_model_is_still_constrained(tmp_path):
     block = MoEBlock(E, F, kernel_constraint="non_neg")
     model = keras.Sequential([keras.Input((D,)), block])
     model.compile(keras.optimizers.SGD(0.1), "mse")

@@ -1,4 +1,4 @@
-"""Experts of any kind: `ExpertLayers`, and blocks that hold them."""
+"""Test experts of any kind: `ExpertLayers`, and blocks that contain it."""
 
 import keras
 import numpy as np
@@ -22,7 +22,7 @@ def three_kinds():
     ]
 
 
-def test_each_expert_sees_its_own_rows(rng):
+def test_each_expert_gets_its_own_rows(rng):
     bank = ExpertLayers([layers.Dense(WIDTH), layers.Identity()])
     bank.build((None, WIDTH))
     x = draw(rng, 5, WIDTH)
@@ -34,7 +34,7 @@ def test_each_expert_sees_its_own_rows(rng):
 
 @pytest.mark.parametrize("mask", [False, True])
 def test_an_example_goes_whole_to_the_expert_of_its_rule(mask, rng):
-    """A convolution, an LSTM and an identity, each on its own sequences."""
+    """A convolution, an LSTM, and an identity get their own sequences."""
     block = MoEBlock(
         3,
         top_k=2,
@@ -56,7 +56,7 @@ def test_an_example_goes_whole_to_the_expert_of_its_rule(mask, rng):
         np.testing.assert_allclose(y[ids == e], own, rtol=1e-5, atol=1e-6)
 
 
-def test_the_router_sees_an_examples_mean_token(rng):
+def test_the_router_reads_an_examples_mean_token(rng):
     block = MoEBlock(2, 3, top_k=1, level="example")
     x = draw(rng, 4, 5, WIDTH)
     valid = np.arange(5) < np.array([5, 3, 1, 0])[:, None]
@@ -74,8 +74,7 @@ def test_the_router_sees_an_examples_mean_token(rng):
 
 @pytest.mark.every_backend
 def test_a_bank_of_networks_routes_examples_as_well(rng):
-    """`level="example"` with FFN experts is tokens with their example's
-    expert."""
+    """With `level="example"`, each token goes to its example's expert."""
     by_example = MoEBlock(3, 6, router=RuleRouter(3), level="example")
     by_token = MoEBlock(3, 6, router=RuleRouter(3), experts=Expert(6, 3))
     x, ids = draw(rng, 4, 5, WIDTH), np.array([2, 0, 0, 1])
@@ -91,7 +90,7 @@ def test_a_bank_of_networks_routes_examples_as_well(rng):
 
 
 def test_what_an_expert_adds_and_assigns_in_training_is_kept(rng):
-    """Batch statistics move where rows came, and losses come out once."""
+    """Only experts with rows move their statistics, and losses count once."""
     norm = layers.BatchNormalization(momentum=0.5)
     idle = layers.BatchNormalization()
     bank = ExpertLayers(
@@ -125,7 +124,7 @@ def test_dropout_draws_anew_in_each_training_step(rng):
     np.testing.assert_array_equal(to_numpy(bank(x, group_sizes=sizes)), x)
 
 
-def test_a_layer_that_is_frozen_stays(rng):
+def test_a_frozen_expert_does_not_change(rng):
     experts = [layers.Dense(WIDTH), layers.Dense(WIDTH, trainable=False)]
     model = keras.Sequential([MoEBlock(2, top_k=2, experts=experts)])
     x = draw(rng, 16, WIDTH)

@@ -1,8 +1,8 @@
-"""An expert that is off is absent: a block of six experts, two of them off,
-equals the block of the other four, in everything that it computes, adds, and
-keeps.
+"""Check that a disabled expert is absent.
 
-T tokens, D hidden_dim, E experts, N null experts, K top_k, P routed pairs.
+A block of six experts, two of which are disabled, equals the block of the
+other four in everything that it computes, adds, and keeps. T is the number of
+tokens, D the hidden dimension, and E the number of experts.
 """
 
 import keras
@@ -28,7 +28,7 @@ from keras_moe import MoEBlock, losses, metrics, routing
 
 @pytest.mark.parametrize("name", router_cases(CASES))
 def test_disabled_experts_are_absent(name, rng, monkeypatch):
-    """In training with a capacity and all losses, and in evaluation."""
+    """Results agree in training (with capacity and losses) and evaluation."""
     case = Case(name)
     x, *given = case.inputs(rng)
     blocks = large, small = blocks_of(
@@ -55,7 +55,7 @@ def test_disabled_experts_are_absent(name, rng, monkeypatch):
 
 @pytest.mark.parametrize("name", router_cases(CASES))
 def test_dropped_experts_are_absent_for_a_step(name, rng, monkeypatch):
-    """`expert_dropout`, with the loss of each sequence, and by score."""
+    """`expert_dropout` acts with per-sequence losses and score priority."""
     case = Case(name, rate=0.5)
     x, *given = case.inputs(rng)
     blocks = blocks_of(
@@ -77,7 +77,7 @@ ON = np.flatnonzero(AVAILABLE)
 
 @pytest.mark.parametrize("over_replicas", [False, True])
 def test_losses_of_the_experts_that_are_on(rng, over_replicas):
-    """Each loss with `available` equals that of the other columns alone."""
+    """Each loss with `available` equals that of the available columns."""
     probs = np.where(AVAILABLE, rng.uniform(size=(T, E)), 0).astype("float32")
     logits, noise = draw(rng, T, E), draw(rng, T, E)
     mask = np.arange(T) < T - 3
@@ -108,7 +108,7 @@ def test_losses_of_the_experts_that_are_on(rng, over_replicas):
 
 
 def test_metrics_of_the_experts_that_are_on(rng):
-    """Loads 3, 1, 2, 2 of the four that are on: 3 divided by 2."""
+    """The enabled experts have loads 3, 1, 2, 2: 3 divided by a mean of 2."""
     load = np.array([3.0, 0, 1, 2, 0, 2]) / 8
     found = metrics.load_imbalance(load, AVAILABLE)
     assert to_numpy(found) == pytest.approx(1.5)
@@ -127,7 +127,7 @@ def test_metrics_of_the_experts_that_are_on(rng):
     )
 
 
-# --- groups of which a part is off ------------------------------------------
+# --- groups that are partly disabled ----------------------------------------
 
 
 def sigmoid(x):
@@ -136,8 +136,10 @@ def sigmoid(x):
 
 @pytest.mark.parametrize("scoring", ["softmax", "sigmoid"])
 def test_a_group_of_which_one_expert_is_off(rng, scoring):
-    """In float64: the score of a group is that of its best experts that are
-    on, and a token has the best experts of its groups."""
+    """A group scores by its best enabled experts, computed in float64.
+
+    A token gets the best enabled experts of its groups.
+    """
     logits = draw(rng, 200, 6)
     available = np.array([False, True, True, True, True, True])
     bias = rng.normal(size=6).astype("float32") * 0.2
@@ -164,12 +166,14 @@ def test_a_group_of_which_one_expert_is_off(rng, scoring):
         )
     )
     np.testing.assert_array_equal(a.expert_index.reshape(-1, 2), wanted)
-    assert (in_group[:, 1]).any()  # the expert beside the one that is off
+    assert (in_group[:, 1]).any()  # the expert beside the disabled one
 
 
 def test_groups_with_too_few_experts_give_a_token_fewer():
-    """Group 1 is the best and has one expert on. Expert 0 is on, but in a
-    group that was not chosen."""
+    """The best group has one enabled expert, which is the token's only one.
+
+    Experts 0 and 1 are enabled, but in the group that is not chosen.
+    """
     logits = np.array([[0.0, 0.1, 5, 5]], "float32")
     available = np.array([True, True, True, False])
     a = arrays(
@@ -185,8 +189,10 @@ def test_groups_with_too_few_experts_give_a_token_fewer():
 
 
 def test_probabilities_of_a_hierarchy_of_which_a_part_is_off(rng):
-    """In float64: a group's probability is shared among its experts that are
-    on; the softmax of the logits is the probabilities."""
+    """Enabled experts share their group's probability, computed in float64.
+
+    The softmax of the logits equals the probabilities.
+    """
     groups, experts = draw(rng, 9, 3), draw(rng, 9, 6)
     available = np.array([False, True, True, True, False, False])
     a = arrays(
@@ -213,7 +219,7 @@ def test_probabilities_of_a_hierarchy_of_which_a_part_is_off(rng):
 
 
 def test_a_token_without_a_positive_gate_has_probabilities_of_the_others():
-    """ReLU gates and sigmoid scores that are all zero: even over those on."""
+    """If all gates are zero, enabled experts have equal probabilities."""
     logits = np.full((1, 4), -200.0, "float32")
     conditions = routing.Conditions(
         available=np.array([True, False, True, False])
@@ -232,8 +238,10 @@ def test_a_token_without_a_positive_gate_has_probabilities_of_the_others():
 
 
 def test_an_expert_that_was_off_comes_back_with_its_bias(rng):
-    """Experts that are on are balanced for 30 steps; the one that was off
-    keeps its bias, and takes no more than its share of a step's tokens."""
+    """A disabled expert keeps its bias while the others are balanced.
+
+    Once enabled, after 30 steps, the expert gets fewer than half of the tokens.
+    """
     x = draw(rng, 400, D)
     router = keras_moe.Router(4, 1, expert_bias=True, expert_bias_step=0.01)
     router(x)
@@ -249,7 +257,7 @@ def test_an_expert_that_was_off_comes_back_with_its_bias(rng):
 
 @pytest.mark.parametrize("num_experts", [3, 6, 7, 49, 253])
 def test_an_even_load_moves_no_bias(num_experts):
-    """Integers are compared: a float mean of counts is not always one."""
+    """Loads are compared as integers, because a float mean may be inexact."""
     bias = ops.zeros((num_experts,))
     for each in (1, 37, 1013):
         index = np.tile(np.arange(num_experts, dtype="int32"), each)
@@ -258,8 +266,11 @@ def test_an_even_load_moves_no_bias(num_experts):
 
 
 def test_a_mean_load_that_is_no_integer():
-    """Loads 2, 1, 0, 0 of three that are on and one that is off: the mean is
-    1; with a fourth pair 4/3: 2 is above it, 1 below."""
+    """Three pairs have a mean load of 1, and four pairs of 4/3.
+
+    Three experts are enabled. With four pairs, a load of 2 is above the mean,
+    and a load of 1 is below.
+    """
     available = np.array([True, True, True, False])
     zeros = ops.zeros((4,))
     for index, wanted in (
@@ -277,9 +288,11 @@ def test_a_mean_load_that_is_no_integer():
 
 @pytest.mark.parametrize("jit_compile", [False, True])
 def test_expert_choice_of_those_that_are_on_in_a_program(rng, jit_compile):
-    """Twelve tokens, c = 1: C = 4 of three experts that are on, and 3 of four
-    where a shape is fixed before the values are known. The outputs are those
-    of the same assignment in NumPy, with the weight as the only expert."""
+    """The outputs are the tokens times the weights that NumPy computes.
+
+    For 12 tokens and c = 1, each of three enabled experts has C = 12 / 3. If
+    shapes are fixed before the values are known, C = 12 / 4.
+    """
     router = keras_moe.ExpertChoiceRouter(4, 1.0, bidirectional=True)
     inputs = keras.Input((D,))
     experts = [keras.layers.Identity() for _ in range(4)]
@@ -302,8 +315,10 @@ def test_expert_choice_of_those_that_are_on_in_a_program(rng, jit_compile):
 
 
 def test_the_capacity_of_layers_of_any_kind():
-    """Eight tokens of one expert: C = ceil(8 / 3) of three that are on. On
-    JAX a layer runs on a fixed number of rows, and C is 8 / 4."""
+    """Eight tokens go to one of three enabled experts, so C = ceil(8 / 3).
+
+    On JAX, a layer runs on a fixed number of rows, and C = 8 / 4.
+    """
     experts = [keras.layers.Dense(D) for _ in range(4)]
     block = MoEBlock(
         4,

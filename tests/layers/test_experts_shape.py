@@ -1,4 +1,4 @@
-"""Experts must keep the shape of their rows, and a block tells when built."""
+"""A block raises, when it is built, if experts change the rows' shape."""
 
 import keras
 import numpy as np
@@ -22,13 +22,13 @@ D = 8
 
 @keras.saving.register_keras_serializable(package="tests")
 class Halved(keras.layers.Layer):
-    """Leaves its output shape to Keras, which traces `call` for it."""
+    """A layer whose output shape Keras computes by tracing `call`."""
 
     def call(self, x):
         return x[..., : x.shape[-1] // 2]
 
 
-CHANGING = {  # experts, the level, and the inputs' shape behind the batch
+CHANGING = {  # the experts, the level, and the inputs' shape without the batch
     "narrower": (lambda: keras.layers.Dense(5), "token", (D,)),
     "of another rank": (lambda: keras.layers.Reshape((2, 4)), "token", (D,)),
     "a layer of the user's": (Halved, "token", (3, D)),
@@ -60,7 +60,7 @@ def test_experts_that_change_the_shape(name):
 
 @pytest.mark.every_backend
 def test_a_length_that_only_the_call_has():
-    """Where the length is unknown, the first call on numbers tells."""
+    """If the length is unknown, the first call on numbers raises."""
     experts = [keras.layers.Conv1D(D, 3) for _ in range(2)]
     block = MoEBlock(experts=experts, level="example", top_k=1)
     block.build((None, None, D))
@@ -69,8 +69,7 @@ def test_a_length_that_only_the_call_has():
 
 
 def test_experts_that_keep_the_shape(rng):
-    """Of a known and of an unknown length; models, and a layer that Keras
-    traces."""
+    """A model and a layer run, for a known and for an unknown length."""
     for length in (6, None):
         experts = [
             keras.Sequential([keras.layers.Conv1D(D, 3, padding="same")]),
@@ -96,7 +95,7 @@ FEED_FORWARD = {
 @pytest.mark.parametrize("name", FEED_FORWARD)
 def test_a_feed_forward_part_that_changes_the_shape(name):
     block = TransformerDecoderBlock
-    if name == "SoftMoE":  # which no decoder takes
+    if name == "SoftMoE":  # no decoder accepts it
         block = TransformerEncoderBlock
     with pytest.raises(ValueError, match="`moe` must give outputs.*Received"):
         block(2, FEED_FORWARD[name]())(keras.Input((4, D)))

@@ -1,7 +1,6 @@
-"""Forward mode, and the transforms of `torch.func`, of blocks and routers.
+"""Test forward mode and `torch.func`'s transforms of blocks and routers.
 
-The product of a forward derivative J v with c is that of the reverse one:
-`<c, J v> = <J^T c, v>`.
+Forward and reverse derivatives have equal products: `<c, J v> = <J^T c, v>`.
 """
 
 from contextlib import nullcontext
@@ -14,10 +13,10 @@ from router_zoo import ROUTERS, D, router_inputs_of
 
 from keras_moe import MoEBlock, kernels
 
-# Those that differ in what is differentiated.
+# These routers differ in what is differentiated.
 SOME = ("Router sigmoid", "ExpertChoiceRouter", "AttentionRouter", "TopPRouter")
 every_router = pytest.mark.parametrize("name", cases(ROUTERS, everywhere=SOME))
-pytestmark = pytest.mark.filterwarnings(  # of PyTorch's own forward mode
+pytestmark = pytest.mark.filterwarnings(  # from PyTorch's own forward mode
     "ignore:`torch.jit.script` is deprecated:DeprecationWarning"
 )
 only_torch = pytest.mark.skipif(
@@ -26,7 +25,7 @@ only_torch = pytest.mark.skipif(
 
 
 def function_of(router, shape):
-    """Return a function of tokens, a block's, and the block."""
+    """Return a block as a function of tokens, and the block."""
     block = MoEBlock(router=router, intermediate_dim=4, activation="tanh")
     ids = router_inputs_of(router, shape[:-1])
     block.build(shape)
@@ -80,7 +79,7 @@ def reverse(call, x, c):
 
 @every_router
 def test_forward_mode_is_the_transpose_of_reverse_mode(name, rng):
-    """On JAX with the reference; see `test_jax_transforms.py`."""
+    """JAX runs the reference, for the reason in `test_jax_transforms.py`."""
     shape = (2, 5, D)
     call, _ = function_of(ROUTERS[name](), shape)
     x, v, c = (draw(rng, *shape) for _ in range(3))
@@ -90,11 +89,11 @@ def test_forward_mode_is_the_transpose_of_reverse_mode(name, rng):
     assert found == pytest.approx(expected, rel=1e-4, abs=1e-4)
 
 
-@pytest.mark.skipif(BACKEND != "tensorflow", reason="of TensorFlow's tapes")
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="TensorFlow's tapes")
 def test_forward_over_reverse_on_tensorflow(rng):
-    """A Hessian's product with a vector, against differences of gradients.
+    """A Hessian-vector product equals differences of gradients.
 
-    With more experts than TensorFlow unrolls: in a loop.
+    The block has more experts than TensorFlow unrolls, so it runs a loop.
     """
     import tensorflow as tf
 

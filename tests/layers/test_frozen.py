@@ -1,4 +1,4 @@
-"""Frozen layers: nothing moves, and they stay frozen in files and copies."""
+"""Frozen layers do not change, and stay frozen in files and copies."""
 
 import keras
 import numpy as np
@@ -24,12 +24,12 @@ def values_of(layer):
 
 
 def parts_of(layer):
-    """Return each layer inside that has weights, or is not built yet."""
+    """Return each layer inside that has weights or is not built yet."""
     return [x for x in layer._flatten_layers() if x.weights or not x.built]
 
 
 def flags_of(layer):
-    """Return the trainable flag of each of them."""
+    """Return the `trainable` flag of each part."""
     return [part.trainable for part in parts_of(layer)]
 
 
@@ -67,7 +67,7 @@ STATEFUL = {
 
 @pytest.mark.fast
 @pytest.mark.parametrize("make", STATEFUL.values(), ids=STATEFUL)
-def test_a_frozen_layer_stands_still_and_runs_as_in_inference(make, rng):
+def test_a_frozen_layer_does_not_change_and_runs_as_in_inference(make, rng):
     layer = make()
     model = model_of(layer, 4)
     layer.trainable = False
@@ -81,8 +81,8 @@ def test_a_frozen_layer_stands_still_and_runs_as_in_inference(make, rng):
     np.testing.assert_array_equal(to_numpy(layer(x)), outputs)
 
 
-def test_a_frozen_router_decides_as_in_inference(rng):
-    """Its block still counts the load, and drops pairs as in training."""
+def test_a_frozen_router_routes_as_in_inference(rng):
+    """The router's block still counts the load and drops pairs."""
     block = STATEFUL["bias"]()
     block.build((None, 4, WIDTH))
     block.router.trainable = False
@@ -92,7 +92,7 @@ def test_a_frozen_router_decides_as_in_inference(rng):
     _, trained = block(x, training=True, return_assignment=True)
     chosen = to_numpy(evaluated.expert_index)
     kept = to_numpy(trained.expert_index)
-    # C = ceil(1 * 128 * 0.5 / 4) places for each of the four experts.
+    # C = ceil(1 * 128 * 0.5 / 4) places per expert.
     assert (np.bincount(kept, minlength=5)[:4] <= 16).all()
     np.testing.assert_array_equal(kept[kept < 4], chosen[kept < 4])
     load = np.bincount(chosen, minlength=4) / len(chosen)
@@ -169,7 +169,7 @@ def test_a_part_that_trains_in_a_frozen_layer_survives():
     assert "trainable_parts" not in again.get_config()
 
 
-def test_flags_that_are_set_before_build_win():
+def test_flags_that_are_set_before_build_are_kept():
     block = MoEBlock(4, 8, trainable=False)
     block.experts.trainable = True
     block.build((None, WIDTH))

@@ -1,4 +1,4 @@
-"""Groups, then experts: values by hand, and one group is no group."""
+"""Compare two-stage routing with values by hand, and with one stage."""
 
 import numpy as np
 import pytest
@@ -33,13 +33,13 @@ def test_probabilities_and_logits_are_of_both_stages():
     wanted = np.array([[1 / 8, 2 / 8, 5 / 8]]) * 3 / 4
     wanted = np.concatenate([wanted, np.array([[6, 1, 3]]) / 40], axis=1)
     np.testing.assert_allclose(a.router_probs, wanted, rtol=1e-5)
-    # exp(group + expert): 3 (1 + 2 + 5) + 1 (6 + 1 + 3) = 34 in all.
+    # The sum of exp(group + expert) is 3 (1 + 2 + 5) + 1 (6 + 1 + 3) = 34.
     np.testing.assert_allclose(a.router_logits, LOG(34 * wanted), rtol=1e-5)
 
 
 @pytest.mark.parametrize("groups, experts", [(3, 0), (0, 3)])
-def test_the_z_loss_sees_a_common_offset_of_either_stage(groups, experts):
-    """log 34, and 3 more; the probabilities are as they were."""
+def test_the_z_loss_depends_on_a_common_offset_of_either_stage(groups, experts):
+    """The log-sum-exp grows by 3, and the probabilities do not change."""
     a = routing.hierarchical_assignment(GROUPS + groups, EXPERTS + experts, 2)
     z_loss = to_numpy(losses.router_z_loss(a.router_logits))
     assert z_loss == pytest.approx((LOG(34) + 3) ** 2, rel=1e-5)
@@ -62,11 +62,11 @@ def test_the_softmax_of_the_logits_is_the_probabilities(rng):
 @pytest.mark.parametrize(
     "top_k, top_k_groups, normalize, experts, weights",
     [
-        # One group of one's choice keeps its probability, 3/4.
+        # A single chosen group keeps its probability, 3/4.
         (1, 1, True, [2], [3 / 4 * 5 / 8]),
         (2, 1, True, [2, 1], [3 / 4 * 5 / 7, 3 / 4 * 2 / 7]),
         (2, 1, False, [2, 1], [3 / 4 * 5 / 8, 3 / 4 * 2 / 8]),
-        # The best of each group: 2 of 5/8, 3 of 6/10.
+        # The best of each group are expert 2 (5/8) and expert 3 (6/10).
         (2, 2, True, [2, 3], [3 / 4 * 5 / 8, 1 / 4 * 6 / 10]),
         (
             4,
@@ -84,7 +84,7 @@ def test_choices_and_weights(top_k, top_k_groups, normalize, experts, weights):
 
 
 def test_a_group_that_is_off_is_not_chosen():
-    """Group 0 is all off; of group 1, expert 3: 4 and 5 share 1 and 3."""
+    """Group 0 and expert 3 are disabled; 4 and 5 have shares of 1 and 3."""
     available = np.array([0, 0, 0, 0, 1, 1], bool)
     a = assigned(2, conditions=routing.Conditions(available=available))
     np.testing.assert_array_equal(a.expert_index, [5, 4])
@@ -96,8 +96,11 @@ def test_a_group_that_is_off_is_not_chosen():
 
 
 def test_a_replay_without_a_pair_leaves_the_others_their_weights():
-    """Of groups' pairs (2, 1) and (3, 5), 1 and both of group 1 are lost; the
-    logits still tell which pairs these were, so that weights are as before."""
+    """The logits determine which pairs were lost, so the weights are unchanged.
+
+    The groups' pairs are (2, 1) and (3, 5). Pairs 1, 3, and 5 are lost first,
+    and then only pair 1.
+    """
     recorded = routing.hierarchical_assignment(GROUPS, EXPERTS, 4, 2)
     index = np.array([2, 6, 6, 6], "int32")
     replay = recorded._replace(expert_index=index)
@@ -115,7 +118,7 @@ def test_a_replay_without_a_pair_leaves_the_others_their_weights():
 
 @pytest.mark.parametrize("top_k", [1, 2])
 def test_one_group_is_a_moe_block(rng, top_k):
-    """Outputs, losses and gradients, under capacity and with a mask."""
+    """Outputs, losses, and gradients agree, with a capacity and a mask."""
     options = {
         "capacity_factor": 1.0,
         "load_balancing_weight": 1.0,
@@ -143,7 +146,7 @@ def test_one_group_is_a_moe_block(rng, top_k):
     np.testing.assert_array_equal(results[0][3], results[1][3])
     for name, theirs in results[1][2].items():
         mine = results[0][2][name]
-        if "router" in name:  # the group's own column moves nothing
+        if "router" in name:  # the group's own column has no effect
             np.testing.assert_allclose(mine[:, 4], 0, atol=1e-6)
             mine = mine[:, :4]
         np.testing.assert_allclose(mine, theirs, rtol=1e-5, atol=1e-6)

@@ -1,4 +1,4 @@
-"""Blocks inside JAX's transforms; only JAX has them."""
+"""Test blocks inside JAX's transforms."""
 
 import keras
 import numpy as np
@@ -9,7 +9,7 @@ from router_zoo import ROUTERS, D, E, router_cases, router_inputs_of
 from keras_moe import MoEBlock, kernels
 
 if BACKEND != "jax":
-    pytest.skip("transforms of JAX", allow_module_level=True)
+    pytest.skip("JAX's transforms", allow_module_level=True)
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 
 def function_of(block, x, ids=None):
-    """Builds a block; returns it as a function, and its weights."""
+    """Build a block, and return it as a function with its weights."""
     block(x, router_inputs=ids)
     weights = [v.value for v in block.trainable_variables]
     state = [v.value for v in block.non_trainable_variables]
@@ -33,7 +33,7 @@ def loss_of(run):
 
 
 def nested(run):
-    """A block in a branch of a loop that is computed again."""
+    """Return a block in a branch of a loop under `jax.checkpoint`."""
 
     def body(weights, x, _):
         return jax.lax.cond(x[0, 0] < 99, run, lambda w, x: x, weights, x), None
@@ -48,7 +48,7 @@ def nested(run):
 
 @pytest.mark.parametrize("name", router_cases())
 def test_every_router_has_gradients_in_checkpoint_scan_and_cond(rng, name):
-    """Traced, not run: what the gradient rules capture shows there."""
+    """Tracing alone shows what the gradient rules capture."""
     router = ROUTERS[name]()
     x = draw(rng, 5, D)
     ids = router_inputs_of(router, (5,))
@@ -59,7 +59,7 @@ def test_every_router_has_gradients_in_checkpoint_scan_and_cond(rng, name):
 
 @pytest.mark.parametrize("name", router_cases())
 def test_every_router_has_gradients_in_shard_map(rng, name):
-    """Traced: JAX checks which values vary between devices, also of one."""
+    """Tracing checks which values vary between devices, even on one device."""
     router = ROUTERS[name]()
     x = draw(rng, 5, D)
     ids = router_inputs_of(router, (5,))
