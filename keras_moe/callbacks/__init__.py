@@ -1,4 +1,4 @@
-"""Floor 4: callbacks that report what the routers do, and guard it."""
+"""Floor 4: callbacks that report what the routers do and warn of imbalance."""
 
 from keras_moe.callbacks.balance_guard import BalanceGuard
 from keras_moe.callbacks.routing_metrics import RoutingMetrics

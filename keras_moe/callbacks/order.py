@@ -1,11 +1,12 @@
-"""Whether the callbacks of one training stand in the right order."""
+"""Check that the callbacks of a training are in the right order."""
 
 import inspect
 import warnings
+from typing import Any
 
 import keras
 
-# Keras's own that write out, or keep, whatever the epoch's logs hold.
+# Keras's callbacks that write, or keep, all that the epoch's logs hold.
 _WRITERS = (
     keras.callbacks.CSVLogger,
     keras.callbacks.History,
@@ -25,7 +26,7 @@ def warn_of_earlier_readers(
 
     Args:
         writer: Callback that adds to the epoch's logs.
-        prefix: Start of the names that it adds, such as `"moe/"`.
+        prefix: str. Start of the names that it adds, such as `"moe/"`.
     """
     callbacks = _callbacks_beside(writer)
     position = [c is writer for c in callbacks].index(True) if callbacks else 0
@@ -42,11 +43,11 @@ def warn_of_earlier_readers(
         )
 
 
-def _reads(callback, prefix):
-    """Whether a callback is likely to use figures in the epoch's logs.
+def _reads(callback: keras.callbacks.Callback, prefix: str) -> bool:
+    """Return whether a callback is likely to read the epoch's logs.
 
-    A class that is not Keras's is taken to if it has an `on_epoch_end`,
-    unless its attribute `reads_logs` is False.
+    A class that is not Keras's does so if it has an `on_epoch_end`, unless its
+    attribute `reads_logs` is False.
     """
     if isinstance(callback, _WRITERS):
         return True
@@ -59,14 +60,14 @@ def _reads(callback, prefix):
     overridden = (
         type(callback).on_epoch_end is not keras.callbacks.Callback.on_epoch_end
     )
-    return overridden and getattr(callback, "reads_logs", True)
+    return overridden and bool(getattr(callback, "reads_logs", True))
 
 
-def _callbacks_beside(callback):
-    """The callbacks of the list that is calling; empty if none is.
+def _callbacks_beside(callback: keras.callbacks.Callback) -> list[Any]:
+    """Return the callbacks of the list that calls this one, or none.
 
-    A callback is not told which list it is in, so the list is looked for
-    among the callers.
+    Keras does not pass the list to a callback, so that it is searched among
+    the callers.
     """
     frame = inspect.currentframe()
     while frame is not None:
