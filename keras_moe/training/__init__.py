@@ -1,4 +1,4 @@
-"""Floor 4: what helps models with experts to learn, and not to overfit."""
+"""Floor 4: training methods for models with experts."""
 
 from keras_moe.training.contrastive import ContrastiveModel, contrastive_loss
 from keras_moe.training.fgm import FGM, adversarial_step

@@ -1,7 +1,9 @@
-"""Pretraining by telling an example's two views from everybody else's.
+"""Pretrain by recognizing the second view of an example among others.
 
 B batch, S sequence length, D hidden_dim.
 """
+
+from typing import Any
 
 import keras
 from keras import ops
@@ -16,18 +18,23 @@ from keras_moe.types import Tensor
 def contrastive_loss(
     first: Tensor, second: Tensor, temperature: float
 ) -> Tensor:
-    """SimCSE's loss (Gao et al. 2021, eq. 1), the mean over the batch.
+    """Return the loss of SimCSE, the mean over the batch.
 
-    `-log(exp(sim(h_i, h'_i) / t) / sum_j exp(sim(h_i, h'_j) / t))`, sim being
-    the cosine.
+    `-log(exp(sim(h_i, h'_i) / t) / sum_j exp(sim(h_i, h'_j) / t))` with the
+    cosine similarity `sim`.
+
+    Reference: Gao et al. 2021, eq. 1.
 
     Args:
-        first: `(B, D)`, h.
-        second: `(B, D)`, h'.
-        temperature: t.
+        first: float `(B, D)`. h, the first view of each example.
+        second: float `(B, D)`. h', the second view.
+        temperature: float above 0. t.
 
     Returns:
         float32 scalar.
+
+    Raises:
+        ValueError: If `temperature` is a number of 0 or below, or not finite.
     """
     if is_static(temperature):
         checks.check_above("temperature", temperature, 0, INFINITY)
@@ -41,50 +48,57 @@ def contrastive_loss(
 
 @keras.saving.register_keras_serializable(package="keras_moe")
 class ContrastiveModel(Wrapper):
-    """Pretrains a trunk on inputs alone: `fit(token_ids)`.
+    """Pretrain a trunk without labels, by `fit(token_ids)` (SimCSE).
 
-    Unsupervised SimCSE (Gao et al. 2021, "SimCSE: Simple Contrastive Learning
-    of Sentence Embeddings", eq. 1): each example goes through the trunk twice,
-    in one batch of 2 B, and what tells the two apart is dropout. Each must be
-    nearer to its other view than to any other example's. The trunk needs
-    dropout; in evaluation, without it, the two are one. Compile it with an
-    optimizer only; the trunk shares its weights with any model built on it.
+    Each example passes through the trunk twice, in one batch of 2 B, and the
+    two views differ by dropout. Each view is trained to be closer to the other
+    view of its example than to those of other examples. The trunk needs
+    dropout; in evaluation, without dropout, both views are equal. Compile this
+    model with an optimizer only. The trunk shares its weights with any model
+    that is built on it.
+
+    Reference: Gao et al. 2021, "SimCSE: Simple Contrastive Learning of Sentence
+    Embeddings", eq. 1.
 
     Args:
-        trunk: a model from `(B, ...)` to `(B, D)`, or to `(B, S, D)`, of which
-            the mean over S is taken: for integer inputs `(B, S)` over those
-            that are not 0, the padding.
-        temperature: t, above 0. 0.05 is the paper's.
-        **kwargs: of `keras.Model`.
+        trunk: Model from `(B, ...)` to `(B, D)` or `(B, S, D)`. Of the latter,
+            the mean over S is taken, for integer inputs `(B, S)` without
+            padding, whose id is 0.
+        temperature: float above 0. t. Defaults to 0.05, as in the paper.
+        **kwargs: Arguments of `keras.Model`.
 
     Call arguments:
-        inputs: one tensor `(B, ...)`.
+        inputs: Tensor `(B, ...)`.
 
     Returns:
-        Both views, each `(B, D)`.
+        A tuple of both views, each `(B, D)`.
 
     Raises:
-        ValueError: for a temperature out of its range, or a trunk with outputs
-            of another rank.
+        ValueError: If `temperature` is not a finite number above 0; or, in a
+            call, if the outputs of `trunk` have another rank.
     """
 
     arguments = ("temperature",)
     wraps = "trunk"
 
-    def __init__(self, trunk, temperature: float = 0.05, **kwargs):
+    def __init__(
+        self, trunk: keras.Model, temperature: float = 0.05, **kwargs: Any
+    ):
         super().__init__(trunk, **kwargs)
         self.temperature = checks.check_above(
             "temperature", temperature, 0, float("inf")
         )
 
-    def call(self, inputs: Tensor, training=None):
-        """Embeds each example twice; see the class."""
+    def call(
+        self, inputs: Tensor, training: bool | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Embed each example twice; see the class."""
         twice = ops.concatenate([inputs, inputs], axis=0)
         outputs = self._pooled(self.inner(twice, training=training), twice)
         size = ops.shape(inputs)[0]
         return outputs[:size], outputs[size:]
 
-    def _pooled(self, outputs, inputs):
+    def _pooled(self, outputs: Tensor, inputs: Tensor) -> Tensor:
         if len(outputs.shape) == 2:
             return outputs
         if len(outputs.shape) != 3:
@@ -101,9 +115,14 @@ class ContrastiveModel(Wrapper):
         return ops.sum(outputs * real, axis=1) / count
 
     def compute_loss(
-        self, x=None, y=None, y_pred=None, sample_weight=None, training=True
-    ):
-        """Returns the scalar loss of a batch, plus what layers add."""
+        self,
+        x: Any = None,
+        y: Any = None,
+        y_pred: Any = None,
+        sample_weight: Any = None,
+        training: bool = True,
+    ) -> Tensor:
+        """Return the scalar loss of a batch, with what layers add."""
         one, other = y_pred
         loss = contrastive_loss(one, other, self.temperature)
         return in_floatx(loss) + sum(self.losses)

@@ -1,9 +1,10 @@
-"""Adversarial steps in the space of the embeddings.
+"""Train on adversarial steps in the space of embeddings.
 
 B batch; an embedding is `(B, ...)`.
 """
 
 import threading
+from typing import Any
 
 import keras
 from keras import ops
@@ -18,14 +19,18 @@ LEAST_NORM = 1e-12
 
 
 def adversarial_step(gradient: Tensor, epsilon: float) -> Tensor:
-    """Returns `epsilon * g / ||g||_2`, the norm over each example.
+    """Return `epsilon * g / ||g||_2`, with the norm over each example.
 
     Args:
-        gradient: float `(B, ...)`, g.
-        epsilon: length of the step.
+        gradient: float `(B, ...)`. g.
+        epsilon: float of 0 or above. Length of the step.
 
     Returns:
-        Like `gradient`; zero where it is.
+        Tensor of the shape and dtype of `gradient`. It is zero for an example
+        with the gradient zero.
+
+    Raises:
+        ValueError: If `epsilon` is a number below 0, or not finite.
     """
     if is_static(epsilon):
         checks.check_weight("epsilon", epsilon)
@@ -39,42 +44,47 @@ def adversarial_step(gradient: Tensor, epsilon: float) -> Tensor:
 
 @keras.saving.register_keras_serializable(package="keras_moe")
 class FGM(Wrapper):
-    """Trains a model on its embeddings and on what would hurt it most there.
+    """Train a model on its embeddings and on adversarial ones beside them.
 
-    The fast gradient method on embeddings (Miyato et al. 2017, "Adversarial
-    Training Methods for Semi-Supervised Text Classification", section 3;
-    after Goodfellow et al. 2015): with g the gradient of the loss with respect
-    to the embeddings of an example, they are moved by `r = epsilon * g /
-    ||g||_2`, a constant, and the loss is `L(e) + weight * L(e + r)`. The paper
-    also normalises the embeddings; that is left to the model.
+    This is the fast gradient method on embeddings. With g the gradient of the
+    loss with respect to the embeddings e of an example, the loss is
+    `L(e) + weight * L(e + r)`, with the constant `r = epsilon * g / ||g||_2`.
+    The paper also normalizes the embeddings, which is left to the model.
 
-    In evaluation it is the plain loss. What layers add, such as load-balancing
-    losses, counts once, statistics too. A step costs about three. Under
-    `mixed_float16` small gradients vanish; `mixed_bfloat16` keeps them.
+    In evaluation, the loss is `L(e)` alone. The losses that layers add, such as
+    load-balancing losses, and their statistics count once. A step costs about
+    three steps without it. In `mixed_float16` small gradients become zero; use
+    `mixed_bfloat16` instead.
+
+    Reference: Miyato et al. 2017, "Adversarial Training Methods for
+    Semi-Supervised Text Classification", section 3, after Goodfellow et al.
+    2015.
 
     Args:
-        model: a model that calls `embedding` once.
-        embedding: a layer inside `model`, or its name, whose output is moved:
-            `(B, ...)`, an example a row.
-        epsilon: 0 or above, length of the move. 1 is a start where embeddings
-            have a standard deviation near 1.
-        weight: 0 or above, of the second loss.
-        **kwargs: of `keras.Model`.
+        model: Keras model that calls `embedding` once.
+        embedding: Layer inside `model`, or its name. Its output `(B, ...)`, one
+            row per example, is moved.
+        epsilon: float of 0 or above. Length of the move. Defaults to 1, a start
+            for embeddings with a standard deviation near 1.
+        weight: float of 0 or above. Weight of the second loss. Defaults to 1.
+        **kwargs: Arguments of `keras.Model`.
 
     Raises:
-        ValueError: for an argument out of its range, an embedding that is not
-            in the model, not once, or that it calls more than once.
+        ValueError: If an argument has a wrong type or is out of its range; if
+            `embedding` is not the name of exactly one layer inside `model`; or,
+            in training, if the model calls that layer several times or not at
+            all, or has no compiled loss.
     """
 
     arguments = ("embedding", "epsilon", "weight")
 
     def __init__(
         self,
-        model,
-        embedding,
+        model: keras.Model,
+        embedding: str | keras.layers.Layer,
         epsilon: float = 1.0,
         weight: float = 1.0,
-        **kwargs,
+        **kwargs: Any,
     ):
         super().__init__(model, **kwargs)
         checks.check_is_a(
@@ -90,7 +100,7 @@ class FGM(Wrapper):
         self._passing = threading.local()
         self._find_embedding()
 
-    def _find_embedding(self):
+    def _find_embedding(self) -> keras.layers.Layer:
         layers = _keras.every_layer_of(self.inner)
         found = [x for x in layers if x.name == self.embedding]
         if len(found) == 1:
@@ -102,8 +112,8 @@ class FGM(Wrapper):
             "building the model; call a subclassed model once before."
         )
 
-    def call(self, inputs, training=None):
-        """Returns what the model inside does; keeps the embeddings."""
+    def call(self, inputs: Any, training: bool | None = None) -> Any:
+        """Return the outputs of the model inside, and keep the embeddings."""
         if not training:
             return self.inner(inputs, training=training)
         layer = self._find_embedding()
@@ -120,16 +130,21 @@ class FGM(Wrapper):
         return outputs
 
     def compute_loss(
-        self, x=None, y=None, y_pred=None, sample_weight=None, training=True
-    ):
-        """Returns the scalar loss of a batch; see the class."""
+        self,
+        x: Any = None,
+        y: Any = None,
+        y_pred: Any = None,
+        sample_weight: Any = None,
+        training: bool = True,
+    ) -> Tensor:
+        """Return the scalar loss of a batch; see the class."""
         loss = super().compute_loss(x, y, y_pred, sample_weight, training)
         if not training:
             return loss
         embedded = self._passing.__dict__.pop("embedded")
         layer = self._find_embedding()
 
-        def loss_of(embedded):
+        def loss_of(embedded: Tensor) -> Tensor:
             with self.no_trace(), calling(layer, lambda *_, **__: embedded):
                 outputs = self.inner(x, training=True)
                 return self.task_loss(y, outputs, sample_weight)

@@ -1,6 +1,8 @@
-"""Adam for models whose experts are most of their weights."""
+"""Adam for models whose weights are mostly those of experts."""
 
 import inspect
+from collections.abc import Sequence
+from typing import Any
 
 import keras
 from keras import ops
@@ -18,32 +20,44 @@ _NAMES = [
 
 @keras.saving.register_keras_serializable(package="keras_moe")
 class FusedAdam(keras.optimizers.Adam):
-    """`keras.optimizers.Adam` that goes through memory once a step.
+    """Update each weight in one pass over memory, as `keras.optimizers.Adam`.
 
-    A step of a mixture of E experts updates E / K times the weights of a
-    dense network of the same work. On PyTorch Keras's Adam does it in a dozen
-    operations and makes five copies of all weights; here each weight is
-    updated by PyTorch's fused operation, which makes none. The values are
-    those of Kingma & Ba 2014 in the form at the end of their section 2, as
-    Keras has it (`epsilon` beside the uncorrected root). On JAX and
-    TensorFlow, which fuse by themselves, and for what the operation does not
-    take (DTensors, weights of another dtype than float32), it is Keras's.
+    A step of a mixture of E experts updates E / K times the weights of a dense
+    network with the same work. On PyTorch, Keras's Adam uses a dozen operations
+    per weight and makes several copies of it. Here, PyTorch's fused operation
+    updates each weight in place. On JAX and TensorFlow, whose compilers fuse
+    the update, and for weights that the operation does not take (DTensors,
+    dtypes other than float32), Keras's own update runs.
 
-    Args: those of `keras.optimizers.Adam`. With `weight_decay` it is AdamW
-    (Loshchilov & Hutter 2019).
+    Reference: Kingma & Ba 2014, in the form at the end of section 2, as in
+    Keras (`epsilon` is added to the uncorrected root). With `weight_decay`, it
+    is AdamW (Loshchilov & Hutter 2019).
+
+    Args:
+        *args: Arguments of `keras.optimizers.Adam`.
+        **kwargs: Arguments of `keras.optimizers.Adam`.
+
+    Raises:
+        ValueError: If an argument is none of `keras.optimizers.Adam`.
     """
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args: Any, **kwargs: Any):
         check_names("FusedAdam", kwargs, _NAMES)
         super().__init__(*args, **kwargs)
 
-    def apply(self, grads, trainable_variables=None) -> None:
-        """Updates the variables by their gradients."""
-        self._alpha = None
+    def apply(
+        self,
+        grads: Sequence[Tensor],
+        trainable_variables: Sequence[keras.Variable] | None = None,
+    ) -> None:
+        """Update the variables by their gradients."""
+        self._alpha: Tensor | None = None
         super().apply(grads, trainable_variables)
 
-    def update_step(self, gradient, variable, learning_rate) -> None:
-        """Updates one variable, and its slots."""
+    def update_step(
+        self, gradient: Tensor, variable: keras.Variable, learning_rate: Tensor
+    ) -> None:
+        """Update one variable and its slots."""
         done = kernels.adam_step(
             variable,
             gradient,
@@ -55,9 +69,11 @@ class FusedAdam(keras.optimizers.Adam):
         if not done:
             super().update_step(gradient, variable, learning_rate)
 
-    def _step_size(self, learning_rate) -> Tensor:
-        """The learning rate with both corrections of bias; found once for
-        all weights of a step."""
+    def _step_size(self, learning_rate: Tensor) -> Tensor:
+        """Return the learning rate with both bias corrections.
+
+        It is computed once for all weights of a step.
+        """
         if self._alpha is not None:
             return self._alpha
         step = ops.cast(self.iterations + 1, "float32")

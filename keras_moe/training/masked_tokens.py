@@ -1,7 +1,9 @@
-"""Pretraining by guessing tokens that were hidden.
+"""Pretrain by predicting masked tokens.
 
 B sequences, S sequence length, D hidden_dim, V vocabulary_size.
 """
+
+from typing import Any
 
 import keras
 from keras import ops
@@ -18,20 +20,25 @@ def hide_tokens(
     mask_token_id: int,
     mask_rate: float,
 ) -> tuple[Tensor, Tensor]:
-    """Hides tokens as BERT does (Devlin et al. 2019, section 3.1).
+    """Mask tokens as BERT does (Devlin et al. 2019, section 3.1).
 
-    Of the tokens that are chosen 80 % become the mask token, 10 % a random
-    one and 10 % stay as they are.
+    Of the chosen tokens, 80 % are replaced by the mask token, 10 % by a random
+    token, and 10 % do not change.
 
     Args:
-        token_ids: int32 `(B, S)`; 0 is padding and never chosen.
-        draws: each `(B, S)`: uniform numbers in 0 ... 1 that choose, those
-            that say what becomes of a chosen token, and random token ids.
-        mask_token_id: id of the mask token.
-        mask_rate: share of the tokens that are chosen.
+        token_ids: int32 `(B, S)`. 0 is padding, which is never chosen.
+        draws: Three tensors `(B, S)`: uniform numbers in 0 ... 1 that choose
+            tokens, uniform numbers that choose the replacement, and random
+            token ids.
+        mask_token_id: int of 0 or above. Id of the mask token.
+        mask_rate: float in 0 < rate <= 1. Expected share of the chosen tokens.
 
     Returns:
-        The ids `(B, S)` with tokens hidden, and bool `(B, S)`, the chosen.
+        The ids `(B, S)` with masked tokens, and bool `(B, S)`, True for the
+        chosen tokens.
+
+    Raises:
+        ValueError: If `mask_token_id` or `mask_rate` is out of its range.
     """
     checks.check_count("mask_token_id", mask_token_id)
     checks.check_above("mask_rate", mask_rate, 0, 1)
@@ -47,32 +54,35 @@ def hide_tokens(
 
 @keras.saving.register_keras_serializable(package="keras_moe")
 class MaskedTokenModel(Wrapper):
-    """Pretrains a trunk on token ids alone: `fit(token_ids)`.
+    """Pretrain a trunk without labels, by `fit(token_ids)` (BERT).
 
-    Masked language modelling (Devlin et al. 2019, "BERT", section 3.1): the
-    trunk sees the ids with some hidden, a linear head guesses them, and the
-    loss is the mean cross-entropy over the tokens that were chosen, plus what
-    layers add. Compile it with an optimizer only. The trunk shares its weights
-    with any model that is built on it.
+    This is masked language modeling: the trunk gets ids of which some are
+    masked, a linear head predicts the original ids, and the loss is the mean
+    cross-entropy over the chosen tokens, plus the losses that layers add.
+    Compile this model with an optimizer only. The trunk shares its weights with
+    any model that is built on it.
+
+    Reference: Devlin et al. 2019, "BERT", section 3.1.
 
     Args:
-        trunk: a model from int ids `(B, S)` to `(B, S, D)`.
-        vocabulary_size: V, 2 or more; the trunk's ids and `mask_token_id` are
-            below it.
-        mask_token_id: id that stands for a hidden token, 1 to V - 1.
-        mask_rate: share of the tokens that are chosen, in 0 < rate <= 1.
-        seed: int, for the choice.
-        **kwargs: of `keras.Model`.
+        trunk: Model from int ids `(B, S)` to `(B, S, D)`.
+        vocabulary_size: int above 1. V, larger than all ids of the data and
+            than `mask_token_id`.
+        mask_token_id: int in 1 ... V - 1. Id of the mask token.
+        mask_rate: float in 0 < rate <= 1. Expected share of the chosen tokens.
+            Defaults to 0.15.
+        seed: int or None. Seed of the choice. `None` (the default) draws one.
+        **kwargs: Arguments of `keras.Model`.
 
     Call arguments:
-        inputs: int `(B, S)`; 0 is padding.
+        inputs: int `(B, S)`. 0 is padding.
 
     Returns:
-        The logits `(B, S, V)` of ids with some hidden, and bool `(B, S)`,
-        which were chosen.
+        A tuple of the logits `(B, S, V)` and bool `(B, S)`, True for the chosen
+        tokens.
 
     Raises:
-        ValueError: for an argument out of its range.
+        ValueError: If an argument has a wrong type or is out of its range.
     """
 
     arguments = ("vocabulary_size", "mask_token_id", "mask_rate", "seed")
@@ -80,12 +90,12 @@ class MaskedTokenModel(Wrapper):
 
     def __init__(
         self,
-        trunk,
+        trunk: keras.Model,
         vocabulary_size: int,
         mask_token_id: int,
         mask_rate: float = 0.15,
         seed: int | None = None,
-        **kwargs,
+        **kwargs: Any,
     ):
         super().__init__(trunk, **kwargs)
         self.vocabulary_size = checks.check_positive_int(
@@ -98,8 +108,8 @@ class MaskedTokenModel(Wrapper):
             raise ValueError(
                 "`mask_token_id` must be below `vocabulary_size`. Received: "
                 f"mask_token_id={mask_token_id}, vocabulary_size="
-                f"{vocabulary_size}. Count the mask token in, in the trunk's "
-                "embedding too."
+                f"{vocabulary_size}. Include the mask token in the vocabulary, "
+                "also in the trunk's embedding."
             )
         self.mask_rate = checks.check_above("mask_rate", mask_rate, 0, 1)
         self.seed = checks.check_seed(seed)
@@ -109,12 +119,14 @@ class MaskedTokenModel(Wrapper):
         )
 
     def build(self, input_shape: Shape) -> None:
-        """Builds trunk and head for ids `(B, S)`."""
+        """Build trunk and head for ids `(B, S)`."""
         super().build(input_shape)
         self.head.build(self.inner.compute_output_shape(input_shape))
 
-    def call(self, inputs: Tensor, training=None):
-        """Hides tokens and guesses them; see the class."""
+    def call(
+        self, inputs: Tensor, training: bool | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Mask tokens and predict them; see the class."""
         token_ids = ops.cast(inputs, "int32")
         token_ids, chosen = hide_tokens(
             token_ids,
@@ -124,8 +136,8 @@ class MaskedTokenModel(Wrapper):
         )
         return self.head(self.inner(token_ids, training=training)), chosen
 
-    def _draw(self, shape):
-        """Numbers that choose, numbers that decide, and ids 1 ... V-1."""
+    def _draw(self, shape: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the draws of `hide_tokens`, with ids in 1 ... V - 1."""
         seed = self.seed_generator
         choose, fate = (
             keras.random.uniform(shape, dtype="float32", seed=seed)
@@ -135,9 +147,14 @@ class MaskedTokenModel(Wrapper):
         return choose, fate, ids
 
     def compute_loss(
-        self, x=None, y=None, y_pred=None, sample_weight=None, training=True
-    ):
-        """Returns the scalar loss of a batch; see the class."""
+        self,
+        x: Any = None,
+        y: Any = None,
+        y_pred: Any = None,
+        sample_weight: Any = None,
+        training: bool = True,
+    ) -> Tensor:
+        """Return the scalar loss of a batch; see the class."""
         logits, chosen = y_pred
         loss = keras.losses.sparse_categorical_crossentropy(
             ops.cast(x, "int32"), logits, from_logits=True

@@ -1,7 +1,9 @@
-"""Two dropout passes that must agree.
+"""Train two passes with different dropout to agree.
 
 B batch, C classes.
 """
+
+from typing import Any
 
 import keras
 from keras import ops
@@ -12,23 +14,26 @@ from keras_moe.types import Tensor
 
 
 class SymmetricDivergence(keras.losses.Loss):
-    """`(KL(P || Q) + KL(Q || P)) / 2 = sum_c (p_c - q_c) log(p_c / q_c) / 2`.
+    """Compute `(KL(P || Q) + KL(Q || P)) / 2` of class probabilities.
+
+    It equals `sum_c (p_c - q_c) log(p_c / q_c) / 2`.
 
     Args:
-        from_logits: whether P and Q come as logits.
-        **kwargs: of `keras.losses.Loss`.
+        from_logits: bool. Whether P and Q are logits. `False` (the default)
+            means probabilities.
+        **kwargs: Arguments of `keras.losses.Loss`.
     """
 
-    def __init__(self, from_logits: bool = False, **kwargs):
+    def __init__(self, from_logits: bool = False, **kwargs: Any):
         super().__init__(**kwargs)
         self.from_logits = from_logits
 
     def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
-        """Compares `(..., C)` with `(..., C)`; returns `(...)`."""
+        """Return the divergence `(...)` of two outputs `(..., C)`."""
         p, q = (self._log_probs(x) for x in (y_true, y_pred))
         return 0.5 * ops.sum((ops.exp(p) - ops.exp(q)) * (p - q), axis=-1)
 
-    def _log_probs(self, x):
+    def _log_probs(self, x: Tensor) -> Tensor:
         if self.from_logits:
             return ops.log_softmax(x, axis=-1)
         return ops.log(ops.maximum(x, keras.config.epsilon()))
@@ -36,31 +41,39 @@ class SymmetricDivergence(keras.losses.Loss):
 
 @keras.saving.register_keras_serializable(package="keras_moe")
 class RDrop(Wrapper):
-    """Trains a classifier so that its dropout matters little.
+    """Train a classifier to give the same outputs under different dropout.
 
-    R-Drop (Liang et al. 2021, "R-Drop: Regularized Dropout for Neural
-    Networks", eq. 4): each batch goes through the model twice, with other
-    dropout, and the loss is `NLL_1 + NLL_2 + alpha * (KL(P_1 || P_2) +
-    KL(P_2 || P_1)) / 2`. In evaluation it is the plain loss. What layers add,
-    such as load-balancing losses, counts once. A step costs two.
+    Each batch passes through the model twice with different dropout, and the
+    loss is `NLL_1 + NLL_2 + alpha * (KL(P_1 || P_2) + KL(P_2 || P_1)) / 2`. In
+    evaluation, it is the compiled loss alone. The losses that layers add, such
+    as load-balancing losses, count once. A step costs two steps without it.
+
+    Reference: Liang et al. 2021, "R-Drop: Regularized Dropout for Neural
+    Networks", eq. 4.
 
     Args:
-        model: a classifier with one output `(..., C)` and dropout, or jitter,
-            somewhere.
-        alpha: 0 or above. The paper has 5 for translation, 1 for GLUE and 0.6
-            for ViT.
-        from_logits: whether the outputs are logits; else probabilities.
-        **kwargs: of `keras.Model`.
+        model: Classifier with one output `(..., C)` that contains dropout or
+            jitter.
+        alpha: float of 0 or above. Weight of the divergence. Defaults to 1. The
+            paper uses 5 for translation, 1 for GLUE, and 0.6 for ViT.
+        from_logits: bool. Whether the outputs are logits. `False` (the default)
+            means probabilities.
+        **kwargs: Arguments of `keras.Model`.
 
     Raises:
-        ValueError: for an argument out of its range, and in training for
-            outputs of another form, or where there is no compiled loss.
+        ValueError: If an argument has a wrong type or is out of its range; or,
+            in training, if the model has several outputs, fewer than two
+            classes, or no compiled loss.
     """
 
     arguments = ("alpha", "from_logits")
 
     def __init__(
-        self, model, alpha: float = 1.0, from_logits: bool = False, **kwargs
+        self,
+        model: keras.Model,
+        alpha: float = 1.0,
+        from_logits: bool = False,
+        **kwargs: Any,
     ):
         super().__init__(model, **kwargs)
         self.alpha = checks.check_weight("alpha", alpha)
@@ -68,16 +81,21 @@ class RDrop(Wrapper):
         self.divergence = SymmetricDivergence(from_logits)
 
     def compute_loss(
-        self, x=None, y=None, y_pred=None, sample_weight=None, training=True
-    ):
-        """Returns the scalar loss of a batch; see the class."""
+        self,
+        x: Any = None,
+        y: Any = None,
+        y_pred: Any = None,
+        sample_weight: Any = None,
+        training: bool = True,
+    ) -> Tensor:
+        """Return the scalar loss of a batch; see the class."""
         loss = super().compute_loss(x, y, y_pred, sample_weight, training)
         if not training:
             return loss
         if not hasattr(y_pred, "shape") or y_pred.shape[-1] in (None, 1):
             raise ValueError(
-                "RDrop's `model` must have one output of shape (..., C), with "
-                "two or more classes. Received: "
+                "`model` must have one output of shape (..., C), with two or "
+                "more classes. Received: "
                 f"{keras.tree.map_structure(lambda t: t.shape, y_pred)}. "
                 "Give a yes-or-no classifier two outputs."
             )

@@ -1,4 +1,7 @@
-"""Routers that learn more slowly than the rest, or not at all."""
+"""Train routers with a smaller learning rate, or not at all."""
+
+from collections.abc import Sequence
+from typing import Any, Self
 
 import keras
 from keras import ops
@@ -9,57 +12,70 @@ from keras_moe.types import Tensor
 
 
 def freeze_routers(model: keras.Model) -> None:
-    """Makes every router of a model not trainable.
+    """Make every router of a model not trainable.
 
-    As with any `trainable`, compile the model after it. As with Keras's
-    `BatchNormalization`, a frozen router runs in inference mode: no jitter,
-    no noise, no losses, and `expert_bias` stands still. The statistics of its
-    block are still counted. To hold routers still without another
-    compilation, see `RouterLearningRate`.
+    Compile the model after it, as after any change of `trainable`. Like Keras's
+    `BatchNormalization`, a frozen router runs in inference mode: it has no
+    jitter, no noise, and no losses, and its `expert_bias` does not change. The
+    statistics of its block are still updated. To stop the training of routers
+    without another compilation, see `RouterLearningRate`.
 
     Args:
-        model: a built model.
+        model: Built model.
 
     Raises:
-        ValueError: for a model without routers.
+        ValueError: If the model has no router.
     """
     for router in find_routers(model):
         router.trainable = False
 
 
 def unfreeze_routers(model: keras.Model) -> None:
-    """Makes every router of a model trainable again; see `freeze_routers`."""
+    """Make every router of a model trainable again; see `freeze_routers`.
+
+    Args:
+        model: Built model.
+
+    Raises:
+        ValueError: If the model has no router.
+    """
     for router in find_routers(model):
         router.trainable = True
 
 
 @keras.saving.register_keras_serializable(package="keras_moe")
 class RouterLearningRate(keras.optimizers.Optimizer):
-    """Gives routers `factor` times the learning rate of an optimizer.
+    """Train routers with `factor` times the learning rate of an optimizer.
 
-    What it scales is the step that the optimizer made, not the gradient,
-    which Adam and its like would scale back: `new = (1 - factor) * old +
-    factor * stepped`. The steps of Keras's optimizers, weight decay included,
-    are proportional to the learning rate (`Ftrl`'s are not), so that this is
-    a learning rate of its own, and schedules, clipping over all weights and
-    loss scaling stay the optimizer's.
+    The step of the optimizer is scaled, not the gradient, whose scale Adam and
+    similar optimizers normalize away: `new = (1 - factor) * old + factor *
+    stepped`. The steps of Keras's optimizers but `Ftrl`, weight decay included,
+    are proportional to the learning rate, so that this is a learning rate for
+    the routers. Schedules, clipping over all weights, and loss scaling remain
+    those of the optimizer.
 
-    `optimizer.factor = 0.0` between epochs, as in a callback, holds routers
-    still without another compilation.
+    Setting `optimizer.factor = 0.0` between epochs, for instance in a callback,
+    stops the training of routers without another compilation.
 
     Args:
-        inner_optimizer: a Keras optimizer or its name.
-        factor: 0 or above; 0 holds routers still, 1 changes nothing. 0.1 is a
-            start where a trained model gets new experts.
-        name: of the optimizer.
+        inner_optimizer: Keras optimizer, or its name.
+        factor: float of 0 or above. 0 does not train routers, 1 changes
+            nothing. Defaults to 0.1, a start for a trained model with new
+            experts.
+        name: str or None. Name of the optimizer. `None` (the default) derives
+            it from the class name.
 
     Raises:
-        ValueError: for an argument out of its range, an optimizer with
-            `use_ema`, and weights of which none is a router's.
+        ValueError: If an argument has a wrong type or is out of its range; if
+            `inner_optimizer` has `use_ema`; or, in `build`, if no variable is a
+            router's.
     """
 
     def __init__(
-        self, inner_optimizer, factor: float = 0.1, name: str | None = None
+        self,
+        inner_optimizer: keras.optimizers.Optimizer | str,
+        factor: float = 0.1,
+        name: str | None = None,
     ):
         super().__init__(learning_rate=0.0, name=name)
         self.inner_optimizer = checks.check_optimizer(
@@ -80,8 +96,8 @@ class RouterLearningRate(keras.optimizers.Optimizer):
             name="factor",
         )
 
-    def build(self, variables) -> None:
-        """Creates the optimizer's state for trainable variables."""
+    def build(self, variables: Sequence[keras.Variable]) -> None:
+        """Create the optimizer's state for trainable variables."""
         if not any(getattr(v, "of_router", False) for v in variables):
             raise ValueError(
                 "The trainable variables must include a router's. Received: "
@@ -92,10 +108,14 @@ class RouterLearningRate(keras.optimizers.Optimizer):
         self.inner_optimizer.build(variables)
         super().build(variables)
 
-    def apply(self, grads, trainable_variables=None) -> None:
-        """Lets the optimizer step, then shortens the routers' steps."""
+    def apply(
+        self,
+        grads: Sequence[Tensor],
+        trainable_variables: Sequence[keras.Variable] | None = None,
+    ) -> None:
+        """Apply the inner optimizer, then scale the routers' steps."""
         if not self.built:
-            self.build(list(trainable_variables))
+            self.build(list(trainable_variables or ()))
         variables = _keras.variables_trained_by(self)
         of_routers = [v for v in variables if getattr(v, "of_router", 0)]
         before = [ops.copy(v.value) for v in of_routers]
@@ -106,42 +126,44 @@ class RouterLearningRate(keras.optimizers.Optimizer):
 
     @property
     def factor(self) -> Tensor:
-        """The factor, a variable; it may be set to a number."""
+        """The factor, a variable. It can be set to a number."""
         return self._factor
 
     @factor.setter
-    def factor(self, value: float):
+    def factor(self, value: float) -> None:
         self._factor.assign(checks.check_weight("factor", value))
 
     @property
-    def variables(self) -> list:
-        """This optimizer's variables and the inner one's."""
-        return super().variables + self.inner_optimizer.variables
+    def variables(self) -> list[keras.Variable]:
+        """This optimizer's variables and those of the inner optimizer."""
+        return [*super().variables, *self.inner_optimizer.variables]
 
     @property
-    def learning_rate(self):
-        """The inner optimizer's; it may be set."""
+    def learning_rate(self) -> Any:
+        """The learning rate of the inner optimizer. It can be set."""
         return self.inner_optimizer.learning_rate
 
     @learning_rate.setter
-    def learning_rate(self, value):
+    def learning_rate(self, value: Any) -> None:
         self.inner_optimizer.learning_rate = value
 
     @property
-    def iterations(self):
-        """The inner optimizer's count of steps."""
+    def iterations(self) -> keras.Variable:
+        """The number of steps of the inner optimizer."""
         return self.inner_optimizer.iterations
 
     def scale_loss(self, loss: Tensor) -> Tensor:
-        """Scales a loss as the inner optimizer does."""
+        """Scale a loss as the inner optimizer does."""
         return self.inner_optimizer.scale_loss(loss)
 
-    def finalize_variable_values(self, var_list) -> None:
-        """Does at the end of training what the inner optimizer does."""
+    def finalize_variable_values(
+        self, var_list: Sequence[keras.Variable]
+    ) -> None:
+        """Finalize variables as the inner optimizer does, after training."""
         self.inner_optimizer.finalize_variable_values(var_list)
 
-    def get_config(self) -> dict:
-        """Returns the arguments that build this optimizer again."""
+    def get_config(self) -> dict[str, Any]:
+        """Return the arguments that build this optimizer again."""
         inner = keras.saving.serialize_keras_object(self.inner_optimizer)
         return {
             "name": self.name,
@@ -150,8 +172,12 @@ class RouterLearningRate(keras.optimizers.Optimizer):
         }
 
     @classmethod
-    def from_config(cls, config: dict, custom_objects: dict | None = None):
-        """Builds the optimizer that `get_config` describes."""
+    def from_config(
+        cls,
+        config: dict[str, Any],
+        custom_objects: dict[str, Any] | None = None,
+    ) -> Self:
+        """Build the optimizer that `get_config` describes."""
         inner = keras.saving.deserialize_keras_object(
             config["inner_optimizer"], custom_objects=custom_objects
         )

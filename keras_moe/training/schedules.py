@@ -1,4 +1,6 @@
-"""How a loss weight grows over the first training steps."""
+"""Change a loss weight over the first training steps."""
+
+from typing import Any
 
 import keras
 from keras import ops
@@ -9,20 +11,21 @@ from keras_moe.types import Tensor
 
 @keras.saving.register_keras_serializable(package="keras_moe")
 class BalanceWarmUp(keras.optimizers.schedules.LearningRateSchedule):
-    """Moves a weight along a line, then holds it.
+    """Change a loss weight linearly, then keep it constant.
 
-    `MoEBlock(8, 128, load_balancing_weight=BalanceWarmUp(0.01, 1000))` lets
-    the router look around before it has to be fair; with `start` above
-    `weight` it is the other way round. For epochs, multiply by the batches of
-    one.
+    `MoEBlock(8, 128, load_balancing_weight=BalanceWarmUp(0.01, 1000))` trains
+    the router with little balancing at first. With `start` above `weight`, the
+    weight decreases instead. To give `steps` in epochs, multiply by the number
+    of batches per epoch.
 
     Args:
-        weight: 0 or above, where it ends.
-        steps: training steps until there, 1 or more.
-        start: 0 or above, where it begins.
+        weight: float of 0 or above. Weight at the end. Defaults to 0.01.
+        steps: Positive int. Number of training steps until then. Defaults to
+            1000.
+        start: float of 0 or above. Weight at the beginning. Defaults to 0.
 
     Raises:
-        ValueError: for an argument out of its range.
+        ValueError: If an argument has a wrong type or is out of its range.
     """
 
     def __init__(
@@ -33,10 +36,10 @@ class BalanceWarmUp(keras.optimizers.schedules.LearningRateSchedule):
         self.start = checks.check_weight("start", start)
 
     def __call__(self, step: Tensor) -> Tensor:
-        """Returns the weight at a step, a float32 scalar."""
+        """Return the weight at a step, a float32 scalar."""
         done = ops.minimum(ops.cast(step, "float32") / self.steps, 1.0)
         return self.start + (self.weight - self.start) * done
 
-    def get_config(self) -> dict:
-        """Returns the arguments that build this schedule again."""
+    def get_config(self) -> dict[str, Any]:
+        """Return the arguments that build this schedule again."""
         return {"weight": self.weight, "steps": self.steps, "start": self.start}

@@ -1,4 +1,4 @@
-"""What a search over hyperparameters varies of a mixture of experts."""
+"""Search the hyperparameters of a mixture of experts with `keras_tuner`."""
 
 import inspect
 from collections.abc import Callable, Sequence
@@ -9,7 +9,7 @@ import keras
 from keras_moe import checks
 from keras_moe.layers.argument_names import check_names
 
-DROPLESS = 0.0  # how a search writes capacity_factor=None: it knows no None
+DROPLESS = 0.0  # stands for capacity_factor=None, which a tuner cannot choose
 
 
 def search_space(
@@ -18,28 +18,31 @@ def search_space(
     top_k: Sequence[int] = (1, 2, 4),
     capacity_factor: Sequence[float | None] = (None, 1.0, 1.25, 2.0),
     load_balancing_weight: tuple[float, float] = (1e-3, 1e-1),
-) -> dict:
-    """Draws the arguments of a `MoEBlock` from a `keras_tuner` search.
+) -> dict[str, Any]:
+    """Choose the arguments of a `MoEBlock` in a `keras_tuner` search.
 
     `top_k` never exceeds `num_experts`: each number of experts has a choice of
-    its own, `top_k_of_8`. `capacity_factor` 0.0 in the tuner's tables is None,
-    dropless.
+    its own, such as `top_k_of_8`. A `capacity_factor` of 0.0 in the tuner's
+    tables means None: no token is dropped.
 
     Args:
-        hp: the `keras_tuner.HyperParameters` that a tuner gives to a builder.
-        num_experts: the numbers to choose from; so are the next two.
-        top_k: at least one of them must be at most the smallest `num_experts`.
-        capacity_factor: None, or above 0.
-        load_balancing_weight: least and largest, both above 0, searched by
-            their logarithm.
+        hp: `keras_tuner.HyperParameters` that a tuner passes to a builder.
+        num_experts: Positive ints to choose from. Defaults to `(4, 8, 16)`.
+        top_k: Positive ints to choose from. At least one must not exceed the
+            smallest of `num_experts`. Defaults to `(1, 2, 4)`.
+        capacity_factor: Floats above 0, or None, to choose from. Defaults to
+            `(None, 1.0, 1.25, 2.0)`.
+        load_balancing_weight: Tuple of two floats above 0, the bounds of a
+            search on a logarithmic scale. Defaults to `(1e-3, 1e-1)`.
 
     Returns:
         A dict of the four arguments.
 
     Raises:
-        ValueError: where a number of experts has no `top_k` that fits.
+        ValueError: If an argument has a wrong type or is out of its range, or
+            if all of `top_k` exceed one of `num_experts`.
     """
-    num_experts = _counts("num_experts", num_experts)
+    counts = _counts("num_experts", num_experts)
     top_k = _counts("top_k", top_k)
     factors = [
         checks.check_capacity_factor("capacity_factor", factor)
@@ -49,8 +52,8 @@ def search_space(
     ]
     load_balancing_weight = _bounds(load_balancing_weight)
     _check_hyperparameters(hp)
-    experts = hp.Choice("num_experts", list(num_experts))
-    choices = {n: _top_k_of(hp, n, top_k) for n in num_experts}
+    experts = hp.Choice("num_experts", counts)
+    choices = {n: _top_k_of(hp, n, top_k) for n in counts}
     factor = hp.Choice(
         "capacity_factor", [float(f or DROPLESS) for f in factors]
     )
@@ -65,33 +68,33 @@ def search_space(
     }
 
 
-def _counts(name, values):
+def _counts(name: str, values: object) -> list[int]:
     """Return the numbers to choose from as a list of one or more."""
-    values = checks.check_list(name, values, "one or more integers")
-    if not values:
+    listed = checks.check_list(name, values, "one or more integers")
+    if not listed:
         raise ValueError(
-            f"`{name}` must offer one value or more. Received: {name}=[]. "
+            f"`{name}` must hold one or more values. Received: {name}=[]. "
             f"Pass, for instance, {name}=(2, 4)."
         )
-    return [checks.check_positive_int(name, value) for value in values]
+    return [checks.check_positive_int(name, value) for value in listed]
 
 
-def _bounds(values):
-    """Return the least and the largest loss weight."""
+def _bounds(values: object) -> tuple[float, float]:
+    """Return the smallest and the largest loss weight."""
     name = "load_balancing_weight"
-    values = checks.check_list(name, values, "two numbers")
-    if len(values) == 2:
-        low, high = (checks.check_weight(name, value) for value in values)
+    listed = checks.check_list(name, values, "two numbers")
+    if len(listed) == 2:
+        low, high = (checks.check_weight(name, value) for value in listed)
         if 0 < low <= high:
             return low, high
     raise ValueError(
-        f"`{name}` must be the least and the largest weight, both above 0. "
-        f"Received: {name}={values!r}. Pass, for instance, (1e-3, 1e-1)."
+        f"`{name}` must be the smallest and the largest weight, both above 0. "
+        f"Received: {name}={listed!r}. Pass, for instance, (1e-3, 1e-1)."
     )
 
 
-def _check_hyperparameters(hp):
-    """Raise if `hp` is not what a tuner gives to a builder."""
+def _check_hyperparameters(hp: Any) -> None:
+    """Raise if `hp` does not have the methods of `HyperParameters`."""
     if hasattr(hp, "Choice") and hasattr(hp, "Float"):
         return
     raise ValueError(
@@ -100,42 +103,49 @@ def _check_hyperparameters(hp):
     )
 
 
-def _top_k_of(hp, number, top_k):
-    """The choice of K for that many experts, active where they are chosen."""
+def _top_k_of(hp: Any, number: int, top_k: Sequence[int]) -> int:
+    """Return the choice of K, active if this number of experts is chosen."""
     fitting = [k for k in top_k if k <= number]
     if not fitting:
         raise ValueError(
-            "`top_k` must offer a value at most each of `num_experts`. "
-            f"Received: top_k={tuple(top_k)}, num_experts={number}. Add 1 to "
-            "`top_k`."
+            "`top_k` must hold a value that does not exceed any of "
+            f"`num_experts`. Received: top_k={tuple(top_k)}, num_experts="
+            f"{number}. Add 1 to `top_k`."
         )
     with hp.conditional_scope("num_experts", [number]):
-        return hp.Choice(f"top_k_of_{number}", fitting)
+        choice: int = hp.Choice(f"top_k_of_{number}", fitting)
+        return choice
 
 
 def hypermodel(
     build: Callable[..., keras.Model], **space: Any
 ) -> Callable[..., keras.Model]:
-    """Returns what a `keras_tuner` tuner takes as its hypermodel.
+    """Return the hypermodel of a `keras_tuner` tuner.
 
-    `keras_tuner.RandomSearch(hypermodel(build), objective="val_loss")`, with
-    `pip install "keras-moe[tuner]"`. To search other things beside, write the
-    builder and call `search_space(hp)` in it.
+    Use it as `keras_tuner.RandomSearch(hypermodel(build),
+    objective="val_loss")` after `pip install "keras-moe[tuner]"`. To search
+    other hyperparameters, too, write the builder yourself and call
+    `search_space(hp)` in it.
 
     Args:
-        build: function of `num_experts`, `top_k`, `capacity_factor` and
-            `load_balancing_weight`, as keywords, to a compiled model.
-        **space: of `search_space`.
+        build: Function that takes `num_experts`, `top_k`, `capacity_factor`,
+            and `load_balancing_weight` as keywords and returns a compiled
+            model.
+        **space: Arguments of `search_space` but `hp`.
 
     Returns:
         A function from `keras_tuner.HyperParameters` to a compiled model.
+
+    Raises:
+        ValueError: If `build` is no function, or if an argument is none of
+            `search_space`.
     """
 
     checks.check_callable("build", build)
     known = inspect.signature(search_space).parameters
     check_names("search_space", space, [n for n in known if n != "hp"])
 
-    def build_of(hp):
+    def build_of(hp: Any) -> keras.Model:
         return build(**search_space(hp, **space))
 
     return build_of

@@ -72,7 +72,7 @@ def test_a_search_of_two_trials(rng, tmp_path):
 
 
 def test_experts_too_few_for_every_top_k():
-    with pytest.raises(ValueError, match="`top_k` must offer.*Received"):
+    with pytest.raises(ValueError, match="`top_k` must hold.*Received"):
         search_space(
             keras_tuner.HyperParameters(), num_experts=(1, 4), top_k=(2,)
         )
