@@ -161,7 +161,7 @@ def _steps_of_an_epoch(
     first = keras.tree.flatten(x)[0]
     if hasattr(first, "shape"):
         share: float = 1 - (kwargs.get("validation_split") or 0)
-        samples = math.floor(first.shape[0] * share)
+        samples: int = math.floor(first.shape[0] * share)
         return math.ceil(samples / (batch_size or 32))
     try:
         return len(x)

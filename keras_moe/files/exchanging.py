@@ -1,4 +1,4 @@
-"""Exchange the names of two folders, in one step where the system can."""
+"""Exchange the names of two folders, in one step if the system can."""
 
 import ctypes
 import errno
@@ -7,21 +7,26 @@ import pathlib
 import sys
 
 Path = pathlib.Path
-# Of Linux's renameat2 and of macOS's renamex_np.
+# Constants of Linux's renameat2 and of macOS's renamex_np.
 _AT_FDCWD, _RENAME_EXCHANGE, _RENAME_SWAP = -100, 2, 2
-# The kernel, the C library, or the file system cannot exchange.
+# Errors if the kernel, the C library, or the file system cannot exchange.
 _CANNOT = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP)
 
 
 def exchange(a: Path, b: Path, spare: Path) -> None:
     """Exchange the names of two folders of one file system.
 
-    Linux and macOS do it in one step. Elsewhere, and on file systems that
-    cannot, it takes three renames. If the process is killed between them, `b`
-    lies at `spare`, and `undo_interrupted` moves it back.
+    This is one step on Linux and macOS. Elsewhere, and on file systems that
+    cannot exchange names, it takes three renames. If the process is killed
+    between them, `b` is at `spare`, and `undo_interrupted` moves it back.
+
+    Args:
+        a: Existing folder.
+        b: Existing folder on the same file system.
+        spare: Free path on the same file system.
 
     Raises:
-        OSError: If that fails. Both are as they were.
+        OSError: If a rename fails. Both folders keep their names then.
     """
     try:
         _exchange_at_once(a, b)
@@ -37,7 +42,7 @@ def undo_interrupted(spare: Path, target: Path) -> None:
         os.rename(spare, target)
 
 
-def _exchange_at_once(a, b):
+def _exchange_at_once(a: Path, b: Path) -> None:
     if sys.platform == "win32":
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
     library = ctypes.CDLL(None, use_errno=True)
@@ -56,7 +61,7 @@ def _exchange_at_once(a, b):
         raise OSError(number, os.strerror(number), str(a), None, str(b))
 
 
-def _exchange_in_steps(a, b, spare):
+def _exchange_in_steps(a: Path, b: Path, spare: Path) -> None:
     os.rename(b, spare)
     try:
         os.rename(a, b)

@@ -1,4 +1,4 @@
-"""Wait until files are on the disk, so that a power loss leaves them whole."""
+"""Wait until files are on the disk, so that they survive a power loss."""
 
 import errno
 import os
@@ -6,10 +6,10 @@ import pathlib
 import sys
 
 Path = pathlib.Path
-# Windows forces only what may be written, and no folders.
+# Windows forces only files that are open for writing, and no folders.
 _WINDOWS = sys.platform == "win32"
 _FLAGS = os.O_RDWR if _WINDOWS else os.O_RDONLY
-# Some network file systems cannot force a folder, or may not read one.
+# Errors of network file systems that cannot force or may not read a folder.
 _CANNOT = (
     *(errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF),
     *(errno.EACCES, errno.EPERM),
@@ -17,7 +17,7 @@ _CANNOT = (
 
 
 def force(path: Path) -> None:
-    """Force a file, or a folder with all that it holds, to the disk.
+    """Force a file, or a folder with all of its contents, to the disk.
 
     Raises:
         OSError: If the disk is full or broken.
@@ -41,7 +41,7 @@ def force_names(folder: Path) -> None:
             raise
 
 
-def _force_file(path):
+def _force_file(path: Path) -> None:
     descriptor = os.open(path, _FLAGS)
     try:
         os.fsync(descriptor)

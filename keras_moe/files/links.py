@@ -1,4 +1,4 @@
-"""Follow links, and find those that lead nowhere."""
+"""Follow links, and refuse circles of them."""
 
 import errno
 import os
@@ -9,9 +9,9 @@ def follow_links(path: Path) -> Path:
     """Return the absolute path, with links followed.
 
     Raises:
-        OSError: For a circle of links, which `Path.resolve` gives back as it is
-            from Python 3.13 on.
-        ValueError: For a null byte.
+        OSError: If there is a circle of links, which `Path.resolve` returns
+            unchanged from Python 3.13 on.
+        ValueError: If the path contains a null byte.
     """
     try:
         resolved = path.resolve()
@@ -22,5 +22,5 @@ def follow_links(path: Path) -> Path:
     return resolved
 
 
-def _circle(path):
+def _circle(path: Path) -> OSError:
     return OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))

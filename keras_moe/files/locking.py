@@ -15,11 +15,11 @@ def lock(folder: pathlib.Path) -> IO[bytes] | None:
     """Lock a folder by a file in it.
 
     Args:
-        folder: Folder that exists.
+        folder: Existing folder.
 
     Returns:
-        The open file; the lock is held until it is closed. `None` if another
-        process holds the lock or has removed the folder.
+        The open file, which holds the lock until it is closed. `None` if
+        another process holds the lock or has removed the folder.
 
     Raises:
         NotImplementedError: If the system or the file system has no locks.
@@ -27,7 +27,7 @@ def lock(folder: pathlib.Path) -> IO[bytes] | None:
     """
     path = folder / NAME
     try:
-        # Held as long as the lock.
+        # It stays open as long as the lock is held.
         file = open(path, "ab", opener=_open_no_link)  # noqa: SIM115
     except FileNotFoundError:
         return None
@@ -41,12 +41,12 @@ def lock(folder: pathlib.Path) -> IO[bytes] | None:
     return None
 
 
-def _open_no_link(path, flags):
+def _open_no_link(path: str, flags: int) -> int:
     return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
 
 
-def _acquired(file):
-    """Return whether the lock is free, and take it."""
+def _acquired(file: IO[bytes]) -> bool:
+    """Take the lock if it is free, and return whether it was."""
     if sys.platform == "win32":
         raise NotImplementedError
     try:
@@ -58,8 +58,8 @@ def _acquired(file):
     return True
 
 
-def _is_at(path, file):
-    """Return whether the file was not removed before it was locked."""
+def _is_at(path: pathlib.Path, file: IO[bytes]) -> bool:
+    """Return whether the locked file is still at its path."""
     try:
         return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Name the place if something could not be written, whatever library failed.
+"""Name the place that cannot be written, whatever library failed.
 
 TensorFlow, h5py, and OpenVINO have errors of their own for a full disk.
 """
@@ -26,9 +26,9 @@ _CANNOT_WRITE = (
     errno.ELOOP,
     errno.ENAMETOOLONG,
 )
-# How C++'s streams, and so OpenVINO, report any failure.
+# The report of C++ streams, and therefore of OpenVINO, for any failure.
 _OF_STREAMS = "iostream error"
-# These are reported unchanged, even if there is no room either.
+# These errors are raised unchanged, even if there is no room, too.
 _ABOUT_ARGUMENTS = (ValueError, TypeError, ImportError)
 _ROOM = 1 << 20  # bytes
 
@@ -36,14 +36,15 @@ _ROOM = 1 << 20  # bytes
 def place_error(error: Exception, target: Path) -> OSError | None:
     """Return an OSError that names the place that cannot be written.
 
-    Call it before what was written is removed: it tries whether there is room.
+    Call it before the incomplete files are removed, since it checks whether
+    there is room.
 
     Args:
-        error: What writing raised.
-        target: What was to be written.
+        error: Error that was raised while `target` was written.
+        target: Path of the file or folder to write.
 
     Returns:
-        The OSError; `None` if the error is about something else.
+        An OSError, or `None` if the error has another cause.
     """
     folder: Path = target.parent
     number: int | None
@@ -70,9 +71,12 @@ def place_error(error: Exception, target: Path) -> OSError | None:
 
 
 def _full_folder(folder: Path) -> tuple[Path, int] | None:
-    """Return a folder without room, that of temporary files also, and why."""
+    """Return a folder without room and the number of its error, or None.
+
+    The folder of temporary files is checked, too.
+    """
     places = [folder]
-    # If no folder for temporary files can be written, there is none.
+    # Raised if no folder for temporary files can be written.
     with contextlib.suppress(FileNotFoundError):
         places.append(Path(tempfile.gettempdir()))
     for place in places:
@@ -86,7 +90,7 @@ def _full_folder(folder: Path) -> tuple[Path, int] | None:
 
 
 def _is_elsewhere(name: object, target: Path) -> bool:
-    """Return whether a file that an error names is none on the way to target.
+    """Return whether an error names a file that is not on the way to target.
 
     A model's own layers may read files while they are exported.
     """
@@ -97,7 +101,7 @@ def _is_elsewhere(name: object, target: Path) -> bool:
 
 
 def _number_in(error: Exception) -> int | None:
-    """Return the number of a failed write, by an error, its cause, or text."""
+    """Return the number of a failed write that an error or a cause tells."""
     for link in _chain(error):
         for number in _FULL:
             if getattr(link, "errno", None) == number:

@@ -1,16 +1,16 @@
-"""Write a file or a folder beside its place, and swap it in once it is whole.
+"""Write a file or folder beside its place, and swap it in when it is complete.
 
     target.parent/.keras_moe-writing-HASH-TOKEN/    a hidden, locked folder
-        lock                                        held while it is written
-        new                                         what is being written
-        swap, old                                   for the time of the swap
-        swap-removed, old-removed                   what is being removed
+        lock                                        locked while writing
+        new                                         the new file or folder
+        swap, old                                   used during the swap
+        swap-removed, old-removed                   folders being removed
 
-At every moment `target` is what it was or what was written, also after a power
-loss: everything is forced to the disk before it gets that name. The hidden
-folder is removed at the end. If the process is killed, the system releases the
-lock, and the next write to the same target removes the folder. What the caller
-did not write is never removed: it is moved back.
+At every moment `target` is the old or the new version, also after a power loss:
+everything is forced to the disk before it gets that name. The hidden folder is
+removed at the end. If the process is killed, the system releases the lock, and
+the next write to the same target removes the folder. Files that the caller did
+not write are never removed: they are moved back.
 """
 
 import contextlib
@@ -23,6 +23,7 @@ import shutil
 import stat
 import warnings
 from collections.abc import Callable, Iterator
+from typing import IO
 
 from keras_moe.files.exchanging import exchange, undo_interrupted
 from keras_moe.files.forcing import force, force_names
@@ -34,12 +35,12 @@ Path = pathlib.Path
 IsOurs = Callable[[Path], bool]
 PREFIX = ".keras_moe-writing-"
 NEW, SWAP, OLD = "new", "swap", "old"
-# How a rename onto a folder that is not empty fails.
+# Errors of a rename onto a folder that is not empty.
 _OCCUPIED = (errno.ENOTEMPTY, errno.EEXIST)
 
 
 def anything(folder: Path) -> bool:
-    """Return that whatever a target held may be removed."""
+    """Return True: whatever a target held may be removed."""
     return True
 
 
@@ -48,14 +49,18 @@ def scratch_beside(target: Path, is_ours: IsOurs = anything) -> Iterator[Path]:
     """Make a hidden folder beside `target`, and remove it at the end.
 
     Args:
-        target: Resolved path of what is to be written. Missing parents are
-            made.
-        is_ours: Function of a folder that was swapped out: whether all of it
-            may be removed.
+        target: Resolved path of the file or folder to write. Missing parents
+            are made.
+        is_ours: Function that returns whether a folder that was swapped out
+            may be removed with all of its contents. Defaults to `anything`:
+            every folder may.
+
+    Yields:
+        The path of the hidden folder.
 
     Raises:
-        OSError: If there is no room, or `target` cannot be written; it names
-            the place. Errors of libraries for this are replaced.
+        OSError: If there is no room, or if `target` cannot be written. It
+            names the place, and replaces the errors of libraries.
     """
     scratch = target.parent / f"{_prefix(target)}{secrets.token_hex(8)}"
     missing = [folder for folder in target.parents if not folder.exists()]
@@ -81,10 +86,10 @@ def scratch_beside(target: Path, is_ours: IsOurs = anything) -> Iterator[Path]:
     remove_leftovers(target, is_ours)
 
 
-def _make(scratch):
-    """Make the hidden folder; return its lock if the system has locks."""
+def _make(scratch: Path) -> IO[bytes] | None:
+    """Make the hidden folder, and return its lock if the system has locks."""
     held = None
-    while held is None:  # a process that removes leftovers may be faster
+    while held is None:  # another process may remove the folder as a leftover
         scratch.mkdir(parents=True, exist_ok=True)
         try:
             held = lock(scratch)
@@ -96,17 +101,17 @@ def _make(scratch):
 def swap_in(
     scratch: Path, target: Path, check: Callable[[Path], object]
 ) -> None:
-    """Let the folder `scratch/new` take the place of `target` in one step.
+    """Replace the folder `target` by `scratch/new` in one step.
 
     Args:
-        scratch: From `scratch_beside`.
-        target: A new folder, an empty one, or one to be replaced.
-        check: Function of a folder that raises an error if it must not be
-            replaced. It is called before the swap and after it, so that what
-            was put there in the meantime is kept.
+        scratch: Folder from `scratch_beside`.
+        target: Path of a new folder, an empty folder, or a folder to replace.
+        check: Function that raises an error if a folder must not be replaced.
+            It is called before the swap and after it, so that files that were
+            put there in the meantime are kept.
 
     Raises:
-        OSError: If `target` cannot be replaced. It is as it was.
+        OSError: If `target` cannot be replaced. It is unchanged then.
     """
     swap = scratch / SWAP
     force(scratch / NEW)
@@ -120,14 +125,22 @@ def swap_in(
             if target.exists():
                 raise
         else:
-            # If this fails, `scratch_beside` moves the folder back.
+            # If this raises, `scratch_beside` moves the folder back.
             check(swap)
             break
     force_names(target.parent)
 
 
 def replace_file(new: Path, target: Path) -> None:
-    """Let a file take the place of `target`, or of nothing, in one step."""
+    """Move a file to `target` in one step, in place of a file if there is one.
+
+    Args:
+        new: Path of the complete file, on the file system of `target`.
+        target: Path of the file to make or replace.
+
+    Raises:
+        OSError: If `target` cannot be replaced. It is unchanged then.
+    """
     force(new)
     with contextlib.suppress(FileNotFoundError):
         _keep_mode(target, new)
@@ -135,15 +148,18 @@ def replace_file(new: Path, target: Path) -> None:
     force_names(target.parent)
 
 
-def _keep_mode(old, new):
-    """Give `new` the permissions of what it replaces."""
+def _keep_mode(old: Path, new: Path) -> None:
+    """Give `new` the permissions of the file or folder that it replaces."""
     mode = stat.S_IMODE(old.stat().st_mode)
     with contextlib.suppress(PermissionError):  # a file system without them
         new.chmod(mode)
 
 
-def _moved(folder, target):
-    """Rename a folder, if nothing is at `target` or an empty folder."""
+def _moved(folder: Path, target: Path) -> bool:
+    """Rename a folder if `target` is free or an empty folder.
+
+    Returns whether it was renamed.
+    """
     try:
         os.rename(folder, target)
     except OSError as error:
@@ -156,9 +172,14 @@ def _moved(folder, target):
 def remove_leftovers(target: Path, is_ours: IsOurs = anything) -> None:
     """Remove the hidden folders of processes that were killed.
 
-    A folder whose lock is held belongs to a process that still writes. What
-    another user put there, and a link, are left alone, and so is everything
-    on a file system without locks.
+    A folder whose lock is held belongs to a process that still writes, and is
+    kept. Folders of another user, links, and all folders on a file system
+    without locks are kept, too.
+
+    Args:
+        target: Resolved path of the file or folder that was to be written.
+        is_ours: Function that returns whether a folder that was swapped out
+            may be removed with all of its contents. Defaults to `anything`.
     """
     for scratch in target.parent.glob(f"{_prefix(target)}*"):
         with contextlib.suppress(OSError, NotImplementedError):
@@ -168,21 +189,21 @@ def remove_leftovers(target: Path, is_ours: IsOurs = anything) -> None:
                     _discard(scratch, target, is_ours)
 
 
-def _is_own_folder(path):
-    """Return whether a path is a folder of this user, and no link to one."""
+def _is_own_folder(path: Path) -> bool:
+    """Return whether a path is a folder of this user, and no link."""
     found = os.lstat(path)
     own = found.st_uid == getattr(os, "geteuid", lambda: found.st_uid)()
     return own and stat.S_ISDIR(found.st_mode)
 
 
-def _prefix(target):
-    """The names of hidden folders, short however long the target's name is."""
+def _prefix(target: Path) -> str:
+    """Return the start of the hidden folders' names, short for any target."""
     digest = hashlib.sha256(os.fsencode(target.name)).hexdigest()
     return f"{PREFIX}{digest[:12]}-"
 
 
-def _discard(scratch, target, is_ours):
-    """Remove a hidden folder, its lock last, and move back what is not ours."""
+def _discard(scratch: Path, target: Path, is_ours: IsOurs) -> None:
+    """Remove a hidden folder, its lock last, and move back others' files."""
     swap, old = scratch / SWAP, scratch / OLD
     undo_interrupted(old, target)
     if swap.exists() and not is_ours(swap):
@@ -193,7 +214,7 @@ def _discard(scratch, target, is_ours):
             if not is_ours(folder):
                 _warn_of(folder)
                 return
-            # With a part of its files it would no longer be known as ours.
+            # With a part of its files, `is_ours` would no longer accept it.
             os.rename(folder, scratch / f"{folder.name}-removed")
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
         for entry in scratch.iterdir():
@@ -202,7 +223,7 @@ def _discard(scratch, target, is_ours):
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _warn_of(folder):
+def _warn_of(folder: Path) -> None:
     warnings.warn(
         f"{folder} holds files that keras_moe did not write, and is kept. "
         "Move them, and delete the folder.",
@@ -210,7 +231,7 @@ def _warn_of(folder):
     )
 
 
-def _remove(entry):
+def _remove(entry: Path) -> None:
     if entry.is_dir() and not entry.is_symlink():
         shutil.rmtree(entry, ignore_errors=True)
         if entry.exists():  # an artifact whose folders are read-only
@@ -220,8 +241,8 @@ def _remove(entry):
         entry.unlink(missing_ok=True)
 
 
-def _make_writable(folder):
-    """Let what is in a folder, and in its folders, be removed."""
+def _make_writable(folder: Path) -> None:
+    """Make a folder and all folders in it writable, for removal."""
     folder.chmod(stat.S_IRWXU)
     for where, names, _ in os.walk(folder):
         for inner in map(Path(where).joinpath, names):
@@ -229,8 +250,8 @@ def _make_writable(folder):
                 inner.chmod(stat.S_IRWXU)
 
 
-def _remove_empty(folders):
-    """Remove folders in which nothing was written, the innermost first."""
+def _remove_empty(folders: list[Path]) -> None:
+    """Remove the folders that are empty, the innermost first."""
     for folder in folders:
         with contextlib.suppress(OSError):
             folder.rmdir()
