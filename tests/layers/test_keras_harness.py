@@ -1,8 +1,9 @@
-"""Keras's own test of a layer, on every layer and every router.
+"""Run Keras's own test of a layer on every layer and every router.
 
-It builds the layer from its config, by shape, on symbolic and on eager inputs;
-compares the number of weights, the declared shape, and the dtypes under mixed
-precision; and trains for a step. The numbers are counted by hand, below.
+Keras's test builds the layer from its config, from a shape, and on symbolic and
+eager inputs; compares the number of weights, the declared shape, and the dtypes
+under mixed precision; and trains for a step. The numbers below are counted by
+hand.
 """
 
 import keras
@@ -17,7 +18,7 @@ import keras_moe
 
 # keras.layers.MultiHeadAttention has no float16 on JAX CPU.
 NO_FLOAT16 = BACKEND == "jax"
-pytestmark = pytest.mark.filterwarnings(  # of the harness's own data
+pytestmark = pytest.mark.filterwarnings(  # from the harness's own data
     "ignore:`shuffle=True` was passed:UserWarning"
 )
 STATISTICS = 3  # expert_load, fraction_dropped, and the number of batches
@@ -28,8 +29,9 @@ ATTENTION = 4 * LINEAR  # queries, keys, values, outputs
 NORM = 2
 ENABLED = 1  # a router's `expert_enabled`
 
-# Trainable weights, others, and random generators: one per router and per
-# `Expert`, and one per layer of Keras that drops.
+# Each entry has the numbers of trainable weights, other weights, and random
+# generators, of which each router, `Expert`, and Keras layer with dropout has
+# one.
 OF_LAYER = {
     "Router": (LINEAR, ENABLED, 1),
     "Router sigmoid": (1, ENABLED, 1),
@@ -38,10 +40,10 @@ OF_LAYER = {
     "MoEBlock": (1 + FFN, ENABLED + STATISTICS, 2),
     "MoEBlock full": (1 + 2 * GATED, ENABLED + STATISTICS, 3),
     "MoEBlock of layers": (1 + 2, ENABLED + STATISTICS, 2),
-    # Of three null experts the last mixes: a vector, and a kernel.
+    # The last of three null experts has a vector and a mixing kernel.
     "MoEBlock of null experts": (1 + FFN + 2, ENABLED + 1 + STATISTICS, 2),
     "SoftMoE": (2 + FFN, 0, 1),
-    # Two layers of three banks; routers of two tasks and the shared, then two.
+    # Two layers have three banks each, with three routers and then two.
     "PLE": (2 * 3 * GATED + 3 + 2, 0, 2 * 3),
     "MoEBlock of unlike experts": (1 + 2 * LINEAR, ENABLED + STATISTICS, 1),
     "MixtureOfModels": (1 + LINEAR + FFN, ENABLED + STATISTICS, 2),
@@ -58,15 +60,15 @@ OF_LAYER = {
     ),
 }
 
-# Of each router alone; `ENABLED` is added to the second number. Those that are
-# not here have a kernel alone.
+# Each entry has the numbers of a router's trainable weights and of its others
+# without `ENABLED`. Routers that are not listed have only a kernel.
 KERNEL_ALONE = (1, 0)
 OF_ROUTER = {
     "Router of groups": (1, 1),  # expert_bias
     "ModalityRouter": (2, 0),  # modality_bias
     "NoisyTopKRouter": (2, 0),  # noise_kernel
     "CosineRouter": (3, 0),  # projection, log_temperature
-    "AttentionRouter": (4, 0),  # of queries, keys, values; the experts' keys
+    "AttentionRouter": (4, 0),  # queries, keys, values, and experts' keys
     "HashRouter": (0, 0),
     "HashRouter round robin": (0, 0),
     "HierarchicalRouter of groups": (2, 0),  # a bias; groups are columns
@@ -78,7 +80,7 @@ OF_ROUTER = {
 
 @keras.saving.register_keras_serializable(package="tests")
 class WithInputs(keras.layers.Layer):
-    """Gives a block the router inputs that it needs, made from its inputs."""
+    """A layer that makes a block's router inputs from its own inputs."""
 
     def __init__(self, block, **kwargs):
         super().__init__(**kwargs)
@@ -148,7 +150,7 @@ def block_of(name, **kwargs):
 def test_a_router_in_its_block(name):
     trainable, fixed = OF_ROUTER.get(name, KERNEL_ALONE)
     if name == "Router with null experts":
-        trainable += 2  # two vectors, and what mixes them with the token
+        trainable += 2  # the vectors, and the kernel that mixes them
     run_harness(
         lambda **kw: block_of(name, **kw),
         (trainable + FFN, fixed + ENABLED + STATISTICS, 2),
@@ -158,7 +160,7 @@ def test_a_router_in_its_block(name):
 
 @keras.saving.register_keras_serializable(package="tests")
 class Scored(WithInputs):
-    """A user's own layer around a bare router: tokens times a learned score."""
+    """A user's own layer that multiplies tokens by a bare router's score."""
 
     def call(self, x, training=None):
         router, given = self.block, None
@@ -173,7 +175,7 @@ class Scored(WithInputs):
 
 
 @pytest.mark.parametrize("name", router_cases())
-def test_a_router_in_a_layer_of_ones_own(name):
+def test_a_router_in_a_users_own_layer(name):
     trainable, fixed = OF_ROUTER.get(name, KERNEL_ALONE)
     run_harness(
         lambda **kw: Scored(ROUTERS[name](), **kw),
@@ -192,8 +194,7 @@ def test_a_router_in_a_layer_of_ones_own(name):
     ids=["router", "experts"],
 )
 def test_blocks_that_are_given_one_part(parts):
-    """The harness builds several blocks from these arguments: of a router, or
-    of experts, that all of them hold."""
+    """All blocks that the harness builds share the given router or experts."""
     arguments = {"intermediate_dim": 12, "top_k": 2, **parts}
     if "experts" in parts:
         del arguments["intermediate_dim"]

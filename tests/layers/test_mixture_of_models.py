@@ -1,4 +1,4 @@
-"""Whole models as experts: all of them weighed, or the chosen ones."""
+"""Test whole models as experts, in a dense or a sparse mixture."""
 
 import keras
 import numpy as np
@@ -19,7 +19,7 @@ def dense_experts(num_experts=3):
 
 
 def text_experts():
-    """A convolution, an LSTM and a bag of words on token ids."""
+    """Return a convolution, an LSTM, and a bag of words on token ids."""
 
     def expert(encoder):
         ids = keras.Input((None,), dtype="int32")
@@ -50,8 +50,10 @@ def softmax(x):
 
 
 def numpy_mixture(mixture, x, top_k):
-    """Jacobs et al. 1991, eq. 1, the K largest weights made to sum to one
-    where K > 1."""
+    """Compute the mixture of Jacobs et al. 1991, eq. 1, in NumPy.
+
+    If K > 1, the K largest weights are normalized to sum to one.
+    """
     weights = softmax(x @ to_numpy(mixture.router.kernel))
     lowest = np.sort(weights, axis=-1)[:, -top_k][:, None]
     weights = np.where(weights >= lowest, weights, 0)
@@ -90,7 +92,7 @@ def test_sparse_with_all_experts_is_the_dense_mixture(rng):
 
 @keras.saving.register_keras_serializable(package="tests")
 class Counting(layers.Layer):
-    """Counts the rows it saw in training, to show what ran."""
+    """A layer that counts the rows that it gets in training."""
 
     def build(self, shape):
         self.rows = self.add_weight(
@@ -106,7 +108,7 @@ class Counting(layers.Layer):
 
 @pytest.mark.every_backend
 def test_only_the_chosen_experts_run(rng):
-    """40 examples of five experts, by rule; the last gets none."""
+    """A rule sends 40 examples to four of five experts."""
     experts = [Counting() for _ in range(5)]
     mixture = MixtureOfModels(experts, router=RuleRouter(5))
     x = draw(rng, 40, WIDTH)
@@ -114,7 +116,7 @@ def test_only_the_chosen_experts_run(rng):
     y = mixture(x, router_inputs=ids, training=True)
     np.testing.assert_array_equal(to_numpy(y), x)
     rows = [float(to_numpy(e.rows)[0]) for e in experts]
-    # An even share is 8 rows; JAX compiles for 10, 20 and 40.
+    # An even share is 8 rows; JAX compiles for 10, 20, and 40.
     assert rows == (
         [10, 10, 10, 20, 0] if BACKEND == "jax" else [5, 5, 10, 20, 0]
     )
@@ -124,7 +126,7 @@ def test_only_the_chosen_experts_run(rng):
 @pytest.mark.parametrize("top_k", [None, 1])
 def test_unlike_models_of_token_ids_train_and_save(top_k, rng, tmp_path):
     experts = text_experts()
-    if top_k:  # JAX compiles an expert for each size: not an LSTM as well
+    if top_k:  # JAX compiles an expert for each size, so the LSTM is left out
         del experts[1]
     mixture = MixtureOfModels(experts, top_k=top_k, features=bag_of_words())
     x = rng.integers(1, WORDS, (32, 6))
@@ -141,13 +143,13 @@ def test_unlike_models_of_token_ids_train_and_save(top_k, rng, tmp_path):
     again = keras.saving.load_model(tmp_path / "mixture.keras")
     np.testing.assert_array_equal(again.predict(x, verbose=0), outputs)
     own, other = mixture.get_config(), again.get_config()
-    for part in ("experts", "features"):  # built: they know their shapes
+    for part in ("experts", "features"):  # built parts have shapes as well
         own.pop(part), other.pop(part)
     assert own == other
 
 
 def test_nests_go_in_and_come_out(rng):
-    """A dict of two inputs, a dict of two outputs, in a functional model."""
+    """A functional model has a dict of inputs and a dict of outputs."""
 
     def expert():
         text = keras.Input((5,), name="text", dtype="int32")
@@ -203,7 +205,7 @@ def test_nests_go_in_and_come_out(rng):
 
 
 def test_padding_changes_nothing_and_is_sent_nowhere(rng):
-    """Longer by padding, the features and the LSTM see the same text."""
+    """The outputs of LSTMs do not change if padding makes the inputs longer."""
     x = draw(rng, 4, 5, WIDTH)
     longer = np.concatenate([x, draw(rng, 4, 2, WIDTH)], axis=1)
     valid = np.arange(7)[None] < np.array([5, 5, 5, 0])[:, None]
@@ -220,7 +222,7 @@ def test_padding_changes_nothing_and_is_sent_nowhere(rng):
 
 
 def test_a_mask_of_keras_reaches_the_experts_in_a_compiled_model(rng):
-    """Embedding(mask_zero=True) in front: padding of any length is nothing."""
+    """With `Embedding(mask_zero=True)`, padding changes no prediction."""
     ids = keras.Input((None,), dtype="int32")
     x = layers.Embedding(WORDS, WIDTH, mask_zero=True)(ids)
     mixture = MixtureOfModels(
@@ -273,7 +275,7 @@ def test_mixed_precision(policy, rng):
 
 
 def test_balance_loss_and_load_in_training(rng):
-    """Switch's loss, eq. 4: E * sum of share times mean probability."""
+    """The loss is Switch's eq. 4: E * sum(share * mean probability)."""
     mixture = MixtureOfModels(
         dense_experts(), top_k=1, load_balancing_weight=0.5
     )

@@ -1,4 +1,4 @@
-"""Routing by modality: losses, router, embedding, and a trunk of three."""
+"""Test routing by modality: embedding, losses, and a trunk of three."""
 
 import keras
 import numpy as np
@@ -77,7 +77,7 @@ def test_inputs_that_do_not_fit(inputs, message):
 
 
 @pytest.mark.parametrize("names", [[], "text", ["a", "a"], [1, 2]])
-def test_names_that_are_none(names):
+def test_names_that_do_not_fit_a_modality(names):
     with pytest.raises(ValueError, match="`modalities` must be distinct"):
         ModalityEmbedding(names)
 
@@ -87,15 +87,18 @@ WIDTH, LENGTH = 12, 5
 
 
 def digits(rng, samples):
-    """Pictures of digits, the digit written in words of a toy language
-    padded with 0, and a tone whose pitch is the digit's; and the digit."""
+    """Return digits as words, pictures, and tones, and as numbers.
+
+    The words are those of a toy language, padded with 0. The pitch of a tone
+    depends on the digit.
+    """
     datasets = pytest.importorskip("sklearn.datasets")
     images, y = datasets.load_digits(return_X_y=True)
     images, y = images[:samples], y[:samples]
     patches = images.reshape(-1, 4, 16).astype("float32") / 16
     words = np.zeros((samples, LENGTH), "int32")
     words[:, 0], words[:, 1] = 1 + y // 4, 4 + y % 4
-    words[::2, 2] = 8  # a word that says nothing
+    words[::2, 2] = 8  # a word without meaning
     time = np.arange(24) + rng.integers(0, 9, (samples, 1))
     tone = np.sin(time * (0.2 + 0.25 * y[:, None]))
     frames = tone.reshape(samples, 3, 8).astype("float32")
@@ -103,7 +106,7 @@ def digits(rng, samples):
 
 
 def trunk():
-    """One trunk over three modalities; text may have any length."""
+    """Return one trunk over three modalities, and a model of its routing."""
     inputs = {
         "text": keras.Input((None,), dtype="int32", name="text"),
         "image": keras.Input((4, 16), name="image"),
@@ -129,7 +132,7 @@ def trunk():
 
 @pytest.fixture(scope="module")
 def fitted():
-    """A model, its routing, 16 samples, and the losses of its training."""
+    """Return a trained model, its routing, 16 samples, and the losses."""
     keras.utils.set_random_seed(0)
     model, routing = trunk()
     x, y = digits(np.random.default_rng(0), 256)
@@ -149,7 +152,7 @@ def test_three_modalities_train_through_one_trunk(fitted):
 
 
 def test_the_loss_of_the_model_is_numpys(fitted):
-    """The entropy losses, of tokens that are no padding, by their weights."""
+    """The weighted entropy losses exclude padding tokens."""
     _, routing, x, _ = fitted
     *_, probs, _, loss, ids = (to_numpy(v) for v in routing(x))
     ids = ids.ravel()
@@ -165,7 +168,7 @@ def test_the_loss_of_the_model_is_numpys(fitted):
 
 @pytest.mark.every_backend
 def test_a_block_adds_the_routers_loss(rng):
-    """In training alone, before the balance of all tokens."""
+    """Only training adds the loss, and the balancing loss comes after it."""
     block = MoEBlock(3, 4, router=ModalityRouter(3, 2))
     x, ids = draw(rng, 6, 3), np.arange(6) % 2
     block(x, router_inputs=ids)
@@ -191,7 +194,7 @@ def test_padding_of_one_modality_changes_nothing(fitted):
     assert (other[1] == 5).sum() == 2 * (longer["text"] == 0).sum()
 
 
-def test_the_load_of_each_modality_is_read(fitted):
+def test_the_load_of_each_modality_is_computed(fitted):
     _, routing, x, _ = fitted
     token_index, index, *_, ids = routing(x)
     load = to_numpy(metrics.expert_load_by_group(index, token_index, ids, 5, 3))

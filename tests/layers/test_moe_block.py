@@ -1,4 +1,4 @@
-"""What the block computes."""
+"""Test the outputs of `MoEBlock`."""
 
 import keras
 import numpy as np
@@ -11,7 +11,7 @@ pytestmark = pytest.mark.fast
 
 
 def expert_outputs(block, x):
-    """Every expert on every row, (E, rows, D), each as a dense Expert."""
+    """Return every dense `Expert`'s outputs of every row, `(E, rows, D)`."""
     outputs = []
     for e in range(block.num_experts):
         own = Expert(
@@ -48,7 +48,7 @@ def test_one_expert_is_the_dense_network_with_the_same_weights(rng):
 
 @pytest.mark.parametrize("gated", [False, True])
 def test_all_experts_are_the_explicit_mixture(rng, gated):
-    """K = E: the sum of every expert's output by its softmax weight."""
+    """If K = E, the outputs of all experts are summed by softmax weights."""
     x = draw(rng, 7, 6)
     block = MoEBlock(4, 10, top_k=4, gated=gated)
     y = to_numpy(block(x))
@@ -72,7 +72,7 @@ def test_top_1_weighs_by_the_probability(rng):
     assert np.abs(gradients["router/kernel"]).max() > 1e-3
 
 
-def test_shared_expert_sees_every_token(rng):
+def test_shared_expert_gets_every_token(rng):
     x = draw(rng, 7, 6)
     block = MoEBlock(4, 10, shared_expert_dim=3, gated=True, activation="silu")
     both = to_numpy(block(x))

@@ -1,4 +1,4 @@
-"""How the block is configured, and what it refuses."""
+"""Test how the block is configured, and the errors of bad arguments."""
 
 from functools import partial
 
@@ -29,7 +29,7 @@ def test_configured_router_and_experts_are_used(rng):
     assert again.get_config() == block.get_config()
 
 
-def test_the_number_of_experts_is_that_of_what_is_given():
+def test_the_number_of_experts_follows_from_what_is_given():
     dense = [keras.layers.Dense(6) for _ in range(3)]
     first = MoEBlock(experts=dense, name="first")
     assert first.num_experts == first.router.num_experts == 3

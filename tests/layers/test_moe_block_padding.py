@@ -1,4 +1,4 @@
-"""Padding counts nowhere: not in outputs, losses, load or capacity."""
+"""Padding tokens are excluded from outputs, losses, load, and capacity."""
 
 import keras
 import numpy as np
@@ -24,7 +24,7 @@ def padded_block():
 
 @pytest.mark.parametrize("priority", ["position", "score"])
 @pytest.mark.parametrize("content", [100.0, np.nan])
-def test_what_stands_in_padding_changes_nothing(rng, priority, content):
+def test_the_content_of_padding_changes_nothing(rng, priority, content):
     x = draw(rng, 3, 8, 6)
     mask = np.arange(8) < np.array([[5], [8], [1]])
     poisoned = np.where(mask[..., None], x, content).astype("float32")
@@ -46,7 +46,7 @@ def test_what_stands_in_padding_changes_nothing(rng, priority, content):
 
 
 def test_padding_behaves_as_if_it_were_not_there(rng):
-    """Values, losses and load of a padded batch are those of its tokens."""
+    """Values, losses, and load of a padded batch are those of its tokens."""
     x = draw(rng, 3, 8, 6)
     mask = np.arange(8) < np.array([[5], [8], [1]])
     block = MoEBlock(4, 10, load_balancing_weight=1.0, router_z_weight=1.0)
@@ -63,7 +63,7 @@ def test_padding_behaves_as_if_it_were_not_there(rng):
 
 
 @pytest.mark.every_backend
-def test_keras_masks_are_honoured_and_passed_on(rng):
+def test_keras_masks_are_applied_and_passed_on(rng):
     ids = np.array([[3, 4, 0, 0], [1, 2, 5, 0]])
     inputs = keras.Input((None,), dtype="int32")
     x = keras.layers.Embedding(6, 6, mask_zero=True)(inputs)
@@ -78,8 +78,8 @@ def test_keras_masks_are_honoured_and_passed_on(rng):
 
 @pytest.mark.parametrize("given", ["router_inputs", "replay"])
 @pytest.mark.parametrize("kind", ["router", "block", "transformer"])
-def test_a_keras_mask_is_seen_beside_a_second_tensor(kind, given):
-    """Keras passes the mask of the inputs by another name there."""
+def test_a_keras_mask_is_found_beside_a_second_tensor(kind, given):
+    """With a second tensor, Keras passes the inputs' mask by another name."""
     router = HashRouter(4)
     layer = router
     if kind != "router":

@@ -1,4 +1,4 @@
-"""Capacity, losses and statistics of the block, by hand."""
+"""Check capacity, losses, and statistics of the block by hand."""
 
 import keras
 import numpy as np
@@ -9,7 +9,7 @@ from keras_moe import MoEBlock
 
 
 def sorted_by_hand(**options):
-    """A block of two experts: tokens above 0 go to the first, K = 1."""
+    """Return a block of two experts, of which the first gets tokens above 0."""
     block = MoEBlock(2, 4, top_k=1, **options)
     block.build((None, 2))
     block.router.kernel.assign([[1.0, -1.0], [0.0, 0.0]])
@@ -23,7 +23,7 @@ CROWDED = np.array([[3, 1], [1, 1], [2, 1], [-1, 1]], "float32")
     "priority, dropped", [("position", [2]), ("score", [1])]
 )
 def test_capacity_in_training(priority, dropped):
-    """C = 1 * 4 * 1.0 / 2 = 2 of the three tokens that want expert 0."""
+    """Expert 0 keeps C = 1 * 4 * 1.0 / 2 = 2 of its three tokens."""
     block = sorted_by_hand(capacity_factor=1.0, priority=priority)
     y, kept = block(CROWDED, training=True, return_assignment=True)
     index = to_numpy(kept.expert_index)
@@ -45,7 +45,7 @@ def test_evaluation_has_a_capacity_of_its_own():
 
 
 def test_losses_are_weighted_and_of_training_only():
-    """By hand: p(expert 0) = s(2 x), f = (3/4, 1/4), logits (x, -x)."""
+    """Logits of (x, -x) give p(expert 0) = s(2 x) and f = (3/4, 1/4)."""
     block = sorted_by_hand(load_balancing_weight=0.5, router_z_weight=0.25)
     block(CROWDED)
     assert block.losses == []
@@ -69,7 +69,7 @@ def test_the_loss_counts_choices_before_capacity():
 
 
 def test_statistics_are_means_over_training_batches():
-    """Loads (3/4, 1/4) and (0, 1), nothing from evaluation or padding."""
+    """The loads (3/4, 1/4) and (0, 1) count, not evaluation or padding."""
     block = sorted_by_hand(capacity_factor=1.0)
     block(CROWDED, training=True)
     block(CROWDED)

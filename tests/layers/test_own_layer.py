@@ -1,9 +1,9 @@
-"""Check every layer and router inside a layer of the user's own.
+"""Check every layer and router inside a user's own layer.
 
 Keras runs `call` of such a layer on symbolic inputs to find the shape of its
-outputs, with the batch size and the length unknown; on JAX with symbolic
-dimensions. A layer of this package that is called on an `Input` itself gives
-its shape by `compute_output_spec` and is never run so.
+outputs. The batch size and the length are unknown, or symbolic on JAX. If a
+layer of this package is called on an `Input` directly, `compute_output_spec`
+returns its shape, and Keras does not run its `call`.
 """
 
 import keras
@@ -30,14 +30,14 @@ SOME = ("MoEBlock full", "ExpertChoiceRouter")
 
 
 def arrays(function, layer, *inputs):
-    """Returns the outputs of a function of the layer; one program on JAX."""
+    """Return the outputs of a function of the layer (one program on JAX)."""
     run = kernels.compiled(function, layer.variables)
     return [to_numpy(y) for y in run(*map(ops.convert_to_tensor, inputs))]
 
 
 @pytest.mark.parametrize("name", EVERY_LAYER)
 def test_shape_of_an_own_layer(name):
-    """Also in training and with a mask, and nothing is written."""
+    """The shape is found in training and with a mask, too; no state changes."""
     own = Residual(EVERY_LAYER[name]())
     inputs = keras.Input((None, WIDTH))
     assert own(inputs).shape == (None, None, WIDTH)

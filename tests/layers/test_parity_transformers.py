@@ -1,4 +1,4 @@
-"""Equal to Hugging Face transformers' MoE blocks, values and gradients."""
+"""Compare blocks with those of Hugging Face transformers."""
 
 import backend
 import numpy as np
@@ -24,7 +24,7 @@ ROUTERS = {  # arguments of Router(8, ...)
 
 @pytest.fixture(scope="module")
 def oracle(tmp_path_factory):
-    """The folder of what each block computed."""
+    """Return the folder of the outputs and gradients of each block."""
     out = tmp_path_factory.mktemp("oracle")
     run_on("torch", "huggingface_oracle", out, *ROUTERS)
     return out

@@ -1,7 +1,4 @@
-"""`model.quantize` of everything that holds a bank of experts.
-
-E experts, D hidden_dim, F intermediate_dim.
-"""
+"""Test `model.quantize` of every layer that contains a bank of experts."""
 
 import math
 import os
@@ -19,7 +16,7 @@ import keras_moe
 from keras_moe import kernels
 from keras_moe.model_surgery.find import find_routers
 
-# Keras says of every layer without `quantize` that it has none.
+# Keras warns about every layer without `quantize`.
 pytestmark = pytest.mark.filterwarnings(
     "ignore:Layer .* does not have a `quantize` method"
 )
@@ -62,7 +59,7 @@ def bank(num_experts=3, **kwargs):
 
 
 def chain(layers):
-    """A model of layers behind one another."""
+    """Return a model that chains layers."""
     inputs = x = keras.Input((6, WIDTH))
     for layer in layers:
         x = keras.layers.LayerNormalization()(x + layer(x))
@@ -70,7 +67,7 @@ def chain(layers):
 
 
 def test_every_way_is_saved_and_loaded_on_every_backend(rng, tmp_path):
-    """A block for each way in one model; the values move, but not far."""
+    """One model has a block per mode, and the outputs change a little."""
     blocks = {how: LAYERS["MoEBlock"]() for how in CONFIGS}
     blocks["int8"] = LAYERS["MoEBlock"](shared_expert_dim=6)
     model, x = chain(blocks.values()), tokens(rng)
@@ -94,12 +91,12 @@ def test_every_way_is_saved_and_loaded_on_every_backend(rng, tmp_path):
     np.save(tmp_path / "x.npy", x)
     run_on(other, "load_elsewhere", tmp_path)
     y = np.load(tmp_path / f"model.{other}.npy")
-    # Rows are rounded: a last bit may fall to the other side.
+    # Rows are rounded, and a last bit may round the other way.
     np.testing.assert_allclose(y, outputs, atol=0.02)
 
 
 def test_whatever_holds_experts_comes_back(rng, tmp_path):
-    """In the way that is not Keras's default, attention included."""
+    """The mode is not Keras's default, and attention is quantized as well."""
     names = (
         "Expert gated",
         "SoftMoE",
@@ -116,7 +113,7 @@ def test_whatever_holds_experts_comes_back(rng, tmp_path):
         assert one.dtype == other.dtype
 
 
-def test_a_classifier_comes_back(tmp_path):
+def test_a_classifier_is_saved_and_loaded(tmp_path):
     model = keras_moe.models.MoEClassifier(
         20,
         3,
@@ -153,10 +150,10 @@ def test_litert_keeps_the_bytes_and_skips_idle_experts(rng, tmp_path):
     model.quantize("int4")
     path = str(tmp_path / "model.tflite")
     model.export(path, format="litert", verbose=False)
-    assert os.path.getsize(path) < 0.4 * floats  # 0.13, and the graph
+    assert os.path.getsize(path) < 0.4 * floats  # 0.13 plus the graph
     interpreter = litert.Interpreter(path)
     index = interpreter.get_input_details()[0]["index"]
-    for shape in ((1, 1, 64), (2, 7, 64)):  # one token: three are idle
+    for shape in ((1, 1, 64), (2, 7, 64)):  # one token leaves three idle
         x = draw(rng, *shape)
         interpreter.resize_tensor_input(index, shape)
         interpreter.allocate_tensors()
@@ -169,7 +166,7 @@ def test_litert_keeps_the_bytes_and_skips_idle_experts(rng, tmp_path):
 
 
 def test_the_values_are_each_experts_and_channels():
-    """By hand: of a channel the largest weight becomes 127, or 7."""
+    """The largest weight of each expert's channel becomes 127."""
     experts = bank(2, use_bias=False)
     kernel = np.zeros((2, WIDTH, 10), "float32")
     kernel[0, :2, 0] = [1.0, -0.5]
@@ -177,7 +174,7 @@ def test_the_values_are_each_experts_and_channels():
     experts.up_kernel.assign(kernel)
     experts.quantize("int8")
     values = to_numpy(experts.up_kernel)
-    # 127 * 0.5 = 63.5 falls short of the half by epsilon.
+    # Because of an epsilon, 127 * 0.5 is slightly less than 63.5.
     assert values[0, :2, 0].tolist() == [127, -63]
     assert values[1, :2, 0].tolist() == [127, 25]
     scale = to_numpy(experts.up_scale)
@@ -201,7 +198,7 @@ def test_bytes(mode, most):
 
 @keras.saving.register_keras_serializable(package="tests")
 class DenseRouter(keras_moe.Router):
-    """A router with layers of Keras inside."""
+    """A router that contains Keras layers."""
 
     def build(self, input_shape):
         super().build(input_shape)
@@ -211,7 +208,7 @@ class DenseRouter(keras_moe.Router):
             layer.build(input_shape)
 
 
-def test_routers_stay_as_they_are():
+def test_routers_are_not_quantized():
     router = DenseRouter(3)
     model = model_of(keras_moe.MoEBlock(3, 10, router=router))
     model.quantize("int8")  # without a warning
@@ -220,8 +217,8 @@ def test_routers_stay_as_they_are():
     assert router.dense.quantization_mode is None
 
 
-def test_no_layer_of_ours_lacks_a_way_to_be_quantized():
-    """What stays in floats on purpose needs no warning."""
+def test_every_layer_of_the_package_has_quantize():
+    """Layers that stay in floats on purpose cause no warning."""
     inputs = x = keras.Input((6, WIDTH))
     routers = [
         keras_moe.Router(3, num_null_experts=1),
@@ -254,7 +251,7 @@ def test_no_layer_of_ours_lacks_a_way_to_be_quantized():
 
 
 def test_gradients_of_inputs_and_biases(rng):
-    """Those of the reference; the kernels have none."""
+    """The gradients equal the reference's, and kernels have none."""
     experts = bank()
     experts.quantize("int8")
     for bias in (experts.up_bias, experts.down_bias):
@@ -264,7 +261,7 @@ def test_gradients_of_inputs_and_biases(rng):
     with kernels.use("reference"):
         wanted, expected = layer_gradients(experts, x, group_sizes=sizes)
     assert set(gradients) == {"inputs", "up_bias", "down_bias"}
-    # Rows are rounded: a last bit may fall to the other side.
+    # Rows are rounded, and a last bit may round the other way.
     np.testing.assert_allclose(y, wanted, atol=0.05)
     for name, gradient in gradients.items():
         np.testing.assert_allclose(gradient, expected[name], atol=0.05)
@@ -290,10 +287,10 @@ def test_mixed_precision(rng):
 
 
 class Subclass(keras_moe.Expert):
-    """What Keras would leave alone, too."""
+    """A subclass, which Keras does not quantize, either."""
 
 
-def test_what_cannot_be_quantised_says_so():
+def test_what_cannot_be_quantized_raises_an_error():
     with pytest.raises(ValueError, match="one scale.*filters"):
         bank().quantize("float8")
     layer = Subclass(4)
@@ -310,7 +307,7 @@ def test_what_cannot_be_quantised_says_so():
         experts.initialize_from(bank(1))
 
 
-def test_calibrated_modes_say_why_they_leave_experts_alone():
+def test_calibrated_modes_raise_an_error():
     config = quantizers.GPTQConfig(dataset=None, tokenizer=None)
     with pytest.raises(ValueError, match="calibrates"):
         bank().quantize(config=config)

@@ -1,4 +1,4 @@
-"""Layers that are computed twice: one step, one decision, one loss."""
+"""A layer that is computed twice makes one step and adds one loss."""
 
 import keras
 import numpy as np
@@ -11,14 +11,14 @@ from keras_moe import MoEBlock, Router
 D = 6
 only_torch = pytest.mark.skipif(
     BACKEND != "torch",
-    reason="JAX and TensorFlow let no state out of a function they repeat",
+    reason="JAX and TensorFlow return no state from a function they repeat",
 )
 SCHEDULE = keras.optimizers.schedules.PolynomialDecay(0.5, 10)
 
 
 def normalized_experts():
-    """Return experts that count in their weights, and draw."""
-    with keras.RematScope(None):  # Keras moves the mean twice itself
+    """Return experts that update statistics and draw random numbers."""
+    with keras.RematScope(None):  # Keras itself would move the mean twice
         return [
             keras.Sequential(
                 [
@@ -68,7 +68,7 @@ LAYERS = {
 
 @keras.saving.register_keras_serializable(package="tests")
 class Around(keras.layers.Layer):
-    """A user's own layer that repeats the layer inside, by `keras.remat`."""
+    """A user's own layer that repeats its inner layer by `keras.remat`."""
 
     def __init__(self, layer, repeat, **kwargs):
         super().__init__(**kwargs)
@@ -79,7 +79,7 @@ class Around(keras.layers.Layer):
 
     def call(self, x, training=None):
         def run(x):
-            # Twice, so that the second call reads what the first one wrote.
+            # The second call reads what the first one wrote.
             return self.layer(
                 self.layer(x, training=training), training=training
             )
@@ -91,7 +91,7 @@ class Around(keras.layers.Layer):
 
 
 def trained(make, steps=2):
-    """Return the losses and all variables after training."""
+    """Return the losses, all variables after training, and the model."""
     keras.utils.set_random_seed(0)
     x = np.random.default_rng(0).normal(size=(8, 4, D)).astype("float32")
     layer = make()
@@ -141,7 +141,7 @@ def test_other_modes_change_no_number(mode):
 
 @pytest.mark.skipif(
     BACKEND != "torch",
-    reason="JAX and TensorFlow let no state out of a function that they repeat",
+    reason="JAX and TensorFlow return no state from a function they repeat",
 )
 @pytest.mark.parametrize("name", ["bias and schedule", "draws", "relu"])
 @pytest.mark.parametrize("scope", [False, True], ids=["plain", "in a scope"])
@@ -192,7 +192,7 @@ def test_a_reentrant_checkpoint_moves_the_bias_once():
 
 
 def test_mixed_precision():
-    """PyTorch repeats a call outside of the casts that Keras puts around."""
+    """PyTorch repeats a call outside of the casts that Keras puts around it."""
     keras.config.set_dtype_policy("mixed_bfloat16")
 
     def make():
@@ -204,7 +204,7 @@ def test_mixed_precision():
 
 
 def models(scope):
-    """Return one model per kind, its mixture made in a scope."""
+    """Return one model per kind, with a mixture that is made in a scope."""
     inputs = keras.Input((D,))
     with keras.RematScope(scope):
         block = MoEBlock(4, 5, name="moe")
@@ -225,8 +225,11 @@ def models(scope):
     "kind", ["block", "own layer", "models", "whole model"]
 )
 def test_the_routing_of_a_model_in_a_scope(kind, rng):
-    """Keras itself runs no functional model that was made in a scope on
-    TensorFlow and JAX, since its `training` is traced."""
+    """`routing_of` runs a model that was made in a scope.
+
+    On TensorFlow and JAX, Keras itself does not run such a functional model,
+    because its `training` argument is traced.
+    """
     plain, repeated = models(None)[kind], models("full")[kind]
     repeated.set_weights(plain.get_weights())
     x = rng.normal(size=(9, D)).astype("float32")

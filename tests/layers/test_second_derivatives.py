@@ -1,4 +1,4 @@
-"""Gradients of gradients: a gradient penalty, with every formulation."""
+"""Test gradients of gradients (a penalty) with every formulation."""
 
 from contextlib import nullcontext
 from functools import partial
@@ -16,7 +16,7 @@ HIDDEN, INNER, EXPERTS = 3, 4, 10  # more than TensorFlow unrolls
 
 
 def dense_block(x, kernel, up, up_bias, down, down_bias):
-    """Equation by equation, in NumPy: softmax, the best two, tanh experts."""
+    """Compute softmax routing to the best two tanh experts, in NumPy."""
     logits = x @ kernel
     best = np.argsort(-logits.real, axis=-1)[:, :2]
     chosen = np.take_along_axis(logits, best, axis=-1)
@@ -30,7 +30,7 @@ def dense_block(x, kernel, up, up_bias, down, down_bias):
 
 
 def dense_penalty(x, *weights):
-    """The sum of squares of d sum(sin(y)) / dx, by complex steps."""
+    """Return the sum of squares of d sum(sin(y)) / dx, by complex steps."""
     step, total = 1e-30, 0.0
     for position in np.ndindex(x.shape):
         moved = x.astype(complex)
@@ -41,7 +41,7 @@ def dense_penalty(x, *weights):
 
 
 def block_penalty_gradients(block, x):
-    """Of the inputs and of each weight, in the order of `dense_block`."""
+    """Return gradients for inputs and weights, in `dense_block`'s order."""
     bank = block.experts
     variables = [block.router.kernel, bank.up_kernel, bank.up_bias]
     variables += [bank.down_kernel, bank.down_bias]
@@ -125,7 +125,7 @@ def test_a_product_differentiated_twice(rng, compiled):
 
 
 def _check(rng, function, compiled, *weights):
-    """An empty group, and rows behind the last."""
+    """Compare with the reference; a group is empty, and rows are left over."""
     arrays = [draw(rng, 8, D), np.int32([3, 0, 2, 1]), *weights]
     found = second_gradients(function, *arrays, compiled=compiled)
     with kernels.use("reference"):
@@ -138,7 +138,7 @@ def _check(rng, function, compiled, *weights):
 
 @pytest.mark.parametrize("formulation", [None, "reference"])
 def test_a_gathered_sum_differentiated_twice(rng, formulation):
-    """d/dr of sum_t (w r_t cos(y_t))^2 by the rule for scalars: K = 1."""
+    """For K = 1, the derivatives follow from the rules for scalars."""
     rows, weights = draw(rng, 6, 1), draw(rng, 6)
     place = rng.permutation(6).astype("int32")
     order = np.argsort(place).astype("int32")
@@ -161,8 +161,11 @@ def test_a_gathered_sum_differentiated_twice(rng, formulation):
 
 
 def test_a_linear_map_differentiated_again_is_the_map(rng):
-    """Told a transpose that is none, each derivative shows which was used:
-    the first is 5, and its own, with respect to the upstream 3 z^2, is 2."""
+    """A wrong transpose shows which map each derivative uses.
+
+    The first derivative uses the transpose (5). With respect to the upstream
+    gradient, its own derivative uses the map (2).
+    """
     x = draw(rng, 4)
 
     def function(x):
@@ -171,7 +174,7 @@ def test_a_linear_map_differentiated_again_is_the_map(rng):
 
     y = 2 * x
     (found,) = second_gradients(function, x)
-    # First: 5 cos(2x). Its gradient by the upstream cos is 2, and the cosine's
-    # argument has the gradient 5 again.
+    # The first derivative is 5 cos(2x). The derivative of that by the cosine
+    # is 2, and the cosine's argument has the derivative 5 again.
     expected = 2 * 5 * np.cos(y) * 2 * -np.sin(y) * 5
     np.testing.assert_allclose(found, expected, rtol=1e-4)
