@@ -1,4 +1,4 @@
-"""Balance of the batch, of each sequence, of all replicas together."""
+"""Test balance in the batch, in each sequence, and over all replicas."""
 
 import math
 import os
@@ -30,7 +30,7 @@ def routed(rng, tokens):
 
 
 def test_sequences_are_balanced_one_by_one(rng):
-    """The mean of the batch's loss on each sequence alone."""
+    """The loss is the mean of the batch's loss on each sequence alone."""
     a = routed(rng, 15)
     loss = losses.sequence_balancing_loss(
         a.router_probs, a.token_index, a.expert_index, 3
@@ -46,7 +46,7 @@ def test_sequences_are_balanced_one_by_one(rng):
 
 
 def test_sequences_without_their_padding(rng):
-    """The second sequence has two tokens, the third none: it is no third."""
+    """The second sequence has two tokens; the empty third does not count."""
     mask = np.ones((3, 5), bool)
     mask[1, 2:] = mask[2] = False
     conditions = routing.Conditions(ops.array(mask.ravel()))
@@ -71,9 +71,11 @@ def added_loss(block, x):
     return to_numpy(loss)
 
 
-def test_a_block_balances_as_it_is_told(rng):
-    """Two sequences, each full of its own expert: even as a batch (1), as
-    uneven as can be one by one (2). Probabilities are 0 or 1."""
+def test_a_block_balances_by_its_argument(rng):
+    """Each of two sequences uses an expert of its own, with probability 1.
+
+    The loss is 1 (even) over the batch, and 2 (its maximum) per sequence.
+    """
     x = np.zeros((2, 6, 2), "float32")
     x[0, :, 0] = x[1, :, 1] = 50
     found = {}
@@ -103,21 +105,21 @@ def test_per_sequence_needs_sequences(rng):
         (lambda: ExpertChoiceRouter(E, bidirectional=True), False),
     ],
 )
-def test_a_router_says_whether_it_wants_the_loss(rng, router, adds):
+def test_a_router_determines_whether_the_loss_is_added(rng, router, adds):
     block = MoEBlock(E, 4, router=router())
     x = draw(rng, 8, 5)
     block(x, training=True)
     assert len(block.losses) == adds
-    told = MoEBlock(E, 4, router=router(), load_balancing_weight=0.1)
-    told(x, training=True)
-    assert len(told.losses) == 1
+    weighted = MoEBlock(E, 4, router=router(), load_balancing_weight=0.1)
+    weighted(x, training=True)
+    assert len(weighted.losses) == 1
 
 
 @pytest.fixture(scope="module")
 def replicas(tmp_path_factory):
-    """What each of two replicas found; on JAX there is one program."""
+    """Return the results of two replicas (JAX has one program for both)."""
     if BACKEND == "jax":
-        pytest.skip("a JAX program sees the batches of all replicas")
+        pytest.skip("a JAX program has the batches of all replicas")
     folder = tmp_path_factory.mktemp("replicas")
     script = SUPPORT / f"replicas_{BACKEND}.py"
     subprocess.run(
@@ -130,21 +132,23 @@ def replicas(tmp_path_factory):
 
 
 def test_replicas_are_balanced_together(replicas):
-    """Two replicas, all tokens of one to expert 0, of the other to expert 1:
-    together even. The bias stays, the global loss is that of even shares."""
+    """Two replicas that use one expert each are balanced together.
+
+    The bias does not move, and the global loss is that of even shares.
+    """
     for found in replicas:
-        # P is (1, 0) or (0, 1): E * f . P is 1 with f of both, 2 with its own.
+        # P is (1, 0) or (0, 1): E * f . P is 1 for both's f, and 2 for its own.
         assert found["global_batch"] == pytest.approx(1, rel=1e-5)
         assert found["switch"] == pytest.approx(2, rel=1e-5)
-        # The weight of a mixture's balance loss is 0.01.
+        # The weight of a mixture's load-balancing loss is 0.01.
         assert found["mixture"] == pytest.approx(0.01, rel=1e-5)
         np.testing.assert_allclose(found["even"], [0, 0])
-        # Twelve tokens of expert 0, four of expert 1, whoever holds them.
+        # Expert 0 has twelve tokens of both replicas, and expert 1 has four.
         np.testing.assert_allclose(found["uneven"], [-0.5, 0.5])
 
 
 def logits_of_both(kernel):
-    """The real tokens' logits on the two replicas, in float64."""
+    """Return the logits of the real tokens on each replica, in float64."""
     found = []
     for replica in range(2):
         tokens, mask = replica_step.padded(replica)
@@ -162,7 +166,7 @@ def balance(logits, share):
 
 
 def share_of_pairs(logits):
-    """The share of each token's two best, which stays as the kernel moves."""
+    """Return the share of each expert in all tokens' two best."""
     chosen = np.argsort(-logits, axis=1)[:, :2]
     return np.bincount(chosen.ravel(), minlength=logits.shape[1]) / chosen.size
 
@@ -178,7 +182,7 @@ def global_batch(kernel, at):
 
 
 def per_sequence(kernel, at):
-    """Three sequences: two on the first replica, one token on the second."""
+    """Average two sequences of the first replica and one of the second."""
     length = replica_step.PADDED_LENGTH
 
     def sequences(kernel):
@@ -196,7 +200,7 @@ def importance(kernel, at):
 
 
 def load(kernel, at):
-    """Without noise, of which the standard deviation is 0.5."""
+    """Return the load loss without noise of standard deviation 0.5."""
     logits = np.concatenate(logits_of_both(kernel))
     z = (logits - np.sort(logits, axis=1)[:, -2:-1]) / 0.5
     probs = 0.5 * (1 + np.vectorize(math.erf)(z / math.sqrt(2)))
@@ -209,7 +213,7 @@ def entropy(probs):
 
 
 def of_modalities(kernel):
-    """Tokens of both replicas: the second has one, of the first modality."""
+    """Return probabilities by modality; the last token is of the first one."""
     first, second = logits_of_both(kernel)
     even = np.concatenate([first[::2], second])
     return softmax(even), softmax(first[1::2])
@@ -229,7 +233,7 @@ def top_p(kernel, at):
 
 
 def relu_l1(kernel, at):
-    """Two of the four experts are aimed at."""
+    """Return the L1 loss with a target of two of the four experts."""
     active = (np.concatenate(logits_of_both(at)) > 0).mean(axis=0) * 4 / 2
     gates = np.maximum(np.concatenate(logits_of_both(kernel)), 0)
     return (active * gates.mean(axis=0)).sum()
@@ -257,8 +261,11 @@ def test_a_routers_own_losses_are_those_of_all_replicas(replicas, name):
     ],
 )
 def test_replicas_weigh_real_tokens_alike(replicas, loss):
-    """The mean of the replicas' gradients is that of their tokens together,
-    twelve on one and one on the other, by NumPy in float64."""
+    """The mean of the replicas' gradients is that of all tokens together.
+
+    One replica has twelve tokens, and the other has one. NumPy computes the
+    gradient of all tokens in float64.
+    """
     kernel = replica_step.padded_kernel().astype("float64")
     for found in replicas:
         value = found[f"{loss.__name__} value"]
@@ -277,7 +284,7 @@ def test_replicas_weigh_real_tokens_alike(replicas, loss):
 
 
 def test_a_mixture_of_models_balances_the_global_batch(rng):
-    """Without replicas it is the balance of the batch; a config keeps it."""
+    """Without replicas, both kinds are equal, and a config keeps the kind."""
     x = draw(rng, 6, 5)
     found = []
     for kind in ("switch", "global_batch"):

@@ -1,4 +1,4 @@
-"""Auxiliary losses and metrics: every value derived by hand."""
+"""Compare auxiliary losses and metrics with values derived by hand."""
 
 import math
 
@@ -15,7 +15,7 @@ ONLY_FIRST_TWO = np.array([True, True, False])
 
 
 def test_load_balancing_loss():
-    """f = (2/3, 1/3), P = (3/4, 1/4): 2 (1/2 + 1/12) = 7/6."""
+    """f = (2/3, 1/3) and P = (3/4, 1/4) give 2 (1/2 + 1/12) = 7/6."""
     loss = losses.load_balancing_loss(PROBS, np.array([1, 0, 0]))
     assert to_numpy(loss) == pytest.approx(7 / 6)
 
@@ -36,10 +36,10 @@ def test_load_balancing_loss_is_e_when_one_expert_takes_all():
 
 @pytest.mark.parametrize("marked", [True, False])
 def test_load_balancing_loss_without_padding(marked):
-    """Of the first two tokens: f = (1/4, 3/4), P = (5/8, 3/8).
+    """The first two tokens have f = (1/4, 3/4) and P = (5/8, 3/8).
 
-    2 (5/32 + 9/32) = 7/8, whether the padding's pairs are marked with the
-    index E, as a router does, or not.
+    The loss is 2 (5/32 + 9/32) = 7/8, whether or not the pairs of padding have
+    the index E, which a router gives them.
     """
     padding = [2, 2] if marked else [0, 1]
     experts = np.array([0, 1, 1, 1, *padding])
@@ -51,7 +51,7 @@ def test_load_balancing_loss_without_padding(marked):
 
 
 def test_load_balancing_gradient_flows_through_the_probabilities():
-    """dL/dprobs[t, e] = E f_e / T: 2 (2/3, 1/3) / 3."""
+    """dL/dprobs[t, e] = E f_e / T is 2 (2/3, 1/3) / 3."""
     _, (gradient,) = value_and_gradients(
         lambda p: losses.load_balancing_loss(p, np.array([1, 0, 0])), PROBS
     )
@@ -62,7 +62,7 @@ def test_load_balancing_gradient_flows_through_the_probabilities():
 
 
 def test_router_z_loss():
-    """log(1 + 3) and log(4 + 12): the mean of (2 ln 2)^2 and (4 ln 2)^2."""
+    """The loss is the mean of log(1 + 3)^2 and log(4 + 12)^2."""
     logits = np.log(np.array([[1, 3], [4, 12]], dtype="float32"))
     wanted = (4 + 16) / 2 * math.log(2) ** 2
     assert to_numpy(losses.router_z_loss(logits)) == pytest.approx(wanted)
@@ -72,23 +72,23 @@ def test_router_z_loss():
 
 
 def test_importance_loss():
-    """Importances 9/4 and 3/4: mean 3/2, deviation 3/4, (1/2)^2 = 1/4."""
+    """Importances 9/4 and 3/4 have a mean of 3/2 and a deviation of 3/4."""
     assert to_numpy(losses.importance_loss(PROBS)) == pytest.approx(1 / 4)
 
 
 def test_importance_loss_without_padding():
-    """Importances 5/4 and 3/4: mean 1, deviation 1/4, 1/16."""
+    """Importances 5/4 and 3/4 have a mean of 1 and a deviation of 1/4."""
     loss = losses.importance_loss(PROBS, ONLY_FIRST_TWO)
     assert to_numpy(loss) == pytest.approx(1 / 16)
 
 
 def test_losses_of_padding_alone_are_zero():
-    nobody = np.zeros(3, bool)
+    no_token = np.zeros(3, bool)
     nothing = np.full(3, 2)
     values = [
-        losses.load_balancing_loss(PROBS, nothing, nobody),
-        losses.router_z_loss(PROBS, nobody),
-        losses.importance_loss(PROBS, nobody),
+        losses.load_balancing_loss(PROBS, nothing, no_token),
+        losses.router_z_loss(PROBS, no_token),
+        losses.importance_loss(PROBS, no_token),
     ]
     assert [float(to_numpy(v)) for v in values] == [0.0, 0.0, 0.0]
 
@@ -118,7 +118,7 @@ def test_nan_in_padding_changes_no_loss():
 
 
 def test_expert_load_and_imbalance():
-    """Of seven pairs one is not computed; 3, 2 and 1 of six remain."""
+    """One of seven pairs is not computed, and 3, 2, and 1 pairs remain."""
     load = metrics.expert_load(np.array([0, 0, 0, 1, 1, 2, 3]), 3)
     np.testing.assert_allclose(to_numpy(load), [1 / 2, 1 / 3, 1 / 6])
     assert to_numpy(metrics.load_imbalance(load)) == pytest.approx(1.5)
@@ -129,7 +129,7 @@ def test_expert_load_and_imbalance():
 
 
 def test_fraction_dropped():
-    """Of the three routed pairs one was dropped; padding does not count."""
+    """One of three routed pairs is dropped, and padding does not count."""
     before, after = np.array([0, 1, 1, 2]), np.array([0, 1, 2, 2])
     dropped = metrics.fraction_dropped(before, after, 2)
     assert to_numpy(dropped) == pytest.approx(1 / 3)
@@ -138,7 +138,7 @@ def test_fraction_dropped():
 
 
 def test_router_entropy():
-    """ln 2, then ln 4 - 3/4 ln 3, then 0."""
+    """The entropies are ln 2, ln 4 - 3/4 ln 3, and 0."""
     entropies = [math.log(2), math.log(4) - 0.75 * math.log(3), 0.0]
     entropy = metrics.router_entropy(PROBS)
     assert to_numpy(entropy) == pytest.approx(sum(entropies) / 3)

@@ -1,4 +1,4 @@
-"""Losses and loads by modality: by hand, and against NumPy."""
+"""Compare losses and loads by modality with hand and NumPy values."""
 
 import numpy as np
 import pytest
@@ -17,8 +17,12 @@ LOG2 = np.log(2)
 
 
 def test_entropy_losses_by_hand():
-    """Modality 0 is sure and uses both experts, 1 is unsure, 2 is sure of
-    one expert, 3 is not there; the last token is padding."""
+    """Each modality has another mix of certainty and spread.
+
+    The tokens of modality 0 are certain and use both experts, the token of 1 is
+    uncertain, those of 2 are certain and use one expert, and that of 3 is
+    padding.
+    """
     probs = np.array(
         [[1, 0], [0, 1], [0.5, 0.5], [0, 1], [0, 1], [np.nan, np.nan]],
         "float32",
@@ -49,8 +53,8 @@ def test_entropy_losses_equal_numpy(rng):
     np.testing.assert_allclose(to_numpy(got), local, rtol=1e-5)
     got = losses.global_entropy_loss(probs, ids, 3, mask)
     np.testing.assert_allclose(to_numpy(got), -spread, rtol=1e-5)
-    everyone = np.ones(40, "bool")
-    local, _ = entropies_of(probs, ids, 3, everyone)
+    all_tokens = np.ones(40, "bool")
+    local, _ = entropies_of(probs, ids, 3, all_tokens)
     got = losses.local_entropy_loss(probs, ids, 3)
     np.testing.assert_allclose(to_numpy(got), local, rtol=1e-5)
 
@@ -59,13 +63,15 @@ def test_entropy_losses_equal_numpy(rng):
     "loss", [losses.local_entropy_loss, losses.global_entropy_loss]
 )
 def test_gradients_of_the_entropy_losses(loss):
-    """Finite where a probability is 0 or a modality is missing; downhill: the
-    surer token has the lower local, the rarer expert the higher gradient."""
+    """Gradients are finite if a probability is 0 or a modality is missing.
+
+    The gradients of the second token equal the derivative by hand.
+    """
     probs = np.array([[1, 0, 0], [0.7, 0.2, 0.1]], "float32")
     ids = np.array([0, 1], "int32")
     _, (gradient,) = value_and_gradients(lambda p: loss(p, ids, 3), probs)
     assert np.isfinite(gradient).all()
-    # d(-p log p)/dp = -(1 + log p), by the weight that the sum gives to m.
+    # d(-p log p)/dp = -(1 + log p), times the modality's weight in the sum.
     _, (of_ones,) = value_and_gradients(lambda p: p[..., 0], probs)
     weight = of_ones[1, 0]  # the second of the same fixed weights
     sign = 1 if loss is losses.local_entropy_loss else -1
@@ -75,7 +81,7 @@ def test_gradients_of_the_entropy_losses(loss):
 
 
 def test_load_by_group_by_hand():
-    """Two pairs a token; group 1's second token lost a pair; 2 is empty."""
+    """Tokens have two pairs, group 1's second lost one, and 2 is empty."""
     load = metrics.expert_load_by_group(
         expert_index=np.array([0, 1, 1, 2, 3, 1], "int32"),
         token_index=np.array([0, 0, 1, 1, 2, 2], "int32"),

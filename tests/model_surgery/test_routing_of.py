@@ -1,4 +1,4 @@
-"""Where the tokens of a data set went, read from a model by its paths."""
+"""Test `routing_of`, which returns a data set's routing by block path."""
 
 import keras
 import numpy as np
@@ -12,21 +12,21 @@ N, S, D, E = 22, 3, 4, 4  # batches of 8: the last has 6 examples
 
 
 def by_kind(block):
-    """Makes a block send a token with feature d to expert d."""
+    """Make a block send tokens with feature d to expert d, and return it."""
     block.router.kernel.assign(np.eye(D, E, dtype="float32"))
     return block
 
 
 def kinds_and_tokens(rng):
-    """Int `(N, S)` and one-hot tokens `(N, S, D)` of these kinds."""
+    """Return integers `(N, S)` and their one-hot tokens `(N, S, D)`."""
     kinds = rng.integers(0, E, (N, S))
     return kinds, np.eye(D, dtype="float32")[kinds]
 
 
 def assert_goes_by_kind(assignment, kinds):
-    """One pair per token, at its place in the whole data set.
+    """Check for one pair per token, at its place in the whole data set.
 
-    The logits are one 1 and three 0, so that the weight is e / (e + 3).
+    The logits are one 1 and three 0, so the weight is e / (e + 3).
     """
     assert isinstance(assignment, Assignment)
     assert all(
@@ -60,13 +60,13 @@ def test_tokens_are_counted_over_the_whole_data_set(rng):
     assert_goes_by_kind(routing["moe"], kinds)
     for old, new in zip(before, model.get_weights(), strict=True):
         np.testing.assert_array_equal(old, new)
-    # The class is the same again: nothing of the run is left on it.
+    # A call behaves as before, so the run left nothing on the class.
     outputs = find_blocks(model)[0](tokens[:2])
     assert outputs.shape == (2, S, D)
 
 
 def test_data_in_batches_of_its_own(rng):
-    """Batches as `fit` takes them, of any size, with targets."""
+    """Batches have any size and have targets, as for `fit`."""
     kinds, tokens = kinds_and_tokens(rng)
     model = functional_model()
     batches = [(tokens[:5], kinds[:5]), (tokens[5:], kinds[5:])]
@@ -81,7 +81,7 @@ def test_a_saved_model_routes_as_before(rng, tmp_path):
 
 
 class InLists(keras.Model):
-    """Blocks in a list, one of them called twice, one never."""
+    """A model with one block that is called twice, and one that never is."""
 
     def __init__(self):
         super().__init__()
@@ -101,7 +101,7 @@ class InLists(keras.Model):
 
 
 def test_dicts_lists_and_second_calls(rng):
-    """Nor is the model built before; its blocks have one path."""
+    """The model is not built before, and its blocks have the same path."""
     kinds, a = kinds_and_tokens(rng)
     others, b = kinds_and_tokens(rng)
     routing = routing_of(InLists(), {"a": a, "b": b}, batch_size=8)
@@ -117,7 +117,7 @@ def test_dicts_lists_and_second_calls(rng):
 
 
 def test_padding_and_several_pairs_per_token(rng):
-    """Two pairs for each token, none for padding, which is counted."""
+    """Each token has two pairs, and padding has none but keeps its index."""
     ids = rng.integers(1, 9, (N, S))
     ids[3:9, 1:] = 0
     inputs = keras.Input((S,), dtype="int32")
@@ -135,7 +135,7 @@ def test_padding_and_several_pairs_per_token(rng):
 
 
 def test_a_router_with_any_number_of_pairs(rng):
-    """Each expert takes the C best tokens of a batch: C = ceil(2 T / 4)."""
+    """Each expert takes the C = ceil(2 T / 4) best tokens of a batch."""
     inputs = keras.Input((S, D))
     router = keras_moe.ExpertChoiceRouter(E, bidirectional=True)
     model = keras.Model(
@@ -159,7 +159,7 @@ def test_a_router_with_any_number_of_pairs(rng):
 
 
 def test_capacity_leaves_pairs_out_as_predict_does():
-    """All 24 tokens of a batch to expert 1: C = ceil(24 / 4) stay."""
+    """All 24 tokens of a batch go to expert 1, and C = ceil(24 / 4) stay."""
     inputs = keras.Input((S, D))
     block = MoEBlock(E, 5, top_k=1, eval_capacity_factor=1.0, name="moe")
     model = keras.Model(inputs, block(inputs))
@@ -181,7 +181,7 @@ def test_whole_models_route_examples(rng):
     x, which = keras.Input((D,)), keras.Input((), dtype="int32")
     model = keras.Model([x, which], mixture(x, router_inputs=which))
     routing = routing_of(model, [rng.normal(size=(N, D)), kinds], batch_size=8)
-    # `inner` sees the rows that an expert is sent, not the data set's.
+    # `inner` gets the rows of an expert, not those of the data set.
     ((path, assignment),) = routing.items()
     assert path.endswith("mixture")
     np.testing.assert_array_equal(assignment.token_index, np.arange(N))
@@ -236,7 +236,7 @@ def test_what_has_no_routing_is_an_error(model, arguments, match):
 
 
 def test_a_loop_of_the_backend_is_an_error():
-    """PyTorch has no such loops: there, each step is a call."""
+    """PyTorch has no such loops, so each step is a call there."""
 
     class Scanned(keras.layers.Layer):
         def __init__(self):
