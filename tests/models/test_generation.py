@@ -1,4 +1,4 @@
-"""Generation: with a cache what without one, and no dearer as it goes on."""
+"""A cache changes no token, and each token costs the same as the others."""
 
 import keras
 import numpy as np
@@ -16,9 +16,9 @@ LENGTH = 9
 
 @pytest.fixture(scope="module")
 def generated():
-    """A language model, what it writes, and what its blocks saw meanwhile.
+    """Return a language model, its tokens, and the shapes that its blocks got.
 
-    One for all tests: its programs are compiled once.
+    All tests share the model, so that its programs are compiled once.
     """
     model = lively(
         MODELS["MoELanguageModel"](num_layers=2, moe_every=2, seed=1)
@@ -46,7 +46,7 @@ def seq2seq():
 
 
 def check_greedy(model, found):
-    """Token for token against the whole model on all that is there."""
+    """Compare each token with the whole model's best on the whole result."""
     logits = outputs_of(model, found)
     logits[..., 0] = -np.inf  # padding is never generated
     best = logits.argmax(-1)
@@ -61,7 +61,7 @@ def test_greedy_takes_the_best_logit_of_the_whole_model(generated):
         ids = prompt[prompt != 0]
         np.testing.assert_array_equal(row[: len(ids)], ids)
     check_greedy(model, found)
-    assert len(set(found[0, 3:])) > 1  # or a constant would pass
+    assert len(set(found[0, 3:])) > 1  # otherwise, a constant would pass
 
 
 def test_a_cache_changes_no_token(language_model):
@@ -99,10 +99,10 @@ def test_what_stops_is_followed_by_padding(generated, seq2seq):
 
 
 def check_stopped(found, free, stop, prompt):
-    """The same up to the first `stop` behind the prompt, then padding."""
+    """Check for equal ids up to the first `stop`, and then for padding."""
     written = list(free[prompt:])
     if stop not in written:
-        # The others may stop the loop before this one is through.
+        # The other rows may stop the loop before this row is complete.
         return np.testing.assert_array_equal(
             found[found != 0], free[found != 0]
         )
@@ -129,9 +129,11 @@ def test_a_seed_draws_the_same(language_model):
 
 
 def test_a_token_costs_the_same_at_every_position(generated):
-    """Behind the prompt every block sees one token a sequence; the caches have
-    the length of the result from the start (a loop of JAX and TensorFlow
-    would not take others)."""
+    """After the prompt, every block gets one token per sequence.
+
+    The caches have the length of the result from the start, because a loop of
+    JAX or TensorFlow does not accept others.
+    """
     model, _, (prefill, *steps) = generated
     assert prefill == (2, 2, 8)  # the shorter prompt
     assert steps and set(steps) == {(2, 1, 8)}
@@ -142,7 +144,7 @@ def test_a_token_costs_the_same_at_every_position(generated):
 
 
 def test_a_sampler_of_keras_hub(generated):
-    """Of the best one token; it moves its own seed all the same."""
+    """With k=1, the sampler draws the best token, and still moves its seed."""
     hub = pytest.importorskip("keras_hub")
     model, wanted, _ = generated
     sampler = hub.samplers.TopKSampler(k=1, seed=1)
@@ -152,7 +154,7 @@ def test_a_sampler_of_keras_hub(generated):
     assert (to_numpy(sampler.variables[0]) != before).any()
 
 
-def test_new_weights_are_seen_by_a_compiled_program(generated):
+def test_new_weights_are_used_by_a_compiled_program(generated):
     model, before, _ = generated
     model.norm.gamma.assign(-model.norm.gamma.numpy())
     after = model.generate(PROMPTS, LENGTH)
@@ -162,7 +164,7 @@ def test_new_weights_are_seen_by_a_compiled_program(generated):
 
 
 def test_samplers_draw_by_the_running_sum():
-    """Probabilities 0.5, 0.3, 0.2 of the ids 2, 0, 1."""
+    """The ids 2, 0, and 1 have probabilities 0.5, 0.3, and 0.2."""
     logits = np.log([[0.3, 0.2, 0.5]] * 4).astype("float32")
     uniform = np.array([0.1, 0.55, 0.79, 0.9], "float32")
 
@@ -171,13 +173,13 @@ def test_samplers_draw_by_the_running_sum():
 
     assert ids(Greedy()) == [2, 2, 2, 2]
     assert ids(Random()) == [2, 0, 0, 1]
-    # Of 0.5 and 0.3 the first has 0.625 of the sum.
+    # Of 0.5 and 0.3, the first has 0.625 of the sum.
     assert ids(TopK(2)) == [2, 2, 0, 0]
     assert ids(TopK(9)) == ids(Random())
-    # 0.5 does not reach 0.6, with 0.3 it does.
+    # 0.5 does not reach 0.6, but 0.5 and 0.3 together do.
     assert ids(TopP(0.6)) == [2, 2, 0, 0]
     assert ids(TopP(0.4)) == [2, 2, 2, 2]
-    # Squared: 0.25, 0.09 and 0.04 of 0.38, that is 0.658, 0.237, 0.105.
+    # The squares 0.25, 0.09, and 0.04 are 0.658, 0.237, and 0.105 of 0.38.
     assert ids(Random(temperature=0.5)) == [2, 2, 0, 1]
 
 

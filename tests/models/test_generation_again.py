@@ -1,7 +1,7 @@
-"""Many calls on one model: each gives what the model as it then is would give.
+"""Test that each of many calls uses the current state of the model.
 
-The expected tokens come from the whole model on the whole result: behind a
-causal model's token t - 1 stands token t, by the sampler's definition in NumPy.
+The expected tokens come from the whole model on the whole result. The outputs
+at token t - 1 give token t, by the sampler's definition in NumPy.
 """
 
 import keras
@@ -16,7 +16,7 @@ from keras_moe.export.observing import observer
 from keras_moe.layers.transformer.attention import CachedAttention
 from keras_moe.models import PositionEmbedding, Random, TopK, TopP
 
-L = 12  # of the models
+L = 12  # maximum length of the models
 LONG, SHORT = np.array([[3, 4, 5, 1, 2], [6, 7, 0, 0, 0]]), np.array([[5]])
 
 
@@ -25,7 +25,7 @@ def greedy(probs, draw):
 
 
 def by_running_sum(keep, temperature=1.0):
-    """Draws among the best tokens that `keep(ranked probabilities)` leaves."""
+    """Return a function that draws from the tokens that `keep` leaves."""
 
     def choose(probs, draw):
         probs = probs ** (1 / temperature)
@@ -47,7 +47,7 @@ def nucleus(p):
 
 
 def check(logits, ids, lengths, choose, seed, stops=()):
-    """Every token behind the prompts, up to the first stop of its row."""
+    """Check every token after the prompts, up to the first stop of its row."""
     logits = np.asarray(logits, "float64")
     logits[..., 0] = -np.inf  # padding
     probs = np.exp(logits - logits.max(-1, keepdims=True))
@@ -57,7 +57,7 @@ def check(logits, ids, lengths, choose, seed, stops=()):
     for row, length in enumerate(lengths):
         for t in range(length, ids.shape[1]):
             if ids[row, t] == 0:
-                # The row ended before, or all rows did.
+                # This row ended before, or all rows did.
                 assert not ids[row, t:].any()
                 assert set(ids[row, length:t]) & set(stops)
                 break
@@ -95,7 +95,7 @@ def encoder_decoder():
 
 
 def whole_of(model):
-    """The whole model as it is now, on ids that are padded to (2, L)."""
+    """Return the current model as a function of ids, padded to (2, L)."""
     program = kernels.compiled(
         lambda *args: model(*args, training=False), model.variables
     )
@@ -162,7 +162,7 @@ CHANGES = [
 
 @pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize`")
 def test_a_model_that_is_changed_between_calls():
-    """Behind each change the tokens are those of the model as it is now."""
+    """After each change, the tokens are those of the changed model."""
     model = lively(MODELS["MoELanguageModel"](seed=2), 0.5)
     options = {"max_length": L, "sampler": Random(), "seed": 0}
     choose = by_running_sum(best(V))
@@ -173,11 +173,11 @@ def test_a_model_that_is_changed_between_calls():
         check(whole_of(model)(ids), ids, [5, 2], choose, 0)
         moved.append((ids != before).any())
         before = ids
-    assert all(moved)  # or an old program would not be found
+    assert all(moved)  # otherwise, an old program would pass
 
 
 class Biased:
-    """A greedy sampler with a bias for one token, which may be changed."""
+    """A greedy sampler with a bias for one token, which may change."""
 
     def __init__(self, token):
         self.token = token
@@ -205,7 +205,7 @@ def test_samplers_that_are_changed_or_collected(decoder):
 
 
 class Counted:
-    """Counts how often it is run: once per program where it is traced."""
+    """A sampler that counts its runs: one per program if it is traced."""
 
     runs = 0
 
@@ -244,13 +244,13 @@ def test_few_programs_are_kept(decoder):
     assert len(programs._kept) == 32
     programs = kernels.Programs(layer)
     programs.of(lambda x: layer(x))
-    layer.quantize("int8")  # has other variables
+    layer.quantize("int8")  # creates other variables
     programs.of(lambda x: layer(x))
     assert len(programs._kept) == 1
 
 
 @pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize`")
-def test_an_observer_sees_a_model_that_was_quantized():
+def test_an_observer_runs_a_model_that_was_quantized():
     inputs = keras.Input((8,))
     model = keras.Model(inputs, MoEBlock(3, intermediate_dim=4)(inputs))
     lively(model)

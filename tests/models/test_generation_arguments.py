@@ -1,4 +1,4 @@
-"""What samplers and `generate` accept, and draws at the ends of 0 ... 1."""
+"""Test what samplers and `generate` accept, and draws of almost 0 and 1."""
 
 import numpy as np
 import pytest
@@ -43,15 +43,15 @@ def test_padding_is_not_drawn_at_any_temperature(sampler):
     draws = np.linspace(0, 1, 9)
     found = {drawn(sampler, draw) for draw in draws}
     assert 0 not in found and found <= {1, 2, 3, 4}
-    if sampler == Random(1e-50):  # the best token alone
+    if sampler == Random(1e-50):  # only the best token
         assert found == {2}
-    if sampler == Random(1e30):  # all alike, but padding
+    if sampler == Random(1e30):  # all tokens equally, except padding
         assert found == {1, 2, 3, 4}
 
 
 @pytest.mark.one_backend
 def test_draws_are_below_one(monkeypatch):
-    """As float64 they are: float32 rounds 1 - 2^-26 up."""
+    """float32 would round a draw of 1 - 2^-26 up to 1."""
     highest = 1 - 2.0**-26
     assert np.float32(highest) == 1
 
@@ -134,7 +134,7 @@ def test_what_a_sampler_returns_is_checked(models):
         return ops.argmax(logits, axis=-1) * 0 + V
 
     with pytest.raises(ValueError, match="`sampler` must return ids in 0"):
-        model.generate(PROMPT[:1], 3, beyond)  # PyTorch reads no such id
+        model.generate(PROMPT[:1], 3, beyond)  # PyTorch cannot embed such an id
 
 
 PROMPTS = [
@@ -213,7 +213,7 @@ def test_one_id_or_several_end_a_sequence(value, ids):
 
 
 def test_tensors_are_ids(models):
-    """Prompts and stop ids of the backend's own; the stop ids are not kept."""
+    """Prompts and stop ids may be tensors, and the stop ids are not kept."""
     model = models["MoELanguageModel"]
     stop = ops.convert_to_tensor(np.array([1, 2], "int32"))
     prompt = ops.convert_to_tensor(PROMPT)

@@ -1,4 +1,4 @@
-"""What every model does, and what its arguments mean."""
+"""Test what every model does, and what its arguments change."""
 
 import inspect
 
@@ -22,13 +22,13 @@ from model_zoo import (
 import keras_moe
 from keras_moe import Expert, MoEBlock, models
 
-COMPILING_IS_DEAR = BACKEND == "jax"
+EXPENSIVE = BACKEND == "jax"  # to compile a program
 ALL_PARTS = "MoESeq2Seq"  # has an encoder and a decoder
 
 
 def some(*names):
-    """All models, or where compiling is dear those named."""
-    names = names if COMPILING_IS_DEAR else tuple(MODELS)
+    """Parametrize by all models, or by `names` if compiling is expensive."""
+    names = names if EXPENSIVE else tuple(MODELS)
     return pytest.mark.parametrize("name", names)
 
 
@@ -46,7 +46,7 @@ def test_it_learns_saves_and_loads(name, rng, tmp_path):
     assert again.get_config() == model.get_config()
     for one, other in zip(again.weights, model.weights, strict=True):
         np.testing.assert_array_equal(to_numpy(one), to_numpy(other))
-    if COMPILING_IS_DEAR:
+    if EXPENSIVE:
         return
     tensors = keras.tree.map_structure(ops.convert_to_tensor, inputs)
     one, other = (to_numpy(m(tensors)) for m in (again, model))
@@ -55,7 +55,7 @@ def test_it_learns_saves_and_loads(name, rng, tmp_path):
 
 @some(ALL_PARTS)
 def test_half_precision_has_float32_logits(name, rng):
-    """The policy is the argument's, not the global one."""
+    """The policy comes from the argument, and not from the global one."""
     model = MODELS[name](dtype="mixed_bfloat16")
     inputs, _ = batch_of(name, rng, 2)
     inputs = keras.tree.map_structure(ops.convert_to_tensor, inputs)
@@ -89,13 +89,11 @@ def test_a_text_of_padding_alone_is_finite():
     assert np.isfinite(outputs_of(model, np.zeros((1, S), "int32"))).all()
 
 
-@pytest.mark.parametrize(
-    "name", ["MoETagger", "MoELanguageModel"][COMPILING_IS_DEAR:]
-)
+@pytest.mark.parametrize("name", ["MoETagger", "MoELanguageModel"][EXPENSIVE:])
 def test_padding_counts_in_no_loss(name, rng):
-    """`evaluate` is the mean cross-entropy of the other tokens, in NumPy.
+    """`evaluate` returns the mean cross-entropy of the real tokens.
 
-    Keras divides the sum by the tokens that count.
+    Keras divides the sum by the number of tokens that count.
     """
     model = compile_model(MODELS[name]())
     ids, labels = batch_of(name, rng, 4)
@@ -108,7 +106,7 @@ def test_padding_counts_in_no_loss(name, rng):
 
 
 def active_products(model):
-    """Multiplications a token meets in kernels, but for routers and heads."""
+    """Return the multiplications per token in the kernels of experts."""
     total = 0
     for layer in model._flatten_layers():
         if isinstance(layer, MoEBlock):
@@ -168,9 +166,9 @@ def test_each_block_has_a_copy_of_the_router():
     )
 
 
-@pytest.mark.skipif(COMPILING_IS_DEAR, reason="runs uncompiled")
+@pytest.mark.skipif(EXPENSIVE, reason="the model runs uncompiled")
 def test_a_router_by_ids_gets_the_token_ids(rng):
-    """Each expert gets as many rows as the hash of the ids says."""
+    """The hash of the ids determines how many rows each expert gets."""
     model = MODELS["MoETagger"](router=keras_moe.HashRouter(3, seed=2))
     again = type(model).from_config(model.get_config())
     assert isinstance(again.moe_blocks[0].router, keras_moe.HashRouter)
@@ -188,7 +186,7 @@ def test_a_router_by_ids_gets_the_token_ids(rng):
     block.experts.call = lambda x, group_sizes, **kw: (
         seen.append(to_numpy(group_sizes)) or experts(x, group_sizes, **kw)
     )
-    model(ops.convert_to_tensor(ids))  # not compiled: `experts` is watched
+    model(ops.convert_to_tensor(ids))  # not compiled, to record group sizes
     index = to_numpy(wanted.expert_index)
     np.testing.assert_array_equal(seen[0], np.bincount(index, minlength=4)[:3])
 
@@ -281,7 +279,7 @@ def test_a_model_suggests_the_name_of_a_misspelled_argument(name):
 
 
 @pytest.mark.one_backend
-def test_a_subclass_of_a_model_hands_arguments_on():
+def test_a_subclass_of_a_model_passes_arguments_on():
     class Scaled(models.MoETagger):
         def __init__(self, **kwargs):
             self.scale = kwargs.pop("scale")

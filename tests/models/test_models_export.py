@@ -1,4 +1,4 @@
-"""Models leave in formats that know neither attention nor exact GELU."""
+"""Export models to formats that have neither attention nor exact GELU."""
 
 import pytest
 from backend import BACKEND

@@ -1,4 +1,4 @@
-"""Self-supervised pretraining: the papers' losses, and a trunk to keep."""
+"""Test self-supervised pretraining: the papers' losses, and the trunk."""
 
 import keras
 import numpy as np
@@ -29,8 +29,8 @@ def make_trunk(experts=True):
     return keras.Model(ids, x, name="trunk")
 
 
-def test_tokens_are_hidden_as_the_draws_say():
-    """Chosen below 0.15, never padding; mask, random or as it was."""
+def test_the_draws_determine_the_hidden_tokens():
+    """Chosen tokens become the mask or a random id, or do not change."""
     token_ids = np.array([[1, 2, 3, 4], [5, 6, 0, 7]], "int32")
     choose = np.array([[0.1, 0.1, 0.1, 0.2], [0.0, 0.15, 0.0, 0.1]], "float32")
     fate = np.array([[0.0, 0.85, 0.95, 0.0], [0.79, 0, 0, 0.9]], "float32")
@@ -48,7 +48,7 @@ def test_tokens_are_hidden_as_the_draws_say():
 
 @keras.saving.register_keras_serializable(package="tests")
 class Identity(keras.layers.Layer):
-    """A trunk whose outputs are its inputs, one hot: they show the ids."""
+    """A trunk whose outputs are its one-hot inputs, which show the ids."""
 
     def call(self, x):
         return keras.ops.one_hot(x, VOCABULARY)
@@ -57,8 +57,8 @@ class Identity(keras.layers.Layer):
         return (*input_shape, VOCABULARY)
 
 
-def seeing_model(mask_rate):
-    """A masked-token model whose logits are 20 for the id that it sees."""
+def identity_model(mask_rate):
+    """Return a masked-token model whose logits are 20 for the input id."""
     inputs = keras.Input((None,), dtype="int32")
     trunk = keras.Model(inputs, Identity()(inputs))
     model = MaskedTokenModel(trunk, VOCABULARY, MASK, mask_rate, seed=1)
@@ -69,9 +69,9 @@ def seeing_model(mask_rate):
 
 
 def test_the_rates_are_berts(rng):
-    """Five standard deviations of a share of n draws, sqrt(p q / n), hold."""
+    """Shares of n draws are within five standard deviations, sqrt(p q / n)."""
     ids = rng.integers(0, MASK, size=(200, 50)).astype("int32")
-    logits, chosen = seeing_model(0.15)(ids)
+    logits, chosen = identity_model(0.15)(ids)
     seen, chosen = to_numpy(logits).argmax(-1), to_numpy(chosen)
     assert not chosen[ids == 0].any()
     np.testing.assert_array_equal(seen[~chosen], ids[~chosen])
@@ -79,7 +79,7 @@ def test_the_rates_are_berts(rng):
     random_ones = (seen[chosen] != ids[chosen]) & (seen[chosen] != MASK)
     for share, wanted, count in (
         (n / real, 0.15, real),
-        # A random id, 1 ... 10, is the mask, or the token itself, in 1 of 10.
+        # A random id of 1 ... 10 is the mask, or the token itself, in 1 of 10.
         ((seen[chosen] == MASK).mean(), 0.8 + 0.01, n),
         (random_ones.mean(), 0.1 * 0.8, n),
     ):
@@ -90,8 +90,8 @@ def test_the_rates_are_berts(rng):
 
 @pytest.mark.every_backend
 def test_the_loss_is_over_chosen_tokens_alone(rng):
-    """Its own id seen costs log(1 + 10 e^-20), another 20 more."""
-    model = seeing_model(0.5)
+    """The right input id costs log(1 + 10 e^-20), and another 20 more."""
+    model = identity_model(0.5)
     ids = rng.integers(0, MASK, size=(6, 8)).astype("int32")
     logits, chosen = model(ids)
     seen = to_numpy(logits).argmax(-1)
@@ -143,7 +143,7 @@ def test_views_differ_by_dropout_and_leave_padding_out(rng):
 def test_pretraining_saving_and_a_classifier_on_the_trunk(
     make, copies, rng, tmp_path
 ):
-    """Copies of an id can be guessed; sequences of many be told apart."""
+    """Copies of an id can be guessed, and varied sequences can be matched."""
     model = make()
     trunk = model.inner
     model.compile(keras.optimizers.Adam(0.02))

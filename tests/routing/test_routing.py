@@ -1,4 +1,4 @@
-"""Who goes where: values derived by hand.
+"""Compare routing decisions with values derived by hand.
 
 Logits are written as logarithms, so that their softmax is the numbers inside.
 """
@@ -26,7 +26,7 @@ def arrays(assignment):
 
 
 def test_one_expert_has_every_token_without_a_warning():
-    """Keras warns of a softmax over one column; warnings are errors here."""
+    """Keras warns about a softmax over one column; warnings are errors here."""
     a = arrays(routing.top_k_assignment(np.float32([[3.0], [-1.0]]), 1))
     np.testing.assert_array_equal(a.expert_index, [0, 0])
     np.testing.assert_array_equal(a.combine_weights, [1.0, 1.0])
@@ -34,7 +34,7 @@ def test_one_expert_has_every_token_without_a_warning():
 
 
 def test_softmax_then_top_k():
-    """Token 0: 1/2 and 1/4 of 3/4; token 1: 4/10 and 3/10 of 7/10."""
+    """Weights are 1/2 and 1/4 of 3/4, and 4/10 and 3/10 of 7/10."""
     a = arrays(routing.top_k_assignment(LOGITS, 2))
     np.testing.assert_array_equal(a.token_index, [0, 0, 1, 1])
     np.testing.assert_array_equal(a.expert_index, [0, 1, 3, 2])
@@ -64,7 +64,7 @@ def test_top_k_then_softmax_sums_to_one_either_way(normalize_weights):
     )
 
 
-def test_sigmoid_scores_each_expert_for_itself():
+def test_sigmoid_scores_each_expert_separately():
     """sigmoid(log(p / (1 - p))) is p; 0.8 and 0.6 need not sum to one."""
     p = np.array([[0.2, 0.8, 0.6, 0.4]], dtype="float32")
     logits = np.log(p / (1 - p))
@@ -148,8 +148,10 @@ FACTORS = st.one_of(
 def test_capacity_of_numbers_that_a_program_is_given(
     num_tokens, num_experts, top_k, factor
 ):
-    """The exact value for int32 scalars. If NumPy's wrap around, it warns,
-    which is an error here."""
+    """The capacity of int32 scalars is exact.
+
+    NumPy warns if integers wrap around, and a warning is an error here.
+    """
     pairs = math.ceil(Fraction(str(factor)) * top_k * num_tokens)
     wanted = -(-pairs // num_experts)
     for tokens, experts in (
@@ -165,7 +167,7 @@ def probabilities(rows):
     return np.log(np.array(rows, dtype="float32"))
 
 
-# Tokens 0, 1, 2 and 4 prefer expert 0, token 3 expert 1.
+# Tokens 0, 1, 2, and 4 prefer expert 0, and token 3 prefers expert 1.
 CROWD = probabilities(
     [[0.6, 0.4], [0.9, 0.1], [0.7, 0.3], [0.2, 0.8], [0.8, 0.2]]
 )
@@ -181,7 +183,7 @@ def test_capacity_by_position_keeps_the_earlier_tokens():
 
 
 def test_capacity_of_each_shard_of_the_tokens():
-    """Tokens 0, 1, 2 and tokens 3, 4: expert 0 has a place in each."""
+    """Expert 0 has one place for tokens 0, 1, 2 and one for tokens 3, 4."""
     a = routing.top_k_assignment(CROWD, 1, normalize_weights=False)
     for priority, wanted in (
         ("position", [0, 2, 2, 1, 0]),
@@ -193,8 +195,10 @@ def test_capacity_of_each_shard_of_the_tokens():
 
 @pytest.mark.parametrize("num_shards", [2, 3, 4])
 def test_capacity_of_uneven_shards(rng, num_shards):
-    """Seven tokens, two pairs each: an expert has one place in a shard, for
-    the first pair that wants it."""
+    """An expert has one place per shard, which its first pair gets.
+
+    Each of seven tokens has two pairs.
+    """
     a = routing.top_k_assignment(draw(rng, 7, 3), 2)
     kept = arrays(routing.apply_capacity(a, 1, "position", num_shards))
     a, taken = arrays(a), set()
@@ -214,7 +218,7 @@ def test_no_tokens_in_any_shard():
 
 
 def test_capacity_by_score_keeps_the_highest_scores():
-    """0.9 and 0.8 are the two highest of 0.6, 0.9, 0.7 and 0.8."""
+    """0.9 and 0.8 are the two highest of 0.6, 0.9, 0.7, and 0.8."""
     a = routing.top_k_assignment(CROWD, 1, normalize_weights=False)
     kept = arrays(routing.apply_capacity(a, 2, "score"))
     np.testing.assert_array_equal(kept.expert_index, [2, 0, 2, 1, 0])
@@ -224,7 +228,7 @@ def test_capacity_by_score_keeps_the_highest_scores():
 
 
 def test_the_order_in_which_capacity_drops():
-    """One place at a time: position fills 0, 1, 2, 4; score 1, 4, 2, 0."""
+    """Position keeps tokens in the order 0, 1, 2, 4, and score 1, 4, 2, 0."""
     a = routing.top_k_assignment(CROWD, 1)
     for priority, order in (
         ("position", [0, 1, 2, 4]),
@@ -262,7 +266,7 @@ def test_padding_uses_no_capacity():
 
 def test_a_nan_token_takes_no_place_by_score():
     logits = CROWD.copy()
-    logits[0] = np.nan  # its scores are read as the lowest
+    logits[0] = np.nan  # its scores count as the lowest
     a = routing.top_k_assignment(logits, 1)
     kept = arrays(routing.apply_capacity(a, 2, "score"))
     np.testing.assert_array_equal(kept.expert_index[1:], [0, 2, 1, 0])
