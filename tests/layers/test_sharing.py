@@ -1,4 +1,4 @@
-"""Blocks that share experts or a router, in memory and in a saved model."""
+"""Test blocks that share experts or a router, in memory."""
 
 import copy
 import gc
@@ -32,7 +32,7 @@ def test_shared_experts_are_one_set_of_variables():
     first, second = two_blocks()
     model = chain([first, second])
     assert second.experts is first.experts
-    # Two routers of a kernel, one bank of four weights, a head of two.
+    # Two routers have a kernel each, one bank four weights, and the head two.
     assert len(model.trainable_variables) == 2 + 4 + 2
     first, *others = three_blocks()
     model = chain([first, *others])
@@ -40,8 +40,10 @@ def test_shared_experts_are_one_set_of_variables():
 
 
 def test_a_step_is_that_of_the_sum_of_both_gradients(rng):
-    """Against two banks of equal weights: the shared bank moves by the sum
-    of what they move by, for plain SGD."""
+    """With plain SGD, a shared bank moves by the sum of two banks' moves.
+
+    The two banks are separate, and start with the weights of the shared one.
+    """
     x, y = draw(rng, 8, 5, D), draw(rng, 8, 1)
     shared = chain(two_blocks())
     apart = chain([MoEBlock(E, F, name="first"), MoEBlock(E, F, name="second")])
@@ -69,7 +71,7 @@ def test_a_regularizer_counts_once():
         for i in range(2)
     ]
     losses = [float(to_numpy(loss)) for loss in chain(blocks).losses]
-    # Two kernels of ones, E * D * F numbers each, by Keras's 0.01.
+    # Keras multiplies two kernels of E * D * F ones each by 0.01.
     assert sum(losses) == pytest.approx(2 * 0.01 * E * D * F)
 
 
@@ -93,7 +95,7 @@ def test_routers_that_do_not_fit_a_hierarchical_block(router, message):
         HierarchicalMoE(2, E, F, top_k=4, top_k_groups=2, router=router())
 
 
-COPIES = {  # ways to a copy of a model without a file
+COPIES = {  # ways to copy a model without a file
     "clone_model": keras.models.clone_model,
     "from_config": lambda model: keras.Model.from_config(model.get_config()),
     "a deep copy of the config": lambda model: keras.Model.from_config(
@@ -106,8 +108,11 @@ COPIES = {  # ways to a copy of a model without a file
 @pytest.mark.parametrize("way", COPIES)
 @pytest.mark.parametrize("name", SHAPES)
 def test_a_copy_without_a_file_shares_nothing_and_warns(name, way):
-    """Once per shared layer: of three blocks with a bank and a router in
-    common, once; of transformers that share a block, and experts, twice."""
+    """A copy warns once per layer that shared a part.
+
+    Three blocks with a common bank and router warn once. Transformers that
+    share a block, and experts, warn twice.
+    """
     model = chain(SHAPES[name][0]())
     for _ in range(2):
         again, texts = warned(lambda: COPIES[way](model))
@@ -123,13 +128,15 @@ def test_a_copy_without_a_file_shares_nothing_and_warns(name, way):
 
 @pytest.mark.parametrize("collect", [False, True])
 def test_blocks_from_one_dict_of_arguments(collect):
-    """Several blocks hold one router; each is built from its config without
-    a warning, whether or not the others are alive."""
+    """Blocks that share a router are built from configs without a warning.
+
+    There is no warning whether or not the other blocks still exist.
+    """
     arguments = {"num_experts": E, "router": Router(E), "experts": Expert(F, E)}
     configs, others = [], []
     for _ in range(3):
         block = MoEBlock(**arguments)
-        block.itself = block  # only the garbage collector can end it
+        block.itself = block  # only the garbage collector can free it
         others.append(block)
     if collect:
         others.clear()
@@ -146,7 +153,7 @@ def test_blocks_from_one_dict_of_arguments(collect):
 
 
 def test_a_part_of_one_block_is_not_marked():
-    """Alone again, a block is cloned as ever; its config names no id."""
+    """A block that shares nothing has no `shared_object_id` in its config."""
     block = MoEBlock(E, experts=Expert(F, E))
     assert "shared_object_id" not in block.get_config()["experts"]
     again = MoEBlock.from_config(block.get_config())

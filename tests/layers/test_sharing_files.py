@@ -1,4 +1,4 @@
-"""Blocks that share experts or a router, in a saved model."""
+"""Test blocks that share experts or a router, in a saved model."""
 
 import keras
 import numpy as np
@@ -34,7 +34,7 @@ from keras_moe import (
 
 @every_sharing
 def test_loaded_here_it_is_still_shared(name, rng, tmp_path):
-    """And once more, when the loaded model is saved."""
+    """The parts are still shared when the loaded model is saved again."""
     make, number = SHAPES[name]
     model = with_other_weights(chain(make()), rng)
     x = draw(rng, 6, 5, D)
@@ -50,7 +50,7 @@ def test_loaded_here_it_is_still_shared(name, rng, tmp_path):
 
 
 def test_the_router_of_a_hierarchical_block_may_be_lent(rng, tmp_path):
-    """Loaded twice, it is still one; a copy by configs is one per block."""
+    """Files keep one shared router, and a copy by configs has three."""
     model = with_other_weights(chain(lent_by_groups()), rng)
     x = draw(rng, 6, 5, D)
     for _ in range(2):
@@ -67,7 +67,7 @@ def test_the_router_of_a_hierarchical_block_may_be_lent(rng, tmp_path):
     assert len(routers) == 3 and len(texts) == 1
 
 
-LENDERS = {  # layers that build their banks themselves, and one of the banks
+LENDERS = {  # layers that build their own banks, and one of these banks
     "soft": (lambda: SoftMoE(E, F), lambda layer: layer.experts),
     "gates": (lambda: MultiGateMoE(E, F, 2), lambda layer: layer.experts),
     "tasks": (lambda: CGC(2, E, E, F), lambda layer: layer.task_experts[1]),
@@ -107,8 +107,11 @@ def test_a_loaded_model_trains_its_shared_bank(rng, tmp_path):
     BACKEND != "torch", reason="the run on PyTorch loads on the others"
 )
 def test_loaded_elsewhere_it_is_still_shared(rng, tmp_path):
-    """Every sharing in one model. A copy would find no weights in the file,
-    which is an error, and would compute something else."""
+    """One model has every kind of sharing.
+
+    A copy of a shared part would find no weights in the file, which is an
+    error, and would compute other outputs.
+    """
     layers = [*transformers(), *three_blocks()]
     model = with_other_weights(chain(layers), rng)
     x = draw(rng, 6, 5, D)
@@ -133,7 +136,7 @@ def test_a_copy_of_the_copies_is_saved_with_parts_of_their_own(tmp_path):
 
 
 def test_mixtures_of_models_share_through_a_file(tmp_path):
-    """A router, features, and an expert; and a layer of two lists."""
+    """Models share a router, features, and an expert; lists share a layer."""
     router, features = Router(2, 1), keras.layers.Dense(3)
     expert, dense = keras.layers.Dense(D), keras.layers.Dense(D)
     inputs = keras.Input((D,))
@@ -161,7 +164,7 @@ def test_mixtures_of_models_share_through_a_file(tmp_path):
     x = np.ones((3, D), "float32")
     np.testing.assert_array_equal(to_numpy(again(x)), to_numpy(model(x)))
     clone, texts = warned(lambda: keras.models.clone_model(model))
-    assert len(texts) == 2  # of the second mixture, and of the second block
+    assert len(texts) == 2  # from the second mixture and the second block
     assert len(clone.variables) > len(model.variables)
 
 
@@ -176,7 +179,7 @@ def test_weights_alone_load_into_a_twin(tmp_path, rng):
 
 
 def test_parts_that_are_given_and_not_shared_load_too(tmp_path):
-    """Keras marks the default arguments that it meets twice in a model."""
+    """Keras marks default arguments that occur twice in a model."""
     blocks = [
         MoEBlock(E, experts=Expert(F, E), router=Router(E), name=f"block_{i}")
         for i in range(2)

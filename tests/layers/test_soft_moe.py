@@ -1,4 +1,4 @@
-"""SoftMoE against the paper's equations, sequence by sequence."""
+"""Compare `SoftMoE` with the paper's equations, sequence by sequence."""
 
 import keras
 import numpy as np
@@ -21,7 +21,7 @@ def made(rng, **kwargs):
 
 
 def by_hand(layer, x):
-    """One sequence `(S, D)`; eq. 1 to 3, and section 2.3."""
+    """Compute eq. 1 to 3, and section 2.3, for one sequence `(S, D)`."""
     phi, tokens = to_numpy(layer.slot_kernel), x
     if layer.normalize_logits:
         tokens = x / np.linalg.norm(x, axis=1, keepdims=True)
@@ -57,7 +57,7 @@ def test_it_is_the_papers_equations(rng, normalize):
 
 @pytest.mark.filterwarnings("ignore:.*which is taken for one sequence")
 def test_inputs_of_any_rank(rng):
-    """Rank 2 is one sequence; further axes in front are more sequences."""
+    """Rank 2 is one sequence, and more leading axes are more sequences."""
     layer = made(rng)
     x = draw(rng, B, S, D)
     wanted = to_numpy(layer(x))
@@ -69,7 +69,7 @@ def test_inputs_of_any_rank(rng):
 
 
 def test_padding_is_in_no_slot(rng):
-    """A padded sequence is the shorter one; one of padding alone is zero."""
+    """Padding does not change a sequence, and padding alone gives zeros."""
     layer = made(rng)
     x = draw(rng, B, S, D)
     mask = np.arange(S) < np.array([[2], [S], [0]])
@@ -98,7 +98,7 @@ def test_a_mask_of_keras_is_passed_on(rng):
 
 
 def test_gradients_reach_every_weight_from_every_token(rng):
-    """And equal the difference quotient, along one random direction."""
+    """The gradient of the scale equals the difference quotient."""
     layer = made(rng)
     x = draw(rng, B, S, D)
     y, gradients = layer_gradients(layer, x)
@@ -117,15 +117,15 @@ def test_gradients_reach_every_weight_from_every_token(rng):
 
 
 def test_one_expert_of_one_slot_gives_every_token_the_same(rng):
-    """The softmax over one slot is 1: what it makes is every token's."""
+    """The softmax over one slot is 1, so every token gets the slot's output."""
     layer = SoftMoE(1, F, normalize_logits=False)
     x = draw(rng, 1, S, D)
     y = to_numpy(layer(x))
     np.testing.assert_allclose(y, np.broadcast_to(y[:, :1], y.shape), atol=1e-6)
 
 
-def test_rows_without_a_sequence_axis_are_warned_of_once(rng):
-    """They are one sequence: outputs follow from the batch that they are in."""
+def test_rows_without_a_sequence_axis_warn_once(rng):
+    """The rows are one sequence, so an output depends on the other rows."""
     layer = SoftMoE(E, F)
     x = draw(rng, 4, D)
     with pytest.warns(UserWarning, match="depends on the other rows") as caught:
@@ -138,7 +138,7 @@ def test_rows_without_a_sequence_axis_are_warned_of_once(rng):
 
 
 def test_weights_sum_to_one():
-    """Over tokens, and over slots: even logits are shared evenly."""
+    """Equal logits have equal weights over tokens and over slots."""
     mask = np.array([[True, True, False]])
     dispatch, combine = routing.soft_weights(
         np.zeros((1, 3, 4), "float32"), mask
@@ -148,8 +148,8 @@ def test_weights_sum_to_one():
     np.testing.assert_allclose(to_numpy(combine), wanted / 2, atol=1e-6)
 
 
-def test_normalised_logits_do_not_follow_the_width(rng):
-    """Their size is the scale's at most, whatever the tokens' length."""
+def test_normalized_logits_do_not_depend_on_the_width(rng):
+    """The scale is an upper bound of the logits, for any norm of the tokens."""
     tokens = 1000 * draw(rng, 1, S, 64)
     logits = to_numpy(
         routing.soft_slot_logits(

@@ -1,7 +1,7 @@
-"""Check programs of symbolic shapes on JAX: `jax.export`.
+"""Check programs of symbolic shapes on JAX, by `jax.export`.
 
-Each is exported once, with a batch size and a length that are unknown, and
-compared at two sizes with what the layer computes.
+Each program is exported once, with an unknown batch size and an unknown
+length, and compared at two sizes with the original function.
 """
 
 import pytest
@@ -28,7 +28,7 @@ SIZES = [(2, 5), (3, 33)]
 
 
 def assert_exports(function, *cases, atol=1e-5):
-    """Exports a function of arrays whose first axes are unknown."""
+    """Export a function of arrays with unknown first axes, and compare both."""
     scope = export.SymbolicScope()
     unknown = export.symbolic_shape("b, s", scope=scope)
 
@@ -89,7 +89,7 @@ def test_routers(name, rng):
 
 
 def test_gradients(rng):
-    """Of the inputs and of every weight, with the losses of training."""
+    """The gradients of inputs and weights include the losses of training."""
     block = keras_moe.MoEBlock(
         4, 8, capacity_factor=1.0, load_balancing="per_sequence"
     )
@@ -113,8 +113,10 @@ def test_gradients(rng):
 
 @pytest.mark.parametrize("formulation", kernels.formulations())
 def test_formulations(formulation, rng):
-    """Groups of 0, 3, 290 and 5 rows, and two rows of no group: one that is
-    empty, and one that takes several blocks."""
+    """One group is empty, and another takes several blocks.
+
+    The groups have 0, 3, 290, and 5 rows, and two rows are in no group.
+    """
     named = ffn_weights(rng, gated=True, use_bias=True)
     weights = kernels.FFNWeights(**{k: jnp.array(v) for k, v in named.items()})
     width = weights.up_kernel.shape[1]
@@ -144,8 +146,8 @@ def _exported(run, formulation, width):
         )
 
 
-def test_symbolic_choice_breaks_ties_as_ever():
-    """Of equal scores the lower column; NaN and -0.0 are zero."""
+def test_symbolic_choice_breaks_ties_by_column():
+    """Ties go to the lower column, and NaN and -0.0 count as zero."""
     scores = np.array(
         [[[1, 3, 3, 2], [0.0, -0.0, -1, 0], [np.nan, -1, 0, 2]]], "float32"
     )
@@ -176,7 +178,7 @@ def test_losses_of_token_masks(rng):
 
 @pytest.fixture
 def distribution():
-    """Keras's, of one device."""
+    """Set Keras's distribution to one device during a test."""
     keras.distribution.set_distribution(
         keras.distribution.DataParallel(devices=jax.devices("cpu")[:1])
     )
@@ -186,7 +188,7 @@ def distribution():
 
 @pytest.mark.parametrize("router", [None, expert_choice(4)])
 def test_own_layer_in_a_distribution(router, distribution):
-    """The exchange needs a number of rows, and a shape needs no exchange."""
+    """The exchange needs a number of rows, but a shape needs no exchange."""
     block = keras_moe.MoEBlock(4, 8, capacity_factor=1.0, router=router)
     outputs = Residual(block)(keras.Input((None, WIDTH)), training=True)
     assert outputs.shape == (None, None, WIDTH)

@@ -1,6 +1,6 @@
-"""Blocks inside loops, maps and checkpoints that a user's own code traces.
+"""Test blocks inside loops, maps, and checkpoints that a user's code traces.
 
-On JAX and TensorFlow losses and state cannot leave those. On PyTorch they do.
+Losses and state cannot leave these on JAX and TensorFlow, but can on PyTorch.
 """
 
 import functools
@@ -38,7 +38,7 @@ class Cell(keras.layers.Layer):
 
 
 class Around(keras.layers.Layer):
-    """Calls a block by a function of it and of the inputs."""
+    """A layer that passes its block and its inputs to a function."""
 
     def __init__(self, way, **kwargs):
         super().__init__(**kwargs)
@@ -74,7 +74,7 @@ if BACKEND == "jax":
 
 
 def state_of(layer):
-    """Return what a step counts: the batches and the load."""
+    """Return the state that a step updates: the batches and the load."""
     block = block_of(layer)
     return [block.statistics.num_batches, block.statistics.expert_load]
 
@@ -84,10 +84,10 @@ def block_of(layer):
 
 
 def trained(layer, x, y, tried=None):
-    """Return the loss of a step, that of the task, and whether state moved.
+    """Return the loss of a step, that of the task, and which state moved.
 
-    Keras tries a function on TensorFlow before it traces a loop of it: the
-    losses of the block for what is `tried` then count as the task's.
+    On TensorFlow, Keras tries a function before it traces a loop of that
+    function, so the block's losses for `tried` count as the task's.
     """
     inputs = keras.Input(x.shape[1:])
     model = keras.Model(inputs, layer(inputs))
@@ -141,7 +141,7 @@ def test_a_step_trains_without_losses_that_cannot_leave(rng, way):
 @traced
 @pytest.mark.parametrize("weight", [0.1, 0.0])
 def test_a_recurrent_loop_warns_once(rng, weight):
-    """On JAX of the state, too, if there are no losses."""
+    """On JAX, the loop also warns about the state if there are no losses."""
     if weight == 0.0 and BACKEND != "jax":
         pytest.skip("TensorFlow writes state in a loop")
     x, y = data(rng, 4, 5, D)
@@ -159,7 +159,7 @@ def test_an_unrolled_loop_has_the_losses_of_each_step(rng):
     x, y = data(rng, 4, 5, D)
     rnn = keras.layers.RNN(Cell(), return_sequences=True, unroll=True)
     loss, task, moved = trained(rnn, x, y)
-    assert loss > task + 5 * 0.1 * 0.9  # 0.1 a step if the load is even
+    assert loss > task + 5 * 0.1 * 0.9  # 0.1 per step if the load is even
     assert all(moved)
 
 
@@ -173,7 +173,7 @@ def test_a_symbolic_call_in_training_does_not_warn():
 @pytest.mark.filterwarnings("error:.*cannot leave")
 @pytest.mark.skipif(BACKEND != "jax", reason="JAX's way to call a layer")
 def test_state_that_comes_in_as_an_argument_may_leave(rng):
-    """A `stateless_call` in a loop of a user's own layer."""
+    """A user's own layer runs a loop of `stateless_call`."""
     import jax
 
     def way(function, x):

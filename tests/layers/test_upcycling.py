@@ -1,4 +1,4 @@
-"""Experts that start from one trained network."""
+"""Test experts that start from one trained network."""
 
 import keras
 import numpy as np
@@ -11,7 +11,7 @@ WIDTH, INNER = 6, 10
 
 
 def dense_layers(gated=False, use_bias=True, activation="gelu", inner=INNER):
-    """Dense layers (up, down[, gate]), built, with biases that are not zero."""
+    """Return built Dense layers (up, down[, gate]) with nonzero biases."""
     options = {"use_bias": use_bias, "bias_initializer": "random_normal"}
     up = keras.layers.Dense(inner, None if gated else activation, **options)
     down = keras.layers.Dense(WIDTH, **options)
@@ -32,7 +32,7 @@ def dense_output(layers, x):
 @pytest.mark.parametrize("gated", [False, True])
 @pytest.mark.parametrize("use_bias", [False, True])
 def test_without_noise_the_block_is_the_dense_network(rng, gated, use_bias):
-    """Weights that sum to one of E equal outputs; the block builds itself."""
+    """Weights that sum to one keep equal outputs; the block builds itself."""
     layers = dense_layers(gated, use_bias)
     block = MoEBlock(
         4, INNER, top_k=2, activation="gelu", gated=gated, use_bias=use_bias
@@ -56,7 +56,7 @@ def test_an_expert_of_one_is_a_source_too(rng):
     np.testing.assert_allclose(to_numpy(block(x)), wanted, atol=1e-6)
 
 
-def test_the_shared_expert_and_the_router_stay(rng):
+def test_the_shared_expert_and_the_router_do_not_change(rng):
     block = MoEBlock(4, INNER, activation="gelu", shared_expert_dim=3)
     x = draw(rng, 7, WIDTH)
     block(x)
@@ -71,7 +71,7 @@ def test_the_shared_expert_and_the_router_stay(rng):
 
 
 def test_noise_is_relative_to_each_weight():
-    """Its spread over 6 x 10 weights of 100 experts is known to 1 %."""
+    """The spread over 6 x 10 weights of 100 experts is accurate to 1 %."""
     layers = dense_layers()
     layers[0].kernel.assign(100 * to_numpy(layers[0].kernel))
     layers[1].bias.assign(np.zeros(WIDTH))
@@ -149,7 +149,7 @@ def test_a_bank_of_several_is_no_source():
 
 @pytest.mark.parametrize("kind", [MoEBlock, HierarchicalMoE])
 def test_a_list_of_layers_cannot_start_from_a_network(kind, rng):
-    """The error names a way to do so by hand, which works."""
+    """The error shows how to do so by hand, which works."""
 
     source, *experts = (keras.Sequential(dense_layers()) for _ in range(5))
     groups = {"num_groups": 2} if kind is HierarchicalMoE else {}
@@ -171,7 +171,7 @@ def test_negative_noise():
 
 
 def test_an_activation_behind_a_linear_dense(rng):
-    """`Dense(F)` then `Activation("gelu")` is the network as well."""
+    """`Dense(F)` followed by `Activation("gelu")` is the same network."""
     linear = dense_layers(activation=None)
     bank = Expert(INNER, activation="gelu")
     bank.initialize_from(linear)

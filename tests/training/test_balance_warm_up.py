@@ -1,4 +1,4 @@
-"""A load-balancing weight that moves while the model trains."""
+"""Test a load-balancing weight that changes while the model trains."""
 
 import keras
 import numpy as np
@@ -29,7 +29,7 @@ def loss_of(block, x):
     ids=["up", "down", "of Keras"],
 )
 def test_the_weight_at_each_training_call(rng, schedule, weights):
-    """Times the loss of a block that has the same router and weight 1."""
+    """The loss is the weight times the loss of an equal block of weight 1."""
     x = draw(rng, 9, WIDTH)
     block = MoEBlock(3, 4, load_balancing_weight=schedule)
     one = MoEBlock(3, 4, load_balancing_weight=1.0)
@@ -41,9 +41,11 @@ def test_the_weight_at_each_training_call(rng, schedule, weights):
         assert loss_of(block, x) == pytest.approx(weight * whole, rel=1e-5)
 
 
-def test_a_compiled_step_follows_it_and_a_saved_one_goes_on(rng, tmp_path):
-    """Nothing is learned, so that the loss moves by the weight alone: with
-    two steps an epoch, weights 0 and .1, then .2 and .3."""
+def test_a_compiled_step_follows_the_schedule_and_saves_its_step(rng, tmp_path):
+    """At a learning rate of 0, only the weight changes the loss.
+
+    With two steps per epoch, the weights are 0 and .1, and then .2 and .3.
+    """
     x = draw(rng, 8, WIDTH)
     one = MoEBlock(3, 4, load_balancing_weight=1.0)
     block = MoEBlock(3, 4, load_balancing_weight=BalanceWarmUp(0.4, 4))

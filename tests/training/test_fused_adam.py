@@ -1,4 +1,4 @@
-"""FusedAdam is Keras's Adam, on every backend."""
+"""`FusedAdam` equals Keras's `Adam` on every backend."""
 
 import keras
 import numpy as np
@@ -26,7 +26,7 @@ CASES = {
 
 
 def trained(optimizer, gradients, dtype="float32"):
-    """Returns weights and slots after a step a gradient."""
+    """Return weights and slots after one step per gradient."""
     weights = [
         keras.Variable(np.linspace(-1, 1, 6).reshape(2, 3), dtype=dtype),
         keras.Variable(np.ones(4), dtype=dtype),
@@ -55,8 +55,11 @@ def test_weights_and_slots_are_those_of_keras(gradients, case):
 
 
 def test_the_first_step_by_hand():
-    """m = 0.1 g, v = 0.001 g^2 and alpha = lr sqrt(0.001) / 0.1, so that the
-    step is lr g / (|g| + epsilon / sqrt(0.001))."""
+    """The first step is lr g / (|g| + epsilon / sqrt(0.001)).
+
+    That step follows from m = 0.1 g, v = 0.001 g^2, and
+    alpha = lr sqrt(0.001) / 0.1.
+    """
     g = np.array([[2.0, -0.5, 1e-4]])
     weight = keras.Variable(np.zeros((1, 3)))
     optimizer = FusedAdam(0.01, epsilon=1e-5)
@@ -95,7 +98,7 @@ def test_a_gradient_of_another_dtype_is_left_to_keras(gradients):
 
 
 def test_a_model_trains_saves_and_loads(tmp_path, rng):
-    """Around it another optimizer's slots are found, too."""
+    """The slots are found inside another optimizer, too."""
     from keras_moe import MoEBlock
 
     model = keras.Sequential([keras.Input((8,)), MoEBlock(4, 16)])

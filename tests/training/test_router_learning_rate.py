@@ -1,4 +1,4 @@
-"""Routers with a learning rate of their own."""
+"""Test routers with their own learning rate."""
 
 import keras
 import numpy as np
@@ -30,15 +30,17 @@ every_optimizer = pytest.mark.parametrize("name", MAKERS)
 
 
 def variables_of(rng):
-    """Two weights that are a router's and two that are not, by turns."""
+    """Return four weights, of which the first and the third are a router's."""
     made = [keras.Variable(draw(rng, 3, 2), name=f"v{i}") for i in range(4)]
     made[0].of_router = made[2].of_router = True
     return made
 
 
 def apply(optimizer, steps=1, scale=1.0):
-    """Returns four weights after steps with gradients that are always these:
-    routers', others', and how far each came."""
+    """Return the routers' weights, the others, and the routers' changes.
+
+    The weights and gradients are the same in every call.
+    """
     rng = np.random.default_rng(1)
     variables = variables_of(rng)
     start = np.stack([to_numpy(v) for v in variables])
@@ -51,7 +53,7 @@ def apply(optimizer, steps=1, scale=1.0):
 
 
 def step(optimizer, gradients):
-    """One step, as `fit` takes it on this backend."""
+    """Take one step, as `fit` does on this backend."""
     if BACKEND != "jax":
         optimizer.apply(gradients)
         return
@@ -82,7 +84,7 @@ def test_factor_0_moves_all_but_routers(name):
 
 
 @every_optimizer
-def test_a_factor_is_a_learning_rate_times_it(name):
+def test_a_factor_multiplies_the_learning_rate(name):
     """The whole optimizer at a quarter of its rate is the oracle."""
     whole = MAKERS[name]()
     scaled = apply(RouterLearningRate(whole, 0.25), steps=4)
@@ -98,7 +100,7 @@ def test_a_factor_is_a_learning_rate_times_it(name):
 
 
 def test_under_loss_scaling():
-    """What `mixed_float16` wraps around every optimizer, done by hand."""
+    """`mixed_float16` wraps every optimizer in this way."""
     inner = RouterLearningRate(keras.optimizers.SGD(0.1), 0.5)
     scaled = keras.optimizers.LossScaleOptimizer(inner, 8.0)
     plain = RouterLearningRate(keras.optimizers.SGD(0.1), 0.5)
@@ -108,7 +110,7 @@ def test_under_loss_scaling():
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.skipif(BACKEND == "tensorflow", reason="Keras has none there")
+@pytest.mark.skipif(BACKEND == "tensorflow", reason="Keras does not have it")
 def test_stateless_apply_is_apply(rng):
     results = []
     for stateless in (False, True):
@@ -143,7 +145,7 @@ def make_model():
 
 
 def test_in_fit_and_after_saving(rng, tmp_path):
-    """Held still, then not, in one compiled step; a copy goes on alike."""
+    """One compiled step takes factors 0 and 0.5, and a loaded copy resumes."""
     model = make_model()
     optimizer = RouterLearningRate(keras.optimizers.Adam(0.01), 0.0)
     model.compile(optimizer, "mse")
@@ -169,7 +171,7 @@ def test_in_fit_and_after_saving(rng, tmp_path):
         np.testing.assert_allclose(to_numpy(one), to_numpy(other), rtol=1e-5)
 
 
-def test_frozen_routers_are_not_trainable_until_they_thaw():
+def test_frozen_routers_are_not_trainable_until_unfrozen():
     model = make_model()
     weights = model.trainable_weights
     freeze_routers(model)

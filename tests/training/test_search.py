@@ -1,4 +1,4 @@
-"""A search over a block's hyperparameters, with keras_tuner itself."""
+"""Test a search over a block's hyperparameters with keras_tuner."""
 
 import keras
 import pytest
@@ -28,7 +28,7 @@ def build(**arguments):
 
 
 def test_what_is_drawn_is_what_a_block_takes():
-    """Two hundred random draws: in range, K at most E, all values seen."""
+    """Of 200 draws, all are in range with K at most E, and none is missing."""
     seen = {"num_experts": set(), "top_k": set(), "capacity_factor": set()}
     for seed in range(200):
         hp = keras_tuner.HyperParameters()
@@ -48,7 +48,7 @@ def test_what_is_drawn_is_what_a_block_takes():
     }
 
 
-@pytest.mark.filterwarnings(  # keras_tuner's own, of its locks
+@pytest.mark.filterwarnings(  # from keras_tuner's locks
     "ignore:currentThread:DeprecationWarning",
     "ignore:getName:DeprecationWarning",
 )

@@ -1,4 +1,4 @@
-"""FGM and R-Drop: the papers' losses, in `fit`, on every backend."""
+"""Test FGM and R-Drop: the papers' losses, in `fit`, on every backend."""
 
 import keras
 import numpy as np
@@ -20,7 +20,7 @@ def softmax(x):
 
 
 def fit_once(model, x, y, **options):
-    """The loss of one batch, before a step that changes nothing."""
+    """Train on one batch, and return the loss before the step."""
     return model.fit(x, y, batch_size=len(x), verbose=0, **options).history[
         "loss"
     ][0]
@@ -35,7 +35,7 @@ def test_the_step_has_its_length_in_the_gradients_direction(rng):
 
 
 def linear_model():
-    """ids (B, 2) -> embedding (B, 2, 3) -> a weighted sum (B, 1)."""
+    """Return a model of ids (B, 2), embeddings (B, 2, 3), and sums (B, 1)."""
     ids = keras.Input((2,), dtype="int32")
     x = keras.layers.Embedding(5, 3, name="words")(ids)
     x = keras.layers.Flatten()(x)
@@ -46,8 +46,11 @@ def linear_model():
 @pytest.mark.every_backend
 @pytest.mark.parametrize("weighted", [False, True])
 def test_fgm_on_a_linear_model(rng, weighted):
-    """d(w e - y)^2 / de points along +-w, so that the move adds epsilon |w|
-    to |w e - y|; what a layer added counts once, in the step too."""
+    """The adversarial move adds epsilon |w| to |w e - y|.
+
+    The gradient d(w e - y)^2 / de points along +-w. A loss that a layer adds
+    counts once, in the training step as well.
+    """
     model = linear_model()
     ids = np.array([[1, 2], [3, 0], [4, 4]], "int32")
     y = np.array([[0.5], [-1.0], [2.0]], "float32")
@@ -69,8 +72,11 @@ def test_fgm_on_a_linear_model(rng, weighted):
 
 
 def test_fgm_learns_from_both_losses():
-    """By hand: f = w e, one example, target 0, so L = (w e)^2 and the moved
-    loss (w e + epsilon |w| sign(w e))^2 with the move held constant."""
+    """The gradients of both losses are derived by hand.
+
+    For f = w e, one example, and a target of 0, the losses are (w e)^2 and
+    (w e + epsilon |w| sign(w e))^2, with the move held constant.
+    """
     inputs = keras.Input((1,))
     x = keras.layers.Dense(1, use_bias=False, name="embed")(inputs)
     y = keras.layers.Dense(1, use_bias=False)(x)
@@ -102,7 +108,7 @@ def moe_classifier(dropout=0.3):
     [lambda m: FGM(m, "words", 0.05), lambda m: RDrop(m, alpha=0.5)],
     ids=["fgm", "r-drop"],
 )
-def test_training_saving_and_going_on(wrap, rng, tmp_path):
+def test_training_saving_and_loading(wrap, rng, tmp_path):
     """The loss falls, and statistics count a batch once."""
     model = moe_classifier(dropout=0.1)
     wrapped = wrap(model)
@@ -128,7 +134,7 @@ def test_training_saving_and_going_on(wrap, rng, tmp_path):
 
 
 def test_the_symmetric_divergence(rng):
-    """KL both ways, halved, from probabilities and from logits."""
+    """The divergence is half the sum of KL both ways, also from logits."""
     a, b = draw(rng, 2, 4, 3)
     p, q = softmax(a), softmax(b)
     both = (p * np.log(p / q)).sum(-1) + (q * np.log(q / p)).sum(-1)
@@ -142,7 +148,7 @@ def test_the_symmetric_divergence(rng):
 
 @keras.saving.register_keras_serializable(package="tests")
 class Alternating(keras.layers.Layer):
-    """Stands for dropout: multiplies by 1, 2, 3, ... as it is called."""
+    """A stand-in for dropout that multiplies its calls by 1, 2, 3, ..."""
 
     def build(self, input_shape):
         self.calls = self.add_weight(
@@ -159,7 +165,7 @@ class Alternating(keras.layers.Layer):
 
 @pytest.mark.every_backend
 def test_r_drop_is_the_papers_loss(rng):
-    """The first pass has logits z, the second 2 z; alpha is 0.6."""
+    """The first pass has logits z, and the second has 2 z; alpha is 0.6."""
     inputs = keras.Input((3,))
     layer = Alternating()
     model = RDrop(keras.Model(inputs, layer(inputs)), 0.6, from_logits=True)
@@ -173,7 +179,7 @@ def test_r_drop_is_the_papers_loss(rng):
     y_pred = model(z, training=True)
     got = to_numpy(model.compute_loss(z, y, y_pred, training=True))
     np.testing.assert_allclose(got, (nll + 0.6 * both / 2).mean(), rtol=1e-5)
-    assert to_numpy(layer.calls).tolist() == [2]  # the second left no trace
+    assert to_numpy(layer.calls).tolist() == [2]  # only the first call counts
     plain = to_numpy(model.compute_loss(z, y, model(z), training=False))
     np.testing.assert_allclose(plain, -np.log(p[rows, y]).mean(), rtol=1e-5)
 
@@ -189,7 +195,7 @@ def test_a_layer_called_twice_cannot_be_moved():
 @pytest.mark.parametrize(
     "make, message",
     [
-        (lambda m: FGM(m, "nobody"), "`embedding` must name one layer"),
+        (lambda m: FGM(m, "unknown"), "`embedding` must name one layer"),
         (lambda m: FGM(m, "words", epsilon=-1), "`epsilon` must"),
         (lambda m: FGM(m, "words", weight=-1), "`weight` must"),
         (lambda m: RDrop(m, alpha=-1), "`alpha` must"),

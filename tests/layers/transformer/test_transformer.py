@@ -1,4 +1,4 @@
-"""Rotary positions, grouped heads, caches and the decoder block."""
+"""Test rotary positions, grouped heads, caches, and the decoder block."""
 
 import keras
 import numpy as np
@@ -26,7 +26,7 @@ CLOSE = {"rtol": 1e-5, "atol": 1e-6}
 
 
 def test_rotary_positions_are_the_papers(rng):
-    """Su et al. 2021, eq. 34, on interleaved pairs, as it is printed."""
+    """Rotations follow Su et al. 2021, eq. 34, on interleaved pairs."""
     x, start, half = draw(rng, 1, S, 2, 6), 7, 3
     theta = 10000.0 ** (-2 * np.arange(half) / (2 * half))
     angles = (start + np.arange(S))[:, None] * theta
@@ -86,7 +86,7 @@ def test_grouped_heads_are_repeated_heads(rng):
 
 
 def test_attention_by_hand(rng):
-    """One head that reads two keys of three, in NumPy."""
+    """One head reads two of three keys, as in NumPy."""
     query, key, value = (draw(rng, 1, n, 1, 2) for n in (1, 3, 3))
     scores = (key[0, :, 0] @ query[0, 0, 0] / np.sqrt(2))[:2]
     weights = np.exp(scores) / np.exp(scores).sum()
@@ -107,8 +107,8 @@ def decoder(**options):
     return TransformerDecoderBlock(N, moe, num_key_value_heads=2, **options)
 
 
-def test_a_cache_gives_what_the_whole_gives(rng):
-    """Two tokens at once, then one by one."""
+def test_a_cache_gives_the_outputs_of_the_whole_sequence(rng):
+    """The block gets two tokens at once, and then one at a time."""
     x, memory = draw(rng, B, S, D), draw(rng, B, 3, D)
     mask = np.array([[True, True, False], [True] * 3])
     block = decoder(cross_attention=True)
