@@ -35,7 +35,7 @@ def test_half_precision(rng, dtype, compiled):
     sizes = np.array([5, 0, 9, 2], "int32")
     weights = ffn_weights(rng, gated=True, use_bias=True)
     arrays = [draw(rng, 18, D), *weights.values()]
-    arrays = [to_numpy(ops.cast(a, dtype)) for a in arrays]  # in both runs
+    arrays = [to_numpy(ops.cast(a, dtype)) for a in arrays]  # equal in both
 
     def run(dtype):
         def function(x, *slices):

@@ -102,7 +102,7 @@ def test_an_empty_group_does_not_run(rng):
 def test_static_programs_choose_the_smallest_size(rng):
     """XLA gets programs of 4 and 9 rows for 9 rows in 3 groups.
 
-    With `most_rows`, it gets one program of that many rows.
+    With `most_rows`, XLA gets one program of that many rows.
     """
     rows = {"x": ops.convert_to_tensor(draw(rng, ROWS, WIDTH))}
     sizes = ops.convert_to_tensor([3, 2, 4], "int32")

@@ -25,7 +25,7 @@ def bank():
 
 
 def gradient_of(bank, scale=1.0):
-    """Return the gradient of the sum of `scale * x[p] @ bank[e]`, checked."""
+    """Return the gradient of sum(scale * x[p] @ bank[e]), and check it."""
     x = scale * torch.arange(10 * D, dtype=torch.float32).reshape(10, D)
     y = kernels.grouped_matmul(x, bank, SIZES)
     (gradient,) = torch.autograd.grad(y.sum(), bank)

@@ -68,7 +68,7 @@ def test_a_layer_that_is_called_twice_adds_both_losses(hold, rng):
 
 
 def test_two_blocks_add_a_loss_each_in_every_trace(rng):
-    """An id that Keras stores may be that of another block's loss."""
+    """An id that Keras has stored may be that of another block's loss."""
     inputs = keras.Input((6,))
     blocks = [shared_block() for _ in range(4)]
     x = inputs

@@ -139,7 +139,7 @@ def test_run_eagerly_trains_to_the_same_loss(name, rng):
     ],
 )
 def test_mixed_precision(name, policy, rng):
-    """Outputs have half precision, no weight has, and the model trains."""
+    """Outputs have half precision, weights do not, and the model trains."""
     if (BACKEND, policy) == ("jax", "mixed_float16") and "Transformer" in name:
         pytest.skip("keras.layers.MultiHeadAttention has no float16 on JAX CPU")
     make = LAYERS[name]

@@ -17,7 +17,7 @@ from keras_moe import (
 pytestmark = pytest.mark.one_backend
 
 LOG = np.log
-# Two groups of three experts; one token.
+# One token has logits of two groups of three experts.
 GROUPS = np.array([[LOG(3), LOG(1)]], "float32")  # 3/4, 1/4
 EXPERTS = np.array([[LOG([1, 2, 5]), LOG([6, 1, 3])]], "float32").reshape(1, 6)
 

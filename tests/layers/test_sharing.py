@@ -108,10 +108,10 @@ COPIES = {  # ways to copy a model without a file
 @pytest.mark.parametrize("way", COPIES)
 @pytest.mark.parametrize("name", SHAPES)
 def test_a_copy_without_a_file_shares_nothing_and_warns(name, way):
-    """A copy warns once per layer that shared a part.
+    """A copy warns once for the parts that the same layers shared.
 
-    Three blocks with a common bank and router warn once. Transformers that
-    share a block, and experts, warn twice.
+    Three blocks with a common bank and router warn once. The transformers warn
+    twice, because two of them share a block, and the other two share experts.
     """
     model = chain(SHAPES[name][0]())
     for _ in range(2):

@@ -28,7 +28,7 @@ SIZES = [(2, 5), (3, 33)]
 
 
 def assert_exports(function, *cases, atol=1e-5):
-    """Export a function of arrays with unknown first axes, and compare both."""
+    """Export a function of arrays with unknown first axes, and compare it."""
     scope = export.SymbolicScope()
     unknown = export.symbolic_shape("b, s", scope=scope)
 

@@ -182,7 +182,7 @@ def global_batch(kernel, at):
 
 
 def per_sequence(kernel, at):
-    """Average two sequences of the first replica and one of the second."""
+    """Return the mean over two sequences of replica 0 and one of replica 1."""
     length = replica_step.PADDED_LENGTH
 
     def sequences(kernel):

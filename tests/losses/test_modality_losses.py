@@ -17,7 +17,7 @@ LOG2 = np.log(2)
 
 
 def test_entropy_losses_by_hand():
-    """Each modality has another mix of certainty and spread.
+    """Modalities differ in certainty and in their spread over experts.
 
     The tokens of modality 0 are certain and use both experts, the token of 1 is
     uncertain, those of 2 are certain and use one expert, and that of 3 is

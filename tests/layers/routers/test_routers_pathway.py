@@ -18,7 +18,7 @@ E, D = 4, 8
 
 
 def test_logits_by_hand():
-    """The kernel adds twice the previous logits, with 0 and 1 exchanged."""
+    """The kernel adds twice the previous logits of experts 0 and 1, swapped."""
     router = logit_router(PathwayRouter(3, 1, normalize_weights=False))
     router.pathway_kernel.assign([[0, 2, 0], [2, 0, 0], [0, 0, 0]])
     x = np.array([[1, 0, 0], [0, 0, 1]], "float32")
