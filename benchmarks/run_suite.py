@@ -1,12 +1,12 @@
-"""Run the suite of speed and memory on one backend; write one JSON file.
+"""Run the suite of speed and memory on one backend, and write a JSON file.
 
     KERAS_BACKEND=jax python benchmarks/run_suite.py --quick --out results
 
-writes `results/jax.json`, of which `benchmarks/report/make_report.py results`
-makes tables and plots. Every part is a script in a process of its own, so that
-the others keep their results if one crashes. `--pinned` keeps everything on one
-core and measures CPU time, for a busy machine; without it, wall time on all
-cores is measured.
+This command writes `results/jax.json`, from which
+`benchmarks/report/make_report.py results` makes tables and plots. Every part is
+a script in a separate process, so that the results of the others are kept if
+one crashes. On a busy machine, use `--pinned`, which runs everything on one
+core and measures CPU time. Without it, wall time on all cores is measured.
 """
 
 import argparse

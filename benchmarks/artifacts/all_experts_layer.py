@@ -1,8 +1,10 @@
-"""The all-experts form of a block, which an artifact is compared with.
+"""Compute a block in its all-experts form, the baseline for artifacts.
 
-D hidden_dim. Every expert computes every token, in products of stacked
-matrices, and a mask of weights selects. KerasHub's blocks compute this, and so
-does an exporter without support for sparsity.
+Every expert computes every token, in products of stacked matrices, and a mask
+of weights selects the outputs. KerasHub's blocks compute this, and so does an
+exporter without support for sparsity.
+
+D hidden_dim.
 """
 
 import keras
@@ -13,7 +15,7 @@ import keras_moe
 
 @keras.saving.register_keras_serializable(package="benchmarks")
 class AllExperts(keras.layers.Layer):
-    """Computes what a `MoEBlock` of ungated experts and `top_k=1` computes.
+    """Computes the outputs of a `MoEBlock` of ungated experts with `top_k=1`.
 
     Args:
         block: `MoEBlock`. Its weights are shared.
@@ -61,7 +63,7 @@ class AllExperts(keras.layers.Layer):
 
 
 def models(num_experts, hidden_dim, intermediate_dim):
-    """Return a model of one block, and one of its all-experts form."""
+    """Return a model of one block, and a model of its all-experts form."""
     block = keras_moe.MoEBlock(num_experts, intermediate_dim, top_k=1)
     pair = []
     for layer in (block, AllExperts(block)):

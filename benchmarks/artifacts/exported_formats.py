@@ -2,11 +2,11 @@
 
     python benchmarks/artifacts/exported_formats.py [--write README.md]
 
-On each backend a model of one block (32 experts, top-1) is trained for a few
-steps and exported to the five formats, each verified. The runtime of each
-format then times the artifacts of the three backends, in turns with the
-all-experts form of the same model, at 1 token and at 512. `--write FILE` puts
-the table between the markers `artifacts-table` in FILE.
+On each backend, a model of one block (32 experts, top-1) is trained for a few
+steps and exported to the five formats, and each artifact is verified. The
+runtime of each format then times the artifacts of the three backends, in turns
+with the all-experts form of the same model, at 1 token and at 512. `--write
+FILE` puts the table between the markers `artifacts-table` in FILE.
 """
 
 import argparse
@@ -94,7 +94,7 @@ def bind(run, inputs):
 
 
 def load_by_path():
-    """Return `RUNTIMES` as a module, without the package and its Keras."""
+    """Return `RUNTIMES` as a module, without importing Keras."""
     import importlib.util
 
     path = (
@@ -110,7 +110,7 @@ def load_by_path():
 
 
 def table(folder):
-    """Return the table of what the other processes wrote."""
+    """Return the table of the results that the other processes wrote."""
     lines = [HEAD]
     for backend in BACKENDS:
         cells = json.loads(Path(folder, f"{backend}.json").read_text())

@@ -1,4 +1,4 @@
-"""Read how much memory this process holds, and its peak during a call."""
+"""Measure the resident memory of this process, and its peak during a call."""
 
 import ctypes
 import gc
@@ -6,7 +6,7 @@ import re
 
 
 def resident():
-    """Return the resident bytes, after freed memory is returned to the OS."""
+    """Return the resident bytes, after returning freed memory to the OS."""
     gc.collect()
     ctypes.CDLL("libc.so.6").malloc_trim(0)
     return _status("VmRSS")
@@ -16,8 +16,8 @@ def peak_resident(call):
     """Return the largest number of resident bytes during one call.
 
     The kernel's high-water mark is reset first (Linux:
-    `/proc/self/clear_refs`). Call this in a process of its own, because
-    allocators keep memory that they once had.
+    `/proc/self/clear_refs`). Call this in a separate process, because
+    allocators do not return all freed memory.
     """
     resident()
     with open("/proc/self/clear_refs", "w") as file:

@@ -2,12 +2,13 @@
 
     KERAS_BACKEND=torch python benchmarks/memory/quantized_experts.py
 
-Time is a forward pass of one `MoEBlock` at the shape M, in turns with the same
-block in float32. Memory is the largest resident memory during a warm forward
-pass of a model loaded from its file, minus what was resident before, each in a
-process of its own. Accuracy is that of the digits model of
-`examples/quickstart.py` over three seeds, each model trained once and quantized
-from its file. `--quick` runs a small form, `--out FILE` writes the records.
+The time is that of a forward pass of one `MoEBlock` at the shape M, in turns
+with the same block in float32. The memory is the largest resident memory during
+a warm forward pass of a model loaded from its file, minus the resident memory
+before; each model has a separate process. The accuracy is that of the digits
+model of `examples/quickstart.py` over three seeds. Each model is trained once
+and quantized from its file. `--quick` runs a small form, and `--out FILE`
+writes the records.
 """
 
 import json
@@ -31,7 +32,7 @@ ITEM_BYTES = {"float32": 4, "int8": 1, "uint8": 1}
 
 
 def config_of(way):
-    """Return the Keras config of a way to quantize."""
+    """Return the Keras config of one entry of `WAYS`."""
     from keras import quantizers
 
     return {
@@ -47,7 +48,7 @@ def config_of(way):
 
 
 def contestant(way, problem):
-    """Return our block with the problem's weights, quantized."""
+    """Return keras_moe's block with the problem's weights, quantized."""
     from benchmarks.shared import contestants
 
     one = contestants.ours(problem)[0]._replace(name=way)
@@ -72,7 +73,7 @@ def bytes_of(experts):
 
 
 def measure_time(shape, quick):
-    """Return bytes and times of every way, relative to float32."""
+    """Return the bytes and times of each of `WAYS`, relative to float32."""
     from benchmarks.shared import timing
     from benchmarks.shared.random_problem import draw
 
@@ -96,7 +97,7 @@ def measure_time(shape, quick):
 
 
 def save(way, shape, path):
-    """Write a model of one block, quantized; in a child process."""
+    """Write a quantized model of one block, in a child process."""
     from benchmarks.shared.random_problem import draw
 
     model_of(contestant(way, draw(SHAPES[shape]))).save(path)
@@ -104,9 +105,10 @@ def save(way, shape, path):
 
 
 def measure_memory(way, shape, path):
-    """Return the peak bytes of a forward pass; in a child process.
+    """Return the peak bytes of a forward pass, in a child process.
 
-    The model comes from its file, so that this process never held its floats.
+    The model is loaded from its file, so that this process never holds the
+    float32 weights.
     """
     import keras
 
@@ -181,7 +183,7 @@ def table(records, digits):
 
 
 def main():
-    """Print the table; write the records."""
+    """Print the table; with `--out`, write the records."""
     parser = command_line.parser_of(__doc__)
     parser.add_argument("--child", choices=CHILDREN)
     parser.add_argument("--way", choices=WAYS)

@@ -1,13 +1,14 @@
-"""Measure the peak memory of a training step at M and L, in own processes.
+"""Measure the peak memory of a training step at the shapes M and L.
 
     KERAS_BACKEND=jax python benchmarks/memory/training_step.py --only M
 
-`run_suite.py` runs it as the part `memory`. `peak` is the largest resident
-memory during a warm training step, minus what was resident before the model was
-built: weights, inputs, activations, temporaries, and gradients. (The growth
-during a step would be too small, because some allocators keep memory.) The
-upper bound is the peak of the dense FFN on as many rows, plus what a MoE needs
-in addition: the weights and the gradients of its E experts.
+`run_suite.py` runs it as the part `memory`. Each contestant is measured in a
+separate process. `peak` is the largest resident memory during a warm training
+step, minus the resident memory before the model was built: weights, inputs,
+activations, temporaries, and gradients. (The growth during a step would be too
+small, because some allocators keep freed memory.) The upper bound is the peak
+of the dense FFN on the same number of rows, plus the weights and the gradients
+that a MoE has in addition.
 """
 
 import json
@@ -32,7 +33,7 @@ NAMES = (
 
 
 def measure_one(name, shape):
-    """Return the bytes of the weights and of the peak; in a child process."""
+    """Return the bytes of the weights and of the peak, in a child process."""
     from benchmarks.shared import check_and_time
     from benchmarks.shared.random_problem import draw
 
@@ -53,7 +54,7 @@ def measure_one(name, shape):
 
 
 def _find(name, problem):
-    """Return the contestant of that name, or None without it."""
+    """Return the contestant with that name, or None if there is none."""
     from benchmarks.shared import contestants
 
     if name in ("limit", "limitE"):
@@ -66,7 +67,9 @@ def _find(name, problem):
 
 
 def bound(dense, moe):
-    """Return the upper bound of the bytes of `moe`; see above.
+    """Return the upper bound of the peak bytes of `moe`.
+
+    The module's docstring defines it.
 
     Args:
         dense: dict with `weights` and `peak`.

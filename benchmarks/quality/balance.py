@@ -1,15 +1,15 @@
-"""Show which routers balance on a real task, and what happens without.
+"""Compare the balance of routers on a real task, with and without balancing.
 
     KERAS_BACKEND=torch python benchmarks/quality/balance.py
         [--data digits fashion_mnist] [--epochs N] [--seeds N] [--out FOLDER]
         [--fashion-mnist FOLDER] [--only NAME] [--tune] [--write README.md]
 
-trains a small classifier of image patches with each method of balancing, and
-with the same router without it. The imbalance is the share of the most loaded
-expert times E over the held-out images, in evaluation, of each block: 1 is
-even, and E means that one expert has everything (E / K with K experts per
-token). The script writes `balance-DATA.json`, `.md`, and `.png` to FOLDER;
-`--write FILE` puts the tables between `<!-- balance-table -->` and
+The script trains a small classifier of image patches with each method of
+balancing, and with the same router without it. The imbalance of a block is E
+times the share of its most loaded expert, over the held-out images in
+evaluation: 1 is even, and E means that one expert has all tokens (E / K with K
+experts per token). The script writes `balance-DATA.json`, `.md`, and `.png` to
+FOLDER. `--write FILE` puts the tables between `<!-- balance-table -->` and
 `<!-- /balance-table -->` in FILE.
 
 E experts, K top_k.
@@ -101,7 +101,7 @@ def test(model, router, held_out, in_training_too):
 
 
 def compare(data, seeds, epochs, only):
-    """Train with and without balancing; return one record per row."""
+    """Train with and without balancing; return one record per table row."""
     done, rows = {}, []
 
     def records(setup):

@@ -11,7 +11,7 @@ from benchmarks.quality.balance_setups import SETTINGS
 
 
 class Positions(layers.Layer):
-    """Adds a learned vector to each place of a sequence."""
+    """Adds a learned vector to each position of a sequence."""
 
     def build(self, input_shape):
         """Create the vectors `(S, D)`."""

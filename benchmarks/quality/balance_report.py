@@ -23,9 +23,10 @@ def values(records, field):
 
 
 def lines_of(result):
-    """Return name, imbalances with and without balancing, and row of each line.
+    """Return `(name, with, without, row)` of each line of the table.
 
-    A router that balances only in training has a line for that as well.
+    `with` and `without` are the imbalances with and without balancing. A router
+    that balances only in training also has a line for training.
     """
     lines = []
     for row in result["rows"]:

@@ -24,7 +24,7 @@ SETTINGS = {
 
 
 class Setup(NamedTuple):
-    """A router and its arguments; equal setups are trained once per seed.
+    """A router and its arguments. Equal setups are trained once per seed.
 
     router: str. Name of a class of `keras_moe`.
     arguments: pairs. Arguments of the router.
@@ -50,7 +50,7 @@ def _weight(weight, **others):
 
 
 def compared():
-    """Return name, setup, and setup without balancing of each row."""
+    """Return the setups with and without balancing of each row, by name."""
     on = _weight(SETTINGS["load_balancing_weight"])
     off = _weight(0.0)
     best = {"top_k": 1, "normalize_weights": False}

@@ -1,10 +1,10 @@
-"""Make the table of the MoEs that examples trained beside dense twins.
+"""Make the table of the MoEs and dense twins that the examples trained.
 
     python benchmarks/quality/dense_twin_table.py [--write README.md]
 
-reads the `results.json` that `examples/language_model.py`, `tagger.py`, and
-`translation.py` wrote to `saved_models/`. `--write FILE` puts the table between
-`<!-- twins-table -->` and `<!-- /twins-table -->` in FILE.
+The script reads the `results.json` that `examples/language_model.py`,
+`tagger.py`, and `translation.py` wrote to `saved_models/`. `--write FILE` puts
+the table between `<!-- twins-table -->` and `<!-- /twins-table -->` in FILE.
 """
 
 import argparse

@@ -56,9 +56,9 @@ def load(name, folder=FASHION_MNIST, train_images=10_000, test_images=2000):
 
 
 def for_tuning(parts):
-    """Split the training part: its last fifth is held out.
+    """Split the training part, and hold out its last fifth.
 
-    Settings are chosen on that fifth, not on the images of the report.
+    Settings are tuned on that fifth, not on the test images.
     """
     fitted, _ = parts
     cut = len(fitted.labels) * 4 // 5
@@ -69,7 +69,7 @@ def for_tuning(parts):
 
 
 def _digits():
-    """Return scikit-learn's digits, a fifth held out: 16 patches of 2 x 2."""
+    """Return scikit-learn's digits in 16 patches of 2 x 2, a fifth held out."""
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 

@@ -39,7 +39,7 @@ def run(backend, seed, folder):
 
 
 def row(backend, results):
-    """Return the row of a backend: means, minima, and largest differences."""
+    """Return a backend's row: means, minima, and largest differences."""
 
     def accuracy(kind):
         values = [r["accuracy"][kind] for r in results]

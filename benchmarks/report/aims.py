@@ -1,7 +1,7 @@
-"""List the aims of speed and memory, and judge what a backend measured.
+"""List the aims of speed and memory, and compare the results with them.
 
-An aim is a text, a bound (`">= 3.0"`, or one per backend), and a function from
-a result to a number, or to None if it was not measured.
+An aim is a tuple of a text, a bound (`">= 3.0"`, or one per backend), and a
+function from a result to a number, or to None if it was not measured.
 """
 
 from benchmarks.report.tables import KINDS, OURS, block, find, markdown
@@ -20,12 +20,12 @@ def _faster(peer, shape, kind):
 
 
 def _to_ours(record):
-    """Return the ratio to keras_moe of the same rounds; None without it."""
+    """Return the ratio to keras_moe in the same rounds, or None."""
     return record.get("to_keras_moe", [None])[0]
 
 
 def growth(kind):
-    """Return a function: the largest `to_limitE`, divided by that at E = 8."""
+    """Return a function that measures how `to_limitE` grows from E = 8."""
 
     def measured(result):
         found = find(result, part="experts", name=OURS, kind=kind, status="ok")
@@ -53,7 +53,7 @@ def _memory(shape):
 
 
 def _routers(sinkhorn):
-    """Return a function: the largest share of a router in a forward pass."""
+    """Return a function that measures the largest share of any router."""
 
     def measured(result):
         found = find(result, part="routers", status="ok")
@@ -79,7 +79,7 @@ def _first_step(result):
     return found[0]["to_dense"][0] if found else None
 
 
-# Text, bound for all backends or for each, and measurement.
+# The module's docstring describes the entries.
 AIMS = [
     (f"KerasHub's time over ours, {s} {k}", f">= {aim}", _faster(HUB, s, k))
     for s, aim in (("S", 3.0), ("L", 6.0))
@@ -138,7 +138,7 @@ AIMS += [
 
 
 def aims_table(results):
-    """Return the table of each aim and what each backend measured."""
+    """Return the table of each aim and the value on each backend."""
     rows = []
     for text, aims, measured in AIMS:
         values, aim_text = [], aims if isinstance(aims, str) else "see cells"

@@ -2,10 +2,10 @@
 
     python benchmarks/report/make_report.py results [--write README.md]
 
-reads `results/*.json`, prints Markdown, and writes `results/report.md` and PNG
-plots. `--write FILE` puts the main tables between `<!-- benchmark-table -->`
-and `<!-- /benchmark-table -->` in FILE. A figure is a ratio of times, the
-median of the rounds with its quartiles; 1 is the limit.
+The script reads `results/*.json`, prints Markdown, and writes
+`results/report.md` and PNG plots. `--write FILE` puts the main tables between
+`<!-- benchmark-table -->` and `<!-- /benchmark-table -->` in FILE. A figure is
+a ratio of times, the median of the rounds with its quartiles; 1 is the limit.
 """
 
 import argparse
@@ -25,7 +25,7 @@ def load(folder):
     """Return the results of the backends that ran.
 
     Raises:
-        SystemExit: If there is none.
+        SystemExit: If there are no results.
     """
     paths = [folder / f"{backend}.json" for backend in ORDER]
     results = [json.loads(p.read_text()) for p in paths if p.exists()]
@@ -44,7 +44,7 @@ def main_part(results):
 
 
 def everything(results):
-    """Return the main part, then every contestant, backend by backend."""
+    """Return the main part, then the tables of all contestants per backend."""
     parts = ["# Benchmarks", main_part(results)]
     parts += ["## Routers", tables.routers_table(results)]
     for result in results:

@@ -1,4 +1,4 @@
-"""Draw PNG plots: time over E, over T, and of every contestant."""
+"""Draw PNG plots of the time over E, over T, and of every contestant."""
 
 import matplotlib
 
@@ -61,7 +61,7 @@ def _sweep(results, part, field, label, base):
 
 
 def _peers(results, shape):
-    """Draw bars of the forward pass, one panel per backend, log scale."""
+    """Draw the forward pass in log-scale bars, one panel per backend."""
     base = tables.base_of(shape)
     panels = []
     for result in results:

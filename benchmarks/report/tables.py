@@ -1,10 +1,11 @@
 """Make Markdown tables of the results, with the targets in `TARGETS`.
 
-A result is what `run_suite.py` writes: backend, machine, records. A ratio is a
-list: median, lower and upper quartile.
+A result is a dict that `run_suite.py` writes, with the backend, the machine,
+and the records. A ratio is a list of the median, the lower quartile, and the
+upper quartile.
 """
 
-# Target of the time over `limit` (D: over `limitE`): forward, f+b.
+# Targets of the time over `limit` (over `limitE` for D1 and D8): forward, f+b.
 TARGETS = {
     "torch": {"S": (1.4, 1.2), "M": (1.0, 1.1), "L": (1.1, 1.25)},
     "tensorflow": {"S": (1.5, 1.4), "M": (1.2, 1.3), "L": (1.2, 1.35)},
@@ -52,7 +53,7 @@ def markdown(head, rows):
 
 
 def main_table(results):
-    """Return keras_moe at every shape, beside its targets."""
+    """Return the table of keras_moe's times and targets at every shape."""
     rows = []
     for result in results:
         for shape, targets in TARGETS[result["backend"]].items():
@@ -71,7 +72,7 @@ def main_table(results):
 
 
 def all_table(result, dtype):
-    """Return the time over the limit of every contestant, or its error."""
+    """Return the table of each contestant's time over the limit, or error."""
     records = find(result, part="blocks", dtype=dtype)
     columns = list(dict.fromkeys((r["shape"], r["kind"]) for r in records))
     columns.sort(key=lambda c: ("SMLD".index(c[0][0]), c[0], KINDS.index(c[1])))
@@ -90,7 +91,7 @@ def all_table(result, dtype):
 
 
 def routers_table(results):
-    """Return the time of each router over the forward pass of a block at M."""
+    """Return the table of each router's share of a block's forward pass."""
     columns = [
         (result, kind)
         for result in results

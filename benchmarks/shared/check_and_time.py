@@ -20,12 +20,12 @@ TOLERANCE = {"float32": 1e-3, "bfloat16": 0.06}
 
 
 def measure_cell(contestants, kinds=KINDS, quick=False, pinned=False, **labels):
-    """Check the contestants and time those that are right.
+    """Check the contestants, and time those with correct results.
 
     Args:
         contestants: list of `Contestant`. The first one is `limit`.
-        kinds: What to time, in the order of `timed_calls.KINDS`. A contestant
-            that is wrong in `forward` is left out of the others.
+        kinds: The calls to time, in the order of `timed_calls.KINDS`. A
+            contestant whose `forward` is wrong is not timed in the others.
         quick: bool. Whether to run few rounds.
         pinned: bool. Whether to measure CPU time instead of wall time.
         **labels: Part, shape, and so on, for every record.
@@ -58,7 +58,7 @@ def measure_cell(contestants, kinds=KINDS, quick=False, pinned=False, **labels):
 
 
 def forget():
-    """Free what the backend caches of the models so far."""
+    """Free the backend's caches of the previous models."""
     keras.backend.clear_session()
     if BACKEND == "jax":
         import jax
@@ -67,7 +67,7 @@ def forget():
     if BACKEND == "torch":
         import torch
 
-        torch.compiler.reset()  # else the next shape compiles as dynamic
+        torch.compiler.reset()  # else the next shape is compiled as dynamic
     gc.collect()
 
 
@@ -94,13 +94,13 @@ def verdict(kind, result, expected, dtype):
     Args:
         kind: `"forward"`, or `"f+b"`, which compares the gradient of the inputs
             and the norm of the gradients of all weights, in any layout.
-        result: What the contestant's call returned.
+        result: The return value of the contestant's call.
         expected: `numpy_reference.Reference`.
         dtype: str. Selects the tolerance.
 
     Returns:
-        `"ok"`, or how many tokens differ. A contestant that drops tokens or
-        differs is not timed.
+        `"ok"`, or a text that describes the difference. A contestant that
+        drops tokens or differs is not timed.
     """
     if kind == "forward":
         return _differing(to_numpy(result), expected.y, dtype)
@@ -128,7 +128,7 @@ def _differing(values, expected, dtype):
 
 
 def _brief(error):
-    """Return the message of an error, without what Keras adds around it."""
+    """Return the message of an error, without the text that Keras adds."""
     text = re.sub(r"\x1b\[\d*m", "", str(error))
     text = re.sub(r"Exception encountered when calling \S+\s*", "", text)
     return " ".join(text.split("Arguments received by")[0].split())[:100]

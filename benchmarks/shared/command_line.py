@@ -22,7 +22,7 @@ def parser_of(description):
 
 
 def chosen(only, names):
-    """Return the members of `names` that `--only` lists; all without it.
+    """Return the members of `names` that `--only` lists, or all of them.
 
     Raises:
         SystemExit: If a name is unknown.

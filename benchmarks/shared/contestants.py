@@ -1,4 +1,4 @@
-"""The layers to time: two limits, keras_moe, and blocks of other libraries.
+"""Build the layers to time: two limits, keras_moe, and other libraries.
 
 T tokens, D hidden_dim, F intermediate_dim, E experts, K top_k, P = T * K.
 """
@@ -17,13 +17,14 @@ from keras_moe import kernels
 
 
 class Contestant(NamedTuple):
-    """One row of the tables.
+    """A layer to time, which is one row of the tables.
 
+    name: str. Name of the row.
     layer: Keras layer from rows to rows of width D.
     problem: `Problem`. The source of its weights and tokens.
-    is_limit: bool. Whether it takes the P sorted rows; it is then not a MoE,
-        and its outputs are not compared.
-    kinds: tuple of str. What is timed; see `timed_calls.KINDS`.
+    is_limit: bool. Whether its inputs are the P sorted rows. The layer is then
+        not a MoE, and its outputs are not compared.
+    kinds: tuple of str. The calls to time; see `timed_calls.KINDS`.
     compiled: bool. See `timed_calls.call_of`.
     """
 
@@ -42,10 +43,11 @@ class Contestant(NamedTuple):
 
 
 class Networks(keras.layers.Layer):
-    """Separate SwiGLU networks, each on its share of the rows; no routing.
+    """Computes separate SwiGLU networks on their shares of the rows.
 
-    One network on all rows is `limit`; one network per expert, on as many rows
-    as the expert has, is `limitE`. An expert without rows has no network.
+    There is no routing. One network on all rows is `limit`. One network per
+    expert, on as many rows as the expert has, is `limitE`; an expert without
+    rows has no network.
 
     Args:
         intermediate_dim: int. F.
@@ -78,7 +80,7 @@ class Networks(keras.layers.Layer):
 
 
 class Forced(keras.layers.Layer):
-    """A block that computes with the named formulation of the kernels."""
+    """Runs a block with one formulation of the kernels."""
 
     def __init__(self, block, formulation, **kwargs):
         super().__init__(dtype=block.dtype_policy, **kwargs)
@@ -105,7 +107,7 @@ def limits(problem):
 
 
 def ours(problem, forced=False):
-    """Return keras_moe's block; if `forced`, one per formulation as well."""
+    """Return keras_moe's block; if `forced`, also one per formulation."""
     block = moe_block(problem.shape, load_balancing_weight=0.0)
     block.build(problem.x.shape)
     block.router.kernel.assign(problem.router)
@@ -122,7 +124,10 @@ def ours(problem, forced=False):
 
 
 def compiled(contestant):
-    """Return it under the backend's compiler; JAX compiles anyway."""
+    """Return a list of the contestant with `jit_compile=True`.
+
+    The list is empty on JAX, which compiles every contestant.
+    """
     if BACKEND == "jax":
         return []
     name = f"{contestant.name}, jit_compile=True"
@@ -145,16 +150,16 @@ def moe_block(shape, **options):
 
 
 def dense_twin(shape):
-    """Return the dense network of the same active FLOPs: K * F wide."""
+    """Return the dense network of the same active FLOPs, K * F wide."""
     return keras_moe.Expert(
         shape.K * shape.F, activation="silu", gated=True, use_bias=False
     )
 
 
 def formulations(shape):
-    """Return the formulations to force: those that run in reasonable time.
+    """Return the formulations to force, except for very slow ones.
 
-    `tensorflow_xla...` need `jit_compile=True` and have a row of that name;
+    Those of `tensorflow_xla` need `jit_compile=True`, which has its own row.
     `jax_ragged_dot` takes E times as long on CPU.
     """
     return [

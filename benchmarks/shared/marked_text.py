@@ -1,4 +1,4 @@
-"""Replace a table between two markers of a Markdown file."""
+"""Replace a table between two markers in a Markdown file."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""The naive MoE block and its gradient in NumPy, which all are checked by.
+"""Compute a naive MoE block and its gradient in NumPy, as the reference.
 
 T tokens, D hidden_dim, E experts, K top_k.
 """
@@ -64,7 +64,7 @@ def _weights(problem):
 
 
 def _d_logits(probs, own, d_own, chosen):
-    """Return the gradient through the softmax; see `reference`."""
+    """Return the gradient of the logits, through the softmax."""
     weighted = own * (d_own - (own * d_own).sum(-1, keepdims=True))
     if chosen.shape[1] > 1:
         d_logits = np.zeros_like(probs)
@@ -77,7 +77,10 @@ def _d_logits(probs, own, d_own, chosen):
 
 
 def _square_of_product(a, b):
-    """Return the squared norm of `a^T b`, without `a^T b` if rows are few."""
+    """Return the squared norm of `a^T b`.
+
+    If there are few rows, this does not compute `a^T b` itself.
+    """
     if len(a) < min(a.shape[1], b.shape[1]):
         return float(((a @ a.T) * (b @ b.T)).sum(dtype="float64"))
     return float(np.square(a.T @ b).sum(dtype="float64"))

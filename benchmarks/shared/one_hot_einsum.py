@@ -1,8 +1,9 @@
-"""The one-hot einsum block of GShard, as keras.io and flaxformer write it.
+"""Compute GShard's one-hot einsum block, as in keras.io and flaxformer.
 
 T tokens, D hidden_dim, F intermediate_dim, E experts, K top_k, C capacity.
-Lepikhin et al. 2020, "GShard", algorithm 1 and section 3.2, for any K and
-without its random second choice: dispatch is a product with a `(T, E, C)` mask.
+The block follows Lepikhin et al. 2020, "GShard", algorithm 1 and section 3.2,
+for any K and without the random second choice. Dispatch is a product with a
+`(T, E, C)` mask.
 """
 
 import keras
@@ -53,7 +54,7 @@ class EinsumMoE(keras.layers.Layer):
             place = ops.cumsum(mask, axis=0) - 1.0 + taken
             taken = taken + ops.sum(mask, axis=0, keepdims=True)
             place = ops.sum(place * mask, axis=-1, keepdims=True)
-            # A place of C or more equals none of them: the pair is dropped.
+            # A place of C or more equals no column, so the pair is dropped.
             columns = ops.cast(ops.equal(place, places), "float32")
             pair = (weights[:, k, None] * mask)[:, :, None]
             combine = combine + pair * columns[:, None, :]

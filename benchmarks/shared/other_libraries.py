@@ -1,13 +1,13 @@
-"""Blocks of other libraries, with a problem's weights in their layout.
+"""Build blocks of other libraries with a problem's weights.
 
 T tokens, D hidden_dim, F intermediate_dim, E experts, K top_k, C capacity.
 
-Each function returns a dict of names and functions that build a Keras layer
-from `(T, D)` to `(T, D)`. A library that is not installed is left out. No block
-gathers from a TensorFlow variable, which would slow down every later read
-of it.
+`kerashub` and `einsum` return a dict from names to functions that build a Keras
+layer from `(T, D)` to `(T, D)`. A library that is not installed is omitted. No
+block gathers from a TensorFlow variable, because that would slow down every
+later read of the variable.
 
-Tutel and MegaBlocks are not here: Tutel has no package on PyPI, and MegaBlocks
+Tutel and MegaBlocks are omitted: Tutel has no package on PyPI, and MegaBlocks
 does not run without a GPU (`import megablocks` needs `megablocks_ops`, a CUDA
 extension, and `stk` needs Triton).
 """
@@ -24,12 +24,12 @@ CAPACITY_FACTOR = 1.25
 
 
 def installed(package):
-    """Whether a package can be imported."""
+    """Return whether a package can be imported."""
     return importlib.util.find_spec(package) is not None
 
 
 def fitting(array, shape):
-    """Return an array, its last two axes swapped if `shape` requires it."""
+    """Return an array, with its last two axes swapped if `shape` needs it."""
     if array.shape == tuple(shape):
         return array
     return np.swapaxes(array, -1, -2)
@@ -55,7 +55,7 @@ class TokensOnly(keras.layers.Layer):
 
 
 def kerashub_blocks(shape, loss_weight=0.0):
-    """Return KerasHub's blocks by name, not built; {} without KerasHub."""
+    """Return KerasHub's blocks by name, not built, or {} if it is missing."""
     if not installed("keras_hub"):
         return {}
     from keras_hub.src.models.mixtral import mixtral_decoder as mixtral
@@ -75,7 +75,7 @@ def kerashub_blocks(shape, loss_weight=0.0):
 
 
 def kerashub(problem):
-    """Return KerasHub's Qwen3-MoE and Mixtral blocks; on every backend."""
+    """Return functions that build KerasHub's Qwen3-MoE and Mixtral blocks."""
     if not installed("keras_hub"):
         return {}
     names = ("KerasHub Qwen3-MoE", "KerasHub Mixtral")
@@ -96,7 +96,11 @@ def _kerashub_layer(name, problem):
 
 
 def einsum(problem):
-    """Return one-hot einsums of capacity 1.25 and of the fullest expert."""
+    """Return functions that build one-hot einsum blocks of two capacities.
+
+    The capacities are those of a capacity factor of 1.25, and the smallest one
+    that drops nothing, which is the load of the fullest expert.
+    """
     T, _, _, E, K, _ = problem.shape
     capacities = {
         f"capacity {CAPACITY_FACTOR}": -int(-K * T * CAPACITY_FACTOR // E),

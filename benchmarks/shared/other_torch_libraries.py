@@ -1,4 +1,4 @@
-"""Blocks of PyTorch alone, as Keras layers; see `other_libraries.py`.
+"""Build blocks of PyTorch libraries as Keras layers; see `other_libraries.py`.
 
 T tokens, D hidden_dim, F intermediate_dim, E experts, K top_k, C capacity,
 n rows of one expert.
@@ -15,7 +15,7 @@ from benchmarks.shared.other_libraries import CAPACITY_FACTOR, installed
 
 
 class Wrapped(keras.layers.TorchModuleWrapper):
-    """A torch module of `(1, T, D)` as a Keras layer of `(T, D)`."""
+    """Runs a torch module of `(1, T, D)` as a Keras layer of `(T, D)`."""
 
     def __init__(self, module):
         super().__init__(module.to(_dtype()))
@@ -38,7 +38,7 @@ def _parameter(array):
 
 
 def transformers(problem):
-    """Return Hugging Face's Mixtral and Qwen3-MoE blocks, by implementation."""
+    """Return functions that build Hugging Face's Mixtral and Qwen3-MoE."""
     if not installed("transformers"):
         return {}
     weights = functools.cache(lambda: _transformers_weights(problem))
@@ -52,7 +52,7 @@ def transformers(problem):
 
 
 def _transformers_weights(problem):
-    """Return weights as (out, in), the gate before up, shared by all blocks."""
+    """Return weights as (out, in), gate before up, shared by all blocks."""
     gate_up = np.concatenate([problem.gate, problem.up], axis=-1)
     return (
         _parameter(problem.router.T),
@@ -102,14 +102,14 @@ def _transformers_blocks(shape):
 
 
 def lucidrains(problem):
-    """Return `st-moe-pytorch` and `mixture-of-experts` with SwiGLU experts.
+    """Return functions that build lucidrains' two blocks with SwiGLU experts.
 
-    Their own experts compute another function (GEGLU with biases; two
-    matrices), so both get SwiGLU ones by their argument `experts`. Their
-    capacity factor is not multiplied by K: they get `1.25 * K`, and also the
-    smallest capacity that drops nothing. The random choice of the second expert
-    and the straight-through gradient are switched off. `mixture-of-experts`
-    supports K = 2 only.
+    The experts of `st-moe-pytorch` and `mixture-of-experts` compute other
+    functions (GEGLU with biases; two matrices), so both get SwiGLU experts by
+    their argument `experts`. Their capacity factor is not multiplied by K, so
+    they get `1.25 * K`, and also the smallest capacity that drops nothing. The
+    random choice of the second expert and the straight-through gradient are
+    switched off. `mixture-of-experts` supports only K = 2.
     """
     T, _, _, E, K, _ = problem.shape
     fullest = (int(problem.counts.max()) + 0.5) * E / T
@@ -130,7 +130,7 @@ def lucidrains(problem):
 
 
 class _SwiGLU(nn.Module):
-    """`(..., n, D)` to `(..., n, D)`, weights `(..., D, F)`."""
+    """Maps `(..., n, D)` to `(..., n, D)` by weights `(..., D, F)`."""
 
     def __init__(self, gate, up, down):
         super().__init__()

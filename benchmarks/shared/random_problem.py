@@ -1,4 +1,4 @@
-"""Draw weights and tokens of one shape, the same for every contestant.
+"""Draw the weights and tokens of one shape, shared by all contestants.
 
 T tokens, D hidden_dim, F intermediate_dim, E experts, K top_k, P = T * K.
 """
@@ -8,13 +8,15 @@ from typing import NamedTuple
 import ml_dtypes
 import numpy as np
 
-MARGIN = 0.04  # between the last expert chosen and the first one not
+MARGIN = 0.04  # between the logits of the last expert chosen and the next
 SKEWED_SHARE = 0.6
 
 
 class Problem(NamedTuple):
-    """What every contestant is given, float32 (rounded to `dtype`).
+    """The weights and tokens of one shape, in float32 (rounded to `dtype`).
 
+    shape: `shapes.Shape`.
+    dtype: str. The precision of the values.
     x, dy: `(T, D)`. The tokens and the gradient of the outputs.
     router: `(D, E)`.
     gate, up: `(E, D, F)`.
@@ -36,23 +38,24 @@ class Problem(NamedTuple):
 
     @property
     def pair_rows(self):
-        """The token of each pair, sorted by expert: `(P, D)`."""
+        """Return the token of each pair, sorted by expert: `(P, D)`."""
         order = np.argsort(self.chosen.ravel(), kind="stable")
         return self.x[order // self.shape.K]
 
     @property
     def imbalance(self):
-        """Pairs of the fullest expert, divided by the mean."""
+        """Return the pairs of the fullest expert, divided by the mean."""
         return float(self.counts.max() / self.counts.mean())
 
 
 def draw(shape, dtype="float32", seed=0):
     """Draw a problem.
 
-    Weights and tokens are normal, which routes about evenly. Tokens whose
-    choice depends on a rounding error (see `MARGIN`) are drawn again, so that
-    all contestants route alike in every dtype. If `shape.skewed`, a feature of
-    the tokens sends 60 % of them to expert 0 and the rest elsewhere.
+    Weights and tokens are normally distributed, so the load is nearly even.
+    Tokens whose choice depends on a rounding error (see `MARGIN`) are drawn
+    again, so that all contestants route alike in every dtype. If
+    `shape.skewed`, a feature of the tokens sends 60% of them to expert 0 and
+    the rest to other experts.
     """
     rng = np.random.default_rng(seed)
 
@@ -82,7 +85,7 @@ def draw(shape, dtype="float32", seed=0):
 
 
 def _tokens(rng, router, shape, dtype):
-    """Return T tokens with a clear choice, and their experts."""
+    """Return T tokens with an unambiguous choice, and their experts."""
     T, D, _, E, K, skewed = shape
     kept = []
     while sum(map(len, kept)) < T:

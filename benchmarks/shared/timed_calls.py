@@ -1,11 +1,13 @@
 """Make the functions to time: a forward pass, gradients, a training step.
 
-N rows, D hidden_dim. `forward` and `train` are `predict_on_batch` and
-`train_on_batch` of a compiled model, as users call them. `f+b` is the forward
-and backward pass of the layer alone, without loss and optimizer. The inputs
-are converted to tensors of the backend before the clock starts. The model that
-trains first scales its inputs by a weight of width D, because inside a network
-the gradient of a layer's inputs is needed, too.
+`forward` and `train` are `predict_on_batch` and `train_on_batch` of a compiled
+model, as users call them. `f+b` is the forward and backward pass of the layer
+alone, without loss and optimizer. The inputs are converted to tensors of the
+backend before the clock starts. The first layer of the model that trains scales
+its inputs by a weight of width D, because inside a network the gradient of a
+layer's inputs is also needed.
+
+N rows, D hidden_dim.
 """
 
 import keras
@@ -16,7 +18,7 @@ BACKEND = keras.backend.backend()
 
 
 def call_of(kind, layer, x, dy, compiled=False):
-    """Return a function without arguments.
+    """Return the function to time, which has no arguments.
 
     Args:
         kind: One of `KINDS`.
@@ -27,8 +29,9 @@ def call_of(kind, layer, x, dy, compiled=False):
             PyTorch; JAX always compiles.
 
     Returns:
-        The function. With `forward` it returns the outputs; with `f+b` the
-        outputs, the gradient of the inputs, and a list of those of the weights.
+        The function. With `forward` it returns the outputs. With `f+b` it
+        returns the outputs, the gradient of the inputs, and a list of the
+        gradients of the weights.
     """
     x = ops.convert_to_tensor(x, layer.compute_dtype)
     dy = ops.convert_to_tensor(dy, layer.compute_dtype)
@@ -42,7 +45,7 @@ def call_of(kind, layer, x, dy, compiled=False):
 
 
 class Scale(keras.layers.Layer):
-    """Multiplies its inputs by a trained `(D,)`, like an earlier layer."""
+    """Multiplies its inputs by a trained `(D,)`, in place of a first layer."""
 
     def build(self, input_shape):
         self.scale = self.add_weight(input_shape[-1:], initializer="ones")

@@ -1,6 +1,6 @@
-"""Time several callables in turns, so that the machine's state is shared.
+"""Time several callables in turns, in the same state of the machine.
 
-Contestants take turns within a round, A B C C B A, so that a machine that
+Contestants take turns within a round (A B C C B A), so that a machine that
 slows down slows all of them. A contestant's time in a round is the mean of its
 turns. Ratios are computed within a round, and the published figure is their
 median over the rounds, with its quartiles.
@@ -11,7 +11,7 @@ import statistics
 import time
 from typing import NamedTuple
 
-SLOW = 3.0  # contestants this many times slower than the base: fewer turns
+SLOW = 3.0  # a contestant this many times slower than the base has fewer turns
 SLOW_ROUNDS = 2
 
 
@@ -24,7 +24,7 @@ class Ratio(NamedTuple):
 
 
 class Limits(NamedTuple):
-    """How long to measure.
+    """The limits of a measurement.
 
     budget: float. Seconds to spend on the rounds of the fast contestants.
     rounds: pair of ints. The smallest and the largest number of rounds.
@@ -48,7 +48,7 @@ def interleave(calls, base, limits=FULL, clock=time.perf_counter):
         base: str. The callable that the others are compared with. One that
             takes more than `SLOW` times as long, and more than half a second,
             takes only one turn in each of the first `SLOW_ROUNDS` rounds.
-        limits: `Limits`. How long to measure.
+        limits: `Limits` of the measurement.
         clock: function that returns seconds; `time.process_time` if pinned.
 
     Returns:
@@ -101,7 +101,7 @@ def ratio(times, base):
 
 
 def first_call(call, clock=time.perf_counter):
-    """Return the seconds of the first call: trace, compile, and one run."""
+    """Return the seconds of the first call: trace, compilation, and run."""
     return _seconds(call, 1, clock)
 
 

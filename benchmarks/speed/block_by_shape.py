@@ -2,9 +2,9 @@
 
     KERAS_BACKEND=torch python benchmarks/speed/block_by_shape.py --only S
 
-`run_suite.py` runs it as the part `blocks`. bfloat16 is the dtype policy
-`bfloat16`, which includes the weights, so that the rates of the backend's
-bfloat16 products are compared.
+`run_suite.py` runs it as the part `blocks`. The dtype policy `bfloat16`
+includes the weights, so that the speeds of the backend's bfloat16 products are
+compared.
 """
 
 import sys
@@ -18,7 +18,7 @@ from benchmarks.shared import check_and_time, command_line, contestants
 from benchmarks.shared.random_problem import draw
 from benchmarks.shared.shapes import DECODE, SHAPES, Shape
 
-# What a quick run times; other libraries at S only.
+# The shapes and kinds of a quick run, which times other libraries only at S.
 QUICK = {"S": ("forward", "train"), "D1": ("forward",)}
 MAIN_PEERS = ("KerasHub Qwen3-MoE", "transformers Qwen3-MoE, grouped_mm")
 EVERY_PEER = ("S", "D1")  # at M and L the others take minutes
@@ -29,7 +29,7 @@ HALF = ("S", "M")  # shapes for bfloat16
 
 
 def kinds_of(name, quick):
-    """Return what to time at a shape; decoding shapes are not trained."""
+    """Return the kinds to time at a shape; decoding shapes are not trained."""
     if quick:
         return QUICK[name]
     return ("forward",) if name in DECODE else ("forward", "f+b", "train")
@@ -59,7 +59,7 @@ def measure_shape(name, shape: Shape, dtype, args):
     """Return the records of one shape and dtype."""
     keras.config.set_dtype_policy(dtype)
     problem = draw(shape, dtype)
-    # In bfloat16 most libraries would only repeat the picture of float32.
+    # In bfloat16 the ratios to most libraries are nearly those of float32.
     peers = not args.no_peers and (dtype == "float32" or name == "S")
     records = check_and_time.measure_cell(
         cast_of(problem, name, args.quick, peers),

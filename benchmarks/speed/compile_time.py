@@ -2,10 +2,10 @@
 
     KERAS_BACKEND=jax python benchmarks/speed/compile_time.py
 
-`run_suite.py` runs it as the part `first_step`. 24 transformer blocks with 128
-experts each, small enough (D = F = 64, T = 256, K = 2) that tracing and
-compilation dominate, compared with dense networks of width K * F. Each model
-has a process of its own, in turns.
+`run_suite.py` runs it as the part `first_step`. The model has 24 transformer
+blocks with 128 experts each, which are so small (D = F = 64, T = 256, K = 2)
+that tracing and compilation dominate. It is compared with a model of dense
+networks of width K * F. Each model runs in a separate process, in turns.
 """
 
 import json
@@ -47,7 +47,7 @@ def build(kind, blocks):
 
 
 def measure_one(kind, blocks):
-    """Return the seconds of building and of three steps; in a child process."""
+    """Return the seconds of the build and three steps, in a child process."""
     import numpy as np
 
     from benchmarks.shared import contestants  # noqa: F401  (not timed)
@@ -79,8 +79,8 @@ def in_child(kind, blocks):
 def _compiling(taken):
     """Return the seconds of the first step minus those of the third.
 
-    On PyTorch, whose steps are alike, that is nearly 0. Both steps contain the
-    optimizer's work on 128 times the weights.
+    On PyTorch, all steps take the same time, so the difference is nearly 0.
+    Both steps contain the optimizer's work on 128 times the weights.
     """
     return taken["first"] - taken["third"]
 

@@ -2,10 +2,10 @@
 
     KERAS_BACKEND=jax python benchmarks/speed/exchange_padding.py
 
-JAX fixes shapes before the load is known. This script routes T tokens per
-device to E experts on N devices and prints a table of the rows that are sent:
-in rounds, as the package sends them, and with buffers for the worst case.
-Nothing is timed.
+JAX fixes shapes before the load is known. This script routes `TOKENS` tokens
+per device to E experts on `DEVICES` devices, and prints a table of the rows
+that are sent: in rounds, as the package sends them, and with buffers for the
+worst case. Nothing is timed.
 """
 
 import sys
@@ -34,7 +34,7 @@ def routed(router, rng):
 
 
 def skewed(rng, experts):
-    """Send 60 % of the pairs to the first expert."""
+    """Send 60% of the pairs to the first expert."""
     index = even(rng, experts)
     return np.where(rng.random(index.shape) < 0.6, 0, index)
 

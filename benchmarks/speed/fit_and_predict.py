@@ -2,12 +2,13 @@
 
     KERAS_BACKEND=torch python benchmarks/speed/fit_and_predict.py
 
-`run_suite.py` runs it as the part `end_to_end`. 8 sequences of 512 tokens per
-batch, D = 512, 16 experts of F = 1024, K = 2, SwiGLU without biases,
-load-balancing loss. Three models differ in the feed-forward part: keras_moe's
-block, the dense network of the same active FLOPs (K * F wide), and KerasHub's
-Qwen3-MoE block. All are trained with `FusedAdam`; on PyTorch, the only backend
-where `FusedAdam` differs from Keras's Adam, with Keras's as well.
+`run_suite.py` runs it as the part `end_to_end`. A batch has 8 sequences of 512
+tokens. The blocks have D = 512, 16 experts of F = 1024, K = 2, SwiGLU without
+biases, and a load-balancing loss. Three models differ in the feed-forward part:
+keras_moe's block, the dense network of the same active FLOPs (K * F wide), and
+KerasHub's Qwen3-MoE block. All are trained with `FusedAdam`. On PyTorch, the
+only backend on which `FusedAdam` differs from Keras's Adam, they are trained
+with Keras's Adam as well, except for KerasHub's.
 
 B batch, S sequence length, D hidden_dim.
 """
@@ -36,7 +37,7 @@ OPTIMIZERS = {"FusedAdam": FusedAdam, "Adam": keras.optimizers.Adam}
 
 
 class FirstOutput(keras.layers.Layer):
-    """A layer from `(B, S, D)` that returns its outputs first."""
+    """Returns the first output of a layer of `(B, S, D)`."""
 
     def __init__(self, block, **kwargs):
         super().__init__(**kwargs)
@@ -90,7 +91,7 @@ def turn(model, kind, ids, batch, clock):
 def measure(models, kind, batch, length, rounds, clock):
     """Return the seconds per step of each model, one per round, in turns.
 
-    KerasHub's model takes many times as long and has one turn, of one step.
+    KerasHub's model takes many times as long, so it has one turn of one step.
     """
     rng = np.random.default_rng(0)
     ids = rng.integers(0, VOCABULARY, (STEPS * batch, length))

@@ -1,11 +1,11 @@
-"""Time a generated token, early and late, with and without a cache.
+"""Time a generated token at two positions, with and without a cache.
 
     KERAS_BACKEND=jax python benchmarks/speed/generation.py --pinned
 
-One decoding step of a `MoELanguageModel` whose cache has `LENGTH` places, at
-two positions, compared with one call on all `LENGTH` tokens, which a token
-costs without a cache. The same for the dense twin of equal active FLOPs, and
-the tokens per second of a whole `generate`.
+The script times one decoding step of a `MoELanguageModel` whose cache has
+`LENGTH` positions, at two of them, and one call on all `LENGTH` tokens, which
+is the cost of a token without a cache. It does the same for the dense twin of
+equal active FLOPs, and measures the tokens per second of a whole `generate`.
 
 B sequences, S tokens of a call.
 """
@@ -68,7 +68,7 @@ def calls_of(model, batch_size):
 
 
 def tokens_per_second(model, batch_size, clock):
-    """Return the rate of a whole `generate`, compiled before."""
+    """Return the tokens per second of a whole `generate`, after compilation."""
     import numpy as np
 
     prompt = np.full((batch_size, 1), 3, "int32")
@@ -80,7 +80,7 @@ def tokens_per_second(model, batch_size, clock):
 
 
 def records_of(kind, sizes, batch_size, limits, clock):
-    """Return one record per callable, of the MoE model or its dense twin."""
+    """Return one record per callable of the MoE model or its dense twin."""
     from keras_moe.models import MoELanguageModel
 
     if kind == "dense":

@@ -1,12 +1,12 @@
-"""Compare the speed of a block in this checkout with that of a revision.
+"""Compare the speed of a block in this checkout and in another revision.
 
     KERAS_BACKEND=jax python benchmarks/speed/revisions.py REVISION
 
-checks REVISION out into a temporary folder and starts two processes on one
-core, one per version of the package. Both run the benchmark code of this
+The script checks REVISION out into a temporary folder and starts two processes
+on one core, one per version of the package. Both run the benchmark code of this
 checkout. They take turns (A B B A), so that a machine that slows down slows
-both. The figure is the median over the rounds of the CPU time of this checkout
-over that of the revision, with its quartiles.
+both. The figure is the CPU time of this checkout divided by that of the
+revision: the median over the rounds, with its quartiles.
 """
 
 import argparse
@@ -58,7 +58,7 @@ def checked_out(revision):
 
 
 def compare(folder, name, kind, budget):
-    """Return the `Ratio` of this checkout's time to that of `folder`."""
+    """Return the `Ratio` of this checkout's time to the time of `folder`."""
     with contextlib.ExitStack() as stack:
         calls = {
             version: stack.enter_context(running(root, name, kind))
@@ -89,7 +89,7 @@ def take_turns(calls, limits):
 
 @contextlib.contextmanager
 def running(root, name, kind):
-    """Yield a function from a number of calls to the seconds per call."""
+    """Yield a function from the number of calls to the seconds per call."""
     command = (sys.executable, __file__, "--serve", str(root), name, kind)
     pipe = subprocess.PIPE
     process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True)
@@ -109,10 +109,10 @@ def running(root, name, kind):
 
 
 def serve(root, name, kind):
-    """Read numbers of calls, and print the seconds per call of each.
+    """Read numbers of calls, and print the seconds per call for each.
 
     `keras_moe` is imported from `root`. `benchmarks` is already imported from
-    this checkout, so that an old revision needs no benchmarks of its own.
+    this checkout, so that an old revision does not need these benchmarks.
     """
     sys.path.insert(0, root)
     import keras_moe

@@ -2,9 +2,11 @@
 
     KERAS_BACKEND=torch python benchmarks/speed/routers.py
 
-`run_suite.py` runs it as the part `routers`. Shape M, forward, in evaluation
-and in training (which draws noise, sums losses, and makes Sinkhorn's plan),
-each divided by the forward pass of a whole block with the default router.
+`run_suite.py` runs it as the part `routers`. It times the forward pass of each
+router at shape M, in evaluation and in training (which draws noise, sums
+losses, and computes Sinkhorn's plan), and divides it by the forward pass of a
+whole block with the default router.
+
 E experts, K top_k.
 """
 
@@ -28,9 +30,9 @@ LENGTH = 256  # of the sequences that AttentionRouter reads
 
 
 def routers(shape):
-    """Return every router by name, on experts of the shape.
+    """Return every router by name, with E and K of the shape.
 
-    A router that may use many experts per token is limited to K, because only
+    Routers that can use many experts per token are limited to K, because only
     the routing is measured.
     """
     E, K = shape.E, shape.K
@@ -60,7 +62,7 @@ def routers(shape):
 
 
 class Routed(keras.layers.Layer):
-    """A router as a layer of its own, with its pairs and probabilities."""
+    """Runs a router alone, and returns the fields of its `Assignment`."""
 
     def __init__(self, router, in_training, **kwargs):
         super().__init__(**kwargs)

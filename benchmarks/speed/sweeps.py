@@ -1,4 +1,4 @@
-"""Time one block as experts and tokens grow, and with skewed routing.
+"""Time one block with more experts, more tokens, and skewed routing.
 
     KERAS_BACKEND=torch python benchmarks/speed/sweeps.py --only experts
 
@@ -6,8 +6,8 @@
 
 - `experts`: E from 8 to 128 at the same T, D, F, and K.
 - `tokens`: T from 256 to 16,384.
-- `skewed`: 60 % of the pairs go to one expert, compared with balanced routing
-  of as many pairs by the same block.
+- `skewed`: 60% of the pairs go to one expert, compared with balanced routing of
+  the same number of pairs by the same block.
 """
 
 import sys
@@ -24,7 +24,7 @@ PEER = "KerasHub Qwen3-MoE"
 
 
 def experts(args):
-    """Time over `limitE` and `limit` as E grows, and KerasHub's forward."""
+    """Return the times at each E, with the limits and KerasHub's forward."""
     records = []
     for e, shape in shapes.FLAT.items():
         if args.quick and e not in shapes.FLAT_QUICK:
@@ -42,7 +42,7 @@ def experts(args):
 
 
 def tokens(args):
-    """Time over `limit` as T grows."""
+    """Return the times at each T, with the limits."""
     records = []
     for t, shape in shapes.TOKENS.items():
         problem = draw(shape)
@@ -52,7 +52,7 @@ def tokens(args):
 
 
 def skewed(args):
-    """Time balanced and skewed routing in turns, each with its own limits."""
+    """Return the times of balanced and skewed routing, with their limits."""
     records = []
     for name, shape in shapes.SKEWED.items():
         cast = []

@@ -2,10 +2,12 @@
 
     KERAS_BACKEND=tensorflow python benchmarks/speed/tensorflow_products.py
 
-P rows, D = 512, F units. The table shows why `kernels` transposes the hidden
-units in training, and how slow products are at widths of whole memory pages.
-"up, after" transposes the result instead of the operands, which is used for few
-rows. `--pinned` pins to one core.
+The table shows why `kernels` transposes the hidden units in training, and how
+slow products are at widths of whole memory pages. "up, after" transposes the
+result instead of the operands, which is used for few rows. `--pinned` pins the
+process to one core.
+
+P rows, D = 512, F units.
 """
 
 import argparse
@@ -22,7 +24,7 @@ ROWS, WIDTHS = (32, 128, 256, 384), (1024, 1040)
 
 
 def products(rows, units, tf):
-    """Return pairs of functions: operands as defined, and transposed."""
+    """Return a pair of functions per product: plain, and transposed."""
     shapes = {"x": (rows, D), "h": (rows, units), "ht": (units, rows)}
     shapes |= {"up": (D, units), "down": (units, D)}
     x, h, ht, up, down = (
