@@ -3,10 +3,11 @@
     KERAS_BACKEND=jax python examples/distributed.py
     keras-moe launch --backend jax --processes 2 examples/distributed.py
 
-Both commands give the same losses: the batches are the same, and each process
-computes its part of them. On JAX and PyTorch every process holds its part of
-the experts; on TensorFlow, all of them. Process 0 prints, and writes the model
-and `results.json`. docs/from-laptop-to-cluster.md describes more hosts.
+Both commands give the same losses, because the batches are the same, and each
+process computes its part of them. On JAX and PyTorch every process holds a part
+of the experts, and on TensorFlow all of them. Process 0 prints, and writes the
+model and `results.json`. docs/from-laptop-to-cluster.md describes how to run on
+several hosts.
 
 B batch, S rows per image, D pixels per row.
 """
@@ -48,7 +49,7 @@ def main(
         bool, typer.Option("--quick", help="one epoch, not accurate")
     ] = False,
 ):
-    """Run the program."""
+    """Train and evaluate the model, save it, and report the results."""
     distribution.initialize()  # before anything is computed
     start = time.perf_counter()
     training, held_out = load_digits(seed)
@@ -60,13 +61,13 @@ def main(
         **batches(*training),
         callbacks=[saves] if saves else None,
         epochs=1 if quick else epochs,
-        shuffle=False,  # the order of `load_digits`, on all processes
+        shuffle=False,  # keeps the order of `load_digits` in all processes
         verbose=2 if distribution.process_index() == 0 else 0,
     ).history
     loss, accuracy = model.evaluate(**batches(*held_out), verbose=0)
     if distribution.process_index() == 0:
         output.mkdir(parents=True, exist_ok=True)
-    # All processes call it: each may hold a part of the weights.
+    # All processes call this, because each may hold a part of the weights.
     distribution.save_model(model, output / "model.keras")
     results = {
         "backend": keras.backend.backend(),
@@ -96,11 +97,11 @@ def load_digits(seed):
 
 
 def layout():
-    """Return how this backend spreads a model and its data over processes.
+    """Return functions that spread the model and its data over processes.
 
     Returns:
-        A function that makes the model, and one from images and labels to the
-        arguments of `fit`: this process's part of them.
+        A function that builds the model, and a function from images and labels
+        to the arguments of `fit` for this process's part of them.
     """
     backend = keras.backend.backend()
     if backend == "jax":
@@ -149,7 +150,7 @@ def own_batch_size():
 
 
 def make_model():
-    """Return a compiled classifier of `(B, S, D)`, with one token per row."""
+    """Return a compiled classifier of `(B, S, D)` with one token per row."""
     block = keras_moe.MoEBlock(
         NUM_EXPERTS,
         2 * WIDTH,
@@ -172,7 +173,7 @@ def make_model():
 
 
 def report(results, folder):
-    """Print the results, and write them."""
+    """Print the results, and write them to a file."""
     (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n")
     print(
         f"{results['backend']}, {results['processes']} process(es): held-out "

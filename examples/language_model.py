@@ -1,13 +1,13 @@
-"""Train a character language model, MoE and dense twin, and generate.
+"""Train a character language model and its dense twin, and generate text.
 
     python examples/language_model.py [--data FOLDER] [--backend torch]
 
-The data are Tiny Shakespeare (Karpathy 2015), its last tenth held out. The MoE
-and its dense twin of equal active FLOPs are trained for as many steps on the
-same characters, for three seeds, and compared by the mean loss of the held-out
-characters, in nats. The MoE then generates with and without the cache of keys
-and values, which must give the same tokens, and a token is timed at several
-positions.
+The data are Tiny Shakespeare (Karpathy 2015), with its last tenth held out. The
+MoE and its dense twin of equal active FLOPs are trained for the same number of
+steps on the same characters, for three seeds, and compared by the mean loss of
+the held-out characters, in nats. The MoE then generates with and without the
+cache of keys and values, which must give the same tokens, and the time of a
+token is measured at several positions.
 
 B batch, S context, N windows, V characters and padding.
 """
@@ -28,13 +28,13 @@ STEPS = 1500
 LEARNING_RATE = 2e-3
 SIZE = {"num_layers": 3, "hidden_dim": 128, "intermediate_dim": 256}
 QUICK_SIZE = {"num_layers": 1, "hidden_dim": 16, "intermediate_dim": 16}
-LONGEST = 512  # that the model generates
+LONGEST = 512  # characters that the model can generate
 PROMPT = "ROMEO:\nWhat"
 TIMINGS = 30
 
 
 class Characters:
-    """Characters as ids 1 ... V - 1, in the order of their code points."""
+    """Encodes characters as ids 1 ... V - 1, in order of their code points."""
 
     def __init__(self, text):
         self.symbols = sorted(set(text))
@@ -59,7 +59,7 @@ def split(ids):
 def windows(ids, starts, context):
     """Return `(inputs, targets, weights)`, each `(N, S)`.
 
-    The targets of a window are its inputs, moved by one.
+    The targets of a window are its inputs, shifted by one character.
     """
     rows = ids[np.asarray(starts)[:, None] + np.arange(context + 1)]
     return rows[:, :-1], rows[:, 1:], np.ones((len(rows), context), "float32")
@@ -127,7 +127,7 @@ def generation(model, characters):
     length = min(128, model.max_length)
     written, seconds = {}, {}
     for name, use_cache in (("cached", True), ("uncached", False)):
-        model.generate(prompt, length, use_cache=use_cache)  # compiles
+        model.generate(prompt, length, use_cache=use_cache)  # compiles the step
         start = time.process_time()
         (ids,) = model.generate(prompt, length, use_cache=use_cache)
         seconds[name] = round(time.process_time() - start, 3)
@@ -174,7 +174,7 @@ def main(
     output: cli.Output = None,
     data: cli.Data = None,
 ):
-    """Train a character language model, MoE and dense twin; generate."""
+    """Train a character language model and its dense twin, and generate."""
     options = cli.Options("language_model", backend, seeds, quick, output, data)
     raise typer.Exit(twins.run(options, (), make_tasks, [SOURCE]))
 

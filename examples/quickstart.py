@@ -2,14 +2,16 @@
 
     python examples/quickstart.py [--backend jax] [--epochs 12] [--seed 0]
 
-1. Trains a MoE transformer and its dense twin of the same cost per token on
-   scikit-learn's digits, and evaluates both on a held-out fifth. Data and
-   models are in `shared/digits.py`.
-2. Loads the MoE's `.keras` file under the two other backends.
-3. Exports it to SavedModel, LiteRT, ONNX, OpenVINO, and a PyTorch program, each
-   verified in its own runtime at several batch sizes.
-4. Draws which expert served which digit.
-5. Prints one table and writes it as `results.json`.
+The example does five steps:
+
+1. It trains a MoE transformer and its dense twin of the same cost per token on
+   scikit-learn's digits, and evaluates both on a held-out fifth. The data and
+   the models are defined in `shared/digits.py`.
+2. It loads the MoE's `.keras` file under the two other backends.
+3. It exports the MoE to SavedModel, LiteRT, ONNX, OpenVINO, and a PyTorch
+   program, and verifies each in its own runtime at several batch sizes.
+4. It draws which experts computed the tokens of which digit.
+5. It prints one table and writes the results to `results.json`.
 
 Steps 2 and 3 run in fresh processes and compare probabilities on the held-out
 fifth. The exit code is 1 if a difference exceeds its tolerance.
@@ -28,7 +30,7 @@ OPTIONS = ("backend", "seed", "epochs", "quick")
 
 
 def main(arguments=None):
-    """Run the program; return its exit code."""
+    """Run the example; return its exit code."""
     options = parse(arguments)
     try:
         prepare(options)
@@ -40,7 +42,7 @@ def main(arguments=None):
 
 
 def parse(arguments):
-    """Return the options."""
+    """Return the options of the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--backend", choices=BACKENDS, default="jax")
     parser.add_argument("--epochs", type=positive)
@@ -91,7 +93,7 @@ def run(options):
 
 
 def train_both(options, train_data, test_data, console):
-    """Step 1: train, evaluate, and save the MoE and its dense twin."""
+    """Run step 1: train, evaluate, and save the MoE and its dense twin."""
     from shared.digits import count_parameters, train
 
     names = ("accuracy", "parameters", "training_seconds")
@@ -112,13 +114,13 @@ def train_both(options, train_data, test_data, console):
 
 
 def check(options, folder, images, model, console):
-    """Steps 2 and 3: run every backend and artifact in its own process."""
+    """Run steps 2 and 3, each backend and artifact in a separate process."""
     others = [b for b in BACKENDS if b != options.backend]
     console.print(f"[bold]Loading moe.keras under {' and '.join(others)}")
     expected = model.predict(images, verbose=0)
     path = options.output / "moe.keras"
     elsewhere = checks.predict_elsewhere(others, folder, path, images, expected)
-    console.print("[bold]Exporting, and running what was exported")
+    console.print("[bold]Exporting, and running the exported artifacts")
     formats = checks.QUICK_FORMATS if options.quick else checks.FORMATS
     artifacts = {
         checks.FORMATS[format]: checks.export(
@@ -130,7 +132,7 @@ def check(options, folder, images, model, console):
 
 
 def draw_routing(counts, path):
-    """Step 4: draw which expert served which digit, a heat map per block.
+    """Run step 4: draw the share of each digit per expert, by block.
 
     Args:
         counts: dict from the block's name to int `(10, E)`.
@@ -150,12 +152,12 @@ def draw_routing(counts, path):
         ax.set_xticks(range(share.shape[1]))
         ax.set_yticks(range(share.shape[0]))
     figure.colorbar(image, ax=axes, label="share of the digit's routed tokens")
-    figure.suptitle("Which expert served which digit (held-out images)")
+    figure.suptitle("Which expert computes which digit (held-out images)")
     figure.savefig(path, dpi=120)
 
 
 def print_table(results, console):
-    """Step 5: print the table."""
+    """Run step 5: print the table."""
     from rich.table import Table
 
     title = f"keras_moe on {results['backend']}, seed {results['seed']}"
@@ -169,7 +171,7 @@ def print_table(results, console):
     for row in _difference_rows(results):
         _add(table, row)
     table.add_section()
-    table.add_row("wall time, all", f"{results['seconds']:.0f} s", "")
+    table.add_row("wall time in total", f"{results['seconds']:.0f} s", "")
     console.print(table)
 
 
@@ -188,7 +190,7 @@ def _model_rows(results):
     active = {k: v["active"] for k, v in results["parameters"].items()}
     return [
         row("accuracy", results["accuracy"], "{:.4f}".format),
-        row("parameters in all", total, "{:,}".format),
+        row("parameters in total", total, "{:,}".format),
         row("parameters active per token", active, "{:,}".format),
         row("training time", results["training_seconds"], "{:.0f} s".format),
     ]

@@ -1,13 +1,13 @@
-"""Train taggers of named entities, MoE and dense twin, on two data sets.
+"""Train MoE taggers of named entities and dense twins, on two data sets.
 
     python examples/tagger.py [--data FOLDER] [--backend torch] [--seeds 3]
 
-The data sets are WNUT17 (tweets, comments, and the like; six types; test
+The data sets are WNUT17 (tweets, comments, and similar texts; six types; test
 entities that do not occur in training) and WikiGold (Wikipedia; four types).
-FOLDER contains `wnut17` and `wikigold`. A token is a word, or for a rare word
-the way it is written; there are no pretrained embeddings. MoE and dense twin of
-equal active FLOPs are trained alike for three seeds and compared by the F1 of
-whole entities.
+FOLDER contains `wnut17` and `wikigold`. A token is a word, or the spelling
+pattern of a rare word. There are no pretrained embeddings. The MoE and its
+dense twin of equal active FLOPs are trained in the same way for three seeds,
+and compared by the F1 of whole entities.
 
 N sentences, S words per sentence.
 """
@@ -37,7 +37,7 @@ FILES = {
 
 
 class Sentence(NamedTuple):
-    """Words, and a tag for each: O, B-TYPE, or I-TYPE."""
+    """Words with one tag each: O, B-TYPE, or I-TYPE."""
 
     words: tuple[str, ...]
     tags: tuple[str, ...]
@@ -47,8 +47,8 @@ def load(name, folder):
     """Return training and held-out sentences of a data set.
 
     WNUT17 (Derczynski et al. 2017) has a test set. WikiGold (Balasuriya et
-    al. 2009) has no split: the last fifth is held out, which contains other
-    articles than the rest; its IO tags become BIO.
+    al. 2009) has no split, so the last fifth is held out, which contains other
+    articles than the rest. Its IO tags are converted to BIO.
     """
     parts = [read(folder / file) for file in FILES[name]]
     if len(parts) == 2:
@@ -71,7 +71,7 @@ def read(path):
 
 
 def to_bio(tags):
-    """Return IO tags as BIO: a run of one type is one entity."""
+    """Return IO tags as BIO, with one entity per run of one type."""
     before = ("O", *tags)
     return tuple(
         tag if tag == "O" else ("I-" if tag == last else "B-") + tag[2:]
@@ -80,16 +80,17 @@ def to_bio(tags):
 
 
 def shape(word):
-    """Return how a word is written: X, x, and d, each run once.
+    """Return the spelling pattern of a word.
 
-    `Iowa` is Xx, `NASA` X, `B2B` XdX and `@you` @x.
+    Letters become X or x and digits d, and each run is written once: `Iowa` is
+    Xx, `NASA` is X, `B2B` is XdX, and `@you` is @x.
     """
     text = re.sub(r"[^\W\d_]", lambda m: "X" if m[0].isupper() else "x", word)
     return re.sub(r"(.)\1+", r"\1", re.sub(r"\d", "d", text))[:6]
 
 
 def class_of(word):
-    """Return the token of a rare word: how it is written, and its ending.
+    """Return the token of a rare word: its spelling pattern and its ending.
 
     Only words in lower case have an ending, which indicates the part of speech.
     """
@@ -100,12 +101,13 @@ def class_of(word):
 class Encoder:
     """Encodes sentences as ids, one per word, with their tags.
 
-    A word that occurs once in training is replaced by its class, like a word
-    that does not occur there. The model thus learns to use unknown words.
+    A word that occurs once in training is replaced by its class, and so is a
+    word that does not occur there. The model thus learns to handle them.
 
     Args:
         sentences: Sentences of the training part.
-        most_words: int. S. Longer sentences are cut; cut words are tagged O.
+        most_words: int. S. Longer sentences are truncated, and the remaining
+            words are tagged O.
     """
 
     def __init__(self, sentences, most_words):
@@ -213,7 +215,7 @@ def make_task(options, name):
 
 
 def scores(predicted, sentences):
-    """Return F1, precision and recall of whole entities, 0 ... 100."""
+    """Return F1, precision, and recall of whole entities, 0 ... 100."""
     import seqeval.metrics as metrics
 
     tags = [list(s.tags) for s in sentences]
@@ -233,7 +235,7 @@ def main(
     output: cli.Output = None,
     data: cli.Data = None,
 ):
-    """Train taggers of named entities, MoE and dense twin."""
+    """Train MoE taggers of named entities and dense twins."""
     options = cli.Options("tagger", backend, seeds, quick, output, data)
     sources = [("wnut17",), ("wikigold",)]
     raise typer.Exit(twins.run(options, ("seqeval",), make_tasks, sources))

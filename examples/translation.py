@@ -1,13 +1,14 @@
-"""Train a translator of user-interface English, MoE and dense twin.
+"""Train a translator of user-interface English and its dense twin.
 
     python examples/translation.py [--backend torch] [--seeds 3]
 
 The data are about 2,500 short texts of JupyterLab's user interface and their
 French translations, from the package `jupyterlab-language-pack-fr-FR`
-(BSD-3-Clause), a tenth of them held out, as sub-words of one vocabulary. The
-MoE and its dense twin of equal active FLOPs are trained alike for three seeds,
-translate the held-out texts greedily, and are compared by BLEU. So little text
-teaches the phrases of one program, not a language.
+(BSD-3-Clause). A tenth of them is held out. The texts are split into subwords
+of one vocabulary. The MoE and its dense twin of equal active FLOPs are trained
+in the same way for three seeds, translate the held-out texts greedily, and are
+compared by BLEU. So little text teaches the phrases of one program, not a
+language.
 
 N pairs, S tokens per text.
 """
@@ -41,9 +42,9 @@ SPECIAL = ["<pad>", "<unk>", "<start>", "<end>"]
 def load_pairs():
     """Return `(training, held_out)` lists of `(english, french)`.
 
-    A tenth is held out, chosen by a hash of the English text, which is the same
-    tenth on every machine. No text of either language occurs twice, not even
-    with other case or punctuation, so that none is in both parts.
+    A tenth is held out. It is chosen by a hash of the English text, so that it
+    is the same on every machine. No text of either language occurs twice, even
+    with different case or punctuation, so that no text is in both parts.
     """
     parts = ([], [])
     for pair in unique(filter(is_prose, read_catalogues())):
@@ -54,8 +55,8 @@ def load_pairs():
 def read_catalogues():
     """Yield every `(english, french)` of the package's `.mo` files.
 
-    Headers (no English) and plural forms (a tuple as key) are left out. The
-    part before \\x04 is the context of a text, not a part of it.
+    Headers (no English) and plural forms (a tuple as key) are omitted. The part
+    before \\x04 is the context of a text, and is removed.
     """
     files = importlib.metadata.files(PACKAGE)
     for file in sorted(f for f in files if f.suffix == ".mo"):
@@ -75,7 +76,7 @@ def tidy(text):
 
 
 def is_prose(pair):
-    """Return whether a pair is translated prose: short, without markup."""
+    """Return whether a pair is translated, short, and without markup."""
     english, french = pair
     return (
         english != french
@@ -86,7 +87,7 @@ def is_prose(pair):
 
 
 def unique(pairs):
-    """Yield the pairs of which neither text occurred before."""
+    """Yield the pairs whose texts did not occur before."""
     seen = (set(), set())
     for pair in pairs:
         keys = [letters(text) for text in pair]
@@ -127,9 +128,9 @@ def train_tokenizer(pairs, vocabulary_size):
 
 
 def encode(tokenizer, texts, length):
-    """Return int32 `(N, S)`: start, the text, end, padding.
+    """Return int32 `(N, S)`, each row with start, text, end, and padding.
 
-    A text of more than S - 2 tokens loses its last ones.
+    A text of more than S - 2 tokens is truncated.
     """
     ids = np.full((len(texts), length), PAD, "int32")
     for row, text in zip(ids, texts, strict=True):
@@ -150,10 +151,10 @@ def decode(tokenizer, ids):
 
 
 def for_training(english, french):
-    """Return `(inputs, targets, weights)` of int32 `(N, S)` and `(N, S)`.
+    """Return `(inputs, targets, weights)` for two int32 arrays `(N, S)`.
 
-    The decoder reads the French text from its start and predicts the next
-    token of each; padding has no weight.
+    The decoder reads the French text from its start token, and predicts the
+    next token at each position. Padding has weight 0.
     """
     targets = french[:, 1:]
     inputs = {
@@ -228,7 +229,7 @@ def make_tasks(options):
 
 
 def scores(translations, references):
-    """Return corpus BLEU and chrF, sacrebleu's, 0 ... 100."""
+    """Return corpus BLEU and chrF of sacrebleu, 0 ... 100."""
     import sacrebleu
 
     bleu = sacrebleu.corpus_bleu(translations, [references])
@@ -242,7 +243,7 @@ def main(
     quick: cli.Quick = False,
     output: cli.Output = None,
 ):
-    """Train a translator of user-interface English, MoE and dense twin."""
+    """Train a translator of user-interface English and its dense twin."""
     options = cli.Options("translation", backend, seeds, quick, output)
     packages = ("sacrebleu", "tokenizers", "jupyterlab_language_pack_fr_FR")
     raise typer.Exit(twins.run(options, packages, make_tasks))

@@ -1,28 +1,30 @@
-"""Make a trained MoE smaller in eight ways, and teach a small student.
+"""Make a trained MoE smaller in eight ways, and distill it to a student.
 
     python examples/compress/main.py [--backend torch] [--seeds 3] [--quick]
 
-For each seed:
+For each seed, the example does three steps:
 
-1. Trains the quickstart's MoE (8 experts in each of 2 blocks) on
+1. It trains the quickstart's MoE (8 experts in each of 2 blocks) on
    scikit-learn's digits, as `quickstart.py` does.
-2. Makes it smaller: prunes half of the experts by load, by saliency, or by
-   weight norm; merges pairs of experts; removes half of the experts' hidden
-   units; sets half of their weights to zero; or replaces the experts by one
-   dense network, their average or the most loaded one. Each model is evaluated
-   on the held-out fifth before and after one epoch of fine-tuning, and so is
-   the MoE itself, for comparison.
-3. Trains a small dense student twice on a tenth of the training images (144,
+2. It makes the MoE smaller: it prunes half of the experts by load, by saliency,
+   or by weight norm; merges pairs of experts; removes half of the experts'
+   hidden units; sets half of their weights to zero; or replaces the experts by
+   one dense network, their average or the most loaded one. Each model, and the
+   MoE itself for comparison, is evaluated on the held-out fifth before and
+   after one epoch of fine-tuning.
+3. It trains a small dense student twice on a tenth of the training images (144,
    unshifted) and their labels: alone, and with the MoE's soft labels of the
-   same images. Start, images, labels, batches, steps, optimizer, and learning
-   rate are the same; only the loss differs.
+   same images. The initial weights, images, labels, batches, steps, optimizer,
+   and learning rate are the same; only the loss differs.
 
-Temperature and alpha were not tuned; other values did as well on training
-images that the student had not seen. No choice depends on the held-out images.
+Temperature and alpha were not tuned; other values gave similar results on
+training images that the student had not seen. No choice depends on the held-out
+images.
 
-Writes `results.json` and prints a table. The exit code is 1 if, for any seed, a
-MoE pruned by load is more than two points below the unpruned one after
-fine-tuning, or a distilled student is not better than the same student alone.
+The example writes `results.json` and prints a table. The exit code is 1 if, for
+any seed, the MoE pruned by load is more than two points below the unpruned one
+after fine-tuning, or the distilled student is not better than the student
+alone.
 """
 
 import os
@@ -39,7 +41,7 @@ from shared import options as cli
 from shared.program import write_json
 
 LARGEST_LOSS = 0.02
-STEPS, QUICK_STEPS = 600, 12  # of a student
+STEPS, QUICK_STEPS = 600, 12  # of a student's training
 PRUNED = "pruned by load"
 
 
@@ -50,7 +52,7 @@ def main(
     output: cli.Output = None,
     quick: cli.Quick = False,
 ):
-    """Make a trained MoE smaller, and teach a small student."""
+    """Make a trained MoE smaller, and distill it to a small student."""
     if quick:
         epochs, seeds = 1, 1
     options = cli.Options(
@@ -60,7 +62,7 @@ def main(
 
 
 def job(options):
-    """Run the example; return 1 if a promise is broken."""
+    """Run the example; return 1 if a result misses its aim."""
     results = run(options)
     missed = [] if options.quick else failures(results["runs"])
     for name in missed:
@@ -147,7 +149,7 @@ def train_students(options, data, seed, moe):
 
 
 def failures(runs):
-    """Return the broken promises, one text each."""
+    """Return one text per result that misses its aim."""
     missed = []
     for result in runs:
         seed, students = result["seed"], result["students"]
@@ -170,7 +172,7 @@ def print_tables(results, console):
     runs = results["runs"]
     table = Table(title=f"A MoE made smaller, on {results['backend']}")
     table.add_column("held-out digits")
-    for head in ("weights", "as it is", "after an epoch", "by seed"):
+    for head in ("weights", "before", "after an epoch", "by seed"):
         table.add_column(head, justify="right")
     for name in runs[0]["smaller"]:
         rows = [result["smaller"][name] for result in runs]
@@ -183,7 +185,7 @@ def print_tables(results, console):
             end_section=name == "MoE",
         )
     console.print(table)
-    table = Table(title="A student of 144 images")
+    table = Table(title="A student trained on 144 images")
     table.add_column("held-out digits")
     for head in ("weights", "accuracy", "by seed"):
         table.add_column(head, justify="right")

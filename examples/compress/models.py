@@ -1,4 +1,4 @@
-"""Train a MoE, smaller versions of it, and a student."""
+"""Train a MoE, make smaller versions of it, and train a student."""
 
 import keras
 import numpy as np
@@ -10,7 +10,7 @@ from keras_moe import compress
 from shared import digits as base
 
 FINE_TUNING_RATE = 1e-3
-NUM_IMAGES = 1437  # for training; their shifts follow in the data
+NUM_IMAGES = 1437  # unshifted training images, which come first in the data
 STUDENT_IMAGES = 144  # a tenth of the training images
 STUDENT_DIM = 24
 STUDENT_BATCH = 48
@@ -95,7 +95,7 @@ def count_weights(model):
 
 
 def student_images(data, seed):
-    """Split the unshifted training images: a tenth, and the others."""
+    """Split the unshifted training images into a tenth and the others."""
     number = NUM_IMAGES
     images, labels = data[0][:number], data[1][:number]
     chosen, rest = train_test_split(
@@ -108,7 +108,7 @@ def student_images(data, seed):
 
 
 def build_student():
-    """Return a dense classifier a fraction of the MoE's size."""
+    """Return a dense classifier that is a fraction of the MoE's size."""
     inputs = keras.Input((8, 8, 1))
     x = layers.Conv2D(STUDENT_DIM, 2, strides=2, name="patches")(inputs)
     x = layers.Reshape((base.NUM_TOKENS, STUDENT_DIM))(x)
@@ -123,10 +123,10 @@ def build_student():
 
 
 def train_student(data, steps, seed, teacher=None):
-    """Train a student; with a teacher, by its soft labels as well.
+    """Train a student; with a teacher, also on its soft labels.
 
-    Start, images, labels, steps, and optimizer are the same with and without
-    a teacher; only the loss differs.
+    The initial weights, images, labels, steps, and optimizer are the same with
+    and without a teacher; only the loss differs.
     """
     keras.utils.set_random_seed(seed)
     student = build_student()

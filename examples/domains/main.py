@@ -3,14 +3,15 @@
     python examples/domains/main.py [--data FOLDER] [--seeds 3]
 
 CLINC150 (Larson et al. 2019) has 150 intents in ten domains. Each of ten
-experts is trained on the questions of one domain. They are mixed in two ways:
-by a rule that is given the domain, and by a router that learns the domain from
-the intents alone, with frozen experts. That mixture is trained with all experts
-and then served with one. The table shows its accuracy, how often the router
-selects the expert of the domain, and the cost of one expert of ten. It also has
-a single model of the same parts, trained on everything, and TF-IDF with a
-linear SVM. Experts are all convolutions, or of three kinds (convolution, LSTM,
-transformer).
+experts is trained on the questions of one domain. The experts are mixed in two
+ways: by a rule that is given the domain, and by a router that learns the domain
+from the intents alone, with frozen experts. The learned mixture is trained with
+all experts and then served with one. The table shows its accuracy, how often
+the router selects the expert of the domain, and the cost of one expert over
+that of all ten. The table also contains TF-IDF with a linear SVM, and a single
+model, which has the architecture that one question passes through and is
+trained on all questions. Experts are either all convolutions, or of three kinds
+(convolution, LSTM, transformer).
 """
 
 import sys
@@ -52,7 +53,7 @@ def main(
 
 
 def run(options):
-    """Train, compare, and write everything; return the exit code."""
+    """Train and compare the models, and write the results; return 0."""
     from rich.console import Console
 
     from domains import models, questions
@@ -119,7 +120,7 @@ def one_seed(splits, size, kinds, seed, options):
 
 
 def tf_idf(splits):
-    """Return the accuracy of words, pairs of words, and a linear SVM."""
+    """Return the accuracy of TF-IDF on words and word pairs with an SVM."""
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.pipeline import make_pipeline
     from sklearn.svm import LinearSVC
@@ -133,7 +134,7 @@ def cost(one, other, inputs):
     """Return the median ratio of two models' CPU times, taken in turns."""
     ratios = []
     for model in (one, other):
-        model.predict_on_batch(inputs)  # compiles
+        model.predict_on_batch(inputs)  # compiles the model
     for _ in range(ROUNDS):
         times = []
         for model in (one, other):

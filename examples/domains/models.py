@@ -17,7 +17,7 @@ KINDS = ("convolution", "lstm", "transformer")
 
 
 def encoder(kind, vocabulary_size):
-    """Return a model from word ids `(B, S)` to a vector of the question."""
+    """Return a model from word ids `(B, S)` to a vector per question."""
     ids = keras.Input((MOST_WORDS,), dtype="int32")
     mask = keras.ops.not_equal(ids, 0)
     x = keras.layers.Embedding(vocabulary_size, WIDTH)(ids)
@@ -61,7 +61,7 @@ ENCODERS = {
 
 
 def classifier(encoded, inputs):
-    """Return a model that ends in the intents' probabilities."""
+    """Return a model that outputs the probabilities of the intents."""
     x = keras.layers.Dropout(DROPOUT)(encoded)
     outputs = keras.layers.Dense(NUM_INTENTS, activation="softmax")(x)
     return keras.Model(inputs, outputs)
@@ -77,9 +77,10 @@ def make_experts(kinds, vocabulary_size):
 
 
 def make_single(kind, vocabulary_size):
-    """Return one model with the parts that a routed question passes through.
+    """Return one model with the architecture that a question passes through.
 
-    These are the encoder of the router and that of an expert, side by side.
+    It consists of the encoder of the router and that of an expert, side by
+    side.
     """
     ids = keras.Input((MOST_WORDS,), dtype="int32")
     parts = [encoder(k, vocabulary_size)(ids) for k in ("bag", kind)]

@@ -9,14 +9,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-MOST_WORDS = 28  # of the longest question
+MOST_WORDS = 28  # in the longest question
 SPLITS = ("train", "val", "test")
 PADDING, UNKNOWN = 0, 1
 
 
 @dataclass(frozen=True)
 class Questions:
-    """One split.
+    """Holds the questions of one split.
 
     Args:
         texts: list of N strings.
@@ -75,7 +75,7 @@ def split(text):
 
 
 def encode(texts, vocabulary):
-    """Return int32 `(N, S)`."""
+    """Return the ids of the words of each text, int32 `(N, S)`."""
     ids = np.full((len(texts), MOST_WORDS), PADDING, "int32")
     for row, text in zip(ids, texts, strict=True):
         words = [vocabulary.get(w, UNKNOWN) for w in split(text)[:MOST_WORDS]]

@@ -1,9 +1,9 @@
-"""Draws a small picture of each form of mixture, for the README.
+"""Draw a small picture of each form of mixture, for the README.
 
     python examples/figures/draw.py [FOLDER]
 
-Inputs, router, experts, combination, outputs, from left to right. What runs
-for the input shown is solid, what does not is pale.
+A picture shows inputs, router, experts, combination, and outputs from left to
+right. Parts that run for the input shown are solid, and the others are pale.
 """
 
 import sys
@@ -29,7 +29,7 @@ FORMS = (
 
 
 def main(folder=Path(__file__).parent):
-    """Writes a file for each form."""
+    """Write a file for each form."""
     for form in FORMS:
         form().save(Path(folder) / f"{form.__name__}.svg")
 

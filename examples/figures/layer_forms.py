@@ -1,4 +1,4 @@
-"""Pictures of the forms in which a layer sends tokens to experts."""
+"""Draw the forms in which a layer sends tokens to experts."""
 
 from sketch import MIDDLE, ROWS_3, ROWS_4, Sketch
 
@@ -24,7 +24,7 @@ def moe_block():
 def example_level():
     s = Sketch(
         'MoEBlock(experts=[...], level="example")',
-        "Each example goes whole to K of E experts, by its mean token.",
+        "Each whole example goes to K of E experts, by its mean token.",
     )
     s.tokens(41, MIDDLE, ["data"] * 4, row=True)
     s.frame(41, MIDDLE, 64, 22, "example")
@@ -44,7 +44,7 @@ def example_level():
 def soft_moe():
     s = Sketch(
         "SoftMoE",
-        "A slot is a mixture of all tokens, a token one of all slots.",
+        "Each slot mixes all tokens, and each output mixes all slots.",
     )
     tokens = [MIDDLE + 21 - 14 * n for n in range(4)]
     s.tokens(30, MIDDLE, ["data"] * 4)
@@ -65,7 +65,7 @@ def soft_moe():
 def hierarchical_moe():
     s = Sketch(
         "HierarchicalMoE",
-        "A token goes to M of G groups, and to experts inside.",
+        "A token goes to M of G groups, and to experts within them.",
     )
     s.tokens(24, MIDDLE, ["data"])
     s.text(24, 82, "token")

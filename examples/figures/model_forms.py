@@ -1,4 +1,4 @@
-"""Pictures of whole models, and of several tasks on one trunk."""
+"""Draw mixtures of whole models, and several tasks on one trunk."""
 
 from sketch import MIDDLE, ROWS_3, Sketch
 
@@ -9,7 +9,7 @@ CHOSEN = (False, True, False, True)
 def models_dense():
     s = Sketch(
         "MixtureOfModels(experts)",
-        "Every model runs on every example; the outputs are weighed.",
+        "Every model runs on every example; the outputs are weighted.",
     )
     s.box(34, 82, "example", "data", w=48)
     s.box(104, 140, "features,\nrouter", "router", w=52, h=30)
@@ -28,7 +28,7 @@ def models_dense():
 def models_sparse():
     s = Sketch(
         "MixtureOfModels(experts, top_k=1)",
-        "An example goes to K models alone; the others do not run.",
+        "An example goes to only K models; the others do not run.",
     )
     s.box(34, MIDDLE, "example", "data", w=48)
     s.box(108, MIDDLE, "features,\nrouter", "router", w=52, h=30)
@@ -46,7 +46,7 @@ def models_sparse():
 def multi_gate_moe():
     s = Sketch(
         "MultiGateMoE",
-        "Every expert runs, once; each task mixes in its own way.",
+        "Every expert runs once; each task has its own weights.",
     )
     s.box(32, MIDDLE, "row", "data", w=40)
     places = s.bank(168, (128, 98, 68), ["expert"] * 3, w=48, h=22)
@@ -66,7 +66,7 @@ def multi_gate_moe():
 def ple():
     s = Sketch(
         "PLE (one layer of it: CGC)",
-        "Each task mixes its own experts and the shared; each + has a router.",
+        "A task mixes its own and the shared experts; each + has a router.",
     )
     s.box(28, MIDDLE, "row", "data", w=36)
     names = ["task A's", "shared", "task B's"]
@@ -91,7 +91,7 @@ def ple():
 
 def ensemble():
     s = Sketch(
-        "Ensemble", "Trained models of any kind; all run, by default frozen."
+        "Ensemble", "All trained models run; they are frozen by default."
     )
     s.box(36, MIDDLE, "example", "data", w=48)
     names = ["member 0", "member 1", "member 2"]
@@ -109,7 +109,7 @@ def ensemble():
 def language_model():
     s = Sketch(
         "MoELanguageModel(moe_every=2)",
-        "Experts in every n-th block; the others have one network.",
+        "Every n-th block has experts; the others have one network.",
     )
     s.box(26, MIDDLE, "token\nids", "data", w=36, h=28)
     last = 44

@@ -1,7 +1,7 @@
-"""A small canvas on which every form is drawn in the same way.
+"""Draw every form of mixture in the same style.
 
-Units are pixels of a picture of 360 x 200, y upwards. What runs is solid, what
-does not is pale.
+Units are pixels of a picture of 360 x 200, with y upwards. Parts that run are
+solid, and the others are pale.
 """
 
 import matplotlib
@@ -11,10 +11,10 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Circle, FancyBboxPatch
 
 WIDTH, HEIGHT = 360, 200
-MIDDLE = 98  # of the height that title and note leave
+MIDDLE = 98  # of the height between title and note
 ROWS_3, ROWS_4 = (141, 98, 55), (149, 115, 81, 47)  # heights of experts
 INK, PALE_INK, PALE_TEXT = "#24292f", "#b4bac1", "#8c959f"
-FILLS = {  # of what runs
+FILLS = {  # of parts that run
     "data": "#dfe3e8",
     "router": "#ffd58a",
     "expert": "#8fc1f2",
@@ -28,7 +28,7 @@ STYLE = {"svg.hashsalt": "keras_moe", "font.family": "DejaVu Sans"}
 
 
 class Sketch:
-    """A white picture with a title above and a line of text below."""
+    """Draws a white picture with a title above and a line of text below."""
 
     def __init__(self, title, note):
         inches = WIDTH / 96, HEIGHT / 96
@@ -43,19 +43,19 @@ class Sketch:
     def box(
         self, x, y, text="", kind="expert", runs=True, w=54, h=24, size=6.5
     ):
-        """A part with its name, around (x, y)."""
+        """Draw a part with its name, around (x, y)."""
         fill, ink = (FILLS[kind], INK) if runs else (PALE, PALE_INK)
         self._rectangle(x - w / 2, y - h / 2, w, h, fill, ink, 3)
         self.text(x, y, text, size=size, color=INK if runs else PALE_TEXT)
 
     def frame(self, x, y, w, h, text="", runs=True, size=6):
-        """A thin line around parts that belong together, its name on top."""
+        """Draw a named frame around parts that belong together."""
         ink = "#57606a" if runs else PALE_TEXT
         self._rectangle(x - w / 2, y - h / 2, w, h, "none", ink, 4, dashed=True)
         self.text(x, y + h / 2 + 6, text, size=size, color=ink)
 
     def tokens(self, x, y, kinds, runs=None, row=False, side=11):
-        """Squares above, or beside, one another, around (x, y)."""
+        """Draw a column of squares, or a row of them, around (x, y)."""
         runs = [True] * len(kinds) if runs is None else runs
         for n, (kind, on) in enumerate(zip(kinds, runs, strict=True)):
             along = (n - (len(kinds) - 1) / 2) * (side + 3)
@@ -63,7 +63,7 @@ class Sketch:
             self.box(*place, kind=kind, runs=on, w=side, h=side)
 
     def mix(self, x, y, text="+", runs=True):
-        """Where outputs are weighed and summed."""
+        """Draw the place at which outputs are weighted and summed."""
         fill, ink = (FILLS["combine"], INK) if runs else (PALE, PALE_INK)
         self.axes.add_patch(
             Circle((x, y), 9, facecolor=fill, edgecolor=ink, lw=0.8)
@@ -71,7 +71,7 @@ class Sketch:
         self.text(x, y - 0.5, text, size=8, color=ink)
 
     def arrow(self, start, end, runs=True, bend=0.0, both=False):
-        """From point to point."""
+        """Draw an arrow between two points."""
         style = "<|-|>" if both else "-|>"
         self.axes.annotate(
             "",
@@ -89,35 +89,35 @@ class Sketch:
         )
 
     def line(self, points, runs=True):
-        """Through points, the last of them with an arrow's head."""
+        """Draw a line through points, with an arrowhead at the last one."""
         xs, ys = zip(*points[:-1], strict=True)
         color, width = (INK, 0.9) if runs else (PALE_INK, 0.6)
         self.axes.plot(xs, ys, color=color, lw=width)
         self.arrow(points[-2], points[-1], runs)
 
     def bank(self, x, heights, names, runs=None, **size):
-        """Experts above one another; returns their places."""
+        """Draw experts above one another; return their places."""
         for n, (y, name) in enumerate(zip(heights, names, strict=True)):
             self.box(x, y, name, runs=runs is None or runs[n], **size)
         return [(x, y) for y in heights]
 
     def fan(self, start, places, runs=None, w=54):
-        """Arrows from a point to the left sides of boxes of width w."""
+        """Draw arrows from a point to the left sides of boxes of width w."""
         for n, (x, y) in enumerate(places):
             self.arrow(start, (x - w / 2, y), runs is None or runs[n])
 
     def gather(self, places, end, runs=None, w=54):
-        """Arrows from the right sides of boxes of width w to a point."""
+        """Draw arrows from the right sides of boxes of width w to a point."""
         for n, (x, y) in enumerate(places):
             self.arrow((x + w / 2, y), end, runs is None or runs[n])
 
     def text(self, x, y, text, size=6.5, color=INK, **options):
-        """Text around (x, y)."""
+        """Draw text around (x, y)."""
         options = {"ha": "center", "va": "center", **options}
         self.axes.text(x, y, text, fontsize=size, color=color, **options)
 
     def save(self, path):
-        """Writes an SVG, the same bytes each time."""
+        """Write an SVG, with the same bytes each time."""
         with matplotlib.rc_context(STYLE):
             self.figure.savefig(path, metadata={"Date": None})
 

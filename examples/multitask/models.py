@@ -1,4 +1,4 @@
-"""Build and train the models of `main.py`: mixtures, and one task alone.
+"""Build and train the mixtures and the single-task models of `main.py`.
 
 D features, H width of a tower, F intermediate_dim.
 """
@@ -12,15 +12,17 @@ KINDS = ("MMoE", "PLE", "single")
 
 NUM_EXPERTS = 6
 MMOE_DIM = 28
-PLE_DIM = 23  # 2 shared experts and 2 a task, in each of 2 layers
+PLE_DIM = 23  # 2 shared experts and 2 per task, in each of 2 layers
 WIDTH = 16
-DROPOUT = 0.4  # the two by mean validation AUC of all kinds of models
+# Dropout and learning rate were chosen by the mean validation AUC of all
+# models.
+DROPOUT = 0.4
 LEARNING_RATE = 5e-3
 BATCH_SIZE = 512
 
 
 def build_model(kind, num_features, intermediate_dim=None):
-    """Return a model of kind "MMoE", "PLE" (two outputs), or "single"."""
+    """Return a model of a kind: "MMoE" or "PLE" (two outputs), or "single"."""
     inputs = keras.Input((num_features,))
     style = {"output_dim": WIDTH, "dropout": DROPOUT}
     if kind == "MMoE":
@@ -39,7 +41,7 @@ def build_model(kind, num_features, intermediate_dim=None):
 
 
 def single_dim(num_features, parameters):
-    """Return F of a single-task model with as many parameters, or a few more.
+    """Return F of a single-task model with at least the given parameters.
 
     The model has `(D + 1) F` parameters before its hidden units, `(F + 1) H`
     after them, and `H + 1` in the tower.
@@ -49,7 +51,7 @@ def single_dim(num_features, parameters):
 
 
 def train(model, data, validation, epochs):
-    """Train with Adam; keep the epoch of the smallest validation loss."""
+    """Train with Adam; keep the weights of the smallest validation loss."""
     steps = epochs * -(-len(data[0]) // BATCH_SIZE)
     model.compile(
         keras.optimizers.Adam(

@@ -30,10 +30,10 @@ def predict_elsewhere(backends, folder, path, inputs, expected):
         folder: Folder for intermediate files.
         path: The `.keras` file.
         inputs: Array of inputs.
-        expected: Array of the outputs on the backend of the training.
+        expected: Array of the outputs on the training backend.
 
     Returns:
-        dict from the backend to what `judge` returns.
+        dict from each backend to the dict that `judge` returns.
     """
     np.savez(folder / "inputs.npz", inputs=inputs)
 
@@ -63,7 +63,7 @@ def work(backend, *arguments):
 
 
 def export(model, path, format, data):
-    """Export and verify a model; return the difference that was found."""
+    """Export and verify a model; return its largest difference."""
     import keras_moe
 
     try:
@@ -84,7 +84,7 @@ def compare(expected, path, tolerance):
 
 
 def judge(largest, tolerance):
-    """Return a difference, its tolerance, and whether it is within."""
+    """Return a difference, its tolerance, and whether it is within that."""
     passed = bool(largest <= tolerance)  # False for NaN
     return {"largest": largest, "tolerance": tolerance, "passed": passed}
 
@@ -103,7 +103,7 @@ def report_failures(results, path):
         print(
             f"error: {name} differs from the trained model by "
             f"{d['largest']:.1e}, more than {d['tolerance']:.0e}. Please "
-            f"report it with {path}.",
+            f"report this with {path}.",
             file=sys.stderr,
         )
     return 1 if missed else 0

@@ -1,4 +1,4 @@
-"""Digits, and a MoE transformer with its dense twin; examples share these.
+"""Load digits, and build and train a MoE transformer or its dense twin.
 
 N images, S tokens per image, D hidden_dim, F intermediate_dim, E experts,
 K top_k.
@@ -24,7 +24,7 @@ TOP_K = 2
 DROPOUT = 0.1
 LEARNING_RATE = 3e-3
 BATCH_SIZE = 128
-SPLIT_SEED = 0  # the held-out fifth is the same whatever the training seed
+SPLIT_SEED = 0  # the held-out fifth does not depend on the training seed
 
 SHIFTS = [(dy, dx) for dy in (0, -1, 1) for dx in (0, -1, 1)]
 
@@ -66,13 +66,13 @@ def load_data(shifts=SHIFTS):
 
 
 def shift(images, down, right):
-    """Move images by -1, 0, or 1 pixels; new pixels are blank."""
+    """Shift images by -1, 0, or 1 pixels; new pixels are blank."""
     padded = np.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)))
     return padded[:, 1 - down : 9 - down, 1 - right : 9 - right]
 
 
 def build_model(kind):
-    """Return the classifier; `kind` is "moe" or "dense", all else is equal."""
+    """Return the classifier; only the kind, "moe" or "dense", differs."""
     inputs = keras.Input((8, 8, 1))
     x = layers.Conv2D(HIDDEN_DIM // 2, 3, padding="same", activation="relu")(
         inputs
@@ -94,7 +94,7 @@ def build_model(kind):
 
 
 def feed_forward(kind):
-    """Return E experts of width F, or one of their active width, K * F."""
+    """Return E experts of width F, or one expert of width K * F."""
     if kind == "dense":
         return keras_moe.Expert(TOP_K * INTERMEDIATE_DIM)
     return keras_moe.MoEBlock(
@@ -103,7 +103,7 @@ def feed_forward(kind):
 
 
 def train(kind, data, epochs, seed):
-    """Build and train a model; both kinds are trained alike."""
+    """Build and train a model; both kinds are trained in the same way."""
     keras.utils.set_random_seed(seed)
     model = build_model(kind)
     steps = epochs * -(-len(data[0]) // BATCH_SIZE)
@@ -118,7 +118,7 @@ def train(kind, data, epochs, seed):
 
 
 def learning_rate(steps, peak=LEARNING_RATE):
-    """Return a schedule: warm up for a tenth of the steps, cosine to 0."""
+    """Return a cosine schedule to 0 with a warm-up of a tenth of the steps."""
     warmup = max(1, steps // 10)
     return keras.optimizers.schedules.CosineDecay(
         0.0,
@@ -129,7 +129,7 @@ def learning_rate(steps, peak=LEARNING_RATE):
 
 
 def count_parameters(model):
-    """Return the numbers of trainable parameters: all, and active per token."""
+    """Return the trainable parameters, in total and active per token."""
 
     def size(layer):
         return sum(int(np.prod(w.shape)) for w in layer.trainable_weights)
@@ -145,7 +145,7 @@ def count_parameters(model):
 def route(model, images, labels):
     """Count the routed pairs of each digit per expert.
 
-    Runs every block on the output of the layer before it.
+    This runs every block on the output of the layer before it.
 
     Returns:
         A dict from the block's name to int `(10, E)`.

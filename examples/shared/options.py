@@ -1,4 +1,4 @@
-"""Options of the command line that several examples share."""
+"""Define the options of the command line that several examples share."""
 
 import sys
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ Backend = Annotated[
     Literal["jax", "tensorflow", "torch"], typer.Option(help="Keras backend.")
 ]
 Epochs = Annotated[int, typer.Option(min=1, help="Epochs of each training.")]
-Seeds = Annotated[int, typer.Option(min=1, help="Trainings to average.")]
+Seeds = Annotated[int, typer.Option(min=1, help="Number of seeds.")]
 Quick = Annotated[bool, typer.Option(help="Small and fast, not accurate.")]
 Output = Annotated[
     Path | None, typer.Option(help="Folder; saved_models/NAME by default.")
@@ -66,11 +66,12 @@ def start(options, job, packages=(), sources=()):
     Args:
         options: `Options`.
         job: function from the options to the exit code.
-        packages: Names of modules that are needed beside the quickstart's.
+        packages: Names of modules that the job needs, in addition to the
+            quickstart's.
         sources: Data sets that must exist; see `Options.source`.
 
     Returns:
-        int. The exit code: that of the job, or 1 if something is missing.
+        int. The exit code of the job, or 1 if a requirement is missing.
     """
     try:
         for parts in sources:

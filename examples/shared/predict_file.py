@@ -2,8 +2,8 @@
 
     predict_file.py MODEL.keras INPUTS.npz OUT.npz
 
-Loads the file under the backend that KERAS_BACKEND names. INPUTS.npz holds one
-array, or one for each of a model's named inputs.
+The script loads the file under the backend that KERAS_BACKEND names. INPUTS.npz
+contains one array, or one array per named input of the model.
 """
 
 import sys
@@ -17,7 +17,7 @@ def main(model_path, inputs_path, out_path):
     """Load the model, run it, and write its outputs.
 
     The model is not compiled: its file records how it was compiled on the
-    backend of its training, and on PyTorch `torch.compile` would take a minute.
+    training backend, and on PyTorch `torch.compile` would take a minute.
     """
     model = keras.models.load_model(model_path, compile=False)
     with np.load(inputs_path) as arrays:

@@ -1,4 +1,4 @@
-"""Start an example: check the packages, set the backend, import Keras."""
+"""Start an example: check the packages, set the backend, and import Keras."""
 
 import contextlib
 import importlib.util
@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 class ExampleError(Exception):
-    """An error that the user can act on, shown without a traceback."""
+    """An error that the user can fix, printed without a traceback."""
 
 
 def prepare(options):
@@ -60,7 +60,7 @@ def check_packages(packages):
 
 @contextlib.contextmanager
 def quiet():
-    """Discard what native code writes to stderr; TensorFlow's import does."""
+    """Discard the output to stderr of native code, such as TensorFlow's."""
     sys.stderr.flush()
     kept = os.dup(2)
     with open(os.devnull, "w") as nowhere:

@@ -1,7 +1,7 @@
-"""Train a MoE and its dense twin over seeds; three examples share this.
+"""Train a MoE and its dense twin with several seeds.
 
-The twins differ only in the feed-forward part: E experts of width F, K of them
-per token, or one network of width K * F. Data, order, steps, optimizer,
+The twins differ only in the feed-forward part: E experts of width F, of which
+each token uses K, or one network of width K * F. Data, order, steps, optimizer,
 schedule, and seeds are the same.
 """
 
@@ -24,20 +24,21 @@ RELOADED_TOLERANCE = 0.0
 
 @dataclass(frozen=True)
 class Task:
-    """Data, the models for them, and how the models are judged.
+    """Describes a data set, the models for it, and their evaluation.
 
     Args:
         name: str. Name of the data.
-        figure: str. The figure of `evaluate` by which twins are compared.
-        better: "lower" or "higher".
-        build: function from the arguments in which the twins differ, including
-            their name, to a model.
+        figure: str. The figure of `evaluate` by which the twins are compared.
+        better: "lower" or "higher". Which figure is better.
+        build: function from the arguments that differ between the twins,
+            including their name, to a model.
         train: function of `(model, seed)` that trains the model.
         evaluate: function from a model to a dict of figures on held-out data.
-        sample: Held-out inputs, for the reloaded and the exported model.
-        floor: `(name, value)` of the figure for a simple baseline, or None.
+        sample: Held-out inputs, on which the reloaded and the exported model
+            are compared with the MoE.
+        floor: `(name, value)` of the figure of a simple baseline, or None.
         more: function from the MoE of the first seed to a dict for the
-            results, or None. Its "differences" are judged with the others.
+            results, or None. Its "differences" are checked with the others.
     """
 
     name: str
@@ -56,14 +57,15 @@ def run(options, packages, make_tasks, sources=()):
 
     Args:
         options: `Options`.
-        packages: Names of modules that are needed beside the quickstart's.
+        packages: Names of modules that the example needs, in addition to the
+            quickstart's.
         make_tasks: function from the options to a list of `Task`, called after
             Keras is imported.
         sources: Data sets that must exist; see `Options.source`.
 
     Returns:
-        int. The exit code: 1 if something is missing or a difference is too
-        large.
+        int. The exit code, which is 1 if a requirement is missing or a
+        difference is too large.
     """
     return start(
         options,
@@ -97,7 +99,7 @@ def run_tasks(options, tasks):
         folder = options.output / task.name
         folder.mkdir(exist_ok=True)
         models["dense"].save(folder / "dense.keras")
-        console.print("[bold]Saving, loading and exporting the MoE")
+        console.print("[bold]Saving, loading, and exporting the MoE")
         result["differences"] = check(task.sample, models["moe"], folder)
         if task.more:
             result["more"] = task.more(models["moe"])
@@ -157,10 +159,11 @@ def train_one(task, kind, seed):
 
 
 def fit(model, data, batch_size, epochs, peak, shuffle=True):
-    """Train logits on ids with AdamW; `data` is `(inputs, targets, weights)`.
+    """Train a model that outputs logits with AdamW.
 
-    The loss is the mean cross-entropy, in nats, of the targets whose weight is
-    1. The learning rate rises to `peak` and falls to 0.
+    `data` is `(inputs, targets, weights)`, where targets are ids. The loss is
+    the mean cross-entropy, in nats, of the targets whose weight is 1. The
+    learning rate rises to `peak` and falls to 0.
     """
     import keras
 

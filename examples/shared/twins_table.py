@@ -16,14 +16,14 @@ def write_markdown(runs, path):
 
 
 def markdown(runs):
-    """Return the table, a row per task of each example, and notes."""
+    """Return the table, with a row per task of each example, and notes."""
     tasks = [task for results in runs for task in results["tasks"]]
     lines = ("| " + " | ".join(row(task)) + " |" for task in tasks)
     return "\n".join([HEAD, RULE, *lines, *generation_notes(tasks)])
 
 
 def generation_notes(tasks):
-    """Yield notes on the speed of generation, for below the table."""
+    """Yield notes on the speed of generation, which follow the table."""
     for task in tasks:
         more = task.get("more", {})
         times = more.get("cpu_milliseconds_at_position")
@@ -71,9 +71,9 @@ def figures(task, kind):
 
 
 def size(parameters):
-    """Return the number of parameters, all and those active per token."""
+    """Return the parameters as text, in total and active per token."""
     total, active = parameters["total"], parameters["active"]
-    return f"{total:,}" + (f" ({active:,} a token)" if active < total else "")
+    return f"{total:,}" + (f" ({active:,} per token)" if active < total else "")
 
 
 def cpu_seconds(task):

@@ -270,7 +270,7 @@ def test_the_table_of_several_examples(tmp_path, monkeypatch):
     dense_twin_table.main(["--folder", str(tmp_path), "--write", str(readme)])
     assert (
         "| texts | loss (lower is better) | 1.5000 (1.0000, 2.0000) | "
-        "2.0000 (1.5000, 2.5000) | chance: 3.0000 | 9,000 (4,500 a token) | "
+        "2.0000 (1.5000, 2.5000) | chance: 3.0000 | 9,000 (4,500 per token) | "
         "4,000 | 6.0 | 0.0e+00 | 0.0e+00 |" in readme.read_text()
     )
     assert "0: 2.5, 7: 2.2. 9 tokens take 1.0 CPU" in readme.read_text()
