@@ -1,6 +1,6 @@
-"""Processes with uneven batches end with an error that names them.
+"""Test that processes with uneven batches end with an error that names them.
 
-What the referee decides is written down by hand here; the last tests start
+The first tests have the referee's decisions by hand. The last tests start
 processes of a backend that train together.
 """
 
@@ -24,13 +24,13 @@ from keras_moe.distribution.watching import Referee, Watch
 
 anywhere = pytest.mark.skipif(
     BACKEND != "torch",
-    reason="uses no backend; test_uneven_batches.py on torch",
+    reason="no backend is used; torch runs it",
 )
 EPOCH = "epoch 1 of `fit`"
 
 
 def at(begun, ended, **others):
-    """A process in the first epoch of a `fit`, since long."""
+    """Return the progress of a process that is in the first epoch of `fit`."""
     known = {"section": 1, "name": EPOCH, "call": 1, "meeting": 1, "since": 0.0}
     return Progress(begun=begun, ended=ended, **{**known, **others})
 
@@ -94,10 +94,10 @@ def test_uneven_batches_are_found(one, other):
     ],
     ids=[
         "planned alike",
-        "one does not know",
+        "one has no plan",
         "one is slower",
         "one is behind",
-        "one looks for data",
+        "one waits for data",
         "one has not begun",
         "both are done",
         "one is in the next section",
@@ -118,8 +118,8 @@ def watches_of_two():
 
 
 @anywhere
-def test_processes_meet_and_hear_of_a_fault():
-    """Two of them, as two clients in this process."""
+def test_processes_meet_and_receive_a_fault():
+    """Two clients in this process simulate two processes."""
     one, other = watches_of_two()
     try:
         for watch in (one, other):
@@ -133,11 +133,11 @@ def test_processes_meet_and_hear_of_a_fault():
             one.meet()
         assert "process 1 has 4 batches" in one.fault
     finally:
-        one.fault = other.fault = None  # nor leaving Python
+        one.fault = other.fault = None  # so that Python's exit has no error
 
 
 @anywhere
-def test_what_one_process_finds_is_told_to_all():
+def test_the_fault_of_one_process_reaches_all():
     one, other = watches_of_two()
     try:
         other.raised = True  # so that no thread ends this process
@@ -151,12 +151,12 @@ def test_what_one_process_finds_is_told_to_all():
         assert other.fault == quoted
         assert referee.named_in("another error") is None
     finally:
-        one.fault = other.fault = None  # nor leaving Python
+        one.fault = other.fault = None  # so that Python's exit has no error
 
 
 @anywhere
-def test_a_process_that_ends_is_known_to_have_left():
-    """At once: a backend may keep its connection until the others end."""
+def test_a_process_that_ends_has_left():
+    """It leaves at once, because its backend may wait for the others' end."""
     server = Referee(1, "token")
     watch = Watch("localhost", server.port, "token", 0)
     with watch.connection:
@@ -170,7 +170,7 @@ def test_a_process_that_ends_is_known_to_have_left():
 @anywhere
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_job_without_addresses_or_ways_to_process_0(monkeypatch, processes):
-    """Process 0 sends its address; of two the second does not come."""
+    """Process 0 sends its address, and the second of two does not connect."""
     place = agreement.Place(0, processes, "")
     monkeypatch.setattr(agreement, "place", lambda: place)
     monkeypatch.setattr(agreement, "from_first", lambda numbers, model: numbers)
@@ -183,7 +183,7 @@ def test_a_job_without_addresses_or_ways_to_process_0(monkeypatch, processes):
 
 
 @anywhere
-def test_a_stranger_is_turned_away():
+def test_a_client_with_another_token_is_refused():
     server = Referee(1, "token")
     with socket.create_connection(("localhost", server.port)) as stranger:
         stranger.sendall(b"other 0\n")
@@ -200,7 +200,7 @@ def test_a_busy_port_is_named():
 
 
 def train(tmp_path, kind):
-    """Start two processes; return both ones' words and the exit code."""
+    """Start two processes; return both outputs and the exit code."""
     command = [sys.executable, "-m", "keras_moe_cli", "launch"]
     command += ["--backend", BACKEND, "--logs", str(tmp_path)]
     done = subprocess.run(
@@ -217,14 +217,14 @@ def train(tmp_path, kind):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["arrays", "generator", "epochs"])
 def test_uneven_batches_end_every_process(tmp_path, kind):
-    """Within a minute of the first step, of which `generator` waits."""
+    """The numbers of batches are uneven, or the numbers of epochs are."""
     first, other, code = train(tmp_path, kind)
     assert code == 1
     for words in (first, other):
         assert "RuntimeError: Uneven batches" in words, words[-2000:]
         assert "trained" not in words
         if BACKEND == "tensorflow" and kind == "generator":
-            # It gives a process whose data are over batches without rows.
+            # TensorFlow gives empty batches to a process whose data end.
             assert "step without rows in process 0" in words
         else:
             assert "process 1" in words
@@ -233,7 +233,7 @@ def test_uneven_batches_end_every_process(tmp_path, kind):
 @pytest.mark.slow
 @pytest.mark.parametrize("index", [0, 1])
 def test_the_process_that_remains_names_one_that_left(tmp_path, index):
-    """Before its first `fit`; JAX waits for the remaining one at its end."""
+    """A process ends before its first `fit`; on JAX, it waits for the other."""
     *both, code = train(tmp_path, f"exits {index}")
     assert code == 1
     assert "RuntimeError: Uneven batches" in both[1 - index]
@@ -242,7 +242,7 @@ def test_the_process_that_remains_names_one_that_left(tmp_path, index):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(BACKEND != "jax", reason="others do not wait at their end")
+@pytest.mark.skipif(BACKEND != "jax", reason="only JAX waits at its end")
 def test_a_process_that_fails_before_its_first_fit_ends_the_others(tmp_path):
     first, other, code = train(tmp_path, "raises 0")
     assert code == 1 and "ValueError: before the first fit" in first

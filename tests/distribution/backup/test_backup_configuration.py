@@ -95,7 +95,7 @@ def saved():
 
 
 @pytest.mark.parametrize(
-    "changes, said",
+    "changes, words",
     [
         ({"top_k": 1}, "`top_k` of MoEBlock is 2 there and 1 here"),
         ({"inner_top_k": 1}, "`top_k` of MoEBlock is 2 there and 1 here"),
@@ -107,8 +107,8 @@ def saved():
     ],
     ids=lambda value: "" if isinstance(value, str) else next(iter(value)),
 )
-def test_what_changes_the_training_is_found(saved, changes, said):
-    assert said in configurations.difference(saved, configs_of(**changes))
+def test_what_changes_the_training_is_found(saved, changes, words):
+    assert words in configurations.difference(saved, configs_of(**changes))
 
 
 @pytest.mark.parametrize(
@@ -148,8 +148,8 @@ def test_connections_are_compared():
         return configurations.layer_configs(keras.Model(inputs, outputs))
 
     assert configurations.difference(make(True), make(True)) == ""
-    said = configurations.difference(make(True), make(False))
-    assert "`layers." in said and "of Functional" in said
+    found = configurations.difference(make(True), make(False))
+    assert "`layers." in found and "of Functional" in found
 
 
 def test_layers_of_another_kind_and_number():
@@ -158,8 +158,8 @@ def test_layers_of_another_kind_and_number():
         return configurations.layer_configs(model)
 
     one = make(layers.ReLU())
-    said = configurations.difference(one, make(layers.Softmax()))
-    assert said == "ReLU there is Softmax here"
+    found = configurations.difference(one, make(layers.Softmax()))
+    assert found == "ReLU there is Softmax here"
     assert configurations.difference(one, make(layers.ReLU(), layers.ReLU()))
 
 

@@ -45,10 +45,10 @@ def choose(folder):
 
 def assert_passed_over(folder):
     """Assert that the newest save is skipped with the documented warning."""
-    name, manifest, said = choose(folder)
+    name, manifest, texts = choose(folder)
     assert name == GOOD
     assert manifest["epoch"] == 2
-    (text,) = said
+    (text,) = texts
     assert text.startswith("Torn saves are passed over: ")
     assert text.endswith(f"{GOOD} is loaded.")
 
@@ -90,15 +90,15 @@ def flip_each(folder, name, bits):
         data = bytearray(whole)
         data[bit // 8] ^= 1 << bit % 8
         path.write_bytes(data)
-        found, content, said = choose(folder)
+        found, content, texts = choose(folder)
         if found == NEWEST and name == "manifest.json":
             assert content == manifest, bit
-            assert said == [], bit
+            assert texts == [], bit
             unchanged += 1
         else:
             assert found == GOOD, bit
-            assert len(said) == 1, bit
-            assert said[0].startswith("Torn saves are passed over"), bit
+            assert len(texts) == 1, bit
+            assert texts[0].startswith("Torn saves are passed over"), bit
     path.write_bytes(whole)
     assert unchanged < len(bits) / 10
 
@@ -201,11 +201,11 @@ def test_values_of_another_kind(damaged, old):
         for text in (without, *changed):
             text = text if old else seal(text)
             path.write_text(json.dumps(text))
-            name, found, said = choose(damaged)
+            name, found, texts = choose(damaged)
             assert name in (GOOD, NEWEST)
             if name == NEWEST:
                 chosen.setdefault(key, []).append(found[key])
-                assert (len(said) == 1) == old
+                assert (len(texts) == 1) == old
     right = {
         "model": ["x"],
         "optimizer": [None, "x"],
@@ -305,9 +305,9 @@ def test_a_save_that_cannot_be_read_is_not_removed(damaged, monkeypatch):
 def test_an_old_backup_is_loaded_with_one_warning(damaged):
     make_old(damaged)
     model = hand_saves.make_model()
-    with pytest.warns(UserWarning) as said:
+    with pytest.warns(UserWarning) as caught:
         callback = hand_saves.begin(damaged, model)
-    (warning,) = said
+    (warning,) = caught
     assert "no checksum of the manifest" in str(warning.message)
     assert hand_saves.epoch_of(model) == 2
     hand_saves.train_epoch(callback, 3)
@@ -323,9 +323,9 @@ def test_an_old_manifest_that_contradicts_its_history(damaged):
     path = damaged / NEWEST / "manifest.json"
     manifest = json.loads(path.read_text())
     path.write_text(json.dumps({**manifest, "epoch": 1}))
-    name, _, said = choose(damaged)
+    name, _, texts = choose(damaged)
     assert name == GOOD
-    assert len(said) == 2  # the older manifest is of that version, too
+    assert len(texts) == 2  # the older manifest is of that version, too
 
 
 @pytest.mark.every_backend
