@@ -1,7 +1,8 @@
-"""A damaged artifact gives the right numbers or a documented error.
+"""Test that a damaged artifact gives the right numbers or a documented error.
 
-One artifact per format is written; copies of it are damaged at random: bits
-flipped, files cut, lengthened, exchanged, or removed, and blocks of zeros.
+One artifact per format is written, and copies of it are damaged at random: bits
+are flipped, blocks are zeroed or copied, and files are cut, lengthened,
+exchanged, or removed.
 """
 
 import json
@@ -19,7 +20,7 @@ from keras_moe.export import FORMATS, export, load, verify
 from keras_moe.export import manifest as manifests
 from keras_moe_cli.bootstrap import run_command
 
-# What this backend writes by itself; the others are slow.
+# The formats that this backend writes itself; the others are slow.
 OWN = {
     "jax": [],
     "tensorflow": ["tf_saved_model", "litert", "onnx", "openvino"],
@@ -74,7 +75,7 @@ def clear(data, rng):
 
 
 def shift(data, rng):
-    """Read a block from elsewhere in the same file."""
+    """Overwrite a block with another block of the same file."""
     size = rng.randrange(1, 1 + len(data) // 2)
     a, b = (rng.randrange(len(data) - size + 1) for _ in range(2))
     data[a : a + size] = data[b : b + size]
@@ -84,7 +85,7 @@ IN_A_FILE = [flip, flip_many, cut, lengthen, clear, shift]
 
 
 def damage(folder, rng):
-    """Damage one file at random, or exchange or remove files."""
+    """Damage, exchange, or remove files at random; return a description."""
     files = sorted(p for p in folder.rglob("*") if p.is_file())
     before = [p.read_bytes() for p in files]
     while before == [p.is_file() and p.read_bytes() for p in files]:
@@ -103,7 +104,7 @@ def damage(folder, rng):
 
 
 def check_damaged(source, folder, seeds):
-    """Load damaged copies; what loads must give the same numbers."""
+    """Load damaged copies; a copy that loads must give the same numbers."""
     right = None
     for seed in seeds:
         shutil.rmtree(folder, ignore_errors=True)
@@ -113,7 +114,7 @@ def check_damaged(source, folder, seeds):
             [found] = load(folder)(X)
         except (ValueError, FileNotFoundError):
             continue
-        # Such as another space in `moe.json`.
+        # Damage may be harmless, such as another space in `moe.json`.
         if right is None:
             [right] = load(source)(X)
         np.testing.assert_array_equal(found, right, err_msg=what)
@@ -123,23 +124,23 @@ QUICK = [name for name in OWN if name != "openvino"]  # 25 s to write
 
 
 @pytest.mark.parametrize("format", QUICK)
-def test_no_wrong_number(format, written, tmp_path):
+def test_damage_gives_no_wrong_number(format, written, tmp_path):
     check_damaged(written(format), tmp_path / "copy", range(FEW))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("format", FORMATS)
-def test_no_wrong_number_in_many(format, written, tmp_path):
+def test_much_damage_gives_no_wrong_number(format, written, tmp_path):
     seeds = range(1000, 1000 + MANY)
     check_damaged(written(format), tmp_path / "copy", seeds)
 
 
-own = pytest.mark.skipif(not OWN, reason="JAX writes none by itself")
+own = pytest.mark.skipif(not OWN, reason="JAX writes no format itself")
 
 
 @pytest.fixture
 def copy(written, tmp_path):
-    """A copy of an artifact that this backend writes."""
+    """Return a copy of an artifact that this backend writes."""
     return shutil.copytree(written(OWN[0]), tmp_path / "copy")
 
 
@@ -152,7 +153,7 @@ def model_file(tmp_path):
 
 @own
 @pytest.mark.one_backend
-def test_every_way_in_notices_damage(copy, model_file, capsys):
+def test_every_entry_point_detects_damage(copy, model_file, capsys):
     path = max(copy.rglob("*.*"), key=lambda p: p.stat().st_size)
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
@@ -175,7 +176,7 @@ def test_every_way_in_notices_damage(copy, model_file, capsys):
 
 @pytest.fixture
 def old(copy):
-    """The artifact as it was written before there were checksums."""
+    """Return an artifact as it was written before checksums were added."""
     path = copy / "moe.json"
     content = json.loads(path.read_text())
     del content["files"], content["checksum"]
@@ -184,7 +185,7 @@ def old(copy):
 
 
 def places_of(warnings):
-    """The files that the package's warnings are shown for."""
+    """Return the files that the package's warnings refer to."""
     text = "written before keras_moe stored checksums"
     return [w.filename for w in warnings if text in str(w.message)]
 
@@ -232,7 +233,7 @@ def test_files_that_are_not_listed_are_ignored(copy):
 @own
 @pytest.mark.parametrize("name", ["a[1]", "[!a]/b", "a\\b", "a*b?"])
 def test_names_that_are_patterns(copy, name):
-    """TensorFlow looks for the variables of a SavedModel by a pattern."""
+    """TensorFlow finds the variables of a SavedModel by a pattern."""
     folder = copy.parent / name
     folder.parent.mkdir(exist_ok=True)
     copy.rename(folder)

@@ -1,4 +1,4 @@
-"""Every format from this backend: written, run in its own runtime, compared."""
+"""Export every format, run it in its own runtime, and compare the outputs."""
 
 import json
 
@@ -14,7 +14,8 @@ from keras_moe.export.observing import observer
 D, E = 8, 4
 
 
-# The first is in `make test-fast`, all in `make test`, the others are slow.
+# `make test-fast` runs the first format, and `make test` runs all of these. The
+# tests of other formats are slow.
 QUICK = {
     "jax": ["litert"],
     "tensorflow": ["tf_saved_model", "litert", "onnx"],
@@ -23,7 +24,7 @@ QUICK = {
 
 
 def two_inputs():
-    """Tokens and ids in; one block drops nothing, the next one does."""
+    """Return a model of tokens and ids; its second block drops tokens."""
     tokens = keras.Input((None, D), name="tokens")
     ids = keras.Input((None,), dtype="int32", name="ids")
     x = tokens + keras.layers.Embedding(5, D, name="embedding")(ids)
@@ -47,7 +48,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def artifact_path(tmp_path_factory):
-    """An artifact of `one_input`, and its model."""
+    """Return an artifact of `one_input`, and its model."""
     keras.utils.set_random_seed(4)
     model = one_input()
     path = tmp_path_factory.mktemp("artifacts") / "one"
@@ -67,7 +68,7 @@ def speed(format):
     "format", [pytest.param(f, marks=speed(f)) for f in FORMATS]
 )
 def test_a_format(format, model, tmp_path, rng):
-    """The artifact says what the model says, at sizes nobody tried."""
+    """The outputs are the model's, also at sizes that `export` did not try."""
     manifest = export(model, tmp_path / "artifact", format)
     assert (tmp_path / "artifact" / FORMATS[format].file).exists()
     assert manifest["exported_on"] == BACKEND
@@ -78,7 +79,7 @@ def test_a_format(format, model, tmp_path, rng):
     assert small == [[2, 5, D], [2, 5]] and large == [[3, 9, D], [3, 9]]
     artifact = load(tmp_path / "artifact")
     assert artifact.manifest == manifest
-    # On JAX the model's own calls compile for seconds: in `make test` once.
+    # On JAX, a call of the model compiles for seconds, so `make test` has one.
     once_on_jax = BACKEND == "jax" and format in QUICK
     for batch, length in [(4, 7)] if once_on_jax else [(1, 1), (4, 7)]:
         inputs = {
@@ -92,13 +93,11 @@ def test_a_format(format, model, tmp_path, rng):
 
 
 @pytest.mark.one_backend
-def test_the_manifest_says_what_it_is(artifact_path):
+def test_the_content_of_the_manifest(artifact_path):
     path, _ = artifact_path
     manifest = json.loads((path / "moe.json").read_text())
-    # Router D * E and E of bias; experts 2 * D * 12 + 12 + D each; E of load
-    # and 2 of its statistics.
     (mixture,) = manifest["mixtures"]
-    expert = 2 * D * 12 + 12 + D
+    expert = 2 * D * 12 + 12 + D  # two kernels and their biases
     assert mixture["expert_parameters"] == E * expert
     assert mixture["expert_bytes"] == 4 * E * expert
     assert (mixture["num_experts"], mixture["top_k"]) == (E, 1)
@@ -125,7 +124,7 @@ def test_one_flipped_expert_is_found(artifact_path):
 
 
 @pytest.mark.one_backend
-def test_an_expert_that_nobody_reaches_is_named(artifact_path):
+def test_an_expert_that_no_input_reaches_is_named(artifact_path):
     path, model = artifact_path
     block = model.layers[-1]
     block.disable_experts([2])
@@ -136,8 +135,8 @@ def test_an_expert_that_nobody_reaches_is_named(artifact_path):
 
 
 @pytest.mark.one_backend
-def test_blocks_of_one_path_are_told_apart():
-    """Each of both must be seen to reach its experts, and be described."""
+def test_blocks_with_equal_paths_are_distinguished():
+    """Each of the two blocks has its own pairs and its own description."""
     inputs = keras.Input((D,))
     x = inputs
     for name in ("one", "two"):
@@ -154,7 +153,7 @@ def test_blocks_of_one_path_are_told_apart():
 
 
 @pytest.mark.one_backend
-def test_data_of_ones_own(artifact_path, rng):
+def test_the_users_own_data(artifact_path, rng):
     path, model = artifact_path
     data = rng.normal(size=(40, 6, D))
     shapes = verify(model, path, data=data)["shapes"]
@@ -181,7 +180,7 @@ def test_a_subclass_needs_a_signature(tmp_path):
 
 
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="text is TensorFlow's")
-def test_text_goes_in(tmp_path):
+def test_a_model_of_text(tmp_path):
     texts = ["a good film", "a bad film", "good", "bad bad"]
     vectorize = keras.layers.TextVectorization(max_tokens=20)
     vectorize.adapt(texts)

@@ -1,4 +1,4 @@
-"""What cannot be exported says why; what is half-written does not stay."""
+"""Test the errors of `export`, and that no half-written artifact stays."""
 
 import errno
 import importlib.util
@@ -26,7 +26,7 @@ def model():
 
 @pytest.fixture
 def half_written(monkeypatch):
-    """A writer that fails after its first bytes; returns how to fail."""
+    """Return a function that makes the writer fail after its first bytes."""
 
     def fail_with(error):
         def write(model, format, folder, *rest):
@@ -55,12 +55,12 @@ def test_a_missing_package_names_the_command(model, tmp_path, monkeypatch):
         export(model, tmp_path / "a", "torch")
 
 
-def test_a_layer_is_no_model(tmp_path):
+def test_a_layer_is_not_a_model(tmp_path):
     with pytest.raises(TypeError, match="`model` must be a keras.Model"):
         export(keras_moe.MoEBlock(2, 4), tmp_path / "a")
 
 
-def test_unknown_quantisation(model, tmp_path):
+def test_unknown_quantization(model, tmp_path):
     with pytest.raises(ValueError, match="`quantize` must be None or one of"):
         export(model, tmp_path / "a", quantize="int2")
 
@@ -85,7 +85,7 @@ def test_a_place_below_a_file(model, tmp_path):
 
 
 def test_disk_full(model, tmp_path, half_written):
-    """What stood there before stays, and nothing else."""
+    """The previous folder stays, and no other file."""
     old = tmp_path / "a"
     old.mkdir()
     half_written(OSError(errno.ENOSPC, "No space left on device"))
@@ -134,7 +134,7 @@ def test_probes_reach_every_expert():
     probes = probes_of(model)
     assert unreached(probes) == []
     counts = [p.observation.pairs[block.path] for p in probes]
-    # Two by five tokens and three by nine, one expert each.
+    # The first probes have 2 x 5 and 3 x 9 tokens, with one expert per token.
     assert [c.sum() for c in counts[:2]] == [10, 27]
     assert (sum(counts) > 0).all()
 

@@ -1,8 +1,8 @@
-"""A hostile PyTorch artifact is refused before anything of it runs.
+"""Test that a hostile PyTorch artifact is refused before any of its code runs.
 
-Each attack is a change of a good archive that makes a file, `marker`, when
-`torch.export.load`, `module()`, or the first call runs it. The attacks are
-tried without keras_moe first: they must be real ones.
+Each attack changes a good archive so that `torch.export.load`, `module()`, or
+the first call creates a file, `marker`. The attacks in `REAL` also run without
+keras_moe, to show that PyTorch alone executes them.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ torch = pytest.importorskip("torch")
 pytestmark = [
     pytest.mark.one_backend,
     pytest.mark.skipif(BACKEND != "torch", reason="PyTorch's own format"),
-    pytest.mark.filterwarnings("ignore"),  # PyTorch's, of what it unpickles
+    pytest.mark.filterwarnings("ignore"),  # PyTorch warns about unpickling
 ]
 
 MODEL = "model/models/model.json"
@@ -34,7 +34,7 @@ WEIGHTS = "model/data/weights/model_weights_config.json"
 
 
 class Payload:
-    """Make a file when it is unpickled."""
+    """Creates a file when it is unpickled."""
 
     def __init__(self, marker):
         self.marker = marker
@@ -52,7 +52,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def good(model, tmp_path_factory):
-    """The records of a good archive, and its folder."""
+    """Return the records of a good archive, and its folder."""
     folder = tmp_path_factory.mktemp("good") / "artifact"
     export(model, folder, "torch", verify=False)
     with zipfile.ZipFile(folder / "model.pt2") as archive:
@@ -61,13 +61,13 @@ def good(model, tmp_path_factory):
 
 
 def renamed(record):
-    """A record's path under the name that the attacks know."""
+    """Return a record's path below the folder name that the attacks use."""
     return "model/" + record.partition("/")[2]
 
 
 @pytest.fixture
 def rewritten(good, tmp_path):
-    """Write an artifact of changed records, with right checksums."""
+    """Return a function that writes changed records with valid checksums."""
     records, folder = good
 
     def write(change):
@@ -89,14 +89,14 @@ def rewritten(good, tmp_path):
 
 
 def pickled(marker):
-    """What `torch.load` unpickles."""
+    """Return bytes that `torch.load` unpickles."""
     buffer = io.BytesIO()
     torch.save(Payload(marker), buffer)
     return buffer.getvalue()
 
 
 def code(marker):
-    """A Python expression."""
+    """Return a Python expression that creates the marker."""
     return f"__import__('pathlib').Path({str(marker)!r}).touch()"
 
 
@@ -149,7 +149,7 @@ def example_inputs(records, marker):
 
 
 def format_of_2024(records, marker):
-    """What PyTorch 2.7 wrote: Python's zipfile reads it after a failure."""
+    """Use the format of PyTorch 2.7, which is PyTorch's fallback."""
     program = records[MODEL]
     records.clear()
     records["version"] = b"8.1"
@@ -196,7 +196,7 @@ def mapped_file(model, graph, marker):
 
 
 def name(model, graph, marker):
-    """The name of an argument ends the line of the generated function."""
+    """Put code into the generated function by the name of an argument."""
     text = json.dumps(model)
     old = graph["inputs"][-1]["as_tensor"]["name"]
     new = f"{old}={code(marker)}"
@@ -205,7 +205,7 @@ def name(model, graph, marker):
 
 
 def enumeration(model, graph, marker):
-    """A context is decoded with an import of any module."""
+    """Import a module when a context is decoded."""
     signature = model["graph_module"]["module_call_graph"][0]["signature"]
     context = {"__enum__": True, "fqn": "antigravity:x", "name": "x"}
     spec = {"type": "builtins.dict", "context": json.dumps(context)}
@@ -226,7 +226,7 @@ REAL = {
     "a file to map": in_graph(mapped_file),
     "a name": in_graph(name),
 }
-# PyTorch itself stops these later, or imports nothing harmful by itself.
+# PyTorch itself stops these later, or they do no harm by themselves.
 OTHER = {
     "a function": in_graph(function),
     "a tensor to save": in_graph(saved_tensor),
@@ -264,10 +264,10 @@ def assert_refused(folder, marker):
 
 
 @pytest.mark.parametrize("attack", REAL)
-def test_what_runs_code_is_refused(attack, rewritten):
+def test_code_is_refused(attack, rewritten):
     folder, marker = rewritten(REAL[attack])
     assert_refused(folder, marker)
-    # PyTorch alone runs it; most attacks end with an error afterwards.
+    # PyTorch alone runs the code; most attacks then end with an error.
     with contextlib.suppress(Exception):
         program = torch.export.load(folder / "model.pt2")
         program.module()(torch.ones(2, 4, 3))
@@ -275,7 +275,7 @@ def test_what_runs_code_is_refused(attack, rewritten):
 
 
 @pytest.mark.parametrize("attack", OTHER)
-def test_what_is_not_ours_is_refused(attack, rewritten):
+def test_unexpected_content_is_refused(attack, rewritten):
     assert_refused(*rewritten(OTHER[attack]))
 
 
@@ -294,7 +294,7 @@ def test_a_record_that_is_listed_twice(rewritten):
     assert_refused(folder, marker)
 
 
-def test_every_way_in_refuses(model, rewritten, tmp_path, capsys):
+def test_every_entry_point_refuses(model, rewritten, tmp_path, capsys):
     folder, marker = rewritten(example_inputs)
     with pytest.raises(RuntimeError, match="nothing that could run code"):
         verify(model, folder)
@@ -305,18 +305,18 @@ def test_every_way_in_refuses(model, rewritten, tmp_path, capsys):
     ):
         assert run_command(list(map(str, command))) == 1
         assert "nothing that could run code" in capsys.readouterr().err
-    # It reads the manifest and runs nothing.
+    # `inspect` reads the manifest and runs nothing.
     assert run_command(["inspect", str(folder)]) == 0
     assert not marker.exists()
 
 
-def test_the_good_one_is_loaded(good, model):
+def test_a_good_artifact_is_loaded(good, model):
     x = np.ones((2, 4, 3), "float32")
     [y] = load(good[1])(x)
     np.testing.assert_allclose(y, to_numpy(model(x)), atol=1e-6)
 
 
-# From programs of Keras's layers with sizes that are not known.
+# Expressions in programs of Keras's layers with unknown sizes.
 ARITHMETIC = [
     "Symbol('s21', positive=True, integer=True)",
     "Mul(Integer(-2), Symbol('s41', positive=True, integer=True))",

@@ -1,6 +1,6 @@
-"""A process is killed while a converter works, and the old artifact is whole.
+"""Kill a process while a converter works, and check the old artifact.
 
-The other tests of kills replace the converters, and kill at each step.
+The other tests of kills replace the converters and kill at each step.
 """
 
 import os
@@ -17,11 +17,11 @@ from paths import SUPPORT
 
 from keras_moe.export import FORMATS, load
 
-# Each of the processes that are killed takes seconds to start.
+# Each process that is killed takes seconds to start.
 pytestmark = pytest.mark.slow
 
 SCRIPT = SUPPORT / "killed_exports.py"
-# Two by the backend itself; JAX waits for a process of TensorFlow.
+# TensorFlow and PyTorch write these themselves; JAX starts TensorFlow for it.
 FORMAT = {"jax": "litert", "tensorflow": "tf_saved_model", "torch": "torch"}[
     BACKEND
 ]
@@ -29,12 +29,12 @@ LONGEST = 120  # seconds of an export
 
 
 def begun(scratch):
-    """The folder is made, and the converter is about to work."""
+    """Return whether the folder is made, so the converter is about to work."""
     return (scratch / "new").is_dir()
 
 
 def at_work(scratch):
-    """The converter has worked for a while, of JAX in its own process."""
+    """Return whether the converter has worked for a while."""
     if BACKEND == "jax":
         return any(scratch.rglob("__autograph_generated_file*"))
     if begun(scratch):
@@ -44,12 +44,12 @@ def at_work(scratch):
 
 
 def written(scratch):
-    """There is a file of the new artifact, which is soon swapped in."""
+    """Return whether the new artifact, which is soon swapped in, has a file."""
     return (scratch / "new" / FORMATS[FORMAT].parts[0]).exists()
 
 
 def kill_export(folder, seed, moment):
-    """Kill an export at a moment, or when it is over."""
+    """Kill an export at a moment, or when it has ended."""
     command = [sys.executable, SCRIPT, folder, FORMAT, str(seed)]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     end = time.monotonic() + LONGEST
@@ -62,7 +62,7 @@ def kill_export(folder, seed, moment):
 def is_reached(moment, folder):
     try:
         return any(map(moment, hidden(folder)))
-    except FileNotFoundError:  # a converter removed what was being listed
+    except FileNotFoundError:  # a converter removed a folder meanwhile
         return False
 
 
@@ -86,7 +86,7 @@ def test_kill_9_while_a_converter_works(tmp_path):
     kill_export(tmp_path, 1, written)
     found = outputs_of(tmp_path)
     assert any(np.allclose(found, y, rtol=0, atol=1e-5) for y in (old, new))
-    # TensorFlow's process ends soon after that of JAX, and leaves nothing.
+    # TensorFlow's process ends soon after JAX's, and leaves nothing.
     main(tmp_path, FORMAT, 1)
     time.sleep(1)
     assert os.listdir(tmp_path) == ["artifact"]

@@ -1,4 +1,4 @@
-"""`moe.json`: what it may hold, and that a change of it is noticed."""
+"""Test the content of `moe.json`, and that changes are detected."""
 
 import copy
 import hashlib
@@ -59,12 +59,12 @@ def test_a_damaged_file(folder, damage, match):
     damage(folder / "model.tflite")
     with pytest.raises(ValueError, match=match):
         load(folder)
-    # What the manifest lists does not depend on the files.
+    # The manifest's list does not depend on the files.
     assert manifests.listed_files(manifests.read(folder)) == {"model.tflite"}
 
 
 def places(value, path=()):
-    """Return the path of each value inside of a nest."""
+    """Yield the path of each value in a nested structure."""
     inside = value.items() if isinstance(value, dict) else enumerate(value)
     for key, element in inside:
         yield (*path, key)
@@ -80,7 +80,7 @@ REMOVED = object()
 
 
 def changed(content, path, value):
-    """Return a copy of a nest with another value at a path."""
+    """Return a copy of a nested structure with another value at a path."""
     content = copy.deepcopy(content)
     *parents, last = path
     inside = content
@@ -99,7 +99,7 @@ def malformed(content):
             yield changed(content, path, value)
 
 
-def test_every_change_is_noticed(folder):
+def test_every_change_is_detected(folder):
     """A change that leaves the manifest valid does not match its checksum."""
     good = json.loads((folder / "moe.json").read_text())
     for content in malformed(good):
@@ -111,8 +111,8 @@ def test_every_change_is_noticed(folder):
 
 
 @pytest.mark.parametrize("step", [11, pytest.param(1, marks=pytest.mark.slow)])
-def test_flipped_bits_are_noticed(step, folder):
-    """All but those in the `e` of a number: `2E-07` is the same one."""
+def test_flipped_bits_are_detected(step, folder):
+    """Only a flip in the `e` of a number is harmless: `2E-07` is `2e-07`."""
     path = folder / "moe.json"
     good, text = manifests.read(folder), path.read_bytes()
     for place in range(0, 8 * len(text), step):
@@ -128,8 +128,8 @@ def test_flipped_bits_are_noticed(step, folder):
 
 @pytest.mark.filterwarnings("ignore:The artifact in")
 @pytest.mark.parametrize("schema", [1, 2])
-def test_what_is_accepted_can_be_used(schema, folder, capsys):
-    """With right checksums, or none, only what can be shown is accepted."""
+def test_accepted_content_can_be_used(schema, folder, capsys):
+    """With valid checksums or none, accepted content can be displayed."""
     content = {**CONTENT, "schema": schema}
     if schema == 1:
         del content["files"]
@@ -175,7 +175,7 @@ def test_what_is_accepted_can_be_used(schema, folder, capsys):
     ],
     ids=range(12),
 )
-def test_what_is_no_manifest(text, tmp_path, capsys):
+def test_texts_that_are_not_manifests(text, tmp_path, capsys):
     (tmp_path / "moe.json").write_text(text)
     with pytest.raises(ValueError, match="must be what keras_moe wrote"):
         load(tmp_path)
@@ -196,7 +196,7 @@ def test_a_large_file_is_not_read(tmp_path):
     ["../a", "/a", "a/../../b", "a//b", ".", "", "a\\b", "c:a", "a\n"],
 )
 def test_files_outside_of_the_folder(name, folder):
-    """With a right checksum: a list that is replaced must be harmless."""
+    """A replaced list is refused, even with a valid checksum."""
     content = copy.deepcopy(CONTENT)
     content["files"][name] = content["files"]["model.tflite"]
     content["checksum"] = checksums.of_content(content)
@@ -213,7 +213,7 @@ def test_the_models_file_must_be_listed(folder):
 
 
 def test_other_sizes_of_files(folder):
-    """The manifest's own size is that of the files."""
+    """`bytes` must be the sum of the sizes of the files."""
     content = {**CONTENT, "bytes": 8}
     with pytest.raises(ValueError, match="`bytes` must be the sum"):
         manifests.save(content, folder)
@@ -237,5 +237,5 @@ def test_every_router_fits_the_schema(name, folder):
     ],
 )
 def test_bytes_of_weights(dtype, size):
-    """TensorFlow makes no weights of some, but other backends do."""
+    """TensorFlow cannot make weights of some dtypes; other backends can."""
     assert describing._size_of(dtype) == size

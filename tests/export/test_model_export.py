@@ -1,6 +1,6 @@
-"""Check Keras's own `model.export`: the file in its runtime, at two sizes.
+"""Run files from Keras's own `model.export` in their runtimes, at two sizes.
 
-A SavedModel on TensorFlow and JAX, ONNX on PyTorch.
+TensorFlow and JAX export a SavedModel, and PyTorch exports ONNX.
 """
 
 import keras
@@ -23,7 +23,7 @@ def model_of(layer):
 
 
 def loaded(model, folder, **options):
-    """Exports a model; returns the file as a function of an array."""
+    """Export a model; return the file as a function of an array."""
     if BACKEND == "torch":
         import onnxruntime
 
@@ -47,7 +47,7 @@ def assert_exports(model, folder, rng, **options):
         np.testing.assert_allclose(run(x), want, atol=1e-5)
 
 
-# A subclassed model shows the same on JAX.
+# On JAX, the subclassed model covers the same.
 FULL = ["MoEBlock full"] if BACKEND == "tensorflow" else []
 NAMES = [
     "MoEBlock full",
@@ -89,7 +89,7 @@ def two_stages():
         everywhere=[groups] if BACKEND == "jax" else [],
     ),
 )
-def test_routers_that_choose_otherwise(make, tmp_path, rng):
+def test_routers_with_other_choices(make, tmp_path, rng):
     model = model_of(keras_moe.MoEBlock(8, 12, router=make()))
     model(np.zeros((1, 4, WIDTH), "float32"))
     assert_exports(model, tmp_path, rng)
@@ -104,14 +104,14 @@ def test_subclassed_model(tmp_path, rng):
     assert_exports(model, tmp_path, rng, input_signature=[spec])
 
 
-@pytest.mark.skipif(BACKEND != "torch", reason="of ONNX on PyTorch")
+@pytest.mark.skipif(BACKEND != "torch", reason="only PyTorch exports ONNX")
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_ties_in_onnx(tmp_path):
-    """Equal scores go to the first experts, equal pairs keep their order.
+    """Equal scores choose the first experts, and equal pairs keep their order.
 
-    All logits are zero, so that experts 0 and 1 have the weight 1/2 each, and
-    one place per expert, `ceil(2 * 3 / 6)`: only the first token is computed.
+    All logits are zero, so experts 0 and 1 have the weight 1/2 each. Each
+    expert has `ceil(2 * 3 / 6)` = 1 place, so only the first token is computed.
     """
     block = keras_moe.MoEBlock(
         6, 4, kernel_initializer="ones", eval_capacity_factor=1.0
@@ -121,6 +121,6 @@ def test_ties_in_onnx(tmp_path):
     model(np.zeros((1, 3, WIDTH), "float32"))
     run = loaded(model, tmp_path)
     outputs = run(np.ones((1, 3, WIDTH), "float32"))
-    # Four hidden units of 8 ones each, summed.
+    # The output is the sum of four hidden units of 8 ones each.
     np.testing.assert_allclose(outputs[0, 0], 32.0)
     np.testing.assert_array_equal(outputs[0, 1:], 0)

@@ -1,4 +1,4 @@
-"""Fixtures of the tests of files: a quick `export`, and its artifact."""
+"""Provide the tests of files with a quick `export` and its artifact."""
 
 import pytest
 from small_exports import TextExport
@@ -11,7 +11,7 @@ def export(monkeypatch):
 
 @pytest.fixture
 def artifact(export, tmp_path):
-    """The folder of an artifact whose files hold "old"."""
+    """Return the folder of an artifact whose files hold "old"."""
     folder = tmp_path / "artifact"
     export(folder, "old")
     return folder

@@ -1,6 +1,6 @@
-"""A disk without room gives an OSError that names the place, and no abort.
+"""Test that a full disk gives an OSError that names the place, and no crash.
 
-The limit of a file's size fails like a full disk: a write returns an error.
+A limit of the file size simulates a full disk: a write returns an error.
 """
 
 import errno
@@ -26,14 +26,14 @@ FORMATS = {
             for name in ("litert", "onnx", "openvino")
         ),
     ],
-    "jax": ["torch"],  # by a process of PyTorch, from a file
+    "jax": ["torch"],  # a PyTorch process writes it from a file
 }
 LIMIT = 1 << 16
 
 
 @pytest.fixture(scope="module")
 def model():
-    """Weights of 128 kB, twice the limit."""
+    """Return a model with more than 128 kB of weights, twice the limit."""
     return keras.Sequential([keras.Input((None, 32)), MoEBlock(4, 128)])
 
 
@@ -77,16 +77,16 @@ def test_a_save(model, tmp_path, no_large_files):
     ],
 )
 def test_what_a_library_raises(error, number, tmp_path):
-    told = place_error(error, tmp_path / "artifact")
-    assert (told and told.errno) == number
+    found = place_error(error, tmp_path / "artifact")
+    assert (found and found.errno) == number
 
 
 @pytest.mark.one_backend
 def test_the_cause_of_an_error_is_read():
     error = RuntimeError("cannot save")
     error.__cause__ = OSError(errno.ENOSPC, "full")
-    told = place_error(error, pathlib.Path("artifact"))
-    assert told.errno == errno.ENOSPC
+    found = place_error(error, pathlib.Path("artifact"))
+    assert found.errno == errno.ENOSPC
 
 
 @pytest.mark.one_backend
@@ -100,18 +100,18 @@ def test_a_full_folder_of_temporary_files_is_named(tmp_path, monkeypatch):
 
     monkeypatch.setattr(tempfile, "TemporaryFile", make)
     error = OSError(errno.ENOSPC, "full")
-    told = str(place_error(error, tmp_path / "artifact"))
-    assert f"{tempfile.gettempdir()}: No space left on device" in told
+    found = str(place_error(error, tmp_path / "artifact"))
+    assert f"{tempfile.gettempdir()}: No space left on device" in found
 
 
 @pytest.mark.one_backend
 def test_no_folder_for_temporary_files_can_be_written(tmp_path, monkeypatch):
-    """As on a disk that is full from the beginning."""
+    """The disk is full from the beginning."""
     monkeypatch.setattr(tempfile, "tempdir", None)
     folders = [str(tmp_path / "missing")]
     monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: folders)
-    told = place_error(OSError(errno.ENOSPC, "full"), tmp_path / "artifact")
-    assert told.errno == errno.ENOSPC
+    found = place_error(OSError(errno.ENOSPC, "full"), tmp_path / "artifact")
+    assert found.errno == errno.ENOSPC
 
 
 @pytest.mark.one_backend
@@ -122,11 +122,11 @@ def test_no_folder_for_temporary_files_can_be_written(tmp_path, monkeypatch):
         ("{}/artifact", errno.EACCES),
         ("{}/hidden/new/model.pt2", errno.EACCES),
         ("{}", errno.EACCES),
-        ("/", errno.EACCES),  # where parents of the target are to be made
+        ("/", errno.EACCES),  # parents of the target are created there
     ],
 )
-def test_what_another_file_is_refused_is_not_the_place(tmp_path, name, number):
+def test_an_error_of_another_file_is_no_place_error(tmp_path, name, number):
     name = name.format(tmp_path)
     error = PermissionError(errno.EACCES, "Permission denied", name)
-    told = place_error(error, tmp_path / "artifact")
-    assert (told and told.errno) == number
+    found = place_error(error, tmp_path / "artifact")
+    assert (found and found.errno) == number

@@ -1,4 +1,4 @@
-"""Exports and saves that are interrupted or killed at any step."""
+"""Interrupt or kill exports and saves at their steps."""
 
 import itertools
 import subprocess
@@ -13,14 +13,15 @@ from small_exports import TextSave, names
 from keras_moe.export import manifest as manifests
 from keras_moe.files import exchanging
 
-# An interrupt between `open` and `with` leaves the file to the collector.
+# After an interrupt between `open` and `with`, the garbage collector closes the
+# file.
 collected = pytest.mark.filterwarnings(
     "ignore::pytest.PytestUnraisableExceptionWarning"
 )
 
 
 def check_interrupts(write, target, every=1):
-    """Interrupts a second write at each step: old or new, and nothing else."""
+    """Interrupt a write at each step; assert that old or new files are left."""
     folder, found = target.parent, []
     write(target, "new")
     new = content(folder)
@@ -38,7 +39,7 @@ def check_interrupts(write, target, every=1):
         if not at.done:
             break
         write(target, "old")
-    # Old until one step, and new from then on.
+    # The files are old until one step, and new from then on.
     assert found == sorted(found)
     assert found[0] != found[-1]
 
@@ -57,7 +58,7 @@ def test_a_save_is_interrupted_at_each_step(monkeypatch, tmp_path):
 
 @pytest.mark.one_backend
 @collected
-def test_interrupts_where_folders_cannot_be_exchanged(
+def test_interrupts_if_folders_cannot_be_exchanged(
     export, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(exchanging, "_exchange_at_once", cannot_exchange)
@@ -65,7 +66,7 @@ def test_interrupts_where_folders_cannot_be_exchanged(
 
 
 def run(script, *arguments):
-    """Runs a script, which checks what it sees."""
+    """Run a script that has its own assertions."""
     done = subprocess.run(
         [sys.executable, SUPPORT / script, *map(str, arguments)],
         capture_output=True,

@@ -1,4 +1,4 @@
-"""Places that `export` and `save_model` refuse, and leave unchanged."""
+"""Test the places that `export` and `save_model` refuse and do not change."""
 
 import os
 import pathlib
@@ -78,7 +78,7 @@ def test_a_folder_without_a_manifest_and_a_file_are_refused(export, tmp_path):
 @pytest.mark.one_backend
 @pytest.mark.parametrize("where", [".", "artifact", "artifact/.."])
 def test_the_working_directory_is_refused(export, tmp_path, monkeypatch, where):
-    """An empty one too, and that of an artifact, and a parent of it."""
+    """It is refused if it is empty, an artifact, or an artifact's parent."""
     here = tmp_path / "empty"
     here.mkdir()
     if where != ".":
@@ -95,7 +95,7 @@ def test_the_working_directory_is_refused(export, tmp_path, monkeypatch, where):
 def test_the_working_directory_under_another_name(
     export, artifact, monkeypatch, tmp_path
 ):
-    """As on systems on which `a` and `A` are one folder."""
+    """On some systems, `a` and `A` are the same folder."""
     (tmp_path / "other").symlink_to(artifact)
     monkeypatch.setattr(placing.Path, "cwd", lambda: tmp_path / "other")
     with pytest.raises(ValueError, match="the working directory"):
@@ -104,7 +104,7 @@ def test_the_working_directory_under_another_name(
 
 @pytest.mark.one_backend
 def test_a_mount_point_is_refused_at_once(export, artifact, monkeypatch):
-    """A volume of a container, which is empty, cannot be renamed."""
+    """An empty volume of a container cannot be renamed."""
     monkeypatch.setattr(os.path, "ismount", lambda path: path == artifact)
     with pytest.raises(ValueError, match="a mount point: name a new folder"):
         export(artifact, "new")
@@ -114,20 +114,20 @@ def test_a_mount_point_is_refused_at_once(export, artifact, monkeypatch):
 @pytest.mark.one_backend
 @pytest.mark.parametrize("address", ["gs://bucket/a", "file:///tmp/a"])
 @pytest.mark.parametrize("kind", [str, pathlib.Path])
-def test_an_address_is_no_path(export, monkeypatch, tmp_path, address, kind):
+def test_an_address_is_not_a_path(export, monkeypatch, tmp_path, address, kind):
     monkeypatch.chdir(tmp_path)
     save = TextSave(monkeypatch)
     for write, place in ((export, address), (save, f"{address}.keras")):
         with pytest.raises(ValueError, match="`path` must be a path of a file"):
             write(kind(place), "new")
     assert names(tmp_path) == []
-    for name in ("a:b", "c:"):  # the second one is a drive on Windows
+    for name in ("a:b", "c:"):  # `c:` is a drive only on Windows
         export(tmp_path / name, "new")
 
 
 @pytest.mark.one_backend
 def test_a_home_that_is_not_expanded(export, monkeypatch, tmp_path):
-    """A folder named `~` is easily deleted as the home."""
+    """Deleting a folder named `~` may delete the home directory instead."""
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=r"Pass os\.path\.expanduser"):
         export("~/artifact", "new")

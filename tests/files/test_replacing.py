@@ -1,4 +1,4 @@
-"""`export` and `save_model` replace what they wrote, and lose nothing else."""
+"""Test that `export` and `save_model` replace only files that they wrote."""
 
 import errno
 import os
@@ -22,7 +22,7 @@ def is_root():
 
 @pytest.mark.one_backend
 def test_a_damaged_artifact_can_be_replaced(export, artifact):
-    """Its names are those of the list, whatever the files hold."""
+    """Only the names of its files must be those of the list."""
     part = artifact / manifests.FORMATS[FORMAT].parts[0]
     part.write_text("damaged")
     export(artifact, "new")
@@ -61,17 +61,17 @@ def test_a_saved_file_behind_a_link_is_replaced(monkeypatch, tmp_path):
 
 
 @pytest.mark.one_backend
-@pytest.mark.skipif(BACKEND == "jax", reason="warns of forks")
+@pytest.mark.skipif(BACKEND == "jax", reason="JAX warns about forks")
 @pytest.mark.parametrize("read_only", ["variables", "."])
 def test_a_read_only_artifact_leaves_nothing_behind(export, read_only):
-    """In a fork, as for root nothing is read-only."""
+    """A fork becomes another user, because root can always write."""
 
     def replace(target):
         if is_root():
             os.setuid(12345)
         export(target, "old", "tf_saved_model")
         (target / read_only).chmod(0o500)
-        if read_only == ".":  # it protects itself
+        if read_only == ".":  # the artifact itself is read-only
             with pytest.raises(OSError, match="must be a place that can be"):
                 export(target, "new", "tf_saved_model")
         else:
@@ -89,7 +89,7 @@ def test_a_read_only_artifact_leaves_nothing_behind(export, read_only):
 def test_a_file_that_comes_during_the_export_is_kept(
     export, artifact, monkeypatch, moment
 ):
-    """Before the last check, or between it and the swap."""
+    """It comes before the last check, or between the check and the swap."""
     exchange, swap_in = replacing.exchange, replacing.swap_in
 
     def late(*args):
@@ -114,7 +114,7 @@ def test_a_file_that_comes_during_the_export_is_kept(
 
 
 @pytest.mark.one_backend
-def test_what_is_being_written_is_not_removed(export, artifact, tmp_path):
+def test_an_export_in_progress_is_not_removed(export, artifact, tmp_path):
     """Another export to the same place leaves the hidden folder alone."""
     with replacing.scratch_beside(artifact) as scratch:
         export(artifact, "new")
@@ -123,7 +123,7 @@ def test_what_is_being_written_is_not_removed(export, artifact, tmp_path):
 
 
 def hidden(artifact):
-    """The name of a hidden folder beside an artifact, of an earlier process."""
+    """Return a hidden folder's path as an earlier process made it."""
     with replacing.scratch_beside(artifact) as scratch:
         return scratch
 
@@ -131,7 +131,7 @@ def hidden(artifact):
 @pytest.mark.one_backend
 @pytest.mark.parametrize("link", ["folder", "lock"])
 def test_a_link_under_a_hidden_name_is_not_followed(export, tmp_path, link):
-    """In a folder of all users anyone can make one, to your files."""
+    """In a shared folder, anyone can make such a link to your files."""
     mine = tmp_path / "mine"
     mine.mkdir()
     for name in ("lock", "thesis.tex"):
@@ -161,7 +161,7 @@ def test_another_users_hidden_folder_is_left_alone(export, tmp_path):
 
 @pytest.fixture
 def forced(monkeypatch):
-    """The inodes that are forced to the disk, in order, and the renames."""
+    """Return a list of the inodes that are forced to the disk, and renames."""
     events, fsync = [], os.fsync
     renames = [(os, "rename"), (os, "replace"), (replacing, "exchange")]
 
@@ -188,7 +188,7 @@ def forced(monkeypatch):
 def test_an_export_is_on_the_disk_before_it_has_its_name(
     export, tmp_path, forced, text
 ):
-    """Each file, then the folder; the change of its name afterwards."""
+    """Files are forced first, then their folder, and its new name last."""
     target = tmp_path / "artifact"
     if text == "second":
         export(target, "first")
@@ -198,7 +198,7 @@ def test_an_export_is_on_the_disk_before_it_has_its_name(
     inside = {path.stat().st_ino for path in target.rglob("*")}
     assert until[-1] == target.stat().st_ino
     assert set(until[:-1]) == inside
-    # To another name in the hidden folder, then to its own.
+    # It is renamed within the hidden folder, and then to its own name.
     after = forced[len(until) :]
     assert after.index(tmp_path.stat().st_ino) >= 2
 
@@ -229,7 +229,7 @@ def test_a_file_system_that_cannot_force_folders(monkeypatch, tmp_path):
 
 @pytest.mark.one_backend
 def test_permissions_are_kept(export, artifact, monkeypatch, tmp_path):
-    """What others could not read before, they cannot read now."""
+    """Other users cannot read what they could not read before."""
     file = tmp_path / "model.keras"
     save = TextSave(monkeypatch)
     save(file, "old")
