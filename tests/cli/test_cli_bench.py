@@ -1,4 +1,4 @@
-"""`keras-moe bench`: the calls that it times."""
+"""Test the calls that `keras-moe bench` times."""
 
 import pytest
 from command_line import WIDTH, CommandLine, save_tiny, write_manifest
@@ -20,22 +20,22 @@ def found(capsys):
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory):
-    """The file of a tiny model."""
+    """Return the file of a tiny model."""
     return save_tiny(tmp_path_factory.mktemp("cli"))
 
 
 @pytest.fixture
 def manifest(tmp_path):
-    """An artifact that no runtime can load."""
+    """Return an artifact that no runtime can load."""
     return write_manifest(tmp_path)
 
 
 def test_bench_makes_tokens_of_free_axes(found, path):
-    code, said = found("bench", path, "--tokens", 1, "--tokens", 7)
+    code, result = found("bench", path, "--tokens", 1, "--tokens", 7)
     assert code == 0
-    assert [call["tokens"] for call in said["calls"]] == [1, 7]
-    assert said["calls"][1]["shapes"] == [[1, 7, WIDTH]]
-    for call in said["calls"]:
+    assert [call["tokens"] for call in result["calls"]] == [1, 7]
+    assert result["calls"][1]["shapes"] == [[1, 7, WIDTH]]
+    for call in result["calls"]:
         per_second = call["tokens"] / (call["median_ms"] / 1e3)
         assert call["tokens_per_second"] == pytest.approx(per_second)
 

@@ -1,4 +1,4 @@
-"""`keras-moe compare`: differences, tolerances, and inputs from a file."""
+"""Test the differences, tolerances, and inputs of `keras-moe compare`."""
 
 import keras
 import numpy as np
@@ -24,7 +24,7 @@ def found(capsys):
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory):
-    """The file of a tiny model."""
+    """Return the file of a tiny model."""
     return save_tiny(tmp_path_factory.mktemp("cli"))
 
 
@@ -37,10 +37,10 @@ def test_compare_finds_the_difference(found, run, path, tmp_path):
     x = np.random.default_rng(0).normal(size=(5, 4, WIDTH))
     np.savez(data, tokens=x.astype("float32"))
     arguments = "compare", path, tmp_path / "other.keras", "--data", data
-    code, said = found(*arguments)
+    code, result = found(*arguments)
     assert code == 1
-    assert said["shapes"] == [[[5, 4, WIDTH]]]
-    [output] = said["outputs"]
+    assert result["shapes"] == [[[5, 4, WIDTH]]]
+    [output] = result["outputs"]
     assert output["largest_difference"] == pytest.approx(0.5, abs=1e-5)
     assert not output["agrees"]
     code, out, err = run(*arguments, "--tolerance", "0.6")
@@ -48,7 +48,7 @@ def test_compare_finds_the_difference(found, run, path, tmp_path):
     assert "5.0e-01" in out
 
 
-def test_compare_wants_two_forms_of_one_model(run, path, tmp_path):
+def test_compare_needs_two_forms_of_one_model(run, path, tmp_path):
     tiny(outputs=5).save(tmp_path / "wider.keras")
     code, out, err = run("compare", path, tmp_path / "wider.keras")
     assert (code, out) == (1, "")

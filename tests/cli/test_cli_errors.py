@@ -1,4 +1,4 @@
-"""Errors of the command: one line on stderr, and the exit code."""
+"""Test the command's errors: one line on stderr, and the exit code."""
 
 import zipfile
 
@@ -110,11 +110,11 @@ def test_a_traceback_is_reduced_to_its_end():
         '  File "x.py", line 1, in <module>\n    f()\n'
         "ValueError: no such thing\nTry another."
     )
-    told = "It failed. Received: ValueError: no such thing Try another."
-    assert one_line(text) == told
+    expected = "It failed. Received: ValueError: no such thing Try another."
+    assert one_line(text) == expected
 
 
-def test_debug_shows_where(run, tmp_path):
+def test_debug_prints_a_traceback(run, tmp_path):
     code, out, err = run("inspect", write_no_zip(tmp_path), "--debug")
     assert (code, out) == (1, "")
     assert err.startswith("Traceback")

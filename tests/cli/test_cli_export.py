@@ -1,4 +1,4 @@
-"""`keras-moe export`: the artifact that it writes, and where it cannot."""
+"""Test the artifact that `keras-moe export` writes, and its errors."""
 
 import importlib.util
 
@@ -28,13 +28,13 @@ def found(capsys):
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory):
-    """The file of a tiny model."""
+    """Return the file of a tiny model."""
     return save_tiny(tmp_path_factory.mktemp("cli"))
 
 
 @pytest.fixture(scope="module")
 def artifact(path, tmp_path_factory):
-    """The model's artifact, written by the command."""
+    """Return the model's artifact, written by the command."""
     folder = tmp_path_factory.mktemp("cli") / "artifact"
     arguments = ["export", str(path), "--format", FORMAT, "--out", str(folder)]
     assert run_command(arguments) == 0
@@ -44,27 +44,27 @@ def artifact(path, tmp_path_factory):
 @pytest.mark.one_backend
 @writes
 def test_export_leaves_a_verified_artifact(found, artifact):
-    code, said = found("inspect", artifact)
+    code, result = found("inspect", artifact)
     assert code == 0
-    assert said["format"] == FORMAT
-    assert said["exported_on"] == BACKEND
-    assert said["verified"]["largest_difference"] <= 1e-5
+    assert result["format"] == FORMAT
+    assert result["exported_on"] == BACKEND
+    assert result["verified"]["largest_difference"] <= 1e-5
 
 
 @pytest.mark.one_backend
 @writes
 def test_an_artifact_agrees_with_its_model(found, run, path, artifact):
-    code, said = found("compare", path, artifact)
+    code, result = found("compare", path, artifact)
     assert code == 0
-    assert said["agrees"]
-    assert said["tolerance"] == 1e-5
-    assert said["speed"]["ratio"] > 0
+    assert result["agrees"]
+    assert result["tolerance"] == 1e-5
+    assert result["speed"]["ratio"] > 0
     code, out, err = run("bench", artifact, "--tokens", 6)
     assert (code, err) == (0, "")
     assert "(1, 6, 8)" in out
 
 
-@pytest.mark.skipif(BACKEND == "tensorflow", reason="needs no more than one")
+@pytest.mark.skipif(BACKEND == "tensorflow", reason="other backends cover it")
 def test_a_place_that_cannot_be_written(run, path, tmp_path):
     (tmp_path / "file").write_text("mine")
     out = tmp_path / "file" / "artifact"

@@ -1,4 +1,4 @@
-"""`keras-moe inspect`: what it reports, and how names are printed."""
+"""Test the report of `keras-moe inspect`, and how names are printed."""
 
 import importlib.util
 import sys
@@ -33,39 +33,39 @@ def found(capsys):
 
 @pytest.fixture
 def manifest(tmp_path):
-    """An artifact that no runtime can load."""
+    """Return an artifact that no runtime can load."""
     return write_manifest(tmp_path)
 
 
-def test_inspect_counts_what_a_model_holds(found, tmp_path):
+def test_inspect_counts_parameters_and_bytes(found, tmp_path):
     path = save_tiny(tmp_path)
     parameters = keras.models.load_model(path).count_params()
-    code, said = found("inspect", path)
+    code, result = found("inspect", path)
     assert code == 0
-    assert said["kind"] == "model"
-    assert said["bytes"] == path.stat().st_size
-    assert said["parameters"] == parameters
+    assert result["kind"] == "model"
+    assert result["bytes"] == path.stat().st_size
+    assert result["parameters"] == parameters
     idle = (EXPERTS - TOP_K) * EXPERT
-    assert said["active_parameters"] == parameters - idle
-    assert said["expert_bytes"] == 4 * EXPERTS * EXPERT
-    assert said["versions"] == {"keras": keras.version()}
-    assert set(said["formats"]) == set(FORMATS)
-    [mixture] = said["mixtures"]
+    assert result["active_parameters"] == parameters - idle
+    assert result["expert_bytes"] == 4 * EXPERTS * EXPERT
+    assert result["versions"] == {"keras": keras.version()}
+    assert set(result["formats"]) == set(FORMATS)
+    [mixture] = result["mixtures"]
     assert mixture["expert_parameters"] == EXPERTS * EXPERT
     assert (mixture["num_experts"], mixture["top_k"]) == (EXPERTS, TOP_K)
-    assert said["inputs"][0]["shape"] == [None, None, WIDTH]
+    assert result["inputs"][0]["shape"] == [None, None, WIDTH]
 
 
-def test_inspect_of_an_artifact_needs_its_manifest_alone(found, manifest):
-    code, said = found("inspect", manifest)
+def test_inspect_of_an_artifact_needs_only_its_manifest(found, manifest):
+    code, result = found("inspect", manifest)
     assert code == 0
-    assert said["kind"] == "artifact"
-    assert list(said["formats"]) == ["onnx"]
-    assert said["expert_bytes"] == 2 * 12800
-    assert said["verified"]["largest_difference"] == 2e-7
+    assert result["kind"] == "artifact"
+    assert list(result["formats"]) == ["onnx"]
+    assert result["expert_bytes"] == 2 * 12800
+    assert result["verified"]["largest_difference"] == 2e-7
 
 
-def test_inspect_for_eyes(run, manifest):
+def test_the_text_of_inspect(run, manifest):
     code, out, err = run("inspect", manifest)
     assert (code, err) == (0, "")
     text = " ".join(out.split())
@@ -84,7 +84,7 @@ ODD = "a[red]b[bold]c:smile:"
     reason="TensorFlow refuses such names, and Keras keeps their scope",
 )
 def test_names_with_brackets_are_printed_unchanged(run, tmp_path, monkeypatch):
-    """Rich would read them as markup, and `:smile:` as an emoji."""
+    """Rich would parse them as markup, and `:smile:` as an emoji."""
     monkeypatch.setenv("COLUMNS", "400")
     block = keras_moe.MoEBlock(2, 3, name=ODD)
     file = tmp_path / "[" / "b]" / f"{ODD}.keras"
@@ -94,7 +94,7 @@ def test_names_with_brackets_are_printed_unchanged(run, tmp_path, monkeypatch):
     )
     code, out, err = run("inspect", file)
     assert (code, err) == (0, "")
-    # The path, the model's name, the input, and the mixture.
+    # The path, the model, the input, and the mixture have the name.
     assert out.count(ODD) == 4
     assert str(file) in out
     for command in ("bench", file), ("compare", file, file):
@@ -123,7 +123,7 @@ class Doubled(keras.layers.Layer):
 """
 
 
-def test_a_module_brings_its_classes(run, tmp_path, monkeypatch):
+def test_a_module_registers_its_classes(run, tmp_path, monkeypatch):
     (tmp_path / "cli_test_layers.py").write_text(MY_LAYERS)
     with monkeypatch.context() as importing:
         importing.syspath_prepend(tmp_path)

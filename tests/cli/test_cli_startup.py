@@ -1,4 +1,4 @@
-"""How the command starts: the backend, the threads, the streams."""
+"""Test how the command starts: the backend, the threads, and the streams."""
 
 import importlib.util
 import json
@@ -107,7 +107,7 @@ def test_an_absent_backend_is_not_chosen(monkeypatch, capsys):
     for arguments in (["export", "m.keras"], ["bench", "m.keras"]):
         settings = backend_for(arguments)
         assert settings == {"KERAS_BACKEND": "jax"}
-    # Artifacts run without Keras, and its NumPy backend needs JAX and SciPy.
+    # Artifacts run without Keras, whose NumPy backend needs JAX and SciPy.
     settings = backend_for(["inspect", "folder"])
     assert settings == {"KERAS_BACKEND": "jax"}
     assert any_backend() == "jax"
@@ -153,7 +153,7 @@ def test_a_backend_whose_package_is_missing_is_an_error(monkeypatch, capsys):
     check_backend("jax")
 
 
-# As a module, and as the installed script `keras-moe` does it.
+# The command runs as a module, and as in the installed script `keras-moe`.
 WAYS = (
     ("-m", "keras_moe_cli"),
     ("-c", "from keras_moe_cli import main; main()"),
@@ -184,7 +184,7 @@ def test_a_misspelled_backend_gives_one_line(way):
 
 
 def test_stdout_that_cannot_be_written_gives_one_line():
-    """A full device, a pipe without a reader, or a closed stdout."""
+    """Stdout is a full device, a pipe without a reader, or closed."""
     with open("/dev/full", "w") as full:
         assert run_help(WAYS[0], None, full) == (
             1,
@@ -208,7 +208,7 @@ def test_stdout_that_cannot_be_written_gives_one_line():
 
 
 def test_the_command_itself(tmp_path):
-    """Without `KERAS_BACKEND`: only JSON on stdout, or one line on stderr."""
+    """The command prints only JSON to stdout, or one line to stderr."""
     manifest = write_manifest(tmp_path)
     environment = {
         name: value
