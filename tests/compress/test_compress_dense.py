@@ -1,4 +1,4 @@
-"""to_dense and prune_weights: exact where they can be."""
+"""Test `to_dense` and `prune_weights` in cases in which they are exact."""
 
 import keras
 import numpy as np
@@ -32,7 +32,7 @@ def make_equal(block):
     ["average", pytest.param("load", marks=pytest.mark.every_backend)],
 )
 def test_equal_experts_and_a_shared_one_are_one_network(by, rng):
-    """Inside a transformer block; F = 6 and S = 5 units stand together."""
+    """The dense network, in a transformer block, has F + S = 6 + 5 units."""
     inputs = keras.Input((3, WIDTH))
     moe = MoEBlock(4, 6, shared_expert_dim=5, activation="gelu", gated=True)
     model = keras.Model(inputs, TransformerEncoderBlock(2, moe)(inputs))
@@ -49,7 +49,7 @@ def test_equal_experts_and_a_shared_one_are_one_network(by, rng):
 
 
 def test_the_mean_probability_scales_a_top_1_block(rng):
-    """A router of zeros gives each expert 1/4: a token gets 1/4 E(x)."""
+    """A router of zeros gives each expert 1/4, so an output is E(x) / 4."""
     model = block_model(MoEBlock(4, 6, top_k=1, name="block"))
     block = model.get_layer("block")
     randomize(block, rng)
@@ -63,7 +63,7 @@ def test_the_mean_probability_scales_a_top_1_block(rng):
     np.testing.assert_allclose(plain, 4 * expected, rtol=1e-5, atol=1e-6)
 
 
-def test_a_routers_scaling_factor_counts_without_data(rng):
+def test_a_routers_scaling_factor_is_used_without_data(rng):
     router = Router(4, 2, routed_scaling_factor=2.5)
     model = block_model(MoEBlock(4, 6, router=router, name="block"))
     make_equal(model.get_layer("block"))
@@ -98,7 +98,7 @@ def test_models_become_their_dense_twin(name, moe_every, rng):
     for block in model.moe_blocks:
         make_equal(block)
     x, _ = batch_of(name, rng, samples=4)
-    x = keras.tree.map_structure(  # padding: a block gives 0 there
+    x = keras.tree.map_structure(  # without padding, for which a block gives 0
         lambda a: np.maximum(a, 1) if a.dtype == "int32" else a, x
     )
     dense = to_dense(model)
@@ -109,9 +109,11 @@ def test_models_become_their_dense_twin(name, moe_every, rng):
     )
 
 
-def test_dead_hidden_units_go_without_a_trace(rng):
-    """Half the units of each expert, others in each, give nothing or get
-    nothing."""
+def test_pruning_dead_hidden_units_changes_nothing(rng):
+    """Half of the units of each expert have only zeros as inputs or outputs.
+
+    The experts have different dead units.
+    """
     block = MoEBlock(3, 6, shared_expert_dim=4, gated=True, activation="silu")
     model = block_model(block)
     randomize(block, rng)
@@ -128,7 +130,7 @@ def test_dead_hidden_units_go_without_a_trace(rng):
         for name in ("up_kernel", "up_bias", "gate_kernel", "gate_bias")
     }
     down = to_numpy(block.experts.down_kernel).copy()
-    down[0, 4] = 1.0  # of the first expert, unit 4 has no input instead
+    down[0, 4] = 1.0  # unit 4 of the first expert has no input instead
     block.experts.down_kernel.assign(down)
     for name, weight in up.items():
         weight[0, ..., 4] = 0
@@ -144,7 +146,7 @@ def test_dead_hidden_units_go_without_a_trace(rng):
 
 
 def test_which_units_are_small():
-    """Products of squared norms: (1+4)(1), (4+1)(4), (1+0)(9)."""
+    """The products of squared norms are (1+4)(1), (4+1)(4), and (1+0)(9)."""
     expert = {
         "up_kernel": np.array([[1.0, 2.0, 1.0]]),
         "up_bias": np.array([2.0, 1.0, 0.0]),
@@ -158,7 +160,7 @@ def test_which_units_are_small():
 
 @pytest.mark.parametrize("name", ["MoESeq2Seq", "MoEVisionClassifier"])
 def test_structured_pruning_of_models_with_arguments(name, rng):
-    """Dense blocks have K * F + S units: 2 * 6 + 4 become 2 * 3 + 2."""
+    """Dense blocks have K * F + S units, so 2 * 6 + 4 become 2 * 3 + 2."""
     model = MODELS[name](num_layers=2, moe_every=2, shared_expert_dim=4)
     x, _ = batch_of(name, rng, samples=2)
     pruned = prune_weights(model, 0.5, "structured")
@@ -172,7 +174,7 @@ def test_structured_pruning_of_models_with_arguments(name, rng):
 
 
 def test_small_weights_become_zero(rng):
-    """In each expert's kernels by themselves, a quarter; biases stay."""
+    """A quarter of each kernel of each expert becomes zero; biases stay."""
     model = block_model(MoEBlock(2, 4, name="block"))
     bank = model.get_layer("block").experts
     randomize(bank, rng)
@@ -183,7 +185,7 @@ def test_small_weights_become_zero(rng):
             to_numpy(getattr(new, name)),
             strict=True,
         ):
-            limit = np.sort(np.abs(old).ravel())[8]  # of 8 * 4 weights
+            limit = np.sort(np.abs(old).ravel())[8]  # a kernel has 8 * 4
             expected = np.where(np.abs(old) < limit, 0, old)
             np.testing.assert_array_equal(got, expected)
     np.testing.assert_array_equal(to_numpy(new.up_bias), to_numpy(bank.up_bias))

@@ -1,4 +1,4 @@
-"""distill: the papers' losses in `fit`, a frozen teacher, on every backend."""
+"""Test `distill`: the papers' losses in `fit`, and a frozen teacher."""
 
 import keras
 import numpy as np
@@ -40,13 +40,13 @@ def batch_of(rng, samples=12):
 
 
 def fit_once(model, x, y=None):
-    """The loss of one batch, before a step that changes nothing."""
+    """Return the loss of one batch, with a learning rate of zero."""
     history = model.fit(x, y, batch_size=len(x), verbose=0)
     return history.history["loss"][0]
 
 
 def loss_of(model, x, y):
-    """The loss of a training batch, without a step."""
+    """Return the loss of a training batch, without a step."""
 
     def run(x, y):
         return model.compute_loss(x, y, model(x, training=True))
@@ -59,9 +59,11 @@ def kl(p, q):
     return (p * np.log(p / q)).sum(-1)
 
 
-def test_soft_labels_are_hintons(rng):
-    """t^2 KL of the softmax of logits over t, from logits and from
-    probabilities; weighted."""
+def test_the_soft_label_loss_is_hintons(rng):
+    """The loss is t^2 KL between softmaxes of logits / t.
+
+    It is computed from logits, and from probabilities with sample weights.
+    """
     teacher, student = draw(rng, 4, 3), draw(rng, 4, 3)
     p, q = softmax(teacher / 3), softmax(student / 3)
     expected = 9 * kl(p, q)
@@ -74,7 +76,7 @@ def test_soft_labels_are_hintons(rng):
     np.testing.assert_allclose(got, (weight * expected).mean(), rtol=1e-4)
 
 
-def test_router_loss_leaves_padding_out(rng):
+def test_router_loss_excludes_padding(rng):
     p, q = softmax(draw(rng, 4, 3)), softmax(draw(rng, 4, 3))
     mask = np.array([[True, False], [True, True]])
     got = to_numpy(router_loss(p, q, mask))
@@ -84,8 +86,11 @@ def test_router_loss_leaves_padding_out(rng):
 
 
 def test_the_loss_is_the_sum_of_its_parts(rng):
-    """MoE to a narrower MoE: labels, soft labels, states by a projection,
-    routers; of the padding at the end of six examples nothing."""
+    """The parts are labels, soft labels, projected states, and routers.
+
+    A MoE is distilled to a narrower MoE. The padding at the end of six
+    examples is excluded.
+    """
     student = classifier(mixture(load_balancing_weight=0.0), width=5)
     teacher = classifier(mixture(kernel_regularizer="l2"), name="teacher")
     distiller = distill(
@@ -115,7 +120,7 @@ def test_the_loss_is_the_sum_of_its_parts(rng):
     soft = 9 * kl(softmax(np.log(p) / 3), softmax(np.log(q) / 3)).mean()
     real = x != 0
     projected = parts[student][0] @ to_numpy(distiller.projections[0].kernel)
-    # Keras's mean over a mask: what is padding counts as nothing.
+    # Keras's mean over a mask excludes padding.
     hidden = ((projected - parts[teacher][0]) ** 2).mean(-1)[real].mean()
     routers = kl(parts[teacher][1], parts[student][1])[real].mean()
     expected = 0.3 * task + 0.7 * soft + 0.5 * hidden + 0.25 * routers
@@ -125,7 +130,7 @@ def test_the_loss_is_the_sum_of_its_parts(rng):
 
 
 def test_the_teacher_is_frozen_and_the_student_saves_plainly(rng, tmp_path):
-    """A MoE to a dense student; the student learns, and the projection."""
+    """A MoE is distilled to a dense student; its projection learns, too."""
     teacher = classifier(mixture(jitter=0.5), name="teacher")
     teacher.compile("adam", "sparse_categorical_crossentropy")
     student = classifier(Expert(6, name="moe"), width=5)
@@ -157,8 +162,11 @@ def test_the_teacher_is_frozen_and_the_student_saves_plainly(rng, tmp_path):
 
 @pytest.mark.every_backend
 def test_dense_to_mixture_with_the_students_balance_loss(rng):
-    """By hand: even outputs cost log 3, and an even router 0.01, the
-    student's balance loss, which counts once and in full."""
+    """Even outputs cost log(3), and an even router costs 0.01.
+
+    The router's cost is the student's balance loss, which is added once,
+    unscaled.
+    """
     student = classifier(MoEBlock(2, 6, top_k=2, name="moe"))
     student.get_layer("moe").router.kernel.assign(np.zeros((WIDTH, 2)))
     teacher = classifier(Expert(6), name="teacher")
@@ -183,7 +191,7 @@ def models():
         ({"alpha": 1.5}, "`alpha` must"),
         ({"hidden_weight": -1}, "`hidden_weight` must"),
         ({"router_weight": -1}, "`router_weight` must"),
-        ({"hidden": ["nobody"]}, "must name one layer of each model"),
+        ({"hidden": ["absent"]}, "must name one layer of each model"),
     ],
 )
 def test_bad_arguments(options, message):
@@ -191,7 +199,7 @@ def test_bad_arguments(options, message):
         distill(*models(), **options)
 
 
-def test_models_that_do_not_go_together():
+def test_models_that_do_not_match():
     student, teacher = models()
     with pytest.raises(ValueError, match="`teacher` must not be the student"):
         distill(student, student)

@@ -1,4 +1,4 @@
-"""What cannot be compressed says so, and what to do."""
+"""Test the errors for models and arguments that cannot be compressed."""
 
 import sys
 
@@ -57,14 +57,14 @@ def test_bad_arguments(run, message):
 
 
 @every_way
-def test_no_model_none_that_is_built_and_no_experts(way):
+def test_arguments_that_are_not_built_models_with_experts(way):
     for model in (MoEBlock(4, 6), keras.Sequential([MoEBlock(4, 6)])):
         with pytest.raises(ValueError, match="`model` must be a built.*Rec"):
             way(model)
     with pytest.raises(ValueError, match="`model` must .*Received"):
         way(block_model(keras.layers.Dense(WIDTH)))
     soft = block_model(SoftMoE(2, 6))
-    if way is not WAYS["prune_weights"]:  # which prunes its experts as well
+    if way is not WAYS["prune_weights"]:  # `prune_weights` prunes SoftMoE, too
         with pytest.raises(ValueError, match="must contain.*Received"):
             way(soft)
 
@@ -107,7 +107,7 @@ def test_a_modality_keeps_as_many_experts_as_a_token_needs(rng):
     )
     block = MoEBlock(4, 6, router=router)
     model = keras.Model(inputs, block(inputs[0], router_inputs=inputs[1]))
-    ids = np.zeros((2, 3), "int32")  # of the other modality there is none
+    ids = np.zeros((2, 3), "int32")  # the other modality has no tokens
     with pytest.raises(ValueError, match="leave each modality.*Received"):
         prune_experts(model, 2, data=[draw(rng, 2, 3, WIDTH), ids])
     with pytest.raises(ValueError, match="without router inputs.*Received"):
@@ -143,7 +143,7 @@ def test_without_scipy(rng, monkeypatch):
 
 
 class Scaled(keras.layers.Layer):
-    """Of a user who registers nothing."""
+    """A user's layer that is not registered."""
 
     def __init__(self, factor, activation=None):
         super().__init__()
@@ -159,17 +159,17 @@ class Scaled(keras.layers.Layer):
 
 
 def test_layers_of_a_user(rng):
-    """A class need not be registered; a function of it must be."""
+    """A class need not be registered; a function in its config must be."""
     inputs = keras.Input((3, WIDTH))
     model = keras.Model(inputs, Scaled(3)(MoEBlock(4, 6)(inputs)))
     pruned = prune_experts(model, 2, by="weight")
     assert type(pruned.layers[-1]) is Scaled
     assert pruned.layers[-1].factor == 3
 
-    def nobody_knows(x):
+    def identity(x):
         return x
 
-    model = keras.Model(inputs, Scaled(3, nobody_knows)(MoEBlock(4, 6)(inputs)))
+    model = keras.Model(inputs, Scaled(3, identity)(MoEBlock(4, 6)(inputs)))
     with pytest.raises(ValueError, match="(?s)built by its config.*register"):
         prune_experts(model, 2, by="weight")
-    assert "get_config" not in vars(model.layers[1])  # nothing stays behind
+    assert "get_config" not in vars(model.layers[1])  # no patch remains

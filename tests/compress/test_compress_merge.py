@@ -1,4 +1,4 @@
-"""merge_experts: what is alike becomes one, and nothing else changes."""
+"""Test that `merge_experts` merges similar experts and changes nothing else."""
 
 import keras
 import numpy as np
@@ -25,8 +25,7 @@ pytestmark = pytest.mark.one_backend
 
 @pytest.mark.parametrize("name", router_zoo.ROUTERS)
 def test_equal_experts_merge_exactly_whatever_the_router(name, rng):
-    """Expert 3 is a copy of 1, its hidden units in another order; tokens go
-    where they went."""
+    """Expert 3 is a copy of expert 1, with permuted hidden units."""
     router = router_zoo.ROUTERS[name]()
     model = router_zoo.model_of(router)
     block = model.get_layer("block")
@@ -61,7 +60,7 @@ def test_models_that_build_their_blocks(name, rng, tmp_path):
 
 
 def test_the_mean_is_weighted_by_load(rng):
-    """All tokens go to 0, a third of them to 1 as well: shares 3/4, 1/4."""
+    """Loads of 3 and 1 give shares of 3/4 and 1/4."""
     experts = [{"up_kernel": np.full((2, 1), v)} for v in (4.0, 8.0)]
     for expert in experts:
         expert["down_kernel"] = np.ones((1, 2), "float32")
@@ -86,8 +85,11 @@ def test_alignment_undoes_a_permutation(rng):
 
 
 def test_the_nearest_are_joined_first():
-    """On a line: 0, 1, 5, 5.5, 20. Mean distances of {0, 1} and {5, 5.5}:
-    4.75; of either and 20 more."""
+    """The points 0, 1, 5, 5.5, and 20 are on a line.
+
+    The mean distance between {0, 1} and {5, 5.5} is 4.75, and both are farther
+    from 20.
+    """
     place = np.array([[0.0], [5.0], [20.0], [1.0], [5.5]])
     apart = averaging.distances(place)
     assert apart[0, 4] == 5.5
@@ -97,7 +99,7 @@ def test_the_nearest_are_joined_first():
 
 
 def test_by_router_logits(rng):
-    """Columns 0 and 2 point the same way, at other lengths."""
+    """Columns 0 and 2 have the same direction and different lengths."""
     model = block_model()
     block = model.layers[-1]
     kernel = to_numpy(block.router.kernel).copy()
@@ -118,7 +120,7 @@ def merged_router(rng):
 
 
 @pytest.mark.every_backend
-def test_a_merged_experts_probability_is_its_columns_sum(rng):
+def test_a_merged_experts_probability_is_the_sum_of_its_columns(rng):
     router, inner = merged_router(rng)
     x = draw(rng, 5, WIDTH)
     new, old = (router_zoo.arrays(r(x)) for r in (router, inner))
@@ -138,7 +140,7 @@ def test_a_merged_experts_probability_is_its_columns_sum(rng):
 
 
 @pytest.mark.every_backend
-def test_padding_goes_nowhere_and_experts_switch_off(rng):
+def test_padding_is_not_routed_and_experts_can_be_disabled(rng):
     router, inner = merged_router(rng)
     x = draw(rng, 3, WIDTH)
     new = router_zoo.arrays(router(x, mask=np.array([True, False, True])))
@@ -154,7 +156,7 @@ def test_padding_goes_nowhere_and_experts_switch_off(rng):
         router(x, replay=inner(x))
 
 
-def test_a_hierarchy_comes_back_as_a_block_of_its_router(rng):
+def test_a_hierarchy_becomes_a_block_with_its_router(rng):
     model = block_model(keras_moe.HierarchicalMoE(2, 4, 6, name="stages"))
     copy_expert(model.layers[-1].experts, 0, 1)
     x = draw(rng, 4, 3, WIDTH)
@@ -165,7 +167,7 @@ def test_a_hierarchy_comes_back_as_a_block_of_its_router(rng):
     )
 
 
-def test_a_merged_model_trains_on(rng):
+def test_a_merged_model_can_be_trained(rng):
     model = block_model()
     x = draw(rng, 16, 3, WIDTH)
     merged = merge_experts(model, 0.5, data=x)

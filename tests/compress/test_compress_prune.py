@@ -1,4 +1,4 @@
-"""prune_experts: what stays is what the model was without the rest."""
+"""Test that a pruned model equals the model without the pruned experts."""
 
 import keras
 import numpy as np
@@ -30,17 +30,19 @@ LEARNED = [
     name
     for name in router_zoo.ROUTERS
     if not name.startswith(("Hash", "Rule"))
-    # An expert takes C = ceil(c T / E) tokens: fewer experts, more each.
-    # What a PathwayRouter reads has a test of its own below.
+    # ExpertChoiceRouter gives an expert C = ceil(c T / E) tokens, which is more
+    # for fewer experts. The inputs of PathwayRouter have their own test below.
     and name not in ("ExpertChoiceRouter", "PathwayRouter")
 ]
 
 
 @pytest.mark.every_backend
-def test_an_expert_that_is_never_chosen_leaves_no_trace(rng):
-    """Experts 0 and 2 have a bias of -100, so that 1 and 3 serve all. There
-    are more than 8 rows an expert before, too: JAX computes fewer by another
-    formulation, which sums a product in another order."""
+def test_pruning_experts_that_are_never_chosen_changes_nothing(rng):
+    """Experts 0 and 2 have a bias of -100, so experts 1 and 3 get all tokens.
+
+    There are more than 8 rows per expert before pruning, too, because JAX
+    computes fewer rows with another formulation that sums in another order.
+    """
     model = block_model(MoEBlock(4, 6, router=Router(4, 2, use_bias=True)))
     block = model.layers[-1]
     randomize(block, rng)
@@ -84,7 +86,7 @@ def test_every_router_that_learns(name, rng):
 
 
 def test_experts_in_two_stages(rng):
-    """Three groups of two keep one each; the groups' own columns stay."""
+    """Three groups of two keep one expert each; the groups' columns stay."""
     model = block_model(
         keras_moe.HierarchicalMoE(3, 6, 4, top_k_groups=2, top_k=2)
     )
@@ -103,7 +105,7 @@ def test_experts_in_two_stages(rng):
     assert outputs_of(pruned, draw(rng, 2, 3, WIDTH)).shape == (2, 3, WIDTH)
 
 
-def test_blocks_that_hand_on_their_logits_keep_the_same_experts(rng):
+def test_blocks_that_pass_on_their_logits_keep_the_same_experts(rng):
     inputs = keras.Input((3, WIDTH))
     x, chosen = MoEBlock(4, 6, name="first")(inputs, return_assignment=True)
     router = keras_moe.PathwayRouter(4, pathway_initializer="glorot_uniform")
@@ -144,8 +146,8 @@ def test_models_that_build_their_blocks(name, rng, tmp_path):
         assert pruned.generate(x[:1, :2], max_length=3).shape == (1, 3)
 
 
-def test_saliency_is_reaps(rng):
-    """The mean over an expert's tokens of weight times norm, in NumPy."""
+def test_the_saliency_is_that_of_reap(rng):
+    """It is the mean of weight times norm over the tokens of an expert."""
     model = block_model(MoEBlock(4, 6, top_k=2, activation="relu"))
     block = model.layers[-1]
     x = draw(rng, 5, 3, WIDTH)
@@ -168,8 +170,8 @@ def test_saliency_is_reaps(rng):
     assert kept_experts(block.experts, by_load.experts) == expected
 
 
-def test_by_load_of_training_and_switches(rng):
-    """Expert 3 has the largest load, and is switched off."""
+def test_by_load_in_training_and_disabled_experts(rng):
+    """Expert 3 has the largest load, but is disabled."""
     model = block_model()
     block = model.layers[-1]
     block.statistics.expert_load.assign([0.1, 0.25, 0.2, 0.45])
@@ -182,7 +184,7 @@ def test_by_load_of_training_and_switches(rng):
 
 
 def test_experts_of_any_kind(rng):
-    """The layers that stay are those of the list, in a mixture of models."""
+    """A mixture of models keeps the layers with the largest weights."""
     experts = [keras.layers.Dense(2, name=f"expert_{e}") for e in range(3)]
     inputs = keras.Input((WIDTH,))
     model = keras.Model(
@@ -201,8 +203,8 @@ def test_experts_of_any_kind(rng):
     )
 
 
-def test_a_pruned_model_trains_on(rng):
-    """Uncompiled, with no optimizer's state; the loss falls."""
+def test_a_pruned_model_can_be_trained(rng):
+    """A pruned model is not compiled, and its loss falls in training."""
     model = keras.Sequential(
         [keras.Input((3, WIDTH)), MoEBlock(4, 6), keras.layers.Dense(1)]
     )
@@ -217,7 +219,7 @@ def test_a_pruned_model_trains_on(rng):
 
 
 def test_blocks_of_models_inside_models(rng):
-    """In a Sequential inside an Ensemble; in a class of the user's."""
+    """The block is in a Sequential inside an Ensemble."""
     layers = [keras.Input((3, WIDTH)), MoEBlock(4, 6), keras.layers.Dense(2)]
     member = keras.Sequential(layers)
     other = block_model(keras.layers.Dense(2))
@@ -230,7 +232,7 @@ def test_blocks_of_models_inside_models(rng):
 
 @keras.saving.register_keras_serializable(package="tests")
 class OwnModel(keras.Model):
-    """Takes its block as an argument, as a saved model must."""
+    """A user's model that takes its block as an argument."""
 
     def __init__(self, moe, **kwargs):
         super().__init__(**kwargs)
@@ -265,23 +267,23 @@ def test_a_subclass_of_the_users(rng):
 def test_the_best_of_each_group():
     scores = np.array([1.0, 3.0, 2.0, 9.0, 8.0, 8.0])
     assert choose(scores, 3, 1).tolist() == [3, 4, 5]
-    assert choose(scores, 2, 1).tolist() == [3, 4]  # of equals the first
+    assert choose(scores, 2, 1).tolist() == [3, 4]  # the first of equal ones
     assert choose(scores, 4, 2).tolist() == [1, 2, 3, 4]
 
 
-def test_how_many_stay():
+def test_the_number_of_experts_that_stay():
     kept = [count_kept(keep, 6) for keep in (1, 6, 0.5, 0.01, 1.0, 0.6)]
     assert kept == [1, 6, 3, 1, 6, 4]
 
 
-def test_data_comes_in_many_forms(rng):
+def test_the_forms_of_data(rng):
     x = draw(rng, 40, 3)
     sizes = [batch.shape[0] for batch in batches_of(x)]
     assert sizes == [32, 8]
     both = next(iter(batches_of({"a": x, "b": x[:, :1]})))
     assert tuple(both["b"].shape) == (32, 1)
     assert len(next(iter(batches_of([x, x])))) == 2
-    given = [(x, x[:, 0]), (x, x[:, 0], x[:, 0])]  # batches as of `fit`
+    given = [(x, x[:, 0]), (x, x[:, 0], x[:, 0])]  # batches as in `fit`
     assert [tuple(b.shape) for b in batches_of(given)] == [(40, 3)] * 2
 
     class Batches(keras.utils.PyDataset):

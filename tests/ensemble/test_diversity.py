@@ -1,4 +1,4 @@
-"""Diversity of classifiers, counted by hand."""
+"""Compare the diversity of classifiers with counts by hand."""
 
 import keras
 import numpy as np
@@ -15,10 +15,10 @@ from keras_moe.ensemble import (
 # `make test` runs these tests on one backend, except for `every_backend` ones.
 pytestmark = pytest.mark.one_backend
 
-# Ten samples. a and b: n11 = 5, n10 = 2, n01 = 1, n00 = 2.
+# For ten samples of a and b: n11 = 5, n10 = 2, n01 = 1, n00 = 2.
 A = [1, 1, 1, 1, 1, 1, 1, 0, 0, 0]
 B = [1, 1, 1, 1, 1, 0, 0, 1, 0, 0]
-# a and c: 2, 5, 3, 0. b and c: 3, 3, 2, 2.
+# For a and c: 2, 5, 3, 0. For b and c: 2, 4, 3, 1.
 C = [1, 0, 0, 0, 0, 0, 1, 1, 1, 1]
 CORRECT = np.array([A, B, C], bool)
 
@@ -48,8 +48,8 @@ def test_independent_mistakes_have_a_q_of_zero():
     assert q_statistic(correct)[0, 1] == 0
 
 
-def test_an_undefined_q_is_left_out_of_the_mean():
-    """Who never errs has no Q with anyone: both products are zero."""
+def test_an_undefined_q_is_excluded_from_the_mean():
+    """A member without errors has no Q, because both products are zero."""
     correct = np.array([[1, 1, 1, 1], [1, 0, 1, 0], [1, 0, 0, 0]], bool)
     pairwise = q_statistic(correct)
     assert np.isnan(pairwise[0]).all()
@@ -58,7 +58,7 @@ def test_an_undefined_q_is_left_out_of_the_mean():
 
 
 @pytest.mark.parametrize("correct", [np.ones((2, 3)), np.ones(3, bool), []])
-def test_it_wants_a_table_of_bool(correct):
+def test_correct_must_be_a_table_of_bool(correct):
     with pytest.raises(ValueError, match="`correct` must be bool"):
         q_statistic(correct)
 
@@ -69,13 +69,13 @@ def identity(width):
 
 
 def pick(width, number):
-    """A model that gives one of the two rows of its input."""
+    """Return a model that outputs one of the two rows of its input."""
     inputs = keras.Input((2, width))
     return keras.Model(inputs, inputs[:, number])
 
 
 def test_an_ensembles_diversity():
-    """Rows are predictions: right and right, right and wrong, two of those."""
+    """Both members are right, only the first is (twice), or both are wrong."""
     x = np.eye(3, dtype="float32")[[[0, 0], [1, 2], [2, 0], [1, 1]]]
     ensemble = Ensemble([pick(3, 0), pick(3, 1)], "soft_vote")
     wanted = {"disagreement": 0.5, "double_fault": 0.25}

@@ -1,4 +1,4 @@
-"""Ensembles: each method's values, what `fit` learns, what it refuses."""
+"""Test the values of each method of ensembles, and what `fit` learns."""
 
 import keras
 import numpy as np
@@ -23,8 +23,8 @@ P = np.array(
 
 
 @keras.saving.register_keras_serializable(package="tests")
-class Says(keras.layers.Layer):
-    """Gives one of fixed rows: the one that the input names."""
+class FixedRows(keras.layers.Layer):
+    """A layer that outputs the fixed row whose number is the input."""
 
     def __init__(self, rows, **kwargs):
         super().__init__(**kwargs)
@@ -44,15 +44,16 @@ class Says(keras.layers.Layer):
         return {**super().get_config(), "rows": np.asarray(self.rows).tolist()}
 
 
-def says(rows):
-    """A model that gives fixed rows."""
+def fixed_rows(rows):
+    """Return a model that outputs fixed rows."""
     number = keras.Input((), dtype="int32")
-    return keras.Model(number, Says(rows)(number))
+    return keras.Model(number, FixedRows(rows)(number))
 
 
 def combined(rows, method, **kwargs):
-    """The output for every row of members that give `rows` `(M, N, C)`."""
-    ensemble = Ensemble([says(r) for r in rows], method, **kwargs)
+    """Return the outputs for members that output `rows` `(M, N, C)`."""
+    members = [fixed_rows(r) for r in rows]
+    ensemble = Ensemble(members, method, **kwargs)
     return to_numpy(ensemble(np.arange(rows.shape[1], dtype="int32")))
 
 
@@ -95,7 +96,7 @@ def logits_of(p):
 
 
 MEANS = [[0.3, 0.5, 0.2], [0.3, 1 / 3, 1.1 / 3]]
-# Medians (0.2, 0.5, 0.1) and (0.3, 0.3, 0.4), over 0.8 and over 1.
+# The medians (0.2, 0.5, 0.1) and (0.3, 0.3, 0.4) are divided by 0.8 and by 1.
 MEDIANS = [[0.25, 0.625, 0.125], [0.3, 0.3, 0.4]]
 # The first member's tie between classes 0 and 1 goes to class 0.
 VOTES = [[1 / 3, 2 / 3, 0], [1 / 3, 0, 2 / 3]]
@@ -111,17 +112,17 @@ BY_HAND = {
 
 @pytest.mark.parametrize("method", BY_HAND)
 def test_values_by_hand(method):
-    """What is learned starts as the mean."""
+    """The methods that learn start with the mean."""
     np.testing.assert_allclose(combined(P, method), BY_HAND[method], atol=1e-6)
 
 
 @pytest.mark.parametrize("method", sorted(set(BY_HAND) - {"mean"}))
-def test_logits_are_taken_as_probabilities(method):
+def test_logits_are_converted_to_probabilities(method):
     output = combined(logits_of(P), method, from_logits=True)
     np.testing.assert_allclose(output, BY_HAND[method], atol=1e-5)
 
 
-def test_the_mean_leaves_logits_as_they_are():
+def test_the_mean_is_that_of_the_logits():
     output = combined(logits_of(P), "mean", from_logits=True)
     np.testing.assert_allclose(output, logits_of(P).mean(0), rtol=1e-5)
 
@@ -132,7 +133,7 @@ ONE_BY_HAND = {
     "weighted": [[0.6], [1.1 / 3]],
     "stacking": [[0.6], [1.1 / 3]],
     "median": [[0.6], [0.4]],
-    "hard_vote": [[2 / 3], [0.0]],  # 0.5 is no vote for the second class
+    "hard_vote": [[2 / 3], [0.0]],  # 0.5 is not a vote for the second class
 }
 
 
@@ -145,8 +146,8 @@ def test_one_output_is_the_second_class(method):
     np.testing.assert_allclose(output, ONE_BY_HAND[method], atol=1e-6)
 
 
-def test_regression_renormalises_nothing():
-    """Medians of four are the mean of the middle two."""
+def test_regression_renormalizes_nothing():
+    """The median of four values is the mean of the middle two."""
     rows = np.array([[[1.0, -5]], [[2, 7]], [[4, 0]], [[9, 1]]], "float32")
     for method, wanted in (
         ("mean", [[4.0, 0.75]]),
@@ -158,14 +159,14 @@ def test_regression_renormalises_nothing():
         np.testing.assert_allclose(output, wanted, atol=1e-6)
 
 
-def test_medians_that_are_all_zero_give_way_to_the_mean():
+def test_medians_that_are_all_zero_are_replaced_by_the_mean():
     output = combined(np.eye(3, dtype="float32")[:, None], "median")
     np.testing.assert_allclose(output, np.full((1, 3), 1 / 3), rtol=1e-6)
 
 
 def test_weights_are_convex():
-    """Logits log 1, log 2, log 5 are weights 1/8, 2/8, 5/8."""
-    ensemble = Ensemble([says(rows) for rows in P], "weighted")
+    """The logits log 1, log 2, and log 5 give the weights 1/8, 2/8, and 5/8."""
+    ensemble = Ensemble([fixed_rows(rows) for rows in P], "weighted")
     ensemble.combiner.logits.assign(np.log([1.0, 2.0, 5.0]))
     weights = [0.125, 0.25, 0.625]
     np.testing.assert_allclose(ensemble.member_weights(), weights, rtol=1e-6)
@@ -191,12 +192,13 @@ def test_the_stacking_head_corrects_the_log_of_the_mean(rng):
 
 @pytest.mark.every_backend
 def test_weighting_prefers_the_better_member(rng):
-    """One member knows, one guesses, one is wrong; one step a batch."""
+    """One member guesses, one is right, and one is wrong."""
     truth = np.array([0, 1, 2, 1], "int32")
-    knows = np.eye(3)[truth] * 0.7 + 0.1
-    rows = np.stack([np.full((4, 3), 1 / 3), knows, 0.4 - knows / 2 + 0.1])
+    right = np.eye(3)[truth] * 0.7 + 0.1
+    rows = np.stack([np.full((4, 3), 1 / 3), right, 0.4 - right / 2 + 0.1])
     rows /= rows.sum(-1, keepdims=True)
-    ensemble = compiled(Ensemble([says(r) for r in rows], "weighted"), 0.5)
+    members = [fixed_rows(r) for r in rows]
+    ensemble = compiled(Ensemble(members, "weighted"), 0.5)
     x = np.arange(4, dtype="int32")
     losses = ensemble.fit(x, truth, epochs=12, verbose=0).history["loss"]
     assert losses[-1] < losses[0]
@@ -205,19 +207,20 @@ def test_weighting_prefers_the_better_member(rng):
 
 
 @pytest.mark.every_backend
-def test_stacking_learns_what_no_member_says():
-    """Both members mistake class 0 for 1 and 1 for 0: no mean is right."""
+def test_stacking_learns_what_no_member_predicts():
+    """Both members swap classes 0 and 1, so no mean is right."""
     truth = np.array([0, 1, 2, 1], "int32")
     swapped = np.eye(3)[np.array([1, 0, 2, 0])] * 0.7 + 0.1
-    ensemble = compiled(Ensemble([says(swapped), says(swapped)], "stacking"))
+    members = [fixed_rows(swapped), fixed_rows(swapped)]
+    ensemble = compiled(Ensemble(members, "stacking"))
     x = np.arange(4, dtype="int32")
     assert ensemble.evaluate(x, truth, verbose=0)[1] == 0.25
     ensemble.fit(x, truth, epochs=30, verbose=0)
     assert ensemble.evaluate(x, truth, verbose=0)[1] == 1.0
 
 
-def test_a_meta_model_of_ones_own():
-    """It sees the probabilities side by side; here it takes the second's."""
+def test_a_custom_meta_model():
+    """From the concatenated probabilities, it outputs the second member's."""
     inputs = keras.Input((6,))
     meta = keras.Model(inputs, keras.layers.Dense(3, use_bias=False)(inputs))
     meta.layers[-1].kernel.assign(np.concatenate([np.zeros((3, 3)), np.eye(3)]))
@@ -226,8 +229,8 @@ def test_a_meta_model_of_ones_own():
 
 
 @pytest.mark.parametrize("method", ["weighted", "stacking"])
-def test_members_stay_as_they_are(method, rng):
-    """Neither weights nor statistics move, nor do their losses count."""
+def test_members_stay_unchanged(method, rng):
+    """Weights and statistics do not change, and their losses are excluded."""
     x, y = task(rng)
     models = [
         moe(load_balancing_weight=100.0, kernel_regularizer="l2"),
@@ -264,7 +267,7 @@ def test_train_members_trains_them_together(rng):
 
 @pytest.mark.every_backend
 def test_snapshots_are_the_weights_at_the_ends_of_cycles(rng):
-    """The learning rate falls from 0.1 to nearly nothing, twice."""
+    """The learning rate falls from 0.1 to almost zero, twice."""
     x, y = task(rng)
     ensemble = compiled(Ensemble(plain(), "snapshot", num_snapshots=2), 0.1)
     seen = []
@@ -288,7 +291,7 @@ def test_snapshots_are_the_weights_at_the_ends_of_cycles(rng):
 
 
 def test_the_cyclic_cosine_is_the_papers():
-    """Eq. 2 with a cycle of four steps, from t = 0."""
+    """The schedule is eq. 2 with a cycle of four steps, from t = 0."""
     schedule = keras.saving.deserialize_keras_object(
         keras.saving.serialize_keras_object(CyclicCosine(0.2, 4))
     )
@@ -300,7 +303,7 @@ def test_the_cyclic_cosine_is_the_papers():
 
 
 def test_dicts_of_inputs_may_differ(rng):
-    """Each member takes the keys it knows, in fit_members too."""
+    """Each member takes the keys of its own inputs, in `fit_members`, too."""
     a, b = (keras.Input((4,), name=name) for name in "ab")
     both = keras.layers.Concatenate()([a, b])
     softmax = {"activation": "softmax"}
@@ -337,7 +340,7 @@ def test_lists_of_inputs(rng):
 
 
 def test_fit_members_draws_by_its_seed(rng):
-    """The same seed is the same training; bootstraps differ by member."""
+    """Equal seeds give equal training; bootstraps differ between members."""
     x, y = task(rng)
     start = [w.copy() for w in values(plain())]
     results = []
@@ -363,7 +366,7 @@ def test_half_precision_members_are_combined_in_float32(rng):
 
 @pytest.mark.parametrize("method", sorted(set(METHODS) - {"snapshot"}))
 def test_tokens_have_classes_too(method, rng):
-    """Outputs (B, S, C), with S known only at run time."""
+    """The outputs are (B, S, C), with S known only at run time."""
 
     def tagger():
         inputs = keras.Input((None, 8))

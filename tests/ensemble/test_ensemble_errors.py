@@ -1,4 +1,4 @@
-"""What an ensemble refuses says what, why and what to do instead."""
+"""Test the errors of arguments, members, and data of ensembles."""
 
 import re
 
@@ -117,7 +117,7 @@ def test_a_frozen_ensemble_has_nothing_to_learn():
         ensemble.fit(X, Y, verbose=0)
 
 
-def test_members_that_nobody_compiled():
+def test_members_that_are_not_compiled():
     with pytest.raises(ValueError, match="the ensemble is not compiled either"):
         Ensemble([dense()]).fit_members(X, Y, verbose=0)
     ensemble = Ensemble([dense()], "soft_vote", from_logits=True)
@@ -150,12 +150,12 @@ def test_snapshots_have_whole_cycles():
         snapshots(keras.optimizers.Adam(decay)).fit(X, Y, epochs=2, verbose=0)
 
 
-def test_weights_of_a_method_without():
+def test_weights_of_a_method_without_weights():
     with pytest.raises(ValueError, match="`member_weights` needs"):
         Ensemble([dense()]).member_weights()
 
 
-def test_diversity_counts_right_and_wrong():
+def test_diversity_needs_classes():
     ensemble = Ensemble([dense(), dense()], regression=True)
     with pytest.raises(ValueError, match="`diversity` needs"):
         ensemble.diversity(X, Y)

@@ -1,4 +1,4 @@
-"""Ensembles in files: `.keras`, here and on other backends, and exports."""
+"""Save, load, and export ensembles, on this and on other backends."""
 
 import shutil
 
@@ -36,7 +36,7 @@ def ensemble_of(method):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Every method's ensemble, trained where it trains, saved."""
+    """Save an ensemble of every method, trained if it has weights to train."""
     folder = tmp_path_factory.mktemp("ensembles")
     rng = np.random.default_rng(0)
     x = rng.normal(size=(6, 5, WIDTH)).astype("float32")
@@ -55,7 +55,7 @@ def folder(tmp_path_factory):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_loaded_here_it_is_the_same(folder, method):
+def test_a_loaded_ensemble_is_the_same(folder, method):
     x = np.load(folder / "x.npy")
     again = keras.saving.load_model(folder / f"{method}.keras")
     assert again.method == method
@@ -69,7 +69,7 @@ def test_loaded_here_it_is_the_same(folder, method):
     assert not any(model.compiled for model in again.models)
 
 
-def test_what_was_learned_is_saved(folder):
+def test_trained_weights_are_saved(folder):
     weighted = keras.saving.load_model(folder / "weighted.keras")
     assert (weighted.member_weights() != weighted.member_weights().mean()).any()
     stacking = keras.saving.load_model(folder / "stacking.keras")
@@ -80,7 +80,7 @@ def test_what_was_learned_is_saved(folder):
     assert (to_numpy(one) != to_numpy(other)).any()
 
 
-def test_loaded_it_learns_on(folder):
+def test_a_loaded_ensemble_can_be_trained(folder):
     x = np.load(folder / "x.npy")
     again = keras.saving.load_model(folder / "weighted.keras")
     before = again.member_weights()
@@ -93,7 +93,7 @@ ELSEWHERE = ("median", "stacking", "weighted")
 
 @pytest.fixture(scope="module")
 def elsewhere(folder, tmp_path_factory):
-    """Some of torch's files loaded on the other two backends."""
+    """Load some of PyTorch's files on the other two backends."""
     target = tmp_path_factory.mktemp("elsewhere")
     for name in ("x.npy", *(f"{method}.keras" for method in ELSEWHERE)):
         shutil.copy(folder / name, target)
@@ -103,11 +103,11 @@ def elsewhere(folder, tmp_path_factory):
 
 
 @pytest.mark.skipif(
-    BACKEND != "torch", reason="the run on PyTorch loads on the others"
+    BACKEND != "torch", reason="files from PyTorch are loaded on the others"
 )
 @pytest.mark.parametrize("other", OTHERS)
 @pytest.mark.parametrize("method", ELSEWHERE)
-def test_saved_here_and_loaded_there(folder, elsewhere, method, other):
+def test_loading_on_another_backend(folder, elsewhere, method, other):
     here = np.load(folder / f"{method}.npy")
     there = np.load(elsewhere / f"{method}.{other}.npy")
     np.testing.assert_allclose(there, here, atol=1e-5)
@@ -115,11 +115,11 @@ def test_saved_here_and_loaded_there(folder, elsewhere, method, other):
 
 @pytest.mark.every_backend
 @pytest.mark.skipif(
-    BACKEND != "tensorflow", reason="a SavedModel of TensorFlow"
+    BACKEND != "tensorflow", reason="the SavedModel is TensorFlow's"
 )
 @pytest.mark.parametrize("method", ("hard_vote", *ELSEWHERE))
 def test_saved_model(folder, method, tmp_path):
-    """Run by TensorFlow alone, at two batch sizes."""
+    """TensorFlow alone runs the SavedModel, at two batch sizes."""
     import tensorflow as tf
 
     x = np.load(folder / "x.npy")
