@@ -1,4 +1,4 @@
-"""The benchmark of artifacts: equal outputs of both forms, and its table."""
+"""Test the benchmark of artifacts: the outputs of both forms, and its table."""
 
 import json
 

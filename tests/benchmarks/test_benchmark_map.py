@@ -1,4 +1,4 @@
-"""`benchmarks/README.md` names every published table and its script."""
+"""Test that `benchmarks/README.md` maps each published table to its script."""
 
 import re
 
@@ -22,7 +22,7 @@ SCRIPTS = sorted(
 
 
 def scripts_of(text):
-    """Return the paths of scripts that a text names."""
+    """Return the paths of the scripts that a text names."""
     names = re.findall(r"(?:benchmarks|examples|tests)/[\w/]+\.py", text)
     return [ROOT / name for name in names]
 

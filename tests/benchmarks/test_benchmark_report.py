@@ -1,4 +1,4 @@
-"""The report of the benchmarks, from results written by hand."""
+"""Test the report of the benchmarks with results written by hand."""
 
 import json
 import sys
@@ -13,7 +13,7 @@ from benchmarks.report import make_report  # noqa: E402
 
 
 def result_of(**fields):
-    """A result of one record, as `run_suite.py` writes it."""
+    """Return a result as `run_suite.py` writes it, with changed fields."""
     versions = {"keras": "3.15"}
     return {
         "backend": "torch",
@@ -76,7 +76,7 @@ def test_report_of_a_hand_made_result(tmp_path, monkeypatch, capsys):
     printed = capsys.readouterr().out
     assert "| torch | S | 1.50 (1.00-9.00); 1.40 | -; 1.20 |" in printed
     assert "| torch | D1 | 0.50 (0.40-0.60); 1.05 |" in printed
-    # The growth is 1.5 / 1.0, and 1.25 is aimed at.
+    # The growth is 1.5 / 1.0, and the target is 1.25.
     assert "over ours, S forward | >= 3.0 | 4.00 |" in printed
     assert "128, forward | <= 1.25 | 1.50 (missed: <= 1.25) |" in printed
     assert "of the block's forward, M | <= 0.15 | 0.04 |" in printed
@@ -90,6 +90,6 @@ def test_report_of_a_hand_made_result(tmp_path, monkeypatch, capsys):
         assert image.startswith(b"\x89PNG")
 
 
-def test_report_without_results_says_what_to_run(tmp_path):
+def test_the_error_without_results_names_the_command(tmp_path):
     with pytest.raises(SystemExit, match="run_suite.py --out"):
         make_report.load(tmp_path)

@@ -1,4 +1,4 @@
-"""The benchmarks compare and time right, on tiny shapes.
+"""Test the comparisons and timings of the benchmarks, on tiny shapes.
 
 T tokens, D hidden_dim, F intermediate_dim, E experts, K top_k.
 """
@@ -27,7 +27,7 @@ TINY = Shape(T=48, D=16, F=24, E=4, K=2)
 
 
 class Clock:
-    """Time that passes only where a fake call says so."""
+    """A clock that only fake calls advance."""
 
     def __init__(self):
         self.now, self.log = 0.0, []
@@ -51,16 +51,16 @@ MODULES = sorted(
 
 @pytest.mark.parametrize("name", MODULES)
 def test_it_imports(name):
-    """No benchmark names what a library or the package no longer has."""
+    """Every name that a benchmark imports exists."""
     if name.endswith("other_torch_libraries") and BACKEND != "torch":
-        pytest.skip("blocks of PyTorch alone")
+        pytest.skip("the blocks are only for PyTorch")
     importlib.import_module(name)
 
 
 # --- measuring --------------------------------------------------------------
 
 
-def test_turns_go_there_and_back():
+def test_turns_alternate_their_order():
     clock = Clock()
     calls = {name: clock.call(name, 1.0) for name in "abc"}
     limits = timing.Limits(budget=0, rounds=(2, 9), turn=0.5)
@@ -74,14 +74,14 @@ def test_a_fast_call_fills_its_turn_and_the_budget_sets_the_rounds():
     calls = {"a": clock.call("a", 0.25), "b": clock.call("b", 0.125)}
     limits = timing.Limits(budget=10, rounds=(1, 9), turn=0.5)
     times = timing.interleave(calls, "a", limits, clock)
-    # A round is four turns of half a second: five fit into ten seconds.
+    # A round has four turns of half a second, so five fit into ten seconds.
     assert times == {"a": [0.25] * 5, "b": [0.125] * 5}
-    # Two calls fill a turn of a, four fill one of b; and one each at first.
+    # Two calls of a or four calls of b fill a turn; each has one call at first.
     assert clock.log.count("a") == 1 + 5 * 2 * 2
     assert clock.log.count("b") == 1 + 5 * 2 * 4
 
 
-def test_a_slow_one_takes_fewer_turns():
+def test_a_slow_call_takes_fewer_turns():
     clock = Clock()
     calls = {"a": clock.call("a", 0.25), "slow": clock.call("slow", 1.0)}
     limits = timing.Limits(budget=0, rounds=(4, 4), turn=0.25)
@@ -90,14 +90,14 @@ def test_a_slow_one_takes_fewer_turns():
 
 
 def test_the_ratio_is_taken_within_a_round():
-    # Ratios 2, 1, 4, 3, whatever the machine did between the rounds.
+    # The ratios are 2, 1, 4, and 3, whatever differs between the rounds.
     times, base = [2.0, 10.0, 4.0, 3.0], [1.0, 10.0, 1.0, 1.0]
-    # Sorted 1, 2, 3, 4: the quartiles interpolate at 1.75 and 3.25.
+    # The quartiles of 1, 2, 3, and 4 are interpolated at 1.75 and 3.25.
     assert timing.ratio(times, base) == (2.5, 1.75, 3.25)
     assert timing.ratio([6.0], base) == (6.0, 6.0, 6.0)
 
 
-def test_peak_memory_sees_what_was_freed():
+def test_peak_memory_includes_freed_memory():
     def call():
         np.ones(50_000_000 // 8).sum()
 
@@ -141,7 +141,7 @@ def test_the_reference_gradient_is_the_slope(top_k):
 
 
 def statuses(contestants):
-    """Each contestant's verdicts, after one call of each kind."""
+    """Return each contestant's verdicts, after one call of each kind."""
     references, found = {}, {}
     for one in contestants:
         found[one.name] = [
@@ -159,7 +159,7 @@ def test_ours_and_the_limits_are_right():
         assert verdicts == ["ok"] * 2, (name, verdicts)
 
 
-def test_a_block_that_drops_tokens_is_found_out():
+def test_a_block_that_drops_tokens_is_detected():
     drawn = random_problem.draw(TINY)
     expected = numpy_reference.reference(drawn)
     (one,) = contestants.ours(drawn)
@@ -175,16 +175,16 @@ def test_the_einsum_block_is_right():
 
 def test_the_peers_are_right():
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the peers' own
+        warnings.simplefilter("ignore")  # warnings of the peers
         pytest.importorskip("keras_hub", reason="KerasHub is not installed")
         drawn = random_problem.draw(TINY)
         _check_peers(other_libraries.kerashub(drawn))
 
 
-@pytest.mark.skipif(BACKEND != "torch", reason="blocks of torch alone")
+@pytest.mark.skipif(BACKEND != "torch", reason="the blocks are PyTorch's")
 def test_the_peers_of_torch_are_right():
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the peers' own
+        warnings.simplefilter("ignore")  # warnings of the peers
         from benchmarks.shared import other_torch_libraries as others
 
         drawn = random_problem.draw(TINY)
@@ -193,7 +193,7 @@ def test_the_peers_of_torch_are_right():
 
 
 def _check_peers(builders):
-    """All but those of a fixed capacity must be right in values and slopes."""
+    """Assert that values and gradients are right, except with a capacity."""
     drawn = random_problem.draw(TINY)
     cast = [
         contestants.Contestant(name, build(), drawn, kinds=("forward", "f+b"))
@@ -203,7 +203,7 @@ def _check_peers(builders):
         assert verdicts == ["ok"] * 2 or "capacity 1.25" in name, verdicts
 
 
-@pytest.mark.skipif(BACKEND == "jax", reason="JAX compiles always")
+@pytest.mark.skipif(BACKEND == "jax", reason="JAX always compiles")
 @pytest.mark.slow
 @pytest.mark.filterwarnings(
     "ignore::DeprecationWarning",
@@ -228,9 +228,9 @@ def test_a_cell_has_a_record_for_each_kind():
     assert records[2]["rounds"] >= quick.rounds[0]
 
 
-def test_the_bound_of_memory_adds_weights_and_gradients():
+def test_the_upper_bound_of_memory_adds_weights_and_gradients():
     dense = {"weights": 10, "peak": 100}
-    # 60 bytes more of weights, and as many of gradients.
+    # There are 60 more bytes of weights, and as many of gradients.
     assert training_step.bound(dense, {"weights": 70, "peak": 0}) == 220
 
 

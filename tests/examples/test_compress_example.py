@@ -1,4 +1,4 @@
-"""The example runs: a MoE made smaller on real digits, and a student."""
+"""Run the example that makes a MoE of digits smaller and trains students."""
 
 import json
 import os
@@ -11,7 +11,7 @@ from paths import EXAMPLES, ROOT
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(BACKEND != "torch", reason="the example names its backend")
+@pytest.mark.skipif(BACKEND != "torch", reason="the example sets its backend")
 def test_the_example_runs(tmp_path):
     done = subprocess.run(
         [
@@ -29,8 +29,8 @@ def test_the_example_runs(tmp_path):
     results = json.loads((tmp_path / "results.json").read_text())
     smaller = results["runs"][0]["smaller"]
     weights = {name: row["weights"] for name, row in smaller.items()}
-    # By hand, of both blocks: an expert has 2 * 48 * 48 + 2 * 48 numbers and
-    # a router's column 48. Half the units: 2 * 48 * 24 + 24 an expert less.
+    # In both blocks, an expert has 2 * 48 * 48 + 2 * 48 numbers and a router's
+    # column has 48. Half the units remove 2 * 48 * 24 + 24 per expert.
     expert, column = 2 * 48 * 48 + 2 * 48, 48
     pruned = 2 * 4 * (expert + column)
     assert weights["MoE"] - weights["pruned by load"] == pruned
@@ -44,7 +44,7 @@ def test_the_example_runs(tmp_path):
         assert (tmp_path / f"{name}.keras").exists()
 
 
-def test_what_counts_as_missed():
+def test_which_results_miss_their_targets():
     from compress import main
 
     def result(unpruned, pruned, alone, distilled):

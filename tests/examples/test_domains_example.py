@@ -1,4 +1,4 @@
-"""`examples/domains/`, in its quick form on a part of the data."""
+"""Run `examples/domains/` in its quick form, on a part of the data."""
 
 import json
 import os
@@ -15,7 +15,7 @@ DATA = os.environ.get("KERAS_MOE_DATA_DIR")
 
 @pytest.mark.slow
 @pytest.mark.skipif(not DATA, reason="KERAS_MOE_DATA_DIR is not set")
-@pytest.mark.skipif(BACKEND != "torch", reason="elsewhere compiling is dear")
+@pytest.mark.skipif(BACKEND != "torch", reason="compiling is expensive")
 def test_a_quick_run(tmp_path):
     command = [sys.executable, EXAMPLE, "--quick", "--seeds", "1"]
     command += ["--backend", BACKEND, "--output", tmp_path]
@@ -23,7 +23,7 @@ def test_a_quick_run(tmp_path):
     results = json.loads((tmp_path / "results.json").read_text())
     ((result,),) = results["experts"].values()
     assert 0 < results["tf-idf"] < 1
-    # 15 intents to guess from where the domain is known, 150 where not.
+    # Chance is 1/15 if the domain is known, and 1/150 if it is not.
     assert result["by rule"] > 1 / 30
     assert 0 <= result["agreement"] <= 1
     assert result["cost"] < 1

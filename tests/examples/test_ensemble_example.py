@@ -1,4 +1,4 @@
-"""The example of ensembles, quick; on this backend."""
+"""Run the example of ensembles in its quick form, on this backend."""
 
 import json
 import subprocess
@@ -11,9 +11,9 @@ from paths import EXAMPLES
 
 @pytest.mark.slow
 @pytest.mark.skipif(
-    BACKEND != "torch", reason="it starts the other two backends by itself"
+    BACKEND != "torch", reason="it starts the other two backends itself"
 )
-def test_it_runs(tmp_path):
+def test_the_example_runs(tmp_path):
     done = subprocess.run(
         [sys.executable, EXAMPLES / "ensemble.py", "--quick"]
         + ["--backend", BACKEND, "--output", tmp_path],
@@ -32,8 +32,8 @@ def test_it_runs(tmp_path):
     assert "held-out digits" in done.stdout
 
 
-def test_its_promise_is_checked():
-    """A method keeps it above the mean member, at the best one or above."""
+def test_the_claim_of_the_example_is_checked():
+    """It holds for a method above the mean member and not below the best."""
     import ensemble
 
     accuracies = {
@@ -46,7 +46,7 @@ def test_its_promise_is_checked():
     assert not ensemble.kept(accuracies, "weighted")
 
 
-def test_the_splits_do_not_meet():
+def test_the_sizes_of_the_splits():
     import ensemble
 
     data = ensemble.load_data()

@@ -1,4 +1,4 @@
-"""The pictures in the README are those that their script draws."""
+"""Test that the pictures in the README are those of their script."""
 
 import re
 
@@ -21,7 +21,7 @@ def draw(monkeypatch):
     return draw
 
 
-def test_the_script_draws_what_is_published(draw, tmp_path):
+def test_the_script_draws_the_published_pictures(draw, tmp_path):
     draw.main(tmp_path)
     drawn = {path.name: path.read_text() for path in tmp_path.iterdir()}
     assert set(drawn) == PUBLISHED
@@ -39,7 +39,7 @@ def test_a_picture_is_the_same_each_time(draw, tmp_path):
     assert first == second
 
 
-def test_the_readme_shows_each_with_words():
+def test_the_readme_shows_each_picture_with_a_description():
     readme = (ROOT / "README.md").read_text()
     shown = re.findall(r"!\[(.*?)\]\(examples/figures/(.*?\.svg)\)", readme)
     assert sorted(name for _, name in shown) == sorted(PUBLISHED)

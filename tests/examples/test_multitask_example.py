@@ -1,4 +1,4 @@
-"""The multi-task example on few rows; on this backend."""
+"""Run the multi-task example on few rows, on this backend."""
 
 import json
 import subprocess
@@ -50,8 +50,10 @@ def test_a_quick_run(tmp_path):
 
 @needs_data
 def test_the_data_is_the_official_split():
-    """The counts of `adult.names`: 32561 and 16281 rows; 24.08 % of the
-    training rows and 23.62 % of the test rows are above 50K."""
+    """The counts are those of `adult.names`: 32561 and 16281 rows.
+
+    24.08 % of the training rows and 23.62 % of the test rows are above 50K.
+    """
     train, validation, test = census.load_data()
     rows = [len(x) for x, _ in (train, validation, test)]
     assert rows[0] + rows[1] == 32561 and rows[2] == 16281
@@ -61,19 +63,19 @@ def test_the_data_is_the_official_split():
 
 
 @needs_data
-def test_no_feature_tells_the_answer():
-    """Neither the marital status nor the relationship is read."""
+def test_no_feature_contains_the_answer():
+    """Marital status, relationship, and income are not features."""
     rows = census.read(census.folder() / "adult.data")[:50]
     encode = census.encoder(rows)
-    told = [
+    masked = [
         {**row, "marital-status": "?", "relationship": "?", "income": "?"}
         for row in rows
     ]
-    np.testing.assert_array_equal(encode(told), encode(rows))
+    np.testing.assert_array_equal(encode(masked), encode(rows))
 
 
-def test_what_is_missed():
-    """More than 0.002 below the mean of the single-task models."""
+def test_which_results_miss_their_targets():
+    """A task misses it more than 0.002 below the mean of single-task models."""
     auc = {
         "single": [[0.90, 0.80], [0.92, 0.80]],
         "MMoE": [[0.9081, 0.81], [0.9081, 0.81]],
@@ -83,7 +85,7 @@ def test_what_is_missed():
 
 
 def test_the_single_task_model_is_as_large():
-    """`(D + 1) F + (F + 1) H + H + 1` with D = 3, H = 16: 20 F + 33."""
+    """With D = 3 and H = 16, `(D + 1) F + (F + 1) H + H + 1` is 20 F + 33."""
     assert models.single_dim(3, 20 * 7 + 33) == 7
     assert models.single_dim(3, 20 * 7 + 34) == 8
     built = models.build_model("single", 3, 7)

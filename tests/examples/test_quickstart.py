@@ -1,4 +1,4 @@
-"""The quickstart, quick, as `make demo` runs it; on this backend."""
+"""Run the quickstart in its quick form, on this backend."""
 
 import json
 import os
@@ -12,7 +12,7 @@ from paths import EXAMPLES
 
 
 def run(*arguments):
-    """Runs it as users do: XLA optimises there (see conftest.py)."""
+    """Run the quickstart as users do, with XLA's optimizations."""
     users = {name: v for name, v in os.environ.items() if name != "XLA_FLAGS"}
     return subprocess.run(
         [sys.executable, EXAMPLES / "quickstart.py", *map(str, arguments)],
@@ -24,13 +24,13 @@ def run(*arguments):
 
 pytestmark = pytest.mark.skipif(
     BACKEND != "jax",
-    reason="the demo's own backend runs it; it starts the two others itself",
+    reason="it runs on the demo's backend and starts the two others itself",
 )
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """The folder that a quick run wrote, and what it printed."""
+    """Return the folder that a quick run wrote, and its printed text."""
     output = tmp_path_factory.mktemp("quickstart")
     done = run("--quick", "--backend", BACKEND, "--output", output)
     assert done.returncode == 0, done.stderr
@@ -42,13 +42,13 @@ def test_results(finished):
     output, _ = finished
     results = json.loads((output / "results.json").read_text())
     assert results["backend"] == BACKEND
-    # One in ten is chance; 36 steps reach 0.5 to 0.8.
+    # Chance is 0.1, and 36 steps reach 0.5 to 0.8.
     assert all(value > 0.3 for value in results["accuracy"].values())
     others = {"jax", "tensorflow", "torch"} - {BACKEND}
     assert results["differences"].keys() == others | {"SavedModel", "LiteRT"}
     for difference in results["differences"].values():
         assert difference["largest"] <= difference["tolerance"]
-    # 360 images of 16 tokens, two experts each.
+    # There are 360 images of 16 tokens with two experts per token.
     for counts in results["tokens_per_expert"].values():
         assert sum(counts) == 360 * 16 * 2
         assert len(counts) == 8
@@ -63,7 +63,7 @@ def test_artifacts(finished):
 
 
 @pytest.mark.slow
-def test_the_table_ends_it(finished):
+def test_the_output_ends_with_the_table(finished):
     _, printed = finished
     table = printed[printed.index("held-out digits") :]
     for row in ("accuracy", "tokens per expert", "LiteRT", "wall time"):
@@ -71,7 +71,7 @@ def test_the_table_ends_it(finished):
 
 
 @pytest.mark.one_backend
-def test_an_unwritable_output_is_one_line(tmp_path):
+def test_an_unwritable_output_is_an_error_of_one_line(tmp_path):
     (tmp_path / "file").write_text("")
     done = run("--quick", "--output", tmp_path / "file" / "below")
     assert done.returncode == 1
@@ -80,7 +80,7 @@ def test_an_unwritable_output_is_one_line(tmp_path):
 
 
 def test_the_twin_costs_what_the_moe_costs_per_token():
-    """Active parameters differ by the router and the experts' biases."""
+    """The active parameters differ by the router and the experts' biases."""
     from shared import digits
 
     moe = digits.count_parameters(digits.build_model("moe"))
@@ -101,5 +101,5 @@ def test_shifted_copies_are_of_training_images_only():
     np.testing.assert_array_equal(down[:, 1:], test_x[:1, :-1])
     assert (down[:, 0] == 0).all()
     held_out = {image.tobytes() for image in test_x}
-    # A few digits of the data set come twice; shifts of others never match.
+    # A few digits of the data set occur twice, but no shifted copy matches.
     assert not held_out & {image.tobytes() for image in x[1437:]}

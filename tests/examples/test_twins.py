@@ -1,4 +1,4 @@
-"""What the examples train, and the quick form of each, on this backend."""
+"""Test the examples that train twins, and their quick forms."""
 
 import importlib
 import json
@@ -26,14 +26,14 @@ NO_DIFFERENCE = {"reloaded": NOTHING, "saved_model": NOTHING}
 
 @pytest.fixture
 def no_check(monkeypatch):
-    """Saves and exports nothing; the translation's test does."""
+    """Skip saving and exporting, which the translation's test covers."""
     from shared import twins
 
     monkeypatch.setattr(twins, "check", lambda *_: dict(NO_DIFFERENCE))
 
 
 def quick(example, folder):
-    """Runs an example's quick form here; returns its only task."""
+    """Run an example's quick form in this process; return its only task."""
     from shared import twins
     from shared.options import Options
 
@@ -51,7 +51,7 @@ def quick(example, folder):
 def test_language_model(tmp_path, no_check):
     task = quick("language_model", tmp_path)
     for training in (*task["trainings"]["moe"], *task["trainings"]["dense"]):
-        # 65 characters and padding; untrained, ln 66 = 4.19.
+        # Untrained, 65 characters and padding cost ln 66 = 4.19.
         assert 0 < training["loss"] < 4.19
     more = task["more"]
     assert task["differences"]["tokens without the cache"]["passed"]
@@ -80,7 +80,7 @@ def test_tagger(tmp_path, no_check, monkeypatch):
 @once
 @pytest.mark.slow
 def test_translation_saves_and_exports(tmp_path):
-    """What is loaded and exported equals what is trained."""
+    """The loaded and the exported model equal the trained model."""
     task = quick("translation", tmp_path)
     assert task["differences"]["reloaded"]["largest"] == 0
     assert task["differences"]["saved_model"]["largest"] <= 1e-4
@@ -91,7 +91,7 @@ def test_translation_saves_and_exports(tmp_path):
     assert len({line.count("|") for line in table}) == 1
 
 
-def test_missing_data_is_one_line(tmp_path):
+def test_missing_data_is_an_error_of_one_line(tmp_path):
     done = subprocess.run(
         [sys.executable, EXAMPLES / "tagger.py", "--data", tmp_path / "none"]
         + ["--backend", BACKEND, "--output", tmp_path],
@@ -118,12 +118,12 @@ def test_random_windows_stay_inside():
 
     ids = np.arange(1, 8)
     inputs, targets, _ = language_model.random_windows(ids, 200, 4, seed=0)
-    # The first target is never 1, the last may be 7: starts are 0, 1 and 2.
+    # The first target is never 1 and the last may be 7, so starts are 0 to 2.
     assert set(inputs[:, 0]) == {1, 2, 3}
     np.testing.assert_array_equal(targets, inputs + 1)
 
 
-def test_characters_leave_padding_free():
+def test_no_character_has_the_id_of_padding():
     from language_model import Characters, split
 
     characters = Characters("banana")
@@ -154,13 +154,13 @@ def test_sentences_end_at_blank_lines(tmp_path):
     ]
 
 
-def test_a_word_seen_once_is_read_as_its_class():
+def test_a_word_that_occurs_once_has_the_id_of_its_class():
     from tagger import Encoder, Sentence
 
     tags = ("O", "B-loc", "O", "O", "B-loc")
     words = ("in", "Oslo", "in", "sailing", "Rome")
     encoder = Encoder([Sentence(words, tags)], most_words=6)
-    # "in", and the class of Oslo and Rome; sailing's class comes once.
+    # "in", and the class of Oslo and Rome; sailing's class occurs only once.
     assert encoder.ids == {"in": 2, "<Xx >": 3}
     assert encoder.size == 4
     inputs, targets, weights = encoder.for_training([Sentence(words, tags)])
@@ -171,7 +171,7 @@ def test_a_word_seen_once_is_read_as_its_class():
     np.testing.assert_array_equal(encoder.encode([unknown])[0, :2], [3, 0])
 
 
-def test_a_cut_sentence_is_tagged_o_behind_the_cut():
+def test_a_cut_sentence_is_tagged_o_after_the_cut():
     from tagger import Encoder, Sentence
 
     sentence = Sentence(("a", "a", "a", "a"), ("B-x", "O", "B-x", "B-x"))
@@ -180,8 +180,8 @@ def test_a_cut_sentence_is_tagged_o_behind_the_cut():
     assert encoder.decode(logits, [sentence]) == [["B-x", "O", "O", "O"]]
 
 
-def test_entities_count_whole():
-    """One of two entities found, one found wrongly: 1/2, 1/2 and 1/2."""
+def test_only_whole_entities_are_counted():
+    """One of two found entities is right, and one of two is found: all 1/2."""
     from tagger import Sentence, scores
 
     gold = [Sentence(("a",) * 5, ("B-x", "I-x", "O", "B-y", "O"))]
@@ -189,7 +189,7 @@ def test_entities_count_whole():
     assert found == {"F1": 50.0, "precision": 50.0, "recall": 50.0}
 
 
-def test_the_way_a_word_is_written():
+def test_the_classes_of_words():
     from tagger import class_of
 
     assert class_of("Iowa") == "<Xx >"
@@ -198,7 +198,7 @@ def test_the_way_a_word_is_written():
     assert class_of("sailing") == "<x ng>"
 
 
-def test_translation_pairs_are_apart():
+def test_translation_pairs_are_different():
     from translation import letters, load_pairs
 
     training, held_out = load_pairs()
@@ -225,7 +225,7 @@ def test_translation_tokens_and_targets():
     tokenizer = data.train_tokenizer(pairs, 60)
     ids = data.encode(tokenizer, ["Fermer le fichier", "Non."], 20)
     assert data.decode(tokenizer, ids) == ["Fermer le fichier", "Non."]
-    # What follows the end is not a part of the text.
+    # Tokens after the end are not part of the text.
     ids[1, list(ids[1]).index(data.END) + 1 :] = 7
     assert data.decode(tokenizer, ids)[1] == "Non."
 
@@ -239,7 +239,7 @@ def test_translation_tokens_and_targets():
 
 
 def test_the_table_of_several_examples(tmp_path, monkeypatch):
-    """Two seeds: means of 1.0 and 2.0, and of 1.5 and 2.5; 6 CPU minutes."""
+    """The means are of 1.0 and 2.0, and of 1.5 and 2.5, in 6 CPU minutes."""
     monkeypatch.syspath_prepend(str(EXAMPLES.parent))
     from benchmarks.quality import dense_twin_table
 
