@@ -1,12 +1,12 @@
 """Compare which lines of the package two suites run, by folder and backend.
 
-The data are `coverage`'s, for example::
+The script reads data of `coverage`, for example from this command::
 
     COVERAGE_FILE=after/.coverage KERAS_BACKEND=jax python -m pytest \\
         --cov keras_moe --cov-context test -m "not slow and not repeated"
 
-Then the percentage of each folder's statements that ran, before and after, on
-each backend and on any of them::
+This command prints the percentage of each folder's statements that ran, before
+and after, on each backend and on any of them::
 
     python tests/audit/covered.py jax=BEFORE,AFTER torch=BEFORE,AFTER
 """
@@ -28,7 +28,7 @@ class Covered:
     def __init__(self, path):
         self.data = coverage.CoverageData(basename=path)
         self.data.read()
-        # A process in another folder writes another path of the same file.
+        # A process in another folder has another path of the same file.
         self.names = collections.defaultdict(list)
         for name in self.data.measured_files():
             self.names[re.sub(r"^.*(?=keras_moe(/|_cli))", "", name)].append(
@@ -78,7 +78,7 @@ def percentages(runs, known):
 
 
 def main(pairs):
-    """Print the table."""
+    """Print the table of percentages."""
     known = statements()
     found, runs = {}, {when: [] for when in WHEN}
     for pair in pairs:

@@ -1,18 +1,18 @@
-"""Plant small faults in the package and see whether the suite finds them.
+"""Plant small faults in the package and test whether the suite detects them.
 
-A mutant is one line of the pure parts of the package with a comparison, a
-sign, an axis, or a number changed. Each belongs to one backend, and runs only
-the tests that cover the line there, the fastest first, until one fails. The
-covering tests come from `coverage` data that was recorded with
-`pytest --cov-context=test`, the order from the records of `timings.py`::
+A mutant has one line of the pure parts of the package with a comparison, a
+sign, an axis, or a number changed. Each mutant belongs to one backend. It runs
+only the tests that cover the line there, the fastest first, until one fails.
+The covering tests come from `coverage` data that was recorded with
+`pytest --cov-context=test`, and the order from the records of `timings.py`::
 
     python tests/audit/mutants.py choose mutants.json \\
         --coverage jax=DATA --coverage tensorflow=DATA --coverage torch=DATA
     python tests/audit/mutants.py run mutants.json results.json \\
         --coverage jax=DATA ... --timings jax.jsonl ...
 
-`choose` draws the mutants by a fixed seed; `run` prints each one's fate, and
-both suites are compared by two runs with the data of each.
+`choose` draws the mutants with a fixed seed, and `run` prints the fate of each.
+To compare two suites, run twice with the data of each.
 """
 
 import argparse
@@ -57,7 +57,7 @@ AXES = {"-1": "0", "0": "-1", "1": "0", "-2": "-1"}
 
 
 def between(lines, left, right, old, new):
-    """Return the edit of an operator that stands between two nodes."""
+    """Return the edit of the operator between two nodes."""
     if left.end_lineno != right.lineno:
         return None
     text = lines[right.lineno - 1]
@@ -69,7 +69,7 @@ def between(lines, left, right, old, new):
 
 
 def integer(node):
-    """Return whether a node is a written integer, maybe with a minus."""
+    """Return whether a node is an integer literal, perhaps with a minus."""
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
         node = node.operand
     return isinstance(node, ast.Constant) and type(node.value) is int
@@ -115,7 +115,7 @@ def sites():
 
 
 def choose(covered):
-    """Draw the mutants: each backend in turn, of lines that a test runs."""
+    """Draw mutants of covered lines, for each backend in turn."""
     pool = sites()
     random.Random(SEED).shuffle(pool)
     chosen, files = [], collections.Counter()
@@ -147,7 +147,7 @@ def choose(covered):
 
 
 def apply(mutant, tree):
-    """Change the line in a copy of the repository."""
+    """Change a mutant's line in a copy of the repository."""
     path = tree / mutant["file"]
     lines = path.read_text().splitlines(keepends=True)
     line, at = lines[mutant["line"] - 1], mutant["column"]

@@ -1,9 +1,9 @@
-"""Measure where the suite's time goes.
+"""Measure how the suite spends its time.
 
-A pytest plugin. It writes one JSON line per test into the file that
-`TIMINGS` names, with the seconds of the whole test (setup, call, teardown)
-and the seconds spent in tracing and compilation, in `fit`, in waiting for
-other processes, and in imports::
+This pytest plugin writes one JSON line per test into the file that `TIMINGS`
+names, with the seconds of the whole test (setup, call, teardown) and the
+seconds spent in tracing and compilation, in `fit`, in waiting for other
+processes, and in imports::
 
     TIMINGS=/tmp/jax.jsonl PYTHONPATH=tests/audit KERAS_BACKEND=jax \\
         python -m pytest -p timings
@@ -33,7 +33,7 @@ tests = {}  # the seconds of the tests that have begun
 
 @contextlib.contextmanager
 def timed(kind):
-    """Add the time of a block to a kind; a block within takes its share."""
+    """Add a block's time to a kind, without the time of timed blocks within."""
     start = time.perf_counter()
     within = sum(spent.values())
     running.append(kind)
@@ -60,15 +60,15 @@ def wrap(owner, name, kind):
 
 
 def pytest_collection_finish(session):
-    """Wrap what is timed, once the conftest has configured the backend."""
+    """Wrap the timed functions after the conftest configured the backend."""
     import keras
 
     wrap(importlib._bootstrap, "_find_and_load", "import")
     wrap(keras.Model, "fit", "fit")
     wrap(subprocess.Popen, "wait", "processes")
     wrap(subprocess.Popen, "communicate", "processes")
-    if "elsewhere" in sys.modules:  # of tests/, where it serves other backends
-        wrap(sys.modules["elsewhere"], "_ask", "processes")
+    if "elsewhere" in sys.modules:  # in tests/support, for other backends
+        wrap(sys.modules["elsewhere"], "_send", "processes")
     backend = keras.backend.backend()
     if backend == "jax":
         import jax
@@ -87,7 +87,7 @@ def pytest_collection_finish(session):
 
 
 def on_jax_event(event, seconds, **_):
-    """Count JAX's own measurements, an inner trace as part of the outer."""
+    """Add JAX's own measurements; an inner trace is part of the outer one."""
     if not event.startswith("/jax/core/compile/"):
         return
     start = time.perf_counter() - seconds
@@ -105,8 +105,8 @@ def pytest_runtest_logstart(nodeid):
 
 
 def pytest_runtest_logreport(report):
-    """Add a phase; after teardown write the test's line."""
-    if hasattr(report, "node"):  # another process ran and wrote it
+    """Add the time of a phase; after teardown, write the test's line."""
+    if hasattr(report, "node"):  # another process ran the test and wrote it
         return
     tests[report.nodeid] += report.duration
     if report.when != "teardown":

@@ -1,4 +1,4 @@
-"""The design page names the files that a forward pass goes through."""
+"""Test that the design page names the files of a forward pass."""
 
 import pathlib
 import re
@@ -13,7 +13,7 @@ import keras_moe
 PACKAGE = pathlib.Path(keras_moe.__file__).parent
 PAGE = PACKAGE.parent / "docs" / "contributing" / "design.md"
 COLUMNS = {"torch": 0, "jax": 1, "tensorflow": 2}
-# What the page names beside the walk, and what only answers questions.
+# Files that the page names beside the walk, or that only compute conditions.
 BESIDE = (
     "_jax.py",
     "_keras.py",
@@ -41,7 +41,7 @@ BESIDE = (
 
 
 def named():
-    """The files of the page's two tables for the running backend."""
+    """Return the files in the page's two tables for the active backend."""
     text = PAGE.read_text().split("## The walk of one token")[1]
     text = text.split("Beside the walk")[0]
     common, own = text.split("and then through those of the running backend")
@@ -56,7 +56,7 @@ def named():
 
 @pytest.fixture
 def visited():
-    """The files whose functions run in a forward pass, by their paths."""
+    """Return the paths of the files whose functions run in a forward pass."""
     block = keras_moe.MoEBlock(8, intermediate_dim=32)
     x = np.random.default_rng(0).normal(size=(4, 6, 16)).astype("float32")
     block(x)

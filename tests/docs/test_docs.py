@@ -1,4 +1,4 @@
-"""What the pages of docs/ say is so."""
+"""Test the statements and the code of the pages in docs/."""
 
 import re
 import shlex
@@ -19,10 +19,10 @@ EXPORT = (ROOT / "docs" / "export.md").read_text()
 COMMANDS = re.findall(r"^keras-moe (launch [^>\n]*)", PAGE, re.MULTILINE)
 
 
-@pytest.mark.skipif(BACKEND != "torch", reason="of no backend")
+@pytest.mark.skipif(BACKEND != "torch", reason="no backend is used")
 @pytest.mark.parametrize("command", COMMANDS)
-def test_the_commands_are_understood(command, monkeypatch, capsys):
-    """Each runs, but for what it starts; scripts named by a path exist."""
+def test_the_commands_are_valid(command, monkeypatch, capsys):
+    """Each command runs without starting processes; its script exists."""
     started = []
 
     def start(script, *arguments, **options):
@@ -37,7 +37,7 @@ def test_the_commands_are_understood(command, monkeypatch, capsys):
         assert (ROOT / script).is_file()
 
 
-def test_the_job_is_what_is_printed():
+def test_the_page_shows_the_job_that_is_printed():
     text = job_text("slurm", "train.py", backend="jax", nodes=4)
     assert f"<!-- slurm -->\n```bash\n{text}```\n<!-- /slurm -->" in PAGE
 
@@ -48,8 +48,8 @@ FREEZES = """        for part in (self.moe, self.norm):
 
 
 @pytest.mark.parametrize("freezes", [True, False])
-def test_a_frozen_layer_of_ones_own_needs_two_lines(freezes, tmp_path, rng):
-    """Without them, its parts train again: Keras restores the flag first."""
+def test_a_frozen_custom_layer_needs_two_lines(freezes, tmp_path, rng):
+    """Otherwise, its parts train again: Keras restores the flag first."""
     *_, code = blocks_of(STEPS, BACKEND)
     assert FREEZES in code
     imports = "import keras\nfrom keras_moe import MoEBlock\n"
@@ -77,17 +77,17 @@ def test_a_frozen_layer_of_ones_own_needs_two_lines(freezes, tmp_path, rng):
 
 
 def blocks_of(page, backend):
-    """The Python blocks of a page that are for all backends, or for this."""
+    """Return a page's Python blocks for all backends or for this backend."""
     pattern = r"(?:<!-- (\w+) -->\n)?```python\n(.*?)```"
     found = re.findall(pattern, page, flags=re.DOTALL)
     assert {name for name, _ in found} == {"", "jax", "tensorflow", "torch"}
     return [text for name, text in found if name in ("", backend)]
 
 
-def test_training_steps_of_ones_own_include_the_auxiliary_losses():
-    """Each gives the loss of `fit`, which is the task's and the balance loss.
+def test_custom_training_steps_include_the_auxiliary_losses():
+    """Each step has the loss of `fit`, the sum of task and balance loss.
 
-    The balance loss is 0.1 or a little more: its weight, at perfect balance.
+    The balance loss is close to its weight, 0.1, its value for even loads.
     """
     setup, *others = blocks_of(STEPS, BACKEND)
     namespace = {}
@@ -112,7 +112,7 @@ def test_training_steps_of_ones_own_include_the_auxiliary_losses():
     np.testing.assert_allclose(losses, [expected] * 3, rtol=1e-5)
 
 
-# Only PyTorch starts no process of TensorFlow, which takes seconds.
+# Only PyTorch does not start a TensorFlow process, which takes seconds.
 @pytest.mark.parametrize(
     "format",
     {
@@ -136,8 +136,8 @@ def test_the_page_about_export(format, tmp_path, monkeypatch, capsys):
     expected = to_numpy(model(x))
     for found in (namespace["outputs"], namespace["restored"](x)):
         np.testing.assert_allclose(to_numpy(found), expected, atol=1e-4)
-    said = capsys.readouterr().out
-    assert "`path` must be a new folder, an empty one, " in said
+    printed = capsys.readouterr().out
+    assert "`path` must be a new folder, an empty one, " in printed
 
 
 def test_the_page_about_export_lists_all_files_of_all_formats():

@@ -1,4 +1,4 @@
-"""Every public class and function has an example, and the example runs."""
+"""Test that every public class and function has an example that runs."""
 
 import inspect
 import re
@@ -16,13 +16,13 @@ from keras_moe import layers, losses, metrics, models, routing
 pytestmark = pytest.mark.one_backend
 
 NAMES = {"keras": keras, "keras_moe": keras_moe, "np": np, "ops": ops}
-# Bases and parts, which users do not make themselves.
+# Base classes and parts that users do not make themselves.
 WITHOUT = {"Blocks", "MeanPooling", "MoEModel", "PositionEmbedding"}
 WITHOUT |= {"TokenEmbedding"}
 
 
 def public():
-    """By name: what is listed, or defined, in the public modules."""
+    """Return what the public modules list or, without a list, define."""
     found = {}
     for module in (keras_moe, layers, losses, metrics, models):
         listed = getattr(module, "__all__", None)

@@ -1,4 +1,4 @@
-"""The README's Python blocks run, in order, as one script."""
+"""Run the README's Python blocks, in order, as one script."""
 
 import inspect
 import re
@@ -23,12 +23,14 @@ if BACKEND == "torch":  # test_export.py exports from every backend
     EXPORTING.append(pytest.param(True, marks=pytest.mark.slow))
 
 
-# Keras's own, of every layer that has no weights to quantise.
+# Keras warns about every layer that has no weights to quantize.
 @pytest.mark.filterwarnings("ignore:.*`quantize` method implemented")
 @pytest.mark.parametrize("exporting", EXPORTING)
 def test_python_blocks_run(exporting, tmp_path, monkeypatch):
-    """The blocks that export run in `make test-all`; test_export.py exports
-    in `make test`."""
+    """The block that exports runs only in `make test-all`.
+
+    In `make test`, `test_export.py` exports.
+    """
     blocks = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
     assert len(blocks) >= 4
     exports = [b for b in blocks if b.startswith("from keras_moe import ex")]
@@ -49,8 +51,8 @@ def test_python_blocks_run(exporting, tmp_path, monkeypatch):
     assert namespace["classifier"].output_shape == (None, None, 5)
 
 
-def test_a_router_as_contributing_adds_one(rng):
-    """The two blocks of the walk-through are a router that trains a block."""
+def test_the_router_of_the_contributing_guide(rng):
+    """The two blocks of the guide define a router that trains a block."""
     page = ROOT / "docs" / "contributing" / "adding-a-router.md"
     text = page.read_text()
     blocks = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
@@ -74,8 +76,8 @@ def test_a_router_as_contributing_adds_one(rng):
     assert len(block.losses) == 1
 
 
-def test_it_claims_the_parameters_of_its_example():
-    """Eight experts of 128 against a dense 256: four times the kernels."""
+def test_the_number_of_parameters_of_its_example():
+    """Eight experts of width 128 have four times the kernels of a dense 256."""
     block = keras_moe.MoEBlock(8, 128, use_bias=False)
     dense = keras_moe.Expert(256, use_bias=False)
     for layer in (block, dense):

@@ -1,8 +1,8 @@
 """Call every public constructor and pure function with wrong arguments.
 
 A call may succeed if the annotations allow its arguments, and then its config
-is plain JSON that builds the same object. Otherwise it must raise a ValueError
-or TypeError that names an argument and what was received.
+is plain JSON that builds the same object. Otherwise, it must raise a ValueError
+or TypeError that names an argument and the received value.
 """
 
 import json
@@ -24,7 +24,7 @@ ALL = {**LAYERS, **OBJECTS, **FUNCTIONS, **MODELS}
 
 
 def outcome(call, arguments):
-    """What a call returned, or the exception that it raised."""
+    """Return the result of a call, and the exception that it raised."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -34,7 +34,7 @@ def outcome(call, arguments):
 
 
 def fault_of(call, valid, replaced):
-    """What is wrong with a call of replaced arguments, or None."""
+    """Return the fault of a call with replaced arguments, or None."""
     parameters = fuzzing.parameters_of(call)
     result, error = outcome(call, {**valid, **replaced})
     if error is not None:
@@ -54,7 +54,7 @@ def fault_of(call, valid, replaced):
 
 
 def config_fault(instance):
-    """What a config is not, or None: plain JSON of an equal object."""
+    """Return the fault of a config, which must be JSON of an equal object."""
     try:
         config = instance.get_config()
         text = json.dumps(config)
@@ -66,11 +66,11 @@ def config_fault(instance):
     same = json.dumps(again, sort_keys=True) == json.dumps(
         config, sort_keys=True
     )
-    return None if same else "another config comes back"
+    return None if same else "the config of the copy differs"
 
 
 def fuzz(names, number, seed):
-    """The faults of `number` calls, each of one or two replaced arguments."""
+    """Return the faults of `number` calls with one or two wrong arguments."""
     rng, faults = np.random.default_rng(seed), {}
     for _ in range(number):
         name = names[rng.integers(len(names))]
@@ -93,7 +93,7 @@ def listed(faults):
 
 @pytest.mark.one_backend
 @pytest.mark.parametrize("name", ALL)
-def test_the_cases_are_right(name):
+def test_the_cases_are_accepted(name):
     """The fuzzer replaces arguments of calls that succeed."""
     call, valid = ALL[name]
     result, error = outcome(call, valid)
@@ -131,7 +131,7 @@ def test_many_wrong_arguments_are_named(names, seed):
 
 
 def arguments_of_kind(*kinds):
-    """Pairs of a case and an argument of an annotation."""
+    """Return pairs of a case and an argument with one of the annotations."""
     return [
         (name, argument)
         for name, (call, valid) in ALL.items()
@@ -158,7 +158,7 @@ def test_misspelled_choices_are_refused():
     assert checked > 200
 
 
-def test_bools_are_bools():
+def test_booleans_must_be_booleans():
     found = arguments_of_kind(bool)
     assert len(found) > 50
     for name, argument in found:
@@ -222,7 +222,7 @@ def test_foreign_names_suggest_ours(case, foreign, ours):
     assert f"`{foreign}`" in str(error) and f"`{ours}`?" in str(error)
 
 
-def test_a_subclass_may_have_arguments_of_its_own():
+def test_a_subclass_may_have_its_own_arguments():
     class Named(keras_moe.MoEBlock):
         def __init__(self, *args, **kwargs):
             self.scale = kwargs.pop("scale")
@@ -321,7 +321,7 @@ def test_no_load_balancing_names_its_weight(value):
         keras_moe.MoEBlock(4, 8, load_balancing=value)
 
 
-def test_what_keras_takes_is_checked_too():
+def test_arguments_of_keras_are_checked_too():
     for argument, wrong in (
         ("trainable", "False"),
         ("autocast", "no"),
@@ -336,7 +336,7 @@ def test_what_keras_takes_is_checked_too():
 
 
 def test_a_set_has_no_order():
-    """Experts may stand in any order; names, losses, and models may not."""
+    """Experts may be in any order, but names and kinds may not."""
     rows = [{1, 0}, frozenset({3, 2})]
     router = keras_moe.ModalityRouter(4, 2, experts_of_modality=rows)
     config = router.get_config()["experts_of_modality"]

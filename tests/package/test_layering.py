@@ -1,4 +1,4 @@
-"""The floors of the house: nobody imports upwards or sideways."""
+"""Test that modules of the package import only modules of lower floors."""
 
 import ast
 import pathlib
@@ -39,7 +39,7 @@ FLOORS = {
 FILES = sorted(ROOT.rglob("*.py"))
 COMMAND = pathlib.Path(keras_moe_cli.__file__).parent
 BACKENDS = {"jax", "tensorflow", "torch"}
-# Where the job itself is the backend's.
+# Files that import a backend because their job depends on it.
 BACKENDS_OWN_JOBS = {
     "distribution/agreement.py",
     "distribution/environment.py",
@@ -48,19 +48,19 @@ BACKENDS_OWN_JOBS = {
     "export/torch_archive.py",
     "export/writers.py",
 }
-# Where a file that imports a backend is named after it.
+# Rooms in which a file that imports a backend must have the backend's name.
 NAMED = {"kernels", "distribution"}
-# What is private to a backend.
+# The files of private API, and the backend of each.
 PRIVATE = {f"_{backend}": backend for backend in BACKENDS}
 
 
 def room_of(path):
-    """The module or folder right below the package that a file is in."""
+    """Return the module or folder right below the package of a file."""
     return path.relative_to(ROOT).parts[0].removesuffix(".py")
 
 
 def imports_of(path):
-    """Every dotted name that a file imports, wherever the import stands."""
+    """Yield every dotted name that a file imports, also within functions."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -97,7 +97,7 @@ def test_only_its_own_kernel_file_imports_a_backend(path):
             assert mine, f"{path} imports {name}"
 
 
-def test_every_floor_is_inhabited():
+def test_every_floor_has_files():
     assert {room_of(path) for path in FILES} == set(FLOORS)
 
 
@@ -115,7 +115,7 @@ def test_the_command_imports_no_backend():
 
 
 def test_file_names_are_unique():
-    """Only the backends' kernels have twins, each named as what it serves."""
+    """Only the kernels of the backends may have equal file names."""
     twins = set((ROOT / "kernels").rglob("*.py"))
     names = [path.name for path in FILES if path not in twins]
     names += {path.name for path in twins}
@@ -123,7 +123,7 @@ def test_file_names_are_unique():
     assert repeated == {"__init__.py"}
 
 
-def test_the_commands_files_are_named_unlike_the_packages():
+def test_the_commands_file_names_differ_from_the_packages():
     names = {path.name for path in COMMAND.rglob("*.py")}
     shared = names & {path.name for path in FILES}
     assert shared == {"__init__.py"}

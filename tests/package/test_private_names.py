@@ -1,4 +1,4 @@
-"""Private API of Keras and the backends is used in one file per library."""
+"""Test that one file per library uses the private API of the library."""
 
 import ast
 import functools
@@ -23,7 +23,7 @@ CANARIES = sorted((pathlib.Path(__file__).parent / "private_api").glob("*.py"))
 PRIVATE = [ROOT / f"_{library}.py" for library in LIBRARIES]
 COMMAND = pathlib.Path(keras_moe_cli.__file__).parent
 FILES = sorted({*ROOT.rglob("*.py"), *COMMAND.rglob("*.py")} - {*PRIVATE})
-# What is private without an underscore in front.
+# Private modules whose names have no leading underscore.
 MODULES = (
     "jax.extend",
     "jax.interpreters",
@@ -32,7 +32,7 @@ MODULES = (
     "tensorflow.python",
 )
 BY_NAME = {"attrgetter", "delattr", "getattr", "hasattr", "setattr"}
-# Public, by the documentation of Python.
+# Python documents these names as public.
 PUBLIC = {"_asdict", "_exit", "_fields", "_make", "_replace"}
 
 
@@ -41,14 +41,14 @@ def is_private(name):
 
 
 def is_own(node):
-    """Whether an attribute is one of `self`, `cls`, or `super()`."""
+    """Return whether an attribute is one of `self`, `cls`, or `super()`."""
     if isinstance(node, ast.Call):
         return isinstance(node.func, ast.Name) and node.func.id == "super"
     return isinstance(node, ast.Name) and node.id in ("self", "cls")
 
 
 def defined_in(tree):
-    """The private names that classes and functions of a file define."""
+    """Yield the private names that classes and functions of a file define."""
     for node in ast.walk(tree):
         if isinstance(node, (ast.ClassDef, ast.FunctionDef)):
             name = node.name
@@ -65,7 +65,7 @@ def defined_in(tree):
 
 
 def imported_in(tree):
-    """Each name that a file imports, and the dotted name it stands for."""
+    """Yield each name that a file imports, and its dotted name."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from ((a.asname or a.name, a.name) for a in node.names)
@@ -74,8 +74,10 @@ def imported_in(tree):
 
 
 def used_in(tree):
-    """What a file uses of private names: pairs of the name and whether it is
-    one of `self`, `cls`, or `super()`."""
+    """Yield each private name that a file uses, and whether it is its own.
+
+    A name is its own if it is an attribute of `self`, `cls`, or `super()`.
+    """
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and is_private(node.attr):
             yield node.attr, is_own(node.value)
@@ -90,8 +92,7 @@ def used_in(tree):
 
 
 def written_out_in(node):
-    """The private names that a call such as `getattr`, or a dict, holds as
-    strings."""
+    """Return private names in strings of a dict or of a call of `getattr`."""
     if isinstance(node, ast.Dict):
         given = node.keys
     else:
@@ -131,7 +132,7 @@ def test_every_private_name_has_a_test_of_its_effect():
         tree = tree_of(path)
         here = set(defined_in(tree))
         used |= {name for name, _ in used_in(tree)} - here
-        # An alias may be called as what it stands for.
+        # An alias may have the same name as its value.
         used |= {
             name
             for node in ast.walk(tree)
@@ -148,7 +149,7 @@ def test_every_private_name_has_a_test_of_its_effect():
 
 @functools.cache
 def private_names_of(kind):
-    """The private names that one class defines."""
+    """Return the private names that one class defines."""
     try:
         source = textwrap.dedent(inspect.getsource(kind))
     except (OSError, TypeError):
@@ -157,7 +158,7 @@ def private_names_of(kind):
 
 
 def classes():
-    """Every class of the package that is imported on this backend."""
+    """Yield every class of the package that is imported on this backend."""
     for found in pkgutil.walk_packages(keras_moe.__path__, "keras_moe."):
         module = inspect.sys.modules.get(found.name)
         for kind in vars(module).values() if module else ():

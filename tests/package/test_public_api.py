@@ -1,4 +1,4 @@
-"""What is public, that it says what it is, and what importing it costs."""
+"""Test the public names, their documentation, and the cost of the import."""
 
 import importlib
 import inspect
@@ -33,7 +33,7 @@ LAYERS = ROUTERS | {
 TO_BUILD_ON = {"BaseRouter", "LearnedRouter", "TokenBatch"}
 
 
-def test_all_is_what_there_is():
+def test_all_lists_the_public_names():
     assert set(keras_moe.layers.__all__) == LAYERS | TO_BUILD_ON
     assert set(keras_moe.__all__) == LAYERS | {
         "Assignment",
@@ -123,7 +123,7 @@ def test_the_version_is_the_distributions():
 
 
 def test_importing_needs_keras_and_its_backend_only():
-    """All else, what is dear to import above all, waits for its use."""
+    """Other imports, above all expensive ones, wait for their first use."""
     program = """
 import sys, json
 import keras
@@ -139,5 +139,5 @@ print(json.dumps(sorted(set(sys.modules) - before)))
     ).stdout
     modules = json.loads(out.splitlines()[-1])
     new = {name.split(".")[0] for name in modules}
-    expected = {"keras_moe", BACKEND}  # of the backend, perhaps more modules
+    expected = {"keras_moe", BACKEND}  # the backend may import more modules
     assert new - sys.stdlib_module_names <= expected

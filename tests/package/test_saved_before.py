@@ -1,4 +1,4 @@
-"""Files and names from before the house was rebuilt still mean the same.
+"""Load files that an earlier version saved, and find its public names.
 
 `tests/package/saved_before/make_files.py` wrote the files at an earlier commit.
 """

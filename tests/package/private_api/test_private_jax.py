@@ -1,7 +1,7 @@
 """Check the effect of each private name of JAX.
 
-If a test fails with another version, the function of `keras_moe/_jax.py`
-has to change with it. `test_private_names.py` compares the names.
+If a test fails with another version of JAX, change the function of
+`keras_moe/_jax.py`. `test_private_names.py` compares the names.
 """
 
 import numpy as np
@@ -41,7 +41,7 @@ def test_a_value_belongs_to_its_trace():
 @of("Primitive", "ad", "batching", "mlir")
 def test_an_identity_has_no_forward_mode():
     def refuse(*args, **kwargs):
-        raise NotImplementedError("reverse mode alone")
+        raise NotImplementedError("reverse mode only")
 
     same = _jax.identity_of_reverse_mode("keras_moe_test", refuse)
     x = jax.numpy.array([1.0, 2.0])
@@ -49,5 +49,5 @@ def test_an_identity_has_no_forward_mode():
         np.testing.assert_array_equal(wrap(same)(x), x)
         slope = wrap(jax.grad(lambda x: (same(x) ** 2).sum()))
         np.testing.assert_array_equal(slope(x), 2 * x)
-        with pytest.raises(NotImplementedError, match="reverse mode alone"):
+        with pytest.raises(NotImplementedError, match="reverse mode only"):
             jax.jvp(wrap(same), (x,), (x,))

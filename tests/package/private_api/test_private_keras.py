@@ -1,8 +1,7 @@
 """Check the effect of each private name of Keras.
 
-If a test fails with another version of Keras, the function of
-`keras_moe/_keras.py` has to change with it. `test_private_names.py` compares
-the names.
+If a test fails with another version of Keras, change the function of
+`keras_moe/_keras.py`. `test_private_names.py` compares the names.
 """
 
 import keras
@@ -36,7 +35,7 @@ def fit(model, **kwargs):
 
 
 @of("_flatten_layers")
-def test_layers_are_found_however_deep_and_once():
+def test_nested_layers_are_found_once():
     shared = keras.layers.Dense(2)
     inner = keras.Sequential([shared])
     model = keras.Sequential([inner, shared])
@@ -52,7 +51,7 @@ def test_layers_are_found_however_deep_and_once():
 
 
 @of("_clear_losses")
-def test_losses_are_cleared_where_an_outermost_call_begins():
+def test_losses_are_cleared_when_an_outermost_call_begins():
     class Counting(keras.layers.Layer):
         cleared = 0
 
@@ -86,7 +85,7 @@ def test_losses_are_cleared_where_an_outermost_call_begins():
 
 
 class Kept:
-    """In place of the list of a layer's losses."""
+    """Replaces the list of a layer's losses."""
 
     def __init__(self):
         self.losses = []
@@ -110,7 +109,7 @@ def test_keras_keeps_losses_in_the_list_that_is_replaced():
     _keras.replace_added_losses(layer, Kept)
     kept = _keras.added_losses_of(layer)
     assert isinstance(kept, Kept)
-    for _ in range(2):  # the second call clears the first one's
+    for _ in range(2):  # the second call clears the loss of the first
         layer(np.ones(3))
     assert to_numpy(layer.losses[0]) == 3
     assert kept.losses == layer.losses
@@ -137,12 +136,12 @@ def test_stateless_losses_are_those_of_the_set_of_ids():
 def test_losses_of_a_step_are_recognized():
     seen = []
 
-    class Asking(keras.Sequential):
+    class Noting(keras.Sequential):
         def compute_loss(self, *args, **kwargs):
             seen.append(_keras.has_losses_of_step(self))
             return super().compute_loss(*args, **kwargs)
 
-    model = Asking([Adding(), keras.layers.Dense(1)])
+    model = Noting([Adding(), keras.layers.Dense(1)])
     model.build((None, 1))
     model.compile("sgd", "mse", jit_compile=False)
     assert not _keras.has_losses_of_step(model)
@@ -180,7 +179,7 @@ def test_a_stored_value_is_not_cast():
     assert layer.dtypes == ["bfloat16", "float32"]
 
 
-# TensorFlow's variables have a shape of their own.
+# TensorFlow's variables have their own shape.
 @of("_value", "_shape", backends=("jax", "torch"))
 def test_a_variable_gets_another_tensor_and_shape():
     variable = keras.Variable(np.zeros(4, "float32"))
@@ -196,7 +195,7 @@ def test_a_variable_gets_another_tensor_and_shape():
 
 
 @of("_torch_params", backends=("torch",))
-def test_noted_weights_are_those_of_now():
+def test_noted_weights_are_the_current_ones():
     import torch
 
     layer = keras.layers.Dense(1, use_bias=False)
@@ -243,8 +242,10 @@ def test_keras_repeats_a_call_by_the_mode_and_the_method():
 
 @of("_get_variable_index", "_momentums", "_velocities", "_velocity_hats")
 def test_adams_moments_are_those_of_the_variable():
-    """m = (1 - b1) g and v = (1 - b2) g^2 after one step (Kingma & Ba 2014,
-    algorithm 1), with g = 2, b1 = 0.9, b2 = 0.99."""
+    """After one step, m = (1 - b1) g and v = (1 - b2) g^2.
+
+    Here g = 2, b1 = 0.9, and b2 = 0.99 (Kingma & Ba 2014, algorithm 1).
+    """
     variables = [keras.Variable(np.zeros(1, "float32")) for _ in range(2)]
     for amsgrad in (False, True):
         adam = keras.optimizers.Adam(beta_2=0.99, amsgrad=amsgrad)

@@ -1,7 +1,7 @@
 """Check the effect of each private name of TensorFlow.
 
-If a test fails with another version, the function of `keras_moe/_tensorflow.py`
-has to change with it. `test_private_names.py` compares the names.
+If a test fails with another version of TensorFlow, change the function of
+`keras_moe/_tensorflow.py`. `test_private_names.py` compares the names.
 """
 
 import numpy as np
@@ -18,8 +18,8 @@ from keras_moe import _tensorflow
 
 
 @of("_in_multi_worker_mode")
-def test_one_process_has_not_several_workers():
-    """`test_distribution_tensorflow.py` trains with several."""
+def test_one_process_does_not_have_several_workers():
+    """`test_distribution_tensorflow.py` trains with several workers."""
     strategy = tf.distribute.MultiWorkerMirroredStrategy()
     assert _tensorflow.has_several_workers(strategy) is False
 
@@ -34,7 +34,7 @@ def test_a_tape_records():
 
 
 @of("forwardprop_util")
-def test_a_tangent_is_noticed():
+def test_a_tangent_is_detected():
     x = tf.ones(1)
     assert not _tensorflow.in_forward_mode(x)
     with tf.autodiff.ForwardAccumulator(x, tf.ones(1)):
@@ -42,7 +42,7 @@ def test_a_tangent_is_noticed():
 
 
 @of("control_flow_util", "xla")
-def test_xla_is_noticed_and_has_slices():
+def test_xla_is_detected_and_has_slices():
     def shifted(x, start):
         inside = _tensorflow.inside_xla()
         if not inside:
@@ -59,7 +59,7 @@ def test_xla_is_noticed_and_has_slices():
 
 
 @of("_noinline")
-def test_a_function_is_marked_as_one_of_its_own():
+def test_a_function_is_marked_as_not_inlined():
     @tf.function(experimental_attributes=_tensorflow.NOT_INLINED)
     def double(x):
         return 2 * x

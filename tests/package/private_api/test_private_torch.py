@@ -1,7 +1,7 @@
 """Check the effect of each private name of PyTorch.
 
-If a test fails with another version, the function of `keras_moe/_torch.py`
-has to change with it. `test_private_names.py` compares the names.
+If a test fails with another version of PyTorch, change the function of
+`keras_moe/_torch.py`. `test_private_names.py` compares the names.
 """
 
 import keras
@@ -27,7 +27,7 @@ from keras_moe import _torch
     "_backward_pre_hooks",
     "_has_any_global_hook",
 )
-def test_every_kind_of_hook_is_noticed():
+def test_every_kind_of_hook_is_detected():
     layer = keras.layers.Dense(1)
     layer.build((None, 1))
     everywhere = torch.nn.modules.module
@@ -48,7 +48,7 @@ def test_every_kind_of_hook_is_noticed():
 
 
 @of("_C", "_current_graph_task_id")
-def test_backward_is_noticed():
+def test_backward_is_detected():
     seen = []
     x = torch.ones(1, requires_grad=True)
     x.register_hook(lambda dy: seen.append(_torch.is_in_backward()))
@@ -60,7 +60,7 @@ def test_backward_is_noticed():
 
 
 @of("_autograd", "_top_saved_tensors_default_hooks")
-def test_a_checkpoint_is_noticed_by_its_hooks():
+def test_a_checkpoint_is_detected_by_its_hooks():
     seen = []
 
     def run(x):
@@ -74,7 +74,7 @@ def test_a_checkpoint_is_noticed_by_its_hooks():
 
 
 @of("_are_functorch_transforms_active", "_current_level")
-def test_transforms_are_noticed():
+def test_transforms_are_detected():
     seen = []
 
     def run(x):
@@ -91,7 +91,7 @@ def test_transforms_are_noticed():
 
 
 @of("_functorch")
-def test_a_batch_of_gradients_is_noticed():
+def test_a_batch_of_gradients_is_detected():
     seen = []
     x = torch.ones(2, requires_grad=True)
     x.register_hook(lambda dy: seen.append(_torch.is_batch_of_gradients(dy)))
@@ -123,7 +123,7 @@ def test_integers_are_multiplied():
 
 
 @of("_check")
-def test_a_trace_takes_an_assumption_for_granted():
+def test_a_trace_uses_an_assumption():
     class Counted(torch.nn.Module):
         def forward(self, count):
             n = count.item()

@@ -1,9 +1,10 @@
 """Save a model of each kind with its outputs, and the public names.
 
-Run at commit ddcea2d, on PyTorch, before the house was rebuilt; the files
-beside this script are what it wrote (the `.keras` files zipped again, smaller).
-`tests/package/test_saved_before.py` loads them. The artifact was exported from
-`tasks.keras` on TensorFlow by `keras_moe.export.export(model, ..., "litert")`.
+The script ran at commit ddcea2d, on PyTorch, before the package was
+restructured, and wrote the files beside it. The `.keras` files were compressed
+again. `tests/package/test_saved_before.py` loads them. The artifact was
+exported from `tasks.keras` on TensorFlow by
+`keras_moe.export.export(model, ..., "litert")`.
 
     KERAS_BACKEND=torch python tests/package/saved_before/make_files.py FOLDER
 """
