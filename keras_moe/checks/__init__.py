@@ -1,9 +1,9 @@
-"""What arguments must be, said in one form: the argument in backticks, the
+"""Check arguments, with errors of one form: the argument in backticks, the
 rule, what was received, the remedy.
 
-`argument_checks.py` has the checks of plain values, `layer_checks.py` those of
-layers, tensors, shapes, and Keras's objects. Both are found here. The other
-files are for one kind of layer each.
+`argument_checks.py` checks plain values, and `layer_checks.py` layers, tensors,
+shapes, and Keras objects. Both are imported here. Each other file serves one
+kind of layer.
 """
 
 from keras_moe.checks.argument_checks import (

@@ -15,7 +15,7 @@ import numpy as np
 from keras_moe.types import Assignment
 
 INFINITY = float("inf")
-# Where the classes of tensors and of symbolic dimensions come from.
+# The packages that define tensors and symbolic dimensions.
 _BACKENDS = {"jax", "jaxlib", "tensorflow", "torch", "keras"}
 
 
@@ -23,8 +23,8 @@ def check_positive_int(name: str, value: object) -> int:
     """Return `value` if it is an integer above 0."""
     if type(value) is int and value > 0:  # in each call of a block
         return value
-    if _is_integer(value) and int(value) > 0:  # type: ignore[call-overload]
-        return int(value)  # type: ignore[call-overload]
+    if _is_integer(value) and int(value) > 0:
+        return int(value)
     raise ValueError(
         f"`{name}` must be an integer above 0. Received: {name}={value!r}. "
         f"Pass, for instance, {name}=2."
@@ -40,8 +40,8 @@ def check_count(name: str, value: object) -> int:
     """Return `value` if it is an integer, 0 or above."""
     if type(value) is int and value >= 0:  # in each call of a block
         return value
-    if _is_integer(value) and int(value) >= 0:  # type: ignore[call-overload]
-        return int(value)  # type: ignore[call-overload]
+    if _is_integer(value) and int(value) >= 0:
+        return int(value)
     raise ValueError(
         f"`{name}` must be an integer, 0 or above. Received: {name}={value!r}. "
         "Pass 0 for none."
@@ -49,9 +49,9 @@ def check_count(name: str, value: object) -> int:
 
 
 def check_size(name: str, value: Any) -> Any:
-    """Return `value` if it is an integer, 0 or above, or no plain value.
+    """Return `value`; if it is a plain value, it must be an integer >= 0.
 
-    A size may be a tensor or a symbolic dimension, which are not checked.
+    A tensor or a symbolic dimension is not checked.
     """
     return check_count(name, value) if is_static(value) else value
 
@@ -84,8 +84,8 @@ def check_seed(value: object) -> int | None:
     """Return a `seed` if it is None or an integer in 0 ... 2**31 - 1."""
     if value is None:
         return None
-    if _is_integer(value) and 0 <= int(value) < 2**31:  # type: ignore[call-overload]
-        return int(value)  # type: ignore[call-overload]
+    if _is_integer(value) and 0 <= int(value) < 2**31:
+        return int(value)
     raise ValueError(
         "`seed` must be None or an integer in 0 ... 2**31 - 1. Received: "
         f"seed={value!r}. Pass, for instance, seed=1."
@@ -163,31 +163,31 @@ def check_callable(name: str, value: Any, optional: bool = False) -> Any:
     )
 
 
-def check_list(name: str, value: Any, of: str) -> list:
-    """Return `value` as a list if it has an order, and is no text."""
+def check_list(name: str, value: Any, of: str) -> list[Any]:
+    """Return `value` as a list if it is ordered and not a string."""
     unordered = isinstance(value, (str, bytes, dict, set, frozenset))
     if isinstance(value, Iterable) and not unordered and _has_axis(value):
         return list(value)
     raise ValueError(
         f"`{name}` must be a list of {of}. Received: {name}={value!r}. Put "
-        "one alone into a list, too."
+        "a single one into a list, too."
     )
 
 
 def check_assignment(value: object) -> Assignment:
-    """Return an `assignment` if it is one."""
+    """Return `value` if it is an `Assignment`."""
     if isinstance(value, Assignment):
         return value
     raise ValueError(
         "`assignment` must be an Assignment. Received: assignment="
-        f"{value!r}. Pass what a router returns, or what a block returns "
-        "second with return_assignment=True."
+        f"{value!r}. Pass the output of a router, or the second output of a "
+        "block that is called with return_assignment=True."
     )
 
 
-def as_number(value: object) -> Any:
+def as_number(value: object) -> int | float | None:
     """Return a real number as a plain int or float, and None otherwise."""
-    if type(value) in (int, float):
+    if type(value) is int or type(value) is float:
         return value
     if isinstance(value, (bool, np.bool_)):
         return None
@@ -200,13 +200,13 @@ def as_number(value: object) -> Any:
 
 def is_index(value: object, number: int) -> TypeGuard[SupportsIndex]:
     """Return whether a value is an integer in 0 ... number - 1."""
-    return _is_integer(value) and 0 <= int(value) < number  # type: ignore[call-overload]
+    return _is_integer(value) and 0 <= int(value) < number
 
 
 def is_static(value: object) -> bool:
-    """Return whether a value is none that a backend computes.
+    """Return whether a value is plain, not computed by a backend.
 
-    Tensors, variables, and symbolic dimensions are computed.
+    A backend computes tensors, variables, and symbolic dimensions.
     """
     if type(value) in (int, float):
         return True
@@ -217,7 +217,7 @@ def is_static(value: object) -> bool:
 
 
 def nearest_of(value: object, names: Iterable[str]) -> str | None:
-    """Return the name that a misspelled one most likely stands for."""
+    """Return the name that is most similar to a misspelled one, or None."""
     if not isinstance(value, str):
         return None
     by_lower = {name.lower(): name for name in names}
@@ -226,10 +226,10 @@ def nearest_of(value: object, names: Iterable[str]) -> str | None:
 
 
 def _has_axis(value: object) -> bool:
-    """Return False for an array without an axis to go along."""
+    """Return False for an array of rank 0, which cannot be iterated over."""
     return getattr(value, "ndim", 1) != 0
 
 
-def _is_integer(value: object) -> bool:
+def _is_integer(value: object) -> TypeGuard[SupportsIndex]:
     is_bool = isinstance(value, (bool, np.bool_))
     return isinstance(value, numbers.Integral) and not is_bool

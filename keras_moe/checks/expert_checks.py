@@ -1,4 +1,4 @@
-"""What an `Expert` is told, and what its calls may be.
+"""Check the arguments of `Expert` and of its calls.
 
 E experts.
 """
@@ -11,24 +11,8 @@ import keras
 from keras_moe import checks
 from keras_moe.types import Shape, Tensor
 
-
-def set_style(layer: keras.layers.Layer, **style: Any) -> None:
-    """Checks the arguments that say what experts are like; sets attributes.
-
-    Args:
-        layer: Layer that is an expert, or that builds experts.
-        **style: `intermediate_dim`, `output_dim`, `activation`, `gated`,
-            `use_bias`, `dropout`, and the initializers, regularizers, and
-            constraints of kernels and biases.
-
-    Raises:
-        ValueError: if an argument is out of its range.
-    """
-    for name, value in style.items():
-        setattr(layer, name, _STYLE[name](name, value))
-
-
-_STYLE: dict[str, Callable[[str, Any], Any]] = {
+# The arguments that all experts of a layer share, each with its check.
+STYLE: dict[str, Callable[[str, Any], Any]] = {
     "intermediate_dim": checks.check_positive_int,
     "output_dim": checks.check_optional_int,
     "activation": lambda _, value: checks.check_activation(value),
@@ -44,8 +28,26 @@ _STYLE: dict[str, Callable[[str, Any], Any]] = {
 }
 
 
+def checked_style(**style: Any) -> dict[str, Any]:
+    """Return arguments of STYLE, checked and as Keras objects.
+
+    Args:
+        **style: Some or all of the arguments that STYLE names.
+
+    Raises:
+        ValueError: If an argument is out of its range.
+    """
+    return {name: STYLE[name](name, value) for name, value in style.items()}
+
+
+def set_style(layer: keras.layers.Layer, **style: Any) -> None:
+    """Check arguments of STYLE, and set them as attributes of a layer."""
+    for name, value in checked_style(**style).items():
+        setattr(layer, name, value)
+
+
 def check_quantization_config(config: Any) -> Any:
-    """Return `config` if it is None or one of Keras's."""
+    """Return `config` if it is None or a Keras `QuantizationConfig`."""
     return checks.check_is_a(
         "quantization_config",
         config,
@@ -56,7 +58,7 @@ def check_quantization_config(config: Any) -> Any:
 
 
 def check_width(hidden_dim: int | None, input_shape: Shape) -> None:
-    """Raises where inputs have another width than the layer was told."""
+    """Raise if the width of the inputs is not the given `hidden_dim`."""
     if hidden_dim in (None, input_shape[-1]):
         return
     raise ValueError(
@@ -67,42 +69,42 @@ def check_width(hidden_dim: int | None, input_shape: Shape) -> None:
 
 
 def check_group_sizes(group_sizes: Tensor, num_experts: int) -> None:
-    """Raises where `group_sizes` is not `(E,)`."""
+    """Raise if `group_sizes` is not `(E,)`."""
     if tuple(group_sizes.shape) == (num_experts,):
         return
     raise ValueError(
-        f"`group_sizes` must have the shape ({num_experts},), one count an "
+        f"`group_sizes` must have the shape ({num_experts},), one count per "
         f"expert. Received: shape {tuple(group_sizes.shape)}. Count the rows "
-        "of each expert, empty ones included."
+        "of each expert, including experts without rows."
     )
 
 
 def check_only_expert(num_experts: int) -> None:
-    """Raises where a call says nothing of groups, and E is not 1."""
+    """Raise if E is not 1, for a call without `group_sizes`."""
     if num_experts == 1:
         return
     raise ValueError(
-        "`group_sizes` is needed where there is more than one expert: it says "
-        f"whose each row is. Received: group_sizes=None, num_experts="
+        "`group_sizes` must be given if there is more than one expert: it "
+        "assigns rows to experts. Received: group_sizes=None, num_experts="
         f"{num_experts}. Pass int32 (E,) counts, or put the layer into "
         "MoEBlock(experts=...)."
     )
 
 
-def check_whole(experts) -> None:
-    """Raises where a bank that is saved holds a part of its experts."""
+def check_whole(experts: Any) -> None:
+    """Raise if a bank that is to be saved holds only some of its experts."""
     if experts.shard is None:
         return
     raise RuntimeError(
-        f"{experts.name!r} must hold all its experts to be saved. Received: a "
-        f"part of the {experts.num_experts}, the others are in other "
+        f"{experts.name!r} must hold all its experts to be saved. Received: "
+        f"some of the {experts.num_experts}; the others are in other "
         "processes. Call `save` of the model that was passed to "
-        "`shard_experts`, in every process, or "
-        "keras_moe.distribution.gather_experts(model) before."
+        "`shard_experts` in every process, or call "
+        "keras_moe.distribution.gather_experts(model) first."
     )
 
 
-def check_output_shape(block, rows_shape: Shape) -> None:
+def check_output_shape(block: Any, rows_shape: Shape) -> None:
     """Raise if the experts of a block change the shape of their rows.
 
     Args:
@@ -117,12 +119,12 @@ def check_output_shape(block, rows_shape: Shape) -> None:
         raise changed_shape(rows.shape, outputs if shape is None else shape)
 
 
-def changed_shape(rows_shape: Shape, shape) -> ValueError:
+def changed_shape(rows_shape: Shape, shape: Any) -> ValueError:
     """Return the error for experts that change the shape of their rows."""
     return ValueError(
         "`experts` of a block must give outputs of the shape of their inputs, "
         f"(rows, ..., hidden_dim). Received: inputs of shape "
         f"{tuple(rows_shape)}, outputs of shape {shape}. Pad convolutions with "
         "padding='same', leave `output_dim` out, and put a layer that changes "
-        "the shape behind the block."
+        "the shape after the block."
     )

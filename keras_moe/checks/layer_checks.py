@@ -1,9 +1,9 @@
-"""Checks of layers, tensors, shapes, and what Keras finds by a name."""
+"""Check layers, tensors, shapes, and the objects that Keras finds by name."""
 
 import os
 import pathlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -19,20 +19,20 @@ _NOT_FOUND = (ValueError, TypeError, KeyError, AttributeError, ImportError)
 
 
 def check_remat(remat: bool, dropout: float) -> bool:
-    """Returns `remat` where it goes with `dropout`."""
+    """Return `remat` if it is False or `dropout` is 0."""
     remat = check_bool("remat", remat)
     if not (remat and dropout):
         return remat
     raise ValueError(
-        "`remat` must be False where there is dropout: the units would be "
-        "dropped anew when they are computed again. Received: "
-        f"remat={remat!r}, dropout={dropout!r}. Set one of them to 0."
+        "`remat` must be False if there is dropout: recomputed units would be "
+        "dropped at random a second time. Received: "
+        f"remat={remat!r}, dropout={dropout!r}. Pass remat=False or dropout=0."
     )
 
 
 def check_activation(activation: object) -> Activation:
-    """Returns the Keras activation that `activation` names."""
-    return _check_found(
+    """Return the Keras activation that `activation` names or is."""
+    found: Activation = _check_found(
         "activation",
         activation,
         keras.activations.get,
@@ -40,11 +40,14 @@ def check_activation(activation: object) -> Activation:
         ("relu", "gelu", "silu", "softmax", "sigmoid", "tanh", "elu", "selu"),
         "Try 'relu', 'gelu' or 'silu'.",
     )
+    return found
 
 
 def check_initializer(name: str, value: Any) -> Any:
     """Return the Keras initializer that `value` names or is."""
-    is_array = value is None or hasattr(value, "dtype")  # Keras takes those
+    # Keras accepts None and arrays, so a string that names nothing is looked up
+    # in place of them.
+    is_array = value is None or hasattr(value, "dtype")
     return _check_found(
         name,
         repr(value) if is_array else value,
@@ -84,12 +87,12 @@ def check_constraint(name: str, value: Any) -> Any:
 def _check_found(
     name: str,
     value: Any,
-    get: Callable,
+    get: Callable[[Any], Any],
     rule: str,
     names: tuple[str, ...],
     remedy: str,
 ) -> Any:
-    """Return what Keras finds under `value`; its own errors name nothing."""
+    """Return what Keras finds for `value`; its own error names no argument."""
     try:
         return get(value)
     except _NOT_FOUND as error:
@@ -121,14 +124,14 @@ def check_optimizer(name: str, value: Any) -> keras.optimizers.Optimizer:
 
 
 def check_is_a(name: str, value: Any, kind: Any, rule: str, remedy: str) -> Any:
-    """Return `value` if it is an object of a class.
+    """Return `value` if it is an instance of a class.
 
     Args:
-        name: Of the argument.
-        value: What was passed.
+        name: Str. Name of the argument.
+        value: The value that was passed.
         kind: A class, or a tuple of classes.
-        rule: What the argument must be, such as "a Keras layer".
-        remedy: A sentence that ends the message.
+        rule: Str. What the argument must be, such as "a Keras layer".
+        remedy: Str. Sentence that ends the message.
     """
     if isinstance(value, kind):
         return value
@@ -138,7 +141,7 @@ def check_is_a(name: str, value: Any, kind: Any, rule: str, remedy: str) -> Any:
 
 
 def check_path(name: str, value: Any) -> pathlib.Path:
-    """Return `value` as a path if it is one, or text, and no address."""
+    """Return `value` as a path if it is a path of a file system."""
     path = check_is_a(
         name,
         value,
@@ -147,7 +150,7 @@ def check_path(name: str, value: Any) -> pathlib.Path:
         "Pass a str or a pathlib.Path.",
     )
     path = pathlib.Path(path)
-    # Each would become a folder named "~", or "gs:", in the working directory.
+    # Both would create a folder named "~" or "gs:" in the working directory.
     if os.path.expanduser(path) != str(path):
         raise ValueError(
             f"`{name}` must be a path without `~`. Received: {value}. Pass "
@@ -155,8 +158,8 @@ def check_path(name: str, value: Any) -> pathlib.Path:
         )
     if re.match(r"[A-Za-z][\w+.-]+:$", "".join(path.parts[:1])):
         raise ValueError(
-            f"`{name}` must be a path of a file system. Received: {value}, an "
-            "address. Mount the store, or copy the files there afterwards."
+            f"`{name}` must be a path of a file system. Received: {value}, a "
+            "URL. Mount the store, or copy the files there afterwards."
         )
     return path
 
@@ -187,7 +190,7 @@ def check_model(name: str, value: Any) -> keras.Model:
 
 
 def check_input_shape(shape: Shape) -> int:
-    """Returns the last dimension of `(..., D)` where D is known."""
+    """Return the last dimension of a shape `(..., D)` if D is known."""
     if len(shape) < 2:
         raise ValueError(
             "`inputs` must have rank 2 or more, (..., hidden_dim). Received: "
@@ -203,18 +206,18 @@ def check_input_shape(shape: Shape) -> int:
 
 
 def check_built_width(inputs: Tensor, hidden_dim: int | None) -> None:
-    """Raises where the last dimension is not the one the layer has."""
+    """Raise if the last dimension is not the one the layer was built with."""
     if inputs.shape[-1] != hidden_dim:
         raise ValueError(
             f"`inputs` must have {hidden_dim} as last dimension, the one this "
             f"layer was built with. Received: shape {tuple(inputs.shape)}. "
-            "Project the inputs to that width or build another layer."
+            "Project the inputs to that width, or build another layer."
         )
 
 
 def check_floating(inputs: Tensor) -> None:
-    """Raises where the inputs are not floating-point numbers."""
-    if getattr(inputs.dtype, "is_floating_point", False):  # PyTorch's knows
+    """Raise if the inputs are not floating-point numbers."""
+    if getattr(inputs.dtype, "is_floating_point", False):  # only PyTorch's
         return
     dtype = keras.backend.standardize_dtype(inputs.dtype)
     if "float" not in dtype:
@@ -225,7 +228,7 @@ def check_floating(inputs: Tensor) -> None:
 
 
 def check_mask_shape(mask: Tensor, inputs: Tensor) -> None:
-    """Raises where a mask `(...)` does not fit inputs `(..., D)`."""
+    """Raise if a mask `(...)` does not fit inputs `(..., D)`."""
     expected, received = tuple(inputs.shape[:-1]), tuple(mask.shape)
     fits = len(expected) == len(received) and all(
         None in pair or pair[0] == pair[1]
@@ -234,13 +237,13 @@ def check_mask_shape(mask: Tensor, inputs: Tensor) -> None:
     if not fits:
         raise ValueError(
             "`mask` must have the shape of `inputs` without its last axis: one "
-            f"bool a token. Received: mask of shape {received}, inputs of "
+            f"bool per token. Received: mask of shape {received}, inputs of "
             f"shape {tuple(inputs.shape)}. Pass a mask of shape {expected}."
         )
 
 
-def is_same_shape(shape, expected: Shape) -> bool:
-    """Return whether two shapes agree wherever both are known numbers."""
+def is_same_shape(shape: Any, expected: Shape) -> bool:
+    """Return whether two shapes agree in all dimensions that both know."""
     if not isinstance(shape, (list, tuple)) or len(shape) != len(expected):
         return False
     pairs = zip(shape, expected, strict=True)
@@ -250,8 +253,8 @@ def is_same_shape(shape, expected: Shape) -> bool:
     )
 
 
-def check_sequence_length(shape: Shape):
-    """Returns the axis before the last of `(..., S, D)`, rank 3 or more."""
+def check_sequence_length(shape: Sequence[Any]) -> Any:
+    """Return S of a shape `(..., S, D)` if its rank is 3 or more."""
     if len(shape) >= 3:
         return shape[-2]
     raise ValueError(
@@ -262,15 +265,15 @@ def check_sequence_length(shape: Shape):
 
 
 def check_distribution() -> None:
-    """Raises where `keras.distribution` is set and the backend ignores it."""
+    """Raise if `keras.distribution` is set and the backend ignores it."""
     backend = keras.backend.backend()
     if backend == "jax" or keras.distribution.distribution() is None:
         return
     raise RuntimeError(
         "`keras.distribution.set_distribution` must be left out on a backend "
-        "that ignores it: everything would be on one device, and nothing "
-        f"would say so. Received: KERAS_BACKEND={backend}. Use JAX; or "
-        "keras_moe.distribution.data_parallel, on TensorFlow in the scope of "
-        "a tf.distribute strategy, on PyTorch under keras-moe launch or "
+        "that ignores it: everything would silently run on one device. "
+        f"Received: KERAS_BACKEND={backend}. Use JAX, or "
+        "keras_moe.distribution.data_parallel: on TensorFlow in the scope of "
+        "a tf.distribute strategy, on PyTorch with `keras-moe launch` or "
         "torchrun."
     )

@@ -1,5 +1,6 @@
-"""What routers' arguments and inputs must be; see `layer_checks.py`."""
+"""Check the arguments and the inputs of routers."""
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -14,7 +15,7 @@ from keras_moe.types import Assignment, Tensor
 
 
 def check_router_inputs(ids: Tensor, inputs: Tensor) -> None:
-    """Raises where ids do not fit the first axes of inputs `(..., D)`."""
+    """Raise if ids do not fit the first axes of inputs `(..., D)`."""
     leading, received = tuple(inputs.shape[:-1]), tuple(ids.shape)
     dtype = keras.backend.standardize_dtype(ids.dtype)
     fits = 0 < len(received) <= len(leading) and all(
@@ -31,15 +32,20 @@ def check_router_inputs(ids: Tensor, inputs: Tensor) -> None:
 
 
 def check_previous_logits(logits: Tensor, inputs: Tensor, columns: int) -> None:
-    """Raises where logits are not `(T, columns)` or `(..., columns)` for
-    inputs `(..., D)`."""
+    """Raise unless logits are `(T, columns)` or `(..., columns)`.
+
+    Args:
+        logits: Tensor. Logits of a previous router.
+        inputs: Tensor of shape `(..., D)`, T tokens in all.
+        columns: Int. Width of the logits.
+    """
     leading, received = tuple(inputs.shape[:-1]), tuple(logits.shape)
     tokens: int | None = 1
     for size in leading:
         tokens = None if None in (tokens, size) else tokens * size
     dtype = keras.backend.standardize_dtype(logits.dtype)
 
-    def fits(shape):
+    def fits(shape: Sequence[Any]) -> bool:
         return len(shape) == len(received) and all(
             None in pair or pair[0] == pair[1]
             for pair in zip(shape, received, strict=True)
@@ -48,8 +54,8 @@ def check_previous_logits(logits: Tensor, inputs: Tensor, columns: int) -> None:
     flat, shaped = (tokens, columns), (*leading, columns)
     if "float" not in dtype or not (fits(flat) or fits(shaped)):
         raise ValueError(
-            "`router_inputs` must be the logits of a router of as many experts "
-            f"for the same tokens. Received: dtype {dtype} and shape "
+            "`router_inputs` must be the logits of a router with as many "
+            f"experts for the same tokens. Received: dtype {dtype} and shape "
             f"{received}, inputs of shape {tuple(inputs.shape)}. Pass the "
             f"router_logits of the previous block's Assignment, floats of "
             f"shape {flat} or {shaped}."
@@ -57,12 +63,12 @@ def check_previous_logits(logits: Tensor, inputs: Tensor, columns: int) -> None:
 
 
 def check_router_inputs_given(router: Any, router_inputs: object) -> None:
-    """Raises where router inputs are missed, or would be lost.
+    """Raise if router inputs are needed and missing, or given but not used.
 
     Args:
-        router: says by `router_inputs_use` whether it needs them, and by
-            `router_inputs_kind` what they are.
-        router_inputs: as they came.
+        router: A `BaseRouter`. Its `router_inputs_use` tells whether it needs
+            them, and its `router_inputs_kind` what they are.
+        router_inputs: The router inputs of the call, or None.
     """
     layer, use = type(router).__name__, router.router_inputs_use
     if use == "required" and router_inputs is None:
@@ -79,15 +85,17 @@ def check_router_inputs_given(router: Any, router_inputs: object) -> None:
         )
 
 
-def check_replay(replay: Assignment | None, tokens: Tensor, columns: int):
-    """Returns `replay` where it is of as many tokens and experts."""
+def check_replay(
+    replay: Assignment | None, tokens: Tensor, columns: int
+) -> Assignment | None:
+    """Return `replay` if it is None or has as many tokens and experts."""
     if replay is None:
         return None
     if not isinstance(replay, Assignment):
         raise ValueError(
             "`replay` must be an Assignment. Received: "
-            f"{type(replay).__name__}. Pass what a block called with "
-            "return_assignment=True returned second."
+            f"{type(replay).__name__}. Pass the second output of a block that "
+            "was called with return_assignment=True."
         )
     expected, received = (tokens.shape[0], columns), replay.router_logits.shape
     if any(
@@ -95,16 +103,16 @@ def check_replay(replay: Assignment | None, tokens: Tensor, columns: int):
         for pair in zip(expected, received, strict=True)
     ):
         raise ValueError(
-            "`replay` must be of as many tokens and experts as the call. "
+            "`replay` must have as many tokens and experts as the call. "
             f"Received: an Assignment of {received[0]} tokens and "
             f"{received[1]} experts, for {expected[0]} and {columns}. Pass "
-            "that of the same batch."
+            "the Assignment of the same batch."
         )
     return replay
 
 
-def check_weights(name: str, value: Any, number: int):
-    """Returns `value`, a number 0 or above, or a list of `number` such."""
+def check_weights(name: str, value: Any, number: int) -> float | list[float]:
+    """Return `value` if it is a finite number >= 0, or a list of `number`."""
     if hasattr(value, "tolist") and getattr(value, "ndim", 0) > 0:
         value = value.tolist()
     if not isinstance(value, (tuple, list)):
@@ -113,12 +121,12 @@ def check_weights(name: str, value: Any, number: int):
         return [check_weight(name, one) for one in value]
     raise ValueError(
         f"`{name}` must be a number, or one for each of {number} modalities. "
-        f"Received: {name}={value!r}. Pass as many."
+        f"Received: {name}={value!r}. Pass a list of {number} numbers."
     )
 
 
 def ordered(indices: Any) -> Any:
-    """Return a set of experts as a list, and anything else as it is."""
+    """Return a set of experts as a sorted list, and anything else unchanged."""
     if isinstance(indices, (set, frozenset)):
         return sorted(indices, key=str)
     return indices
@@ -126,8 +134,8 @@ def ordered(indices: Any) -> Any:
 
 def check_experts_of_modality(
     experts: Any, num_modalities: int, num_experts: int, top_k: int
-):
-    """Returns lists of K experts or more, one a modality; or None."""
+) -> list[list[int]] | None:
+    """Return lists of K experts or more, one per modality; or None."""
     if experts is None:
         return None
     rows = [
@@ -150,14 +158,16 @@ def check_experts_of_modality(
     )
 
 
-def check_rule(rule: object):
-    """Returns `rule` where it is None or a function."""
+def check_rule(
+    rule: Callable[[Tensor, Any], Tensor] | None,
+) -> Callable[[Tensor, Any], Tensor] | None:
+    """Return `rule` if it is None or a function."""
     if rule is None or callable(rule):
         return rule
     raise ValueError(
         "`rule` must be None or a function rule(inputs, router_inputs). "
-        f"Received: rule={rule!r}. Pass ids as `router_inputs` and no rule, or "
-        "a function."
+        f"Received: rule={rule!r}. Pass a function, or leave `rule` out and "
+        "pass ids as `router_inputs`."
     )
 
 
@@ -180,26 +190,27 @@ def check_max_experts(
 def check_expert_indices(
     indices: object, num_experts: int, least: int, disabled: set[int]
 ) -> list[int]:
-    """Returns experts to switch off, where enough of the others are left.
+    """Return experts to switch off if enough of the others stay on.
 
     Args:
-        indices: an iterable of expert indices.
-        num_experts: E.
-        least: experts that must stay.
-        disabled: those that are off already.
+        indices: Iterable of expert indices.
+        num_experts: Int, E.
+        least: Int. Number of experts that must stay on.
+        disabled: Set of int. Experts that are off already.
     """
-    found = check_list("expert_indices", ordered(indices), "expert numbers")
+    found = check_list("expert_indices", ordered(indices), "expert indices")
     if not all(is_index(i, num_experts) for i in found):
         raise ValueError(
             f"`expert_indices` must be in 0 ... {num_experts - 1}. Received: "
-            f"{found}. Name experts by their place in the bank."
+            f"{found}. Pass the positions of experts in the bank."
         )
     found = [int(i) for i in found]
     left = num_experts - len(disabled | set(found))
     if left < least:
         raise ValueError(
-            f"`expert_indices` must leave {least} experts on: a token needs as "
-            f"many. Received: {found}, with {sorted(disabled)} off already, "
-            f"which leaves {left} of {num_experts}. Enable others first."
+            f"`expert_indices` must leave {least} experts on, as many as a "
+            f"token needs. Received: {found}, with {sorted(disabled)} off "
+            f"already, which leaves {left} of {num_experts}. Enable others "
+            "first."
         )
     return found

@@ -1,7 +1,7 @@
 """Check the plain arguments of routing functions.
 
-E experts, N null experts, K top_k. Tensors are not checked, and neither is a
-number of tokens, which may be a tensor or a symbolic dimension.
+E experts, N null experts, K top_k. Tensors are not checked, and neither are
+numbers of tokens, which may be tensors or symbolic dimensions.
 """
 
 from typing import Any
@@ -20,7 +20,7 @@ from keras_moe.types import Tensor
 
 
 def check_conditions(conditions: Any) -> None:
-    """Raise if `conditions` are not what a router passes."""
+    """Raise if `conditions` are not `keras_moe.routing.Conditions`."""
     if hasattr(conditions, "token_mask") and hasattr(conditions, "replay"):
         return
     raise ValueError(
@@ -39,15 +39,15 @@ def check_token_choice(
 
 
 def num_columns(x: Tensor) -> int:
-    """Return the size of the last axis; `torch.onnx` gives it as a tensor."""
+    """Return the size of the last axis, which is a tensor in `torch.onnx`."""
     return int(x.shape[-1])
 
 
 def real_experts(columns: int, num_null_experts: Any) -> int:
-    """Return E of E + N columns, if there is an expert among them."""
-    num_null_experts = check_count("num_null_experts", num_null_experts)
-    if num_null_experts < columns:
-        return columns - num_null_experts
+    """Return E for logits of E + N columns if E is above 0."""
+    left: int = columns - check_count("num_null_experts", num_null_experts)
+    if left > 0:
+        return left
     raise ValueError(
         "`num_null_experts` must leave an expert among the columns of the "
         f"logits. Received: num_null_experts={num_null_experts}, "
@@ -56,7 +56,7 @@ def real_experts(columns: int, num_null_experts: Any) -> int:
 
 
 def check_num_experts(num_experts: Any, number: int) -> None:
-    """Raise if E is not the `number` of experts that a tensor has."""
+    """Raise if `num_experts` is not the `number` of experts of a tensor."""
     if check_positive_int("num_experts", num_experts) != number:
         raise ValueError(
             "`num_experts` must be the number of experts of the other "
@@ -66,13 +66,13 @@ def check_num_experts(num_experts: Any, number: int) -> None:
 
 
 def check_pairs(pairs_per_token: Any, num_pairs: Any) -> None:
-    """Raise if tokens cannot have as many pairs each, where P is known."""
+    """Raise if a known number of pairs is not a multiple of K."""
     number = check_positive_int("pairs_per_token", pairs_per_token)
     if isinstance(num_pairs, int) and num_pairs % number:
         raise ValueError(
             "`pairs_per_token` must divide the number of pairs. Received: "
-            f"pairs_per_token={number}, {num_pairs} pairs. Pass K of the "
-            "router."
+            f"pairs_per_token={number}, {num_pairs} pairs. Pass the router's "
+            "`pairs_per_token`."
         )
 
 
@@ -103,11 +103,11 @@ def check_groups(
 
 
 def check_even_groups(top_k: int, top_k_groups: int) -> None:
-    """Raise if the chosen groups cannot give as many experts each."""
+    """Raise if the chosen groups cannot give equally many experts."""
     if top_k % top_k_groups:
         raise ValueError(
-            "`top_k` must be a multiple of `top_k_groups`: each chosen group "
-            f"gives as many experts. Received: top_k={top_k}, top_k_groups="
+            "`top_k` must be a multiple of `top_k_groups`: all chosen groups "
+            f"give equally many experts. Received: top_k={top_k}, top_k_groups="
             f"{top_k_groups}. Pass, for instance, top_k={top_k_groups}."
         )
 
@@ -118,7 +118,7 @@ def check_null_experts(num_null_experts: int, num_groups: int) -> None:
         raise ValueError(
             "`num_null_experts` must be 0 if there are groups: a null expert "
             f"belongs to none. Received: num_null_experts={num_null_experts}, "
-            f"num_groups={num_groups}. Leave one out."
+            f"num_groups={num_groups}. Leave one of the two out."
         )
 
 
