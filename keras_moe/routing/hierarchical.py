@@ -6,12 +6,7 @@ top_k, K / M of them in each chosen group.
 
 from keras import ops
 
-from keras_moe.checks.routing_checks import (
-    check_even_groups,
-    check_groups,
-    check_token_choice,
-    num_columns,
-)
+from keras_moe.checks import routing_checks
 from keras_moe.kernels import take_columns, top_k_index
 from keras_moe.routing.assignment import (
     UNCONDITIONAL,
@@ -61,11 +56,13 @@ def hierarchical_assignment(
         them, so that a z-loss keeps both stages small. With one group they
         are the experts' logits, since the group's decides nothing.
     """
-    num_groups = num_columns(group_logits)
-    num_experts = num_columns(expert_logits)
-    check_token_choice(top_k, num_experts, normalize_weights, conditions)
-    check_groups(num_experts, top_k, num_groups, top_k_groups)
-    check_even_groups(top_k, top_k_groups)
+    num_groups = routing_checks.num_columns(group_logits)
+    num_experts = routing_checks.num_columns(expert_logits)
+    routing_checks.check_token_choice(
+        top_k, num_experts, normalize_weights, conditions
+    )
+    routing_checks.check_groups(num_experts, top_k, num_groups, top_k_groups)
+    routing_checks.check_even_groups(top_k, top_k_groups)
     size = num_experts // num_groups
     expert_logits = ops.convert_to_tensor(expert_logits)
     masked = available_logits(expert_logits, conditions)
@@ -98,8 +95,8 @@ def hierarchical_assignment(
 
 def _joint_logits(group_logits: Tensor, expert_logits: Tensor) -> Tensor:
     """Both stages' log-probabilities, `(T, E)`, and the sum of all."""
-    num_groups = num_columns(group_logits)
-    num_experts = num_columns(expert_logits)
+    num_groups = routing_checks.num_columns(group_logits)
+    num_experts = routing_checks.num_columns(expert_logits)
     size = num_experts // num_groups
     by_group = ops.reshape(expert_logits, (-1, num_groups, size))
     in_group = ops.log_softmax(by_group, axis=-1)
@@ -126,7 +123,8 @@ def _choose(
     group_logits: Tensor, expert_logits: Tensor, top_k: int, top_k_groups: int
 ) -> Tensor:
     """The best experts of the best groups, as columns `(T, K)`."""
-    size = num_columns(expert_logits) // num_columns(group_logits)
+    num_groups = routing_checks.num_columns(group_logits)
+    size = routing_checks.num_columns(expert_logits) // num_groups
     groups = ops.reshape(top_k_index(group_logits, top_k_groups), (-1, 1))
     columns = groups * size + ops.arange(size, dtype="int32")
     logits = take_columns(

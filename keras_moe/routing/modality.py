@@ -5,10 +5,7 @@ T tokens, E experts, K top_k, M modalities.
 
 from keras import ops
 
-from keras_moe.checks.routing_checks import (
-    check_token_choice,
-    num_columns,
-)
+from keras_moe.checks import routing_checks
 from keras_moe.routing.assignment import (
     UNCONDITIONAL,
     Conditions,
@@ -45,9 +42,9 @@ def modality_assignment(
         An `Assignment` with K pairs a token, its best expert first.
     """
     router_logits = ops.convert_to_tensor(router_logits)
-    check_token_choice(
+    routing_checks.check_token_choice(
         top_k,
-        num_columns(router_logits),
+        routing_checks.num_columns(router_logits),
         normalize_weights,
         conditions,
     )
@@ -72,7 +69,7 @@ def modality_assignment(
 
 def _recorded(replay: Assignment, top_k: int) -> Tensor:
     """Bool `(T, E)`, the experts that a replay chose."""
-    num_experts = num_columns(replay.router_probs)
+    num_experts = routing_checks.num_columns(replay.router_probs)
     index = ops.reshape(replay.expert_index, (-1, top_k, 1))
     experts = ops.arange(num_experts, dtype="int32")
     return ops.any(ops.equal(index, experts), axis=1)
