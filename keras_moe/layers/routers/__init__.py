@@ -1,8 +1,8 @@
-"""The routers: small layers that own weights and name one function of
-`keras_moe.routing` each. `base_router.py` has what they share.
+"""Routers: small layers that own weights and call one function of
+`keras_moe.routing` each. `base_router.py` has their base class.
 
-`__all__` lists the routers that users pick. `keras_moe.layers` and `keras_moe`
-take their names from it.
+`__all__` lists the routers for users. `keras_moe.layers` and `keras_moe` export
+the same names.
 """
 
 from keras_moe.layers.routers.attention_router import AttentionRouter

@@ -1,10 +1,11 @@
-"""Routing by what a token attends to.
+"""Router by attention to the context of a token.
 
 B sequences, S sequence length, T = B * S tokens, D hidden_dim, E experts, R
 routing_dim.
 """
 
 import math
+from typing import Any
 
 import keras
 from keras import ops
@@ -15,32 +16,35 @@ from keras_moe.layers.routers.router import Router
 from keras_moe.routing.assignment import softmax
 from keras_moe.types import Tensor
 
-# Of a query, key, or value: products of two stay above the mask's -1e30.
+# Bound of queries, keys, and values: their products stay above -1e30, the mask.
 LARGEST = 1e12
 
 
 @keras.saving.register_keras_serializable(package="keras_moe")
 class AttentionRouter(Router):
-    """Scores experts by attention: each token reads its context, and what it
-    read queries a key of each expert.
+    """Scores experts by attention, with the context of a token in the query.
 
-    `context = softmax(q k^T / sqrt(R)) v` over the tokens of its sequence
-    (Vaswani et al. 2017, eq. 1, one head), and the logits are `(q + context)
-    K_experts / sqrt(R)`. Attention over expert keys is in the manner of the
-    attention router of Yuan 2.0-M32 (Wu et al. 2024), which has no context.
-    The sequence is the axis before the last; inputs of rank 2 are tokens
-    without neighbours. Time and memory of the attention follow S squared.
+    `context = softmax(q k^T / sqrt(R)) v` over the tokens of the sequence, and
+    the logits are `(q + context) K_experts / sqrt(R)`. Attention over the keys
+    of experts follows the attention router of Yuan 2.0-M32 (Wu et al. 2024),
+    which has no context. The sequence is the axis before the last; inputs of
+    rank 2 are tokens without context. Time and memory of the attention grow
+    with the square of S.
 
     Args:
-        num_experts: E.
-        top_k: K.
-        routing_dim: R, width of queries and keys.
-        causal: whether a token reads itself and earlier ones only, as it
-            must in a causal model; which then generates without a cache.
-        **kwargs: of `Router`.
+        num_experts: Int, E.
+        top_k: Int, K. Experts per token. 2 by default.
+        routing_dim: Int, R. Width of queries, keys, and values. 32 by default.
+        causal: Bool. Whether a token reads only itself and earlier tokens,
+            which a causal model requires; the model then generates without a
+            cache. False by default.
+        **kwargs: Arguments of `Router`.
 
     Weights: `query_kernel`, `key_kernel`, `value_kernel` `(D, R)`, `kernel`
-    `(R, E + N)`, the experts' keys, beside those of `Router`.
+    `(R, E + N)`, the keys of the experts, in addition to those of `Router`.
+
+    Reference: Vaswani et al. 2017, "Attention Is All You Need", eq. 1, with
+    one head.
 
     Example:
 
@@ -60,14 +64,14 @@ class AttentionRouter(Router):
         top_k: int = 2,
         routing_dim: int = 32,
         causal: bool = False,
-        **kwargs,
+        **kwargs: Any,
     ):
         super().__init__(num_experts, top_k=top_k, **kwargs)
         self.routing_dim = checks.check_positive_int("routing_dim", routing_dim)
         self.causal = checks.check_bool("causal", causal)
 
     def build_scores(self) -> None:
-        """Creates the projections and the experts' keys."""
+        """Create the projections and the keys of the experts."""
         shape = (self.hidden_dim, self.routing_dim)
         self.query_kernel = self.add_kernel("query_kernel", shape)
         self.key_kernel = self.add_kernel("key_kernel", shape)
@@ -77,7 +81,7 @@ class AttentionRouter(Router):
         )
 
     def scores(self, tokens: Tensor, batch: TokenBatch) -> Tensor:
-        """Returns the logits `(T, E + N)` of tokens and their context."""
+        """Return the logits `(T, E + N)` of tokens and their context."""
         query, key, value = (
             ops.clip(ops.matmul(tokens, kernel), -LARGEST, LARGEST)
             for kernel in (
@@ -94,12 +98,19 @@ class AttentionRouter(Router):
         return ops.matmul(query + context, self.kernel) * self._scale
 
     @property
-    def _scale(self):
+    def _scale(self) -> float:
         return 1 / math.sqrt(self.routing_dim)
 
-    def _context(self, query, key, value, shape, batch):
-        """Returns what each token reads in its sequence, `(T, R)`."""
-        number = math.prod(shape[:-2])  # of sequences; -1 fails on none
+    def _context(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        shape: tuple[Any, ...],
+        batch: TokenBatch,
+    ) -> Tensor:
+        """Return the context of each token in its sequence, `(T, R)`."""
+        number = math.prod(shape[:-2])  # of sequences; -1 fails for none
         sequences = (number, shape[-2], self.routing_dim)
         query, key, value = (
             ops.reshape(x, sequences) for x in (query, key, value)
@@ -115,8 +126,10 @@ class AttentionRouter(Router):
         context = ops.matmul(softmax(attention), value)
         return ops.reshape(context, (-1, self.routing_dim))
 
-    def _masked(self, attention, batch, sequences):
-        """Puts what must not be read, `(B, S, S)`, far below the rest."""
+    def _masked(
+        self, attention: Tensor, batch: TokenBatch, sequences: tuple[Any, ...]
+    ) -> Tensor:
+        """Return attention scores `(B, S, S)`, -1e30 for masked tokens."""
         number, length, _ = sequences
         token_mask = batch.conditions.token_mask
         if token_mask is not None:

@@ -1,16 +1,16 @@
-"""What every router shares: tokens in, an Assignment out.
+"""Base class of all routers: layers from tokens to an `Assignment`.
 
 T tokens, D hidden_dim, E experts, N null experts, K top_k, P routed pairs.
 
-A router is a small layer that owns weights and names one function of
-`keras_moe.routing`. It subclasses `BaseRouter` and writes `route`.
+A router is a small layer that owns weights and calls one function of
+`keras_moe.routing`. It subclasses `BaseRouter` and implements `route`.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import keras
 
-from keras_moe import checks, kernels
+from keras_moe import checks
 from keras_moe.checks import router_checks
 from keras_moe.kernels import light_ops as ops
 from keras_moe.layers import quantization
@@ -25,18 +25,18 @@ from keras_moe.types import Shape, Tensor
 
 
 def without(arguments: tuple[str, ...], *names: str) -> tuple[str, ...]:
-    """Returns the argument names that a subclass does not fix."""
+    """Return the argument names without those that a subclass fixes."""
     return tuple(name for name in arguments if name not in names)
 
 
 class TokenBatch(NamedTuple):
-    """What a router is asked about.
+    """Holds the tokens to route, and the conditions of the call.
 
-    tokens: float32 `(T, D)`, zero where there is padding.
-    inputs: `(..., D)`, as they came.
-    router_inputs: as they came, or None.
-    training: bool.
-    conditions: padding, experts that are off, a replay.
+    tokens: float32 `(T, D)`, zero for padding.
+    inputs: `(..., D)`, the inputs of the call, unchanged.
+    router_inputs: the router inputs of the call, unchanged, or None.
+    training: bool. False for a frozen router.
+    conditions: the padding, the experts that are off, and a replay.
 
     Example:
 
@@ -65,50 +65,53 @@ class BaseRouter(
     quantization.KeptInFloats,
     MoELayer,
 ):
-    """Base of all routers; computes in float32 under every dtype policy.
+    """Base class of all routers; computes in float32 under every dtype policy.
 
-    A subclass writes `route(batch)`, names its own arguments in `arguments`
-    (attributes of the same names are what `get_config` saves), and creates
-    its weights in `build`, after the base's.
+    A subclass implements `route(batch)`, lists its own arguments in
+    `arguments` (`get_config` saves the attributes of these names), and
+    creates its weights in `build`, after `super().build(input_shape)`.
 
     Args:
-        num_experts: E.
-        expert_dropout: rate below 1 at which each expert is switched off for
-            a training step, so that a model learns to do without it; as many
-            as a token needs stay on.
-        seed: int, for whatever the router draws.
-        **kwargs: of `keras.layers.Layer`.
+        num_experts: Int, E.
+        expert_dropout: Float, 0 or above and below 1. Rate at which each
+            expert is switched off for a training step, so that the model
+            learns to work without it. As many experts as a token needs stay
+            on. 0 (the default) switches none off.
+        seed: Int. Seed of all random draws. `None` (the default) draws one.
+        **kwargs: Arguments of `keras.layers.Layer`.
 
     Weights: `expert_enabled` `(E,)`, 1 or 0, not trained.
 
     Attributes:
-        causal: whether no token's experts and weights follow from later
-            tokens or from other sequences, in training either. A router that
-            says nothing is taken not to be, and goes into no causal model.
-        reads_context: whether they follow from earlier tokens of its
-            sequence, so that it cannot decide one token at a time.
+        causal: Bool. Whether a token's experts and weights never depend on
+            later tokens or on other sequences, in training either. A causal
+            model rejects a router without it. False by default.
+        reads_context: Bool. Whether a token's experts depend on earlier tokens
+            of its sequence, so that tokens cannot be routed one at a time.
 
     Call arguments:
-        x: float `(..., D)`.
-        mask: bool `(...)`, False for padding, which is sent nowhere.
-        training: bool; what is random happens in training alone.
-        router_inputs: what the router needs beside the tokens, if anything.
-        replay: an `Assignment` of an earlier call on as many tokens, whose
-            choices are taken again; weights and losses are computed anew, so
-            that gradients flow. Pairs that it did not compute are left out
-            again, and the others keep their weights: with the same router,
-            a replay reproduces the call. Without one expert that is off by
-            now, the weights are normalized among the others.
-        x_mask: the mask that Keras has for `x`, which it passes by this name
-            where there are router inputs or a replay.
+        x: Float tensor of shape `(..., D)`.
+        mask: Bool tensor of shape `(...)`, False for padding, which no expert
+            computes.
+        training: Bool. Random draws happen only in training.
+        router_inputs: What the router needs in addition to the tokens, if
+            anything.
+        replay: `Assignment` of an earlier call on as many tokens. Its choices
+            are repeated; weights and losses are computed again, so that
+            gradients flow. Pairs that it did not compute stay out, and the
+            others keep their weights, so a replay with the same router
+            reproduces the call. If an expert was switched off since then, the
+            weights are normalized over the other experts.
+        x_mask: The Keras mask of `x`, which Keras passes by this name if there
+            are router inputs or a replay.
 
     Returns:
         An `Assignment` of the flattened tokens.
 
     Raises:
-        ValueError: for an argument out of its range, an input of rank below
-            2, of unknown width or of integers, a mask that does not fit, and
-            router inputs that are missing or not used.
+        ValueError: If an argument is out of its range, if `x` has integers, a
+            rank below 2, or an unknown width, if the mask does not fit, or if
+            router inputs are missing or not used.
 
     Example:
 
@@ -128,17 +131,19 @@ class BaseRouter(
 
     arguments: tuple[str, ...] = ("num_experts", "expert_dropout", "seed")
     fixed_arguments: tuple[str, ...] = ("autocast",)
-    # Attributes that hold a weight, and its axes of E experts and what else.
+    # Attributes that hold a weight, and its axes over E or more experts.
     expert_axes: dict[str, tuple[int, ...]] = {"expert_enabled": (0,)}
     router_inputs_use = "none"  # or "optional", or "required"
-    router_inputs_kind = "ids"  # or "logits": what they are
+    router_inputs_kind = "ids"  # or "logits"
     num_null_experts = 0
-    top_k: int = 1  # experts of a token; if that varies, the mean or the most
-    load_balancing_weight = 0.0  # a block's, where it is told nothing else
-    balances_first_choice = False  # whether the block's loss counts no other
-    has_loss = False  # whether `router_loss` is more than zero
+    # Experts per token; if that varies, the mean or the maximum.
+    top_k: int = 1
+    load_balancing_weight = 0.0  # of a block whose own argument is None
+    # Whether the block's load-balancing loss counts first choices only.
+    balances_first_choice = False
+    has_loss = False  # whether `router_loss` may be above zero
     causal = False
-    reads_tokens = True  # False where router inputs alone decide
+    reads_tokens = True  # False if router inputs alone decide
     reads_context = False
 
     def __init__(
@@ -146,7 +151,7 @@ class BaseRouter(
         num_experts: int,
         expert_dropout: float = 0.0,
         seed: int | None = None,
-        **kwargs,
+        **kwargs: Any,
     ):
         super().__init__(autocast=False, **kwargs)
         self.supports_masking = True
@@ -157,33 +162,46 @@ class BaseRouter(
         self.seed = checks.check_seed(seed)
         self.seed_generator = SeedGenerator(self.seed)
 
-    def __setattr__(self, name, value):
-        """Layers inside a router are not quantised."""
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Keep layers inside a router from being quantized."""
         if isinstance(value, (keras.layers.Layer, list, tuple, dict)):
             quantization.keep_floats(value)
         super().__setattr__(name, value)
 
     @property
     def pairs_per_token(self) -> int | None:
-        """K where the pairs of token t stand at `t * K ... t * K + K-1`."""
+        """K if the pairs of token t are at `t * K ... t * K + K-1`, or None."""
         return self.top_k
 
     def route(self, batch: TokenBatch) -> Assignment:
-        """Decides; what a subclass writes."""
+        """Return the `Assignment` of a batch; a subclass implements it."""
         raise NotImplementedError
 
     def build(self, input_shape: Shape) -> None:
-        """Creates the weights for inputs `(..., D)`."""
+        """Create the weights for inputs `(..., D)`."""
         self.hidden_dim = checks.check_input_shape(input_shape)
         self.expert_enabled = self.add_router_weight(
             "expert_enabled", (self.num_experts,), "ones", trainable=False
         )
 
-    def add_router_weight(self, name, shape, initializer, **options):
-        """Adds a float32 weight that no dtype policy casts.
+    def add_router_weight(
+        self,
+        name: str,
+        shape: tuple[int, ...],
+        initializer: str | keras.initializers.Initializer,
+        **options: Any,
+    ) -> keras.Variable:
+        """Add a float32 weight that no dtype policy casts.
 
-        It says of itself that it is a router's: `of_router` is True, by which
-        an optimizer tells it from the others.
+        Its attribute `of_router` is True, so that optimizers can treat the
+        weights of routers in a different way.
+
+        Args:
+            name: Str. Name of the weight.
+            shape: Tuple of int.
+            initializer: Keras initializer, or the name of one.
+            **options: Arguments of `add_weight`, such as `trainable` and
+                `regularizer`.
         """
         regularizer = options.pop("regularizer", None)
         if options.get("trainable") is False:
@@ -204,20 +222,23 @@ class BaseRouter(
         self,
         x: Tensor,
         mask: Tensor | None = None,
-        training=None,
+        training: bool | None = None,
         router_inputs: Tensor | None = None,
         replay: Assignment | None = None,
         x_mask: Tensor | None = None,
     ) -> Assignment:
-        """Routes tokens `(..., D)`; see the class."""
+        """Route tokens `(..., D)`; see the class."""
         self.check_inputs_given(router_inputs)
-        training = bool(training) and self.trainable  # as BatchNormalization
+        training = bool(training) and self.trainable  # like BatchNormalization
         mask = x_mask if mask is None else mask
         tokens, token_mask = flatten_tokens(x, mask, self.hidden_dim)
+        available = self.expert_enabled.value > 0
+        if training and self.expert_dropout:
+            available = self.drop_experts(available)
         columns = self.num_experts + self.num_null_experts
         conditions = Conditions(
             token_mask,
-            self._available(training),
+            available,
             router_checks.check_replay(replay, tokens, columns),
         )
         return self.route(
@@ -230,63 +251,47 @@ class BaseRouter(
             )
         )
 
-    def _available(self, training):
-        """Bool `(E,)`: enabled, and not dropped for this step."""
-        available = self.expert_enabled.value > 0
-        if not (training and self.expert_dropout):
-            return available
-        drawn = keras.random.uniform(
-            (self.num_experts,), seed=self.seed_generator, dtype="float32"
-        )
-        drawn = ops.where(available, drawn, -1.0)
-        least = kernels.top_k_index(drawn[None], self.least_experts)[0]
-        experts = ops.arange(self.num_experts, dtype="int32")
-        stays = ops.any(ops.equal(least[:, None], experts), axis=0)
-        kept = ops.logical_or(drawn >= self.expert_dropout, stays)
-        return ops.logical_and(available, kept)
-
-    def compute_output_shape(self, input_shape: Shape, **kwargs) -> Assignment:
-        """Returns the shapes of the `Assignment` of inputs `(..., D)`."""
+    def compute_output_shape(
+        self, input_shape: Shape, **kwargs: Any
+    ) -> Assignment:
+        """Return the shapes of the `Assignment` of inputs `(..., D)`."""
         spec = self.assignment_spec(input_shape)
         return Assignment(*(field.shape for field in spec))
 
     def compute_output_spec(
         self,
-        x,
-        mask=None,
-        training=None,
-        router_inputs=None,
-        replay=None,
-        x_mask=None,
+        x: Tensor,
+        mask: Tensor | None = None,
+        training: bool | None = None,
+        router_inputs: Tensor | None = None,
+        replay: Assignment | None = None,
+        x_mask: Tensor | None = None,
     ) -> Assignment:
-        """Returns the symbolic `Assignment` of symbolic inputs."""
+        """Return the symbolic `Assignment` of symbolic inputs."""
         checks.check_floating(x)
         self.check_inputs_given(router_inputs)
         return self.assignment_spec(x.shape)
 
     def check_inputs_given(self, router_inputs: Tensor | None) -> None:
-        """Check that router inputs are given if the router needs them.
+        """Check that router inputs are given if, and only if, they are used.
 
-        Layers around a router call it on symbolic inputs, so that a model
-        without them cannot be made.
+        Layers that contain a router call this function on symbolic inputs, so
+        that a functional model without router inputs fails when it is built.
 
         Raises:
-            ValueError: If they are missing, or given but not used.
+            ValueError: If router inputs are missing, or given but not used.
         """
         router_checks.check_router_inputs_given(self, router_inputs)
 
     def assignment_spec(self, input_shape: Shape) -> Assignment:
-        """Returns the symbolic `Assignment` for inputs of `(..., D)`."""
+        """Return the symbolic `Assignment` for inputs `(..., D)`."""
         tokens: int | None = 1
         for size in input_shape[:-1]:
             tokens = None if tokens is None or size is None else tokens * size
-        per_token = self.pairs_per_token
-        known = tokens is not None and per_token is not None
-        pairs = tokens * per_token if known else None  # type: ignore[operator]
-
-        def spec(shape, dtype):
-            return keras.KerasTensor(shape, dtype)
-
+        pairs, per_token = None, self.pairs_per_token
+        if tokens is not None and per_token is not None:
+            pairs = tokens * per_token
+        spec = keras.KerasTensor
         columns = self.num_experts + self.num_null_experts
         return Assignment(
             token_index=spec((pairs,), "int32"),
@@ -297,12 +302,12 @@ class BaseRouter(
             router_loss=spec((), "float32"),
         )
 
-    def compute_mask(self, x, mask=None) -> None:
-        """Returns None: the mask is in the `Assignment` already."""
+    def compute_mask(self, x: Tensor, mask: Tensor | None = None) -> None:
+        """Return None: the `Assignment` already accounts for the mask."""
         return None
 
-    def get_config(self) -> dict:
-        """Returns the arguments that build this layer again."""
+    def get_config(self) -> dict[str, Any]:
+        """Return the arguments that build this layer again."""
         own = {
             name: keras.saving.serialize_keras_object(getattr(self, name))
             for name in self.arguments

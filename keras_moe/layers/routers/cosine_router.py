@@ -1,9 +1,10 @@
-"""Routing by the angle between token and expert.
+"""Router by the cosine similarity of tokens and experts.
 
 T tokens, D hidden_dim, E experts, R routing_dim.
 """
 
 import math
+from typing import Any
 
 import keras
 from keras import ops
@@ -16,24 +17,26 @@ from keras_moe.types import Tensor
 
 @keras.saving.register_keras_serializable(package="keras_moe")
 class CosineRouter(Router):
-    """Scores experts by cosine similarity in a narrow space (X-MoE: Chi et
-    al. 2022, "On the Representation Collapse of Sparse Mixture of Experts",
-    eq. 5-7).
+    """Scores experts by cosine similarity in a low-dimensional space.
 
-    `cos(x P, e_i) / temperature` for an embedding `e_i` of each expert: no
-    expert wins by the length of its embedding, and the hidden states are not
-    drawn to the experts' few directions.
+    The logit of expert i is `cos(x P, e_i) / temperature`, with an embedding
+    `e_i` per expert. The length of an embedding gives no expert an advantage,
+    and the hidden states do not collapse onto the experts' few directions.
 
     Args:
-        num_experts: E.
-        top_k: K.
-        routing_dim: R, the width of the space; None is half of E, at least 2.
-        temperature: what the learned temperature starts from, above 0; it
-            stays above 0.01.
-        **kwargs: of `Router`.
+        num_experts: Int, E.
+        top_k: Int, K. Experts per token. 2 by default.
+        routing_dim: Int, R. Width of the space. `None` (the default) is half
+            of E + N, and at least 2.
+        temperature: Float above 0. Initial value of the learned temperature,
+            which is at least 0.01. 0.3 by default.
+        **kwargs: Arguments of `Router`.
 
     Weights: `projection` `(D, R)`, `kernel` `(R, E + N)`, the embeddings, and
-    `log_temperature` `(1,)`, beside those of `Router`.
+    `log_temperature` `(1,)`, in addition to those of `Router`.
+
+    Reference: Chi et al. 2022, "On the Representation Collapse of Sparse
+    Mixture of Experts" (X-MoE), eq. 5-7.
 
     Example:
 
@@ -52,7 +55,7 @@ class CosineRouter(Router):
         top_k: int = 2,
         routing_dim: int | None = None,
         temperature: float = 0.3,
-        **kwargs,
+        **kwargs: Any,
     ):
         super().__init__(num_experts, top_k=top_k, **kwargs)
         self.routing_dim = checks.check_optional_int("routing_dim", routing_dim)
@@ -61,7 +64,7 @@ class CosineRouter(Router):
         )
 
     def build_scores(self) -> None:
-        """Creates projection, embeddings and temperature."""
+        """Create the projection, the embeddings, and the temperature."""
         width = self.routing_dim or max(2, self.num_columns // 2)
         self.projection = self.add_kernel(
             "projection", (self.hidden_dim, width)
@@ -74,7 +77,7 @@ class CosineRouter(Router):
         )
 
     def scores(self, tokens: Tensor, batch: TokenBatch) -> Tensor:
-        """Returns the cosines over the temperature, `(T, E + N)`."""
+        """Return the cosines divided by the temperature, `(T, E + N)`."""
         tokens = ops.matmul(tokens, self.projection)
         cosines = ops.matmul(
             _unit(tokens, -1), _unit(ops.convert_to_tensor(self.kernel), 0)
@@ -83,7 +86,7 @@ class CosineRouter(Router):
         return cosines / temperature
 
 
-def _unit(x, axis):
-    """Divides by the Euclidean length along an axis; zero stays zero."""
+def _unit(x: Tensor, axis: int) -> Tensor:
+    """Divide by the Euclidean length along an axis; zero stays zero."""
     square = ops.sum(ops.square(x), axis=axis, keepdims=True)
     return x * ops.rsqrt(ops.maximum(square, 1e-12))

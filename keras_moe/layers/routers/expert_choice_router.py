@@ -1,9 +1,10 @@
-"""Experts choose their tokens.
+"""Router in which experts choose their tokens.
 
-T tokens, E experts, C places an expert, P = E * C routed pairs.
+T tokens, E experts, C places per expert, P = E * C routed pairs.
 """
 
 import warnings
+from typing import Any, Self
 
 import keras
 from keras import ops
@@ -16,29 +17,32 @@ from keras_moe.routing import Assignment
 
 @keras.saving.register_keras_serializable(package="keras_moe")
 class ExpertChoiceRouter(LearnedRouter):
-    """Each expert takes its `C = ceil(c * T / E)` best tokens of the batch
-    (Zhou et al. 2022, "Mixture-of-Experts with Expert Choice Routing").
+    """Lets each expert choose its `C = ceil(c * T / E)` best tokens of a batch.
 
-    E counts the experts that are on. It counts all of them on JAX, under XLA,
-    in an export, and on a GPU under PyTorch, where the number of pairs must
-    not depend on a value.
+    E counts the experts that are on. On JAX, under XLA, in an export, and on a
+    GPU under PyTorch, it counts all experts, because the number of pairs must
+    not depend on values.
 
-    The load is even by construction and needs no loss. A token gets as many
-    experts as want it, none included; it should have a residual connection.
+    The load is even by construction and needs no loss. A token may have any
+    number of experts, also none, so the block should have a residual
+    connection.
 
-    **It sees the future**: whether an expert takes a token depends on all
-    tokens of the batch, later ones and those of other sequences too. In a
-    causal language model it leaks what is to be predicted, and at generation
-    it has no batch to choose from. The constructor warns of that, unless
-    `bidirectional` is True; loading and cloning do not warn again.
+    **Not causal**: whether an expert chooses a token depends on all tokens of
+    the batch, including later ones and those of other sequences. A causal
+    language model would read the tokens that it predicts, and when it
+    generates there is no batch to choose from. The constructor warns of that
+    unless `bidirectional` is True; loading and cloning do not warn again.
 
     Args:
-        num_experts: E.
-        experts_per_token: c, experts a token has in the mean, above 0, at
-            most E; the paper's capacity factor. 2 is its default.
-        bidirectional: whether the model is no causal one; silences the
-            warning.
-        **kwargs: of `LearnedRouter`.
+        num_experts: Int, E.
+        experts_per_token: Float, c, above 0 and at most E. Mean number of
+            experts per token, the capacity factor of the paper. 2 by default.
+        bidirectional: Bool. Declares that the model is not causal, which
+            silences the warning. False by default.
+        **kwargs: Arguments of `LearnedRouter`.
+
+    Reference: Zhou et al. 2022, "Mixture-of-Experts with Expert Choice
+    Routing".
 
     Example:
 
@@ -61,7 +65,7 @@ class ExpertChoiceRouter(LearnedRouter):
         num_experts: int,
         experts_per_token: float = 2.0,
         bidirectional: bool = False,
-        **kwargs,
+        **kwargs: Any,
     ):
         super().__init__(num_experts, **kwargs)
         self.experts_per_token = checks.check_above(
@@ -71,31 +75,32 @@ class ExpertChoiceRouter(LearnedRouter):
         self.bidirectional = checks.check_bool("bidirectional", bidirectional)
         if not self.bidirectional:
             warnings.warn(
-                "ExpertChoiceRouter looks at all tokens of the batch, later "
-                "ones too: do not use it in a causal model. Pass "
-                "bidirectional=True where tokens may see each other.",
+                "ExpertChoiceRouter reads all tokens of the batch, also later "
+                "ones: do not use it in a causal model. Pass "
+                "bidirectional=True if tokens may read each other.",
                 stacklevel=2,
             )
 
     @classmethod
-    def from_config(cls, config: dict):
+    def from_config(cls, config: dict[str, Any]) -> Self:
         """Build the router that `get_config` describes, without a warning."""
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "ExpertChoiceRouter looks at all")
-            return super().from_config(config)
+            warnings.filterwarnings("ignore", "ExpertChoiceRouter reads all")
+            router: Self = super().from_config(config)
+        return router
 
     @property
     def pairs_per_token(self) -> None:
-        """None: a token has any number of experts."""
+        """None: the number of experts differs from token to token."""
         return None
 
     @property
     def least_experts(self) -> int:
-        """One expert must be on."""
+        """1: tokens need no expert of their own."""
         return 1
 
     def route(self, batch: TokenBatch) -> Assignment:
-        """Lets the experts choose."""
+        """Let each expert choose its tokens."""
         num_on = ops.sum(ops.cast(batch.conditions.available, "int32"))
         capacity = routing.expert_capacity(
             ops.shape(batch.tokens)[0],

@@ -1,7 +1,10 @@
-"""Routers without weights: by hash, by number, by place, by rule.
+"""Routers without trained weights: by hash, number, position, or rule.
 
 T tokens, E experts, K top_k.
 """
+
+from collections.abc import Callable
+from typing import Any, Self
 
 import keras
 from keras import ops
@@ -12,28 +15,31 @@ from keras_moe.layers.routers.base_router import BaseRouter, TokenBatch
 from keras_moe.layers.tokens import flatten_ids
 from keras_moe.routing import Assignment
 from keras_moe.routing.fixed import check_default_expert
+from keras_moe.types import Tensor
 
 METHODS = ("hash", "modulo", "round_robin")
 
 
 @keras.saving.register_keras_serializable(package="keras_moe")
 class HashRouter(BaseRouter):
-    """Sends each token to experts that follow from its id alone (Roller et
-    al. 2021, "Hash Layers For Large Sparse Models").
+    """Chooses the experts of each token by a hash of its id.
 
-    Nothing is learned, nothing collapses, and an id has the same experts in
-    every batch. The ids are `router_inputs`, integers of the shape of the
-    inputs without their last axis: `block(x, router_inputs=ids)`.
+    Nothing is learned, so the load cannot collapse, and an id has the same
+    experts in every batch. The ids are `router_inputs`, integers of the shape
+    of the inputs without their last axis: `block(x, router_inputs=ids)`.
 
     Args:
-        num_experts: E.
-        top_k: K, experts of an id, each by a hash function of its own, with
-            the weight 1 / K.
-        method: `"hash"`, pseudo-random; `"modulo"`, expert `id mod E` and the
-            K - 1 behind it; `"round_robin"`, by the token's place in the
-            flattened batch, for which no ids are given.
-        seed: another one gives other hash functions; None is 0.
-        **kwargs: of `BaseRouter`.
+        num_experts: Int, E.
+        top_k: Int, K. Experts per id, each chosen by its own hash function,
+            with the weight 1 / K. 1 by default.
+        method: `"hash"` (the default) is pseudo-random; `"modulo"` is expert
+            `id mod E` and the K - 1 experts after it; `"round_robin"` goes by
+            the token's position in the flattened batch, without ids.
+        **kwargs: Arguments of `BaseRouter`. `seed` selects the hash functions;
+            `None` (the default) is 0.
+
+    Reference: Roller et al. 2021, "Hash Layers For Large Sparse Models",
+    section 3.1.
 
     Example:
 
@@ -52,18 +58,18 @@ class HashRouter(BaseRouter):
         num_experts: int,
         top_k: int = 1,
         method: str = "hash",
-        **kwargs,
+        **kwargs: Any,
     ):
         super().__init__(num_experts, **kwargs)
         self.top_k = checks.check_top_k(top_k, num_experts)
         self.method = checks.check_choice("method", method, METHODS)
         by_place = method == "round_robin"
         self.reads_tokens = False
-        self.causal = not by_place  # places change from batch to batch
+        self.causal = not by_place  # positions count all tokens of the batch
         self.router_inputs_use = "none" if by_place else "required"
 
     def route(self, batch: TokenBatch) -> Assignment:
-        """Chooses by the method."""
+        """Choose experts by the method."""
         if self.method == "round_robin":
             ids = ops.arange(ops.shape(batch.tokens)[0], dtype="int32")
         else:
@@ -77,31 +83,35 @@ class HashRouter(BaseRouter):
 
 @keras.saving.register_keras_serializable(package="keras_moe")
 class RuleRouter(BaseRouter):
-    """Sends each token to the expert that a rule names, with the weight 1.
+    """Sends each token to the expert that a rule selects, with the weight 1.
 
-    Without a `rule`, `router_inputs` are the experts' numbers themselves: a
-    task, domain or language id of each token, or of each sequence (DEMix:
-    Gururangan et al. 2021). -1 says that no rule claims the token. A token of
-    an expert that is switched off goes to the default, then to the next.
+    Without a `rule`, `router_inputs` are the expert indices themselves: a
+    task, domain, or language id of each token, or of each sequence. -1 means
+    that the rule selects no expert. If the expert of a token is switched off,
+    the token goes to the default expert, or else to the next expert.
 
     Args:
-        num_experts: E.
-        rule: function `rule(inputs, router_inputs)` of the inputs `(..., D)`
-            and of what was passed as `router_inputs` (None if nothing),
-            which returns integers -1 ... E - 1 of the shape of the inputs
-            without their last axis, or of its first axes; or None. To be
-            saved it must be registered with Keras. Causal models take one
-            that claims, by an attribute `causal = True` of the function, to
-            look at each token by itself.
-        default_expert: expert of the tokens that no rule claims, or None,
-            which makes -1 an error.
-        **kwargs: of `BaseRouter`.
+        num_experts: Int, E.
+        rule: Function `rule(inputs, router_inputs)` that returns integers in
+            -1 ... E - 1 of the shape of the inputs without their last axis, or
+            of its first axes only. `inputs` are `(..., D)`, and
+            `router_inputs` those of the call, or None. A rule must be
+            registered with Keras to be saved. A causal model accepts a rule
+            only if the function has an attribute `causal = True`, which
+            declares that it reads each token separately. `None` (the default)
+            uses `router_inputs` as indices.
+        default_expert: Int. Expert of the tokens for which the rule returns
+            -1. `None` (the default) makes -1 an error.
+        **kwargs: Arguments of `BaseRouter`.
 
     Raises:
-        ValueError: for a number out of range, where it can be seen: in a call
-            on values, and in a TensorFlow graph, as its InvalidArgumentError.
-            A program that JAX or XLA compiled, or one on CUDA, cannot raise;
-            there the token's output is NaN.
+        ValueError: If an index is out of range, in a call on values. A
+            TensorFlow graph raises its InvalidArgumentError. A program that
+            JAX or XLA compiled, or one on CUDA, cannot raise; the output of
+            the token is NaN there.
+
+    Reference: Gururangan et al. 2021, "DEMix Layers: Disentangling Domains for
+    Modular Language Modeling".
 
     Example:
 
@@ -118,9 +128,9 @@ class RuleRouter(BaseRouter):
     def __init__(
         self,
         num_experts: int,
-        rule=None,
+        rule: Callable[[Tensor, Any], Tensor] | None = None,
         default_expert: int | None = None,
-        **kwargs,
+        **kwargs: Any,
     ):
         super().__init__(num_experts, **kwargs)
         self.rule = router_checks.check_rule(rule)
@@ -130,7 +140,7 @@ class RuleRouter(BaseRouter):
         self.router_inputs_use = "required" if rule is None else "optional"
 
     def route(self, batch: TokenBatch) -> Assignment:
-        """Asks the rule."""
+        """Send each token to the expert that the rule selects."""
         expert = batch.router_inputs
         if self.rule is not None:
             expert = self.rule(batch.inputs, batch.router_inputs)
@@ -143,8 +153,8 @@ class RuleRouter(BaseRouter):
             valid = ops.logical_or(valid, padding)
         valid = kernels.require(
             valid,
-            "`router_inputs`, or what `rule` returns, must be in 0 ... "
-            f"{self.num_experts - 1}, or -1 where there is a `default_expert`. "
+            "`router_inputs`, or the output of `rule`, must be in 0 ... "
+            f"{self.num_experts - 1}, or -1 if there is a `default_expert`. "
             "Received: a number outside. Correct it, or set `default_expert`.",
         )
         scores = routing.rule_scores(
@@ -157,7 +167,7 @@ class RuleRouter(BaseRouter):
         )
 
     @classmethod
-    def from_config(cls, config: dict):
-        """Builds the layer that `get_config` describes."""
+    def from_config(cls, config: dict[str, Any]) -> Self:
+        """Build the layer that `get_config` describes."""
         rule = keras.saving.deserialize_keras_object(config["rule"])
         return cls(**{**config, "rule": rule})

@@ -1,7 +1,9 @@
-"""GShard's router: a second expert only where it is worth it.
+"""Router of GShard: the best expert, and the second unless it is weak.
 
 T tokens, K = 2.
 """
+
+from typing import Any
 
 import keras
 from keras import ops
@@ -15,19 +17,23 @@ from keras_moe.types import Tensor
 
 @keras.saving.register_keras_serializable(package="keras_moe")
 class GShardRouter(Router):
-    """Sends each token to its best expert, and maybe to its second.
+    """Sends each token to its best expert, and to its second unless it is weak.
 
-    The block's load-balancing loss counts first choices alone (Lepikhin et
-    al. 2020, algorithm 1, lines 9 and 13), which no draw drops.
+    The load-balancing loss of the block counts first choices only (algorithm
+    1, lines 9 and 13), which are never dropped at random.
 
     Args:
-        num_experts: E, 2 or more.
-        second_expert: `"random"` keeps the second in training with
-            probability `min(1, w2 / threshold)` and always in evaluation;
-            `"threshold"` keeps it where `w2 > threshold`; `"all"` always.
-        threshold: above 0, at most 1. 0.5 is GShard's (Lepikhin et al. 2020,
-            algorithm 1, line 18), 0.2 ST-MoE's (Zoph et al. 2022).
-        **kwargs: of `Router`, without `top_k` and `normalize_weights`.
+        num_experts: Int, E, 2 or more.
+        second_expert: `"random"` (the default) keeps the second expert, of
+            weight `w2`, with probability `min(1, w2 / threshold)` in training
+            and always in evaluation; `"threshold"` keeps it if
+            `w2 > threshold`; `"all"` always keeps it.
+        threshold: Float above 0 and at most 1. 0.5 (the default) is GShard's
+            (algorithm 1, line 18), 0.2 ST-MoE's (Zoph et al. 2022).
+        **kwargs: Arguments of `Router` except `top_k` and
+            `normalize_weights`.
+
+    Reference: Lepikhin et al. 2020, "GShard", algorithm 1.
 
     Example:
 
@@ -50,7 +56,7 @@ class GShardRouter(Router):
         num_experts: int,
         second_expert: str = "random",
         threshold: float = 0.5,
-        **kwargs,
+        **kwargs: Any,
     ):
         super().__init__(num_experts, top_k=2, normalize_weights=True, **kwargs)
         self.second_expert = checks.check_choice(
@@ -61,9 +67,9 @@ class GShardRouter(Router):
     balances_first_choice = True
 
     def choose(self, logits: Tensor, batch: TokenBatch) -> Assignment:
-        """Chooses two and drops the second where it is weak."""
+        """Choose two experts and drop the second if it is weak."""
         assignment = super().choose(logits, batch)
-        if batch.conditions.replay is not None:  # which dropped some already
+        if batch.conditions.replay is not None:  # it has dropped some already
             return assignment
         if self.second_expert == "threshold":
             return routing.drop_weak_second(assignment, self.threshold)

@@ -1,7 +1,9 @@
-"""What routers with logits share: the linear map, jitter, noise, bias.
+"""Base class of routers with logits: a linear map, jitter, noise, a bias.
 
 T tokens, D hidden_dim, E experts, N null experts.
 """
+
+from typing import Any
 
 import keras
 
@@ -12,21 +14,24 @@ from keras_moe.types import Shape, Tensor
 
 
 class LearnedRouter(BaseRouter):
-    """Base of routers with logits: a linear map from token to experts.
+    """Base class of routers with logits: a linear map from tokens to experts.
 
-    A relative that scores otherwise writes `build_scores` and `scores`.
+    A subclass that computes scores in another way implements `build_scores`
+    and `scores`.
 
     Args:
-        num_experts: E.
-        use_bias: whether the logits have a bias.
-        jitter: float; in training the inputs are multiplied by noise drawn
-            uniformly from `1 - jitter ... 1 + jitter` (Fedus et al. 2021,
-            section 2.2). 0.01 is a start.
-        noise_std: float; in training normal noise of this standard deviation
-            is added to the logits. `1 / E` is V-MoE's.
-        kernel_initializer, bias_initializer: Keras initializers.
-        kernel_regularizer: Keras regularizer.
-        **kwargs: of `BaseRouter`.
+        num_experts: Int, E.
+        use_bias: Bool. Whether the logits have a bias. False by default.
+        jitter: Float, 0 or above and below 1. In training, the inputs are
+            multiplied by noise drawn uniformly from `1 - jitter ... 1 + jitter`
+            (Fedus et al. 2021, section 2.2). 0 (the default) adds none; 0.01
+            is a typical value.
+        noise_std: Float, 0 or above. In training, normal noise with this
+            standard deviation is added to the logits. 0 (the default) adds
+            none; V-MoE uses `1 / E`.
+        kernel_initializer, bias_initializer: Keras initializers, or names.
+        kernel_regularizer: Keras regularizer, its name, or None (the default).
+        **kwargs: Arguments of `BaseRouter`.
 
     Weights: `kernel` `(D, E + N)`, `bias` `(E + N,)`, both float32.
 
@@ -61,10 +66,12 @@ class LearnedRouter(BaseRouter):
         use_bias: bool = False,
         jitter: float = 0.0,
         noise_std: float = 0.0,
-        kernel_initializer="glorot_uniform",
-        bias_initializer="zeros",
-        kernel_regularizer=None,
-        **kwargs,
+        kernel_initializer: str | keras.initializers.Initializer = (
+            "glorot_uniform"
+        ),
+        bias_initializer: str | keras.initializers.Initializer = "zeros",
+        kernel_regularizer: str | keras.regularizers.Regularizer | None = None,
+        **kwargs: Any,
     ):
         super().__init__(num_experts, **kwargs)
         self.use_bias = checks.check_bool("use_bias", use_bias)
@@ -88,7 +95,7 @@ class LearnedRouter(BaseRouter):
         return self.num_experts + self.num_null_experts
 
     def build(self, input_shape: Shape) -> None:
-        """Creates the weights for inputs `(..., D)`."""
+        """Create the weights for inputs `(..., D)`."""
         super().build(input_shape)
         self.build_scores()
         self.bias = None
@@ -98,13 +105,13 @@ class LearnedRouter(BaseRouter):
             )
 
     def build_scores(self) -> None:
-        """Creates the weights of `scores`."""
+        """Create the weights of `scores`."""
         self.kernel = self.add_kernel(
             "kernel", (self.hidden_dim, self.num_columns)
         )
 
-    def add_kernel(self, name, shape):
-        """Adds a weight with the kernel's initializer and regularizer."""
+    def add_kernel(self, name: str, shape: tuple[int, ...]) -> keras.Variable:
+        """Add a weight with the kernel's initializer and regularizer."""
         return self.add_router_weight(
             name,
             shape,
@@ -113,11 +120,16 @@ class LearnedRouter(BaseRouter):
         )
 
     def scores(self, tokens: Tensor, batch: TokenBatch) -> Tensor:
-        """Returns logits `(T, E + N)` of the tokens `(T, D)`, jittered."""
+        """Return the logits `(T, E + N)`, without bias and noise.
+
+        Args:
+            tokens: Float32 tensor of shape `(T, D)`, with jitter in training.
+            batch: The `TokenBatch` of the call.
+        """
         return tokens @ ops.convert_to_tensor(self.kernel)
 
     def logits(self, batch: TokenBatch) -> Tensor:
-        """Returns the router logits `(T, E + N)` with bias, jitter, noise."""
+        """Return the logits `(T, E + N)` with jitter, bias, and noise."""
         tokens = batch.tokens
         if batch.training and self.jitter:
             tokens = tokens * keras.random.uniform(
@@ -135,7 +147,7 @@ class LearnedRouter(BaseRouter):
         return logits
 
     def normal_like(self, x: Tensor) -> Tensor:
-        """Draws standard normal noise of the shape of `x`, float32."""
+        """Draw float32 standard normal noise of the shape of `x`."""
         return keras.random.normal(
             ops.shape(x), dtype="float32", seed=self.seed_generator
         )

@@ -1,7 +1,10 @@
-"""One router for tokens of several modalities.
+"""Router for tokens of several modalities.
 
 T tokens, D hidden_dim, E experts, K top_k, M modalities.
 """
+
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import keras
 import numpy as np
@@ -18,42 +21,49 @@ from keras_moe.types import Shape, Tensor
 
 @keras.saving.register_keras_serializable(package="keras_moe")
 class ModalityRouter(LearnedRouter):
-    """Routes tokens of text, images, sound ... through one bank of experts,
-    and balances each modality by itself (LIMoE: Mustafa et al. 2022).
+    """Routes tokens of several modalities and balances each one separately.
 
-    A loss over all tokens lets a frequent modality pay for the balance while
-    a rare one collapses onto one expert. Here each modality has two entropy
-    losses of its own: a local one, which makes a token sure, and a global
-    one, which spreads the modality. They come beside the block's
-    load-balancing loss, in training alone, over the batches of all replicas
-    together. `router_inputs` are the modalities, integers 0 ... M - 1, one a
-    token or one a sequence: `block(x, router_inputs=ids)`.
+    With one loss over all tokens, a frequent modality can balance the load
+    while a rare one collapses onto one expert. Here each modality has two
+    entropy losses: a local loss, which makes the choice of each token certain,
+    and a global loss, which spreads the modality over experts. They are added
+    to the block's load-balancing loss, only in training, and cover the batches
+    of all replicas together. `router_inputs` are the modalities, integers in
+    0 ... M - 1, one per token or one per sequence:
+    `block(x, router_inputs=ids)`.
 
     Args:
-        num_experts: E.
-        num_modalities: M.
-        top_k: K; the paper's is 1.
-        normalize_weights: whether a token's K weights are divided by their
-            sum; None is True where K is above 1, so that a router learns.
-        local_entropy_weight: weight of `losses.local_entropy_loss`, a number
-            or one a modality. The paper has it for text alone; 0.01 is a
-            start.
-        global_entropy_weight: the same for `losses.global_entropy_loss`.
-        threshold: tau of the global loss in nats, a number or one a modality:
-            about `exp(tau)` experts are enough. None has no threshold.
-        modality_bias: whether each modality has a bias of its own on the
-            logits.
-        experts_of_modality: M sequences of experts, those a modality may use;
-            they may overlap, and have K members or more each. None allows
-            all (MoMa, Lin et al. 2024, has groups that do not overlap).
-        **kwargs: of `LearnedRouter`.
+        num_experts: Int, E.
+        num_modalities: Int, M.
+        top_k: Int, K. Experts per token. 2 by default; the paper's is 1.
+        normalize_weights: Bool. Whether a token's K weights are divided by
+            their sum. `None` (the default) divides if K is above 1; the single
+            weight of K = 1 must stay a probability for the router to learn.
+        local_entropy_weight: Float, 0 or above, or a list with one per
+            modality. Weight of `losses.local_entropy_loss`. 0.01 by default;
+            the paper uses this loss only for text.
+        global_entropy_weight: Float, 0 or above, or a list with one per
+            modality. Weight of `losses.global_entropy_loss`. 0.01 by default.
+        threshold: Float, or a list with one per modality. tau of the global
+            loss in nats: a modality that uses about `exp(tau)` experts has no
+            loss. `None` (the default) is no threshold.
+        modality_bias: Bool. Whether each modality has its own bias of the
+            logits. False by default.
+        experts_of_modality: List of M lists of experts that a modality may
+            use. They may overlap, and each has at least K members. `None` (the
+            default) allows all experts. (The groups of MoMa, Lin et al. 2024,
+            do not overlap.)
+        **kwargs: Arguments of `LearnedRouter`.
 
     Weights: `kernel`, `bias`, and `modality_bias` `(M, E)`.
 
     Raises:
-        ValueError: beside `BaseRouter`'s, for a modality outside 0 ... M - 1,
-            where it can be seen; see `RuleRouter`. Where it cannot, the
-            token's output is NaN.
+        ValueError: As `BaseRouter`, and if a modality is outside 0 ... M - 1.
+            Programs that cannot raise (see `RuleRouter`) return NaN for the
+            token.
+
+    Reference: Mustafa et al. 2022, "Multimodal Contrastive Learning with LIMoE:
+    the Language-Image Mixture of Experts".
 
     Example:
 
@@ -86,12 +96,12 @@ class ModalityRouter(LearnedRouter):
         num_modalities: int,
         top_k: int = 2,
         normalize_weights: bool | None = None,
-        local_entropy_weight=0.01,
-        global_entropy_weight=0.01,
-        threshold=None,
+        local_entropy_weight: float | Sequence[float] = 0.01,
+        global_entropy_weight: float | Sequence[float] = 0.01,
+        threshold: float | Sequence[float] | None = None,
         modality_bias: bool = False,
-        experts_of_modality=None,
-        **kwargs,
+        experts_of_modality: Sequence[Iterable[int]] | None = None,
+        **kwargs: Any,
     ):
         super().__init__(num_experts, **kwargs)
         self.num_modalities = checks.check_positive_int(
@@ -104,7 +114,7 @@ class ModalityRouter(LearnedRouter):
             "normalize_weights", normalize_weights
         )
 
-        def each(name, value):
+        def each(name: str, value: object) -> float | list[float]:
             return router_checks.check_weights(name, value, self.num_modalities)
 
         self.local_entropy_weight = each(
@@ -117,9 +127,9 @@ class ModalityRouter(LearnedRouter):
             np.any(self.local_entropy_weight)
             or np.any(self.global_entropy_weight)
         )
-        self.threshold = threshold
-        if threshold is not None:
-            self.threshold = each("threshold", threshold)
+        self.threshold = (
+            None if threshold is None else each("threshold", threshold)
+        )
         self.modality_bias = checks.check_bool("modality_bias", modality_bias)
         self.experts_of_modality = router_checks.check_experts_of_modality(
             experts_of_modality,
@@ -129,7 +139,7 @@ class ModalityRouter(LearnedRouter):
         )
 
     def build(self, input_shape: Shape) -> None:
-        """Creates the weights for inputs `(..., D)`."""
+        """Create the weights for inputs `(..., D)`."""
         super().build(input_shape)
         self.modality_bias_weight = None
         if self.modality_bias:
@@ -140,7 +150,7 @@ class ModalityRouter(LearnedRouter):
             )
 
     def route(self, batch: TokenBatch) -> Assignment:
-        """Chooses among a modality's experts; adds its entropy losses."""
+        """Choose among the experts of a modality; add its entropy losses."""
         ids = flatten_ids(batch.router_inputs, batch.inputs)
         token_mask = batch.conditions.token_mask
         valid = self._valid(ids, token_mask)
@@ -163,8 +173,8 @@ class ModalityRouter(LearnedRouter):
             router_loss=self._loss(assignment.router_probs, ids, batch),
         )
 
-    def _valid(self, ids, token_mask):
-        """Bool `(T,)`; raises where an id is none, if it can."""
+    def _valid(self, ids: Tensor, token_mask: Tensor | None) -> Tensor:
+        """Return which ids are modalities, bool `(T,)`; raise if possible."""
         valid = ops.logical_and(ids >= 0, ids < self.num_modalities)
         if token_mask is not None:
             valid = ops.logical_or(valid, ops.logical_not(token_mask))
@@ -175,8 +185,8 @@ class ModalityRouter(LearnedRouter):
             "it, or raise `num_modalities`.",
         )
 
-    def _allowed(self, ids):
-        """Bool `(T, E)`, or None where all experts are."""
+    def _allowed(self, ids: Tensor) -> Tensor | None:
+        """Return the experts each token may use, bool `(T, E)`; None if all."""
         if self.experts_of_modality is None:
             return None
         table = np.zeros((self.num_modalities, self.num_experts), "bool")
@@ -184,8 +194,8 @@ class ModalityRouter(LearnedRouter):
             table[modality, list(experts)] = True
         return ops.take(ops.convert_to_tensor(table), ids, axis=0)
 
-    def _loss(self, probs: Tensor, ids, batch: TokenBatch):
-        """The modalities' entropy losses by their weights, a scalar."""
+    def _loss(self, probs: Tensor, ids: Tensor, batch: TokenBatch) -> Tensor:
+        """Return the weighted sum of the entropy losses, a scalar."""
         if not self.has_loss:
             return ops.zeros((), dtype="float32")
         token_mask, together = batch.conditions.token_mask, batch.training
@@ -197,7 +207,9 @@ class ModalityRouter(LearnedRouter):
         weighted = weighted + self._row(self.global_entropy_weight) * spread
         return ops.sum(weighted)
 
-    def _row(self, value):
-        """A number, or one a modality, as float32 `(M,)`."""
-        row = np.broadcast_to(np.float32(value), (self.num_modalities,))
+    def _row(self, value: float | list[float]) -> Tensor:
+        """Return a number, or one per modality, as float32 `(M,)`."""
+        row = np.broadcast_to(
+            np.asarray(value, "float32"), (self.num_modalities,)
+        )
         return ops.convert_to_tensor(np.array(row))

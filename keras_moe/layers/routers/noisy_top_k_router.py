@@ -1,7 +1,9 @@
-"""The router of the sparsely-gated mixture-of-experts layer.
+"""Router of the sparsely-gated mixture-of-experts layer.
 
 T tokens, D hidden_dim, E experts, K top_k.
 """
+
+from typing import Any
 
 import keras
 from keras import ops
@@ -12,28 +14,33 @@ from keras_moe.layers.routers.router import Router
 from keras_moe.routing import Assignment
 from keras_moe.types import Tensor
 
-LEAST_NOISE = 0.01  # without, the losses' gradient grows beyond all bounds
+LEAST_NOISE = 0.01  # without it, the gradient of the losses is unbounded
 
 
 @keras.saving.register_keras_serializable(package="keras_moe")
 class NoisyTopKRouter(Router):
-    """Top-k of noisy logits, the noise learned (Shazeer et al. 2017).
+    """Chooses the K largest of noisy logits, with learned noise.
 
-    In training `H(x) = x W_g + N(0, 1) * softplus(x W_noise)` (eq. 4; plus
-    0.01, which keeps some noise), and the weights are a softmax over its K
-    largest (eq. 3, 5). The losses of
-    importance (eq. 6-7) and load (eq. 8-11) take the place of a block's. Both
-    are over the batches of all replicas together, and over the experts that
-    are on; null experts are not counted, but experts compete with them.
+    In training, the logits are `H(x) = x W_g + N(0, 1) * (softplus(x W_noise)
+    + 0.01)` (eq. 4; the 0.01 is ours and keeps some noise), and the weights
+    are a softmax over the K largest (eq. 3, 5). The losses of importance (eq.
+    6-7) and load (eq. 8-11) replace the load-balancing loss of a block. Both
+    cover the batches of all replicas together, and the experts that are on;
+    null experts are not counted, but experts compete with them.
 
     Args:
-        num_experts: E.
-        top_k: K.
-        importance_weight, load_weight: of the two losses; 0.1 is the paper's.
-        **kwargs: of `Router`, without `scoring`, `normalize_weights` and
-            `noise_std`.
+        num_experts: Int, E.
+        top_k: Int, K. Experts per token. 2 by default.
+        importance_weight, load_weight: Float, 0 or above. Weights of the two
+            losses. 0.1 (the default) is the paper's.
+        **kwargs: Arguments of `Router` except `scoring`, `normalize_weights`,
+            and `noise_std`.
 
-    Weights: those of `Router`, and `noise_kernel` `(D, E + N)`, zero at first.
+    Weights: those of `Router`, and `noise_kernel` `(D, E + N)`, zeros at
+    first.
+
+    Reference: Shazeer et al. 2017, "Outrageously Large Neural Networks",
+    section 2.1, section 4, and appendix A.
 
     Example:
 
@@ -65,7 +72,7 @@ class NoisyTopKRouter(Router):
         top_k: int = 2,
         importance_weight: float = 0.1,
         load_weight: float = 0.1,
-        **kwargs,
+        **kwargs: Any,
     ):
         super().__init__(
             num_experts, top_k=top_k, scoring="topk_softmax", **kwargs
@@ -76,14 +83,14 @@ class NoisyTopKRouter(Router):
         self.load_weight = checks.check_weight("load_weight", load_weight)
 
     def build_scores(self) -> None:
-        """Creates the kernels of the logits and of the noise."""
+        """Create the kernels of the logits and of the noise."""
         super().build_scores()
         self.noise_kernel = self.add_router_weight(
             "noise_kernel", (self.hidden_dim, self.num_columns), "zeros"
         )
 
     def choose(self, logits: Tensor, batch: TokenBatch) -> Assignment:
-        """Adds the noise and, in training, the losses."""
+        """Choose experts; in training, with the noise and the losses."""
         if not batch.training:
             return super().choose(logits, batch)
         noise_std = ops.softplus(ops.matmul(batch.tokens, self.noise_kernel))

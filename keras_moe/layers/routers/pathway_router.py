@@ -1,7 +1,9 @@
-"""A router that knows the way a token has come.
+"""Router that reads the logits of the previous block.
 
 T tokens, D hidden_dim, E experts, N null experts.
 """
+
+from typing import Any
 
 import keras
 from keras import ops
@@ -16,29 +18,34 @@ from keras_moe.types import Tensor
 
 @keras.saving.register_keras_serializable(package="keras_moe")
 class PathwayRouter(Router):
-    """Adds the previous block's logits to its own: gating residuals (MoE++:
-    Jin et al. 2024, section 3.2).
+    """Adds a map of the previous block's logits to its own logits.
 
-    `logits_j = W_j x_j + W_g logits_(j-1)`. The first block of a chain has a
-    plain `Router`; the next ones take its `router_logits` as
-    `router_inputs`, and gradients flow back through them. The logits of
-    experts that are off, there or here, are left out:
+    `logits_j = W_j x_j + W_g logits_(j-1)` (gating residuals). The first block
+    of a chain has a plain `Router`; each next block takes the `router_logits`
+    of the block before it as `router_inputs`, and gradients flow back through
+    them. The logits of experts that are off, in either block, are left out:
 
         x, a = first(x, return_assignment=True)
         x, a = second(x, router_inputs=a.router_logits, return_assignment=True)
 
     Args:
-        num_experts: E, that of the previous block too, as N is.
-        pathway_initializer: of the matrix W_g. Zeros start from a plain
-            router; the paper's code has a linear layer's random start.
-        **kwargs: of `Router`.
+        num_experts: Int, E. The previous block has the same E and N.
+        top_k: Int, K. Experts per token. 2 by default.
+        pathway_initializer: Keras initializer of W_g, or its name. `"zeros"`
+            (the default) starts as a plain router; the code of the paper
+            starts with the random values of a linear layer.
+        **kwargs: Arguments of `Router`.
 
-    Weights: `pathway_kernel` `(E + N, E + N)`, W_g, beside those of `Router`.
+    Weights: `pathway_kernel` `(E + N, E + N)`, W_g, in addition to those of
+    `Router`.
 
     Call arguments:
-        router_inputs: float `(T, E + N)`, or of the shape of `x` with E + N
-            in place of D. Under a mixed policy a block casts them, as all
-            its inputs, to the compute dtype.
+        router_inputs: Float tensor of shape `(T, E + N)`, or of the shape of
+            `x` with E + N in place of D. Under a mixed policy, a block casts
+            them, like all its inputs, to the compute dtype.
+
+    Reference: Jin et al. 2024, "MoE++: Accelerating Mixture-of-Experts Methods
+    with Zero-Computation Experts", section 3.2.
 
     Example:
 
@@ -62,8 +69,8 @@ class PathwayRouter(Router):
         self,
         num_experts: int,
         top_k: int = 2,
-        pathway_initializer="zeros",
-        **kwargs,
+        pathway_initializer: str | keras.initializers.Initializer = "zeros",
+        **kwargs: Any,
     ):
         super().__init__(num_experts, top_k=top_k, **kwargs)
         self.pathway_initializer = checks.check_initializer(
@@ -71,7 +78,7 @@ class PathwayRouter(Router):
         )
 
     def build_scores(self) -> None:
-        """Creates the linear map and the residual's."""
+        """Create the linear maps of the tokens and of the previous logits."""
         super().build_scores()
         self.pathway_kernel = self.add_router_weight(
             "pathway_kernel",
@@ -81,14 +88,14 @@ class PathwayRouter(Router):
         )
 
     def scores(self, tokens: Tensor, batch: TokenBatch) -> Tensor:
-        """Returns the logits `(T, E + N)` of tokens and of their way."""
+        """Return the logits `(T, E + N)` of tokens and previous logits."""
         previous = flatten_logits(
             batch.router_inputs,
             batch.inputs,
             self.num_columns,
             batch.conditions.token_mask,
         )
-        # An expert that is off has no way, neither here nor in that block.
+        # Zero for experts that are off, here or in the previous block.
         previous = available_logits(previous, batch.conditions)
         absent = unavailable(previous)
         previous = ops.where(absent, ops.zeros_like(previous), previous)

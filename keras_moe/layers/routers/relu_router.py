@@ -1,7 +1,9 @@
-"""A router without a hard choice.
+"""Router without a discrete choice.
 
 T tokens, E experts, K top_k, M max_experts.
 """
+
+from typing import Any
 
 import keras
 import numpy as np
@@ -16,33 +18,40 @@ from keras_moe.types import Shape
 
 @keras.saving.register_keras_serializable(package="keras_moe")
 class ReLURouter(LearnedRouter):
-    """Uses every expert whose logit is above zero, by that logit (ReMoE: Wang
-    et al. 2024).
+    """Uses every expert whose logit is above zero, with that logit as weight.
 
-    Differentiable everywhere: an expert comes in and goes out with weight
-    zero. Tokens have different numbers of experts; an L1 loss, balanced over
-    the experts (eq. 10-11), whose coefficient a controller moves each
-    training step (eq. 8), holds their mean at K. Both are over the tokens of
-    all replicas in training. The paper has one
-    coefficient for all layers of a model; here each router has its own, since
-    a block does not see the others. At first about half of all experts are
-    active, so that early steps cost more than later ones.
+    The outputs are continuous in the logits: an expert starts and ends with
+    weight zero. Tokens have different numbers of experts. An L1 loss, balanced
+    over the experts (eq. 10-11), keeps their mean near K; its coefficient is
+    adapted in each training step (eq. 8). In training, both cover the tokens
+    of all replicas. The paper has one coefficient for all layers of a model;
+    here each router has its own, since it cannot read the load of others. At
+    first, about half of all experts are active, so early steps are more
+    expensive than later ones.
 
     Args:
-        num_experts: E.
-        top_k: K, the mean number of experts of a token that is aimed at.
-        max_experts: M, the most experts of a token; the largest count. None
-            is E, the paper's, which sorts T * E pairs, computed or not.
-        l1_start: the coefficient's first value; 1e-8 is the paper's.
-        l1_growth: factor above 1 by which it moves a step; 1.2 is the
-            paper's, for tens of thousands of steps; 1.1 overshoots less.
-        use_bias: whether the logits have a bias, which the paper's have not:
-            of inputs whose mean is zero a linear map makes half of all
-            logits positive whatever the loss asks.
-        **kwargs: of `LearnedRouter`.
+        num_experts: Int, E.
+        top_k: Int, K. Target of the mean number of experts per token. 2 by
+            default.
+        max_experts: Int, M. Upper bound of the experts per token; those with
+            the largest logits are kept. `None` (the default) is E, as in the
+            paper, which sorts T * E pairs, including those of inactive
+            experts.
+        l1_start: Float above 0. Initial value of the coefficient. 1e-8 (the
+            default) is the paper's.
+        l1_growth: Float above 1. Factor by which the coefficient changes in
+            each step. 1.2 (the default) is the paper's, for tens of thousands
+            of steps; 1.1 overshoots less.
+        use_bias: Bool. Whether the logits have a bias, unlike the paper's.
+            Without one, a linear map of inputs with mean zero makes half of
+            all logits positive, whatever the loss. True by default.
+        **kwargs: Arguments of `LearnedRouter`.
 
     Weights: `kernel`, `bias`, and `l1_coefficient` `(1,)`, not trained by
     gradients.
+
+    Reference: Wang et al. 2024, "ReMoE: Fully Differentiable
+    Mixture-of-Experts with ReLU Routing".
 
     Example:
 
@@ -72,7 +81,7 @@ class ReLURouter(LearnedRouter):
         l1_start: float = 1e-8,
         l1_growth: float = 1.2,
         use_bias: bool = True,
-        **kwargs,
+        **kwargs: Any,
     ):
         super().__init__(num_experts, use_bias=use_bias, **kwargs)
         self.top_k = checks.check_top_k(top_k, num_experts)
@@ -84,11 +93,11 @@ class ReLURouter(LearnedRouter):
 
     @property
     def pairs_per_token(self) -> int:
-        """M."""
+        """M, or E if `max_experts` is None."""
         return self.max_experts or self.num_experts
 
     def build(self, input_shape: Shape) -> None:
-        """Creates the weights for inputs `(..., D)`."""
+        """Create the weights for inputs `(..., D)`."""
         super().build(input_shape)
         self.l1_coefficient = self.add_router_weight(
             "l1_coefficient",
@@ -98,9 +107,9 @@ class ReLURouter(LearnedRouter):
         )
 
     def route(self, batch: TokenBatch) -> Assignment:
-        """Uses the positive logits; moves the coefficient in training."""
+        """Use the positive logits; in training, update the coefficient."""
         logits = self.logits(batch)
-        # A copy, since the weight moves before the gradient is computed.
+        # A copy, since the weight changes before the gradient is computed.
         coefficient = kernels.first_value(lambda: self.l1_coefficient.value * 1)
         assignment = routing.relu_assignment(
             logits,
@@ -125,9 +134,11 @@ class ReLURouter(LearnedRouter):
         return assignment
 
 
-def _not_above(value):
-    """Returns the largest float32 that is not above a number: a coefficient
-    that never grew then compares as one."""
+def _not_above(value: float) -> float:
+    """Return the largest float32 that is not above a number.
+
+    A coefficient that never grew is then not above `l1_start`.
+    """
     near = np.float32(value)
     if float(near) > value:
         near = np.nextafter(near, np.float32(0))

@@ -3,14 +3,13 @@
 T tokens, D hidden_dim, E experts, N null experts, K top_k, P = T * K pairs.
 """
 
+from typing import Any
+
 import keras
 from keras import ops
 
 from keras_moe import checks, kernels, routing
-from keras_moe.checks.routing_checks import (
-    check_groups,
-    check_null_experts,
-)
+from keras_moe.checks import routing_checks
 from keras_moe.layers.routers.base_router import TokenBatch
 from keras_moe.layers.routers.learned_router import LearnedRouter
 from keras_moe.routing import Assignment
@@ -19,51 +18,60 @@ from keras_moe.types import Shape, Tensor
 
 @keras.saving.register_keras_serializable(package="keras_moe")
 class Router(LearnedRouter):
-    """Scores every expert for each token and sends it to the K best.
+    """Scores every expert for each token and chooses the K best.
 
-    One linear map from token to expert logits (Shazeer et al. 2017, eq. 2-3,
-    without noise). It computes in float32 under every dtype policy: in half
-    precision two experts' scores are often equal, and the choice arbitrary.
+    One linear map from tokens to expert logits, in float32 under every dtype
+    policy: in half precision, the scores of two experts are often equal, and
+    the choice arbitrary.
 
     Args:
-        num_experts: E.
-        top_k: K, experts a token is sent to, 1 to E. 1 (Switch) or 2 (Mixtral)
-            for few experts, 8 for many small ones.
-        scoring: `"softmax"` over all experts, then the K largest;
-            `"topk_softmax"` over the K largest logits; `"sigmoid"`, each
-            expert for itself. See `keras_moe.routing.top_k_assignment`.
-        normalize_weights: whether a token's K weights are divided by their
-            sum. With `top_k=1` that makes the weight a constant 1, from which
-            a router cannot learn: pass False there (`MoEBlock` does).
-        routed_scaling_factor: above 0; the weights are multiplied by it last.
-            DeepSeek-V3 has 2.5, for weights that sum to one beside a shared
-            expert.
-        num_groups: groups of consecutive experts, a divisor of E; 1 is none.
-        top_k_groups: from how many of its best groups a token chooses
-            (DeepSeek-V2, section 2.1.2; V3 under `"sigmoid"`).
-        expert_bias: whether a bias a expert, in the choice and not in the
-            weight, keeps the load even without a loss (Wang et al. 2024;
-            DeepSeek-V3, eq. 16). It is moved after each training step, and
-            under several replicas by the load of all. A block adds no
-            load-balancing loss then, unless it is told to.
-        expert_bias_step: how far it moves, above 0. 0.001 is the paper's; for
-            runs of a few hundred steps 0.01 and more.
-        num_null_experts: N, experts that cost nothing (MoE++, Jin et al.
-            2024): the first gives zero, the second the token itself, any
-            further one a mixture of the token and a learned vector.
+        num_experts: Int, E.
+        top_k: Int, K. Experts per token, 1 to E. 2 by default. 1 (Switch) or 2
+            (Mixtral) for few experts, 8 for many small ones.
+        scoring: `"softmax"` (the default) over all experts, of which the K
+            largest are chosen; `"topk_softmax"` over the K largest logits; or
+            `"sigmoid"` of each logit. See `keras_moe.routing.top_k_assignment`.
+        normalize_weights: Bool. Whether a token's K weights are divided by
+            their sum. True by default. With `top_k=1` the weight is then a
+            constant 1, from which the router cannot learn: pass False
+            (`MoEBlock` does).
+        routed_scaling_factor: Float above 0, by which the final weights are
+            multiplied. 1 by default. DeepSeek-V3 uses 2.5 with normalized
+            weights and a shared expert.
+        num_groups: Int. Number of groups of consecutive experts, a divisor of
+            E. 1 (the default) means no groups.
+        top_k_groups: Int. Number of best groups from which a token chooses
+            (DeepSeek-V2, section 2.1.2; DeepSeek-V3 with `"sigmoid"`). 1 by
+            default.
+        expert_bias: Bool. Whether to add a per-expert bias to the routing
+            scores, but not to the combine weights, which balances the load
+            without a loss (Wang et al. 2024; DeepSeek-V3, eq. 16). The bias is
+            updated in each training step by the load of all replicas. A block
+            then adds no load-balancing loss unless it gets a weight for it.
+            False by default.
+        expert_bias_step: Float above 0. Size of each update of the bias. 0.001
+            (the default) is the paper's; 0.01 or more suits runs of a few
+            hundred steps.
+        num_null_experts: Int, N. Experts that cost nothing (MoE++, Jin et al.
+            2024): the first returns zero, the second the token, and each
+            further one a mixture of the token and a learned vector. 0 by
+            default.
         use_bias, jitter, noise_std, kernel_initializer, bias_initializer,
-        kernel_regularizer: of the logits; see `LearnedRouter`.
-        **kwargs: `expert_dropout`, `seed`, and those of `keras.layers.Layer`;
-            see `BaseRouter`.
+        kernel_regularizer: Arguments of `LearnedRouter`, for the logits.
+        **kwargs: Arguments of `BaseRouter`: `expert_dropout`, `seed`, and those
+            of `keras.layers.Layer`.
 
     Weights: `kernel` `(D, E + N)`, `bias` `(E + N,)`, `expert_bias` `(E,)`
     (not trained by gradients), `expert_enabled` `(E,)`, all float32.
 
-    Call arguments, errors: those of `BaseRouter`.
+    Call arguments and errors are those of `BaseRouter`.
 
     Returns:
-        An `Assignment` of the flattened tokens; the pairs of token t stand at
+        An `Assignment` of the flattened tokens. The pairs of token t are at
         `t * K ... t * K + K-1`, its best expert first.
+
+    Reference: Shazeer et al. 2017, "Outrageously Large Neural Networks", eq.
+    2-3, without the noise.
 
     Example:
 
@@ -104,7 +112,7 @@ class Router(LearnedRouter):
         expert_bias: bool = False,
         expert_bias_step: float = 0.001,
         num_null_experts: int = 0,
-        **kwargs,
+        **kwargs: Any,
     ):
         super().__init__(
             num_experts, use_bias=use_bias, jitter=jitter, **kwargs
@@ -120,10 +128,10 @@ class Router(LearnedRouter):
         self.routed_scaling_factor = checks.check_above(
             "routed_scaling_factor", routed_scaling_factor, 0, float("inf")
         )
-        self.num_groups, self.top_k_groups = check_groups(
+        self.num_groups, self.top_k_groups = routing_checks.check_groups(
             num_experts, top_k, num_groups, top_k_groups
         )
-        check_null_experts(num_null_experts, num_groups)
+        routing_checks.check_null_experts(num_null_experts, num_groups)
         self.expert_bias = checks.check_bool("expert_bias", expert_bias)
         if self.expert_bias:
             self.load_balancing_weight = 0.0
@@ -132,7 +140,7 @@ class Router(LearnedRouter):
         )
 
     def build(self, input_shape: Shape) -> None:
-        """Creates the weights for inputs `(..., D)`."""
+        """Create the weights for inputs `(..., D)`."""
         super().build(input_shape)
         self.expert_bias_weight = None
         if self.expert_bias:
@@ -141,7 +149,7 @@ class Router(LearnedRouter):
             )
 
     def route(self, batch: TokenBatch) -> Assignment:
-        """Chooses the K best; moves the bias in training."""
+        """Choose the K best experts; in training, update the bias."""
         assignment = self.choose(self.logits(batch), batch)
         if batch.training and self.expert_bias_weight is not None:
             self.write(
@@ -157,7 +165,7 @@ class Router(LearnedRouter):
         return assignment
 
     def choose(self, logits: Tensor, batch: TokenBatch) -> Assignment:
-        """Returns the `Assignment` of logits `(T, E + N)`."""
+        """Return the `Assignment` of logits `(T, E + N)`."""
         return routing.top_k_assignment(
             logits,
             self.top_k,
@@ -171,8 +179,8 @@ class Router(LearnedRouter):
             self.num_null_experts,
         )
 
-    def _column_bias(self):
-        """The bias `(E + N,)`, zero for null experts; None without one."""
+    def _column_bias(self) -> Tensor | None:
+        """Return the bias `(E + N,)`, zero for null experts; or None."""
         weight = self.expert_bias_weight
         if weight is None:
             return None

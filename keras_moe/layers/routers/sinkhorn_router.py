@@ -1,4 +1,6 @@
-"""A router whose assignment is balanced by optimal transport."""
+"""Router that balances the load by optimal transport."""
+
+from typing import Any
 
 import keras
 
@@ -10,8 +12,7 @@ from keras_moe.routing import Assignment
 
 @keras.saving.register_keras_serializable(package="keras_moe")
 class SinkhornRouter(LearnedRouter):
-    """Chooses by a balanced transport plan in training (S-BASE: Clark et al.
-    2022, "Unified Scaling Laws for Routed Language Models", section 2.2).
+    """Chooses experts by a balanced transport plan in training (S-BASE).
 
     The plan gives every expert nearly the same number of tokens, without a
     loss. The weight is the probability of the logits. In evaluation the K
@@ -19,10 +20,14 @@ class SinkhornRouter(LearnedRouter):
     so that a token does not depend on the batch.
 
     Args:
-        num_experts: E.
-        top_k: K; 1 is the papers'.
-        num_iterations: of Sinkhorn's scaling, 1 or more.
-        **kwargs: of `LearnedRouter`.
+        num_experts: Int, E.
+        top_k: Int, K. Experts per token. 1 (the default) is the papers'.
+        num_iterations: Int, 1 or more. Iterations of Sinkhorn's scaling. 16 by
+            default.
+        **kwargs: Arguments of `LearnedRouter`.
+
+    Reference: Clark et al. 2022, "Unified Scaling Laws for Routed Language
+    Models", section 2.2.
 
     Example:
 
@@ -41,7 +46,7 @@ class SinkhornRouter(LearnedRouter):
         num_experts: int,
         top_k: int = 1,
         num_iterations: int = 16,
-        **kwargs,
+        **kwargs: Any,
     ):
         super().__init__(num_experts, **kwargs)
         self.top_k = checks.check_top_k(top_k, num_experts)
@@ -50,7 +55,7 @@ class SinkhornRouter(LearnedRouter):
         )
 
     def route(self, batch: TokenBatch) -> Assignment:
-        """Chooses by the plan in training, by the logits otherwise."""
+        """Choose experts by the plan in training, by the logits otherwise."""
         return routing.sinkhorn_assignment(
             self.logits(batch),
             self.top_k,

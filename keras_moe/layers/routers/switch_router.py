@@ -1,4 +1,6 @@
-"""Switch Transformer's router: one expert a token."""
+"""Router of the Switch Transformer: one expert per token."""
+
+from typing import Any
 
 import keras
 
@@ -8,18 +10,20 @@ from keras_moe.layers.routers.router import Router
 
 @keras.saving.register_keras_serializable(package="keras_moe")
 class SwitchRouter(Router):
-    """Sends each token to its one best expert (Fedus et al. 2021, "Switch
-    Transformers", section 2).
+    """Sends each token to its best expert.
 
-    The weight is the probability (eq. 2), from which the router learns. The
-    paper's loss (eq. 4-6) is what `MoEBlock` adds, with the weight 0.01.
+    The weight is the probability (eq. 2), from which the router learns.
+    `MoEBlock` adds the paper's loss (eq. 4-6) with the weight 0.01.
 
     Args:
-        num_experts: E.
-        jitter: in training the inputs are multiplied by noise drawn uniformly
-            from `1 - jitter ... 1 + jitter`.
-        **kwargs: of `Router`, without `top_k`, `scoring` and
+        num_experts: Int, E.
+        jitter: Float, 0 or above and below 1. In training, the inputs are
+            multiplied by noise drawn uniformly from `1 - jitter ... 1 +
+            jitter`. 0.01 by default.
+        **kwargs: Arguments of `Router` except `top_k`, `scoring`, and
             `normalize_weights`.
+
+    Reference: Fedus et al. 2021, "Switch Transformers", section 2.
 
     Example:
 
@@ -38,7 +42,7 @@ class SwitchRouter(Router):
     )
     arguments = without(Router.arguments, *fixed_arguments)
 
-    def __init__(self, num_experts: int, jitter: float = 0.01, **kwargs):
+    def __init__(self, num_experts: int, jitter: float = 0.01, **kwargs: Any):
         super().__init__(
             num_experts,
             top_k=1,

@@ -1,4 +1,6 @@
-"""As many experts as a token needs."""
+"""Top-p router: each token gets as many experts as it needs."""
+
+from typing import Any
 
 import keras
 
@@ -10,22 +12,25 @@ from keras_moe.routing import Assignment
 
 @keras.saving.register_keras_serializable(package="keras_moe")
 class TopPRouter(LearnedRouter):
-    """Sends each token to its best experts until their probabilities reach p
-    (Huang et al. 2024, "Harder Tasks Need More Experts").
+    """Chooses the best experts of each token until their probabilities reach p.
 
     Args:
-        num_experts: E.
-        top_p: p, above 0, at most 1; 0.4 is the paper's.
-        top_k: Int. The most experts per token. `None` (the default) is 4, or
-            E if that is less. A block's capacity is a share of
-            `top_k * T` pairs, since the mean is not known beforehand.
-        normalize_weights: whether a token's weights are divided by their sum;
-            the paper leaves the probabilities.
-        entropy_weight: of the entropy loss (eq. 7), without which the router
-            spreads its probability and takes ever more experts; 1e-4 is the
-            paper's. In training the loss is the mean over the tokens of all
-            replicas.
-        **kwargs: of `LearnedRouter`.
+        num_experts: Int, E.
+        top_p: Float, p, above 0 and at most 1. 0.4 (the default) is the
+            paper's.
+        top_k: Int. Upper bound of the experts per token. `None` (the default)
+            is 4, or E if E is below 4. A block's capacity is a share of
+            `top_k * T` pairs, since the mean is not known in advance.
+        normalize_weights: Bool. Whether a token's weights are divided by their
+            sum. False (the default) keeps the probabilities, as the paper
+            does.
+        entropy_weight: Float, 0 or above. Weight of the entropy loss (eq. 7),
+            without which the router spreads its probability and chooses more
+            and more experts. In training, the loss is the mean over the tokens
+            of all replicas. 1e-4 (the default) is the paper's.
+        **kwargs: Arguments of `LearnedRouter`.
+
+    Reference: Huang et al. 2024, "Harder Tasks Need More Experts", eq. 4-7.
 
     Example:
 
@@ -54,7 +59,7 @@ class TopPRouter(LearnedRouter):
         top_k: int | None = None,
         normalize_weights: bool = False,
         entropy_weight: float = 1e-4,
-        **kwargs,
+        **kwargs: Any,
     ):
         super().__init__(num_experts, **kwargs)
         self.top_p = checks.check_above("top_p", top_p, 0, 1)
@@ -69,7 +74,7 @@ class TopPRouter(LearnedRouter):
         )
 
     def route(self, batch: TokenBatch) -> Assignment:
-        """Takes experts until p is reached."""
+        """Choose experts until their probabilities reach p."""
         return routing.top_p_assignment(
             self.logits(batch),
             self.top_p,

@@ -128,7 +128,7 @@ def test_expert_choice_of_any_batch(rng, policy):
 def test_expert_choice_warns_of_the_future():
     with pytest.warns(UserWarning, match="do not use it in a causal model"):
         router = ExpertChoiceRouter(3)
-    assert "sees the future" in ExpertChoiceRouter.__doc__
+    assert "Not causal" in ExpertChoiceRouter.__doc__
     # Loading and cloning do not warn; a warning would be an error here.
     again = ExpertChoiceRouter.from_config(router.get_config())
     inputs = keras.Input((5, 6))
