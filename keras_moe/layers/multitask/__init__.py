@@ -1,5 +1,5 @@
-"""Several tasks on one trunk: mixtures with an output a task, and how their
-losses are weighed.
+"""Layers for several tasks: mixtures with one output per task, and learned
+weights of their losses.
 """
 
 from keras_moe.layers.multitask.cgc import CGC

@@ -1,8 +1,10 @@
-"""Shared experts and a task's own, mixed for each task.
+"""Customized gate control: shared experts and experts of each task.
 
-T tokens, D hidden_dim, F intermediate_dim, H output_dim, N tasks, E the
-experts that an output mixes: m a task, s shared.
+T tokens, D hidden_dim, F intermediate_dim, H output_dim, N tasks, m experts
+per task, s shared experts, E experts that an output mixes.
 """
+
+from typing import Any
 
 import keras
 from keras import ops
@@ -14,48 +16,50 @@ from keras_moe.layers.multitask.task_mixture import (
     one_mask,
 )
 from keras_moe.layers.tokens import flatten_tokens
-from keras_moe.types import Shape, Tensor
+from keras_moe.types import Tensor
 
 
 @keras.saving.register_keras_serializable(package="keras_moe")
 class CGC(TaskMixture):
-    """Customized gate control: each task mixes its own experts and the shared
-    ones, and sees nobody else's (Tang et al. 2020, "Progressive Layered
-    Extraction (PLE)", section 4.1).
+    """Mixes, for each task, the shared experts and the experts of the task.
 
     Args:
-        num_tasks: N.
-        num_shared_experts: s.
-        num_task_experts: m, experts of each task.
-        intermediate_dim: F, the inner width of each expert.
-        return_shared: whether there is one more output, the last, which mixes
-            the experts of all tasks and the shared ones (section 4.2): what
-            the shared experts of a next layer read.
-        **kwargs: `output_dim` (H, None for D), `activation`, `gated`,
-            `use_bias`, `dropout`, `kernel_initializer`, `bias_initializer`,
-            `kernel_regularizer`, `bias_regularizer`, `kernel_constraint`,
-            `bias_constraint`, `seed`, of the experts, see `Expert`; and those
-            of `keras.layers.Layer`.
+        num_tasks: Int, N.
+        num_shared_experts: Int, s.
+        num_task_experts: Int, m. Experts per task.
+        intermediate_dim: Int, F. Inner width of each expert.
+        return_shared: Bool. Whether there is one more output, the last, that
+            mixes the experts of all tasks and the shared experts (section
+            4.2), for the shared experts of the next layer. False by default.
+        **kwargs: Arguments of `Expert`: `output_dim` (H; `None`, the default,
+            is D), `activation`, `gated`, `use_bias`, `dropout`,
+            `kernel_initializer`, `bias_initializer`, `kernel_regularizer`,
+            `bias_regularizer`, `kernel_constraint`, `bias_constraint`, `seed`;
+            and those of `keras.layers.Layer`.
 
-    Weights: `router_kernel_k` `(D, m + s)`, the task's experts first; with
-    `return_shared` one more, `(D, N * m + s)`; float32; beside those of the
-    `Expert` banks `task_experts_k` and `shared_experts`.
+    Weights: `router_kernel_k` `(D, m + s)`, the experts of the task first;
+    with `return_shared` one more, `(D, N * m + s)`; all float32, in addition to
+    those of the `Expert` banks `task_experts_k` and `shared_experts`.
 
     Call arguments:
-        inputs: float `(..., D)` of rank 2 or more; or a list of N + 1 such
-            tensors, an input for each task and the last for the shared
+        inputs: Float tensor of shape `(..., D)` and rank 2 or more; or a list
+            of N + 1 such tensors, one per task and the last for the shared
             experts, as a layer with `return_shared` returns them.
-        mask: bool `(...)`, False for padding, which comes out as zero.
-        training: bool.
+        mask: Bool tensor of shape `(...)`, False for padding, whose outputs
+            are zero.
+        training: Bool.
 
     Returns:
-        A list of N tensors `(..., H)`, N + 1 with `return_shared`, in the
-        compute dtype.
+        List of N tensors `(..., H)`, N + 1 with `return_shared`, in the compute
+        dtype.
 
     Raises:
-        ValueError: for an argument out of its range, another number of
-            inputs, inputs of rank below 2, of unknown width or of integers,
-            or a mask that does not fit.
+        ValueError: If an argument is out of its range, if the number of inputs
+            is neither 1 nor N + 1, if the inputs have integers, a rank below
+            2, or an unknown width, or if the mask does not fit.
+
+    Reference: Tang et al. 2020, "Progressive Layered Extraction (PLE)", section
+    4.1.
 
     Example:
 
@@ -85,7 +89,7 @@ class CGC(TaskMixture):
         num_task_experts: int,
         intermediate_dim: int,
         return_shared: bool = False,
-        **kwargs,
+        **kwargs: Any,
     ):
         super().__init__(intermediate_dim, **kwargs)
         self.num_tasks = checks.check_positive_int("num_tasks", num_tasks)
@@ -103,8 +107,8 @@ class CGC(TaskMixture):
         ]
         self.shared_experts = self.bank("shared_experts", num_shared_experts)
 
-    def build(self, input_shape: Shape) -> None:
-        """Creates the weights for inputs `(..., D)`, or N + 1 of them."""
+    def build(self, input_shape: Any) -> None:
+        """Create the weights for inputs `(..., D)`, or N + 1 of them."""
         self.hidden_dim = checks.check_input_shape(first(input_shape))
         self.build_banks()
         m, s = self.num_task_experts, self.num_shared_experts
@@ -113,8 +117,10 @@ class CGC(TaskMixture):
             widths.append(self.num_tasks * m + s)
         self.add_router_kernels([(self.hidden_dim, w) for w in widths])
 
-    def call(self, inputs, mask=None, training=None) -> list[Tensor]:
-        """Runs all experts, then mixes them for each output."""
+    def call(
+        self, inputs: Any, mask: Any = None, training: bool | None = None
+    ) -> list[Tensor]:
+        """Run all experts, then mix them for each output."""
         tokens, token_mask = self._tokens(inputs, mask)
         banks = (*self.task_experts, self.shared_experts)
         outputs = []
@@ -132,21 +138,24 @@ class CGC(TaskMixture):
         like = inputs[0] if isinstance(inputs, (list, tuple)) else inputs
         return [self.restored(x, token_mask, like) for x in mixed]
 
-    def mixture_weights(self, inputs) -> list[Tensor]:
-        """Returns how much of each expert each output takes.
+    def mixture_weights(self, inputs: Any) -> list[Tensor]:
+        """Return the weights of the experts in each output.
 
         Args:
-            inputs: as in a call, T tokens in all.
+            inputs: Inputs as in a call, T tokens in all.
 
         Returns:
-            A list of float32 `(T, m + s)`, the task's experts first; with
-            `return_shared` the last is `(T, N * m + s)`. Rows sum to one.
+            List of float32 tensors `(T, m + s)`, the experts of the task
+            first; with `return_shared` the last is `(T, N * m + s)`. Rows sum
+            to one.
         """
         tokens, _ = self._tokens(inputs, None)
         return [self.weights_of(tokens[k], k) for k in range(self.num_outputs)]
 
-    def _tokens(self, inputs, mask):
-        """N + 1 inputs as `(T, D)` each, and the mask they share, `(T,)`."""
+    def _tokens(
+        self, inputs: Any, mask: Any
+    ) -> tuple[list[Tensor], Tensor | None]:
+        """Return N + 1 inputs as `(T, D)` each, and their mask `(T,)`."""
         if not isinstance(inputs, (list, tuple)):
             inputs = [inputs] * (self.num_tasks + 1)
         if len(inputs) != self.num_tasks + 1:
@@ -163,12 +172,14 @@ class CGC(TaskMixture):
 
 
 def mix_parts(parts: list[Tensor], mixture_weights: Tensor) -> Tensor:
-    """Mixes banks `(T, E_i, H)` by weights `(T, E)`, one bank after another.
+    """Return the weighted sum of the experts of several banks, `(T, H)`.
 
-    Returns:
-        `(T, H)`.
+    Args:
+        parts: List of tensors `(T, E_i, H)`, the outputs of each bank.
+        mixture_weights: Tensor of shape `(T, E)`, bank by bank.
     """
-    total, start = 0.0, 0
+    total: Tensor = 0.0
+    start = 0
     for part in parts:
         end = start + part.shape[1]
         total = total + routing.mix_experts(part, mixture_weights[:, start:end])

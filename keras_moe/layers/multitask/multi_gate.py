@@ -1,7 +1,9 @@
-"""One bank of experts, a mixture of them for each task.
+"""Multi-gate mixture: one bank of experts, mixed for each task.
 
 T tokens, D hidden_dim, F intermediate_dim, E experts, H output_dim, N tasks.
 """
+
+from typing import Any
 
 import keras
 from keras import ops
@@ -14,39 +16,42 @@ from keras_moe.types import Shape, Tensor
 
 @keras.saving.register_keras_serializable(package="keras_moe")
 class MultiGateMoE(TaskMixture):
-    """Mixes the same experts in another way for each task (Ma et al. 2018,
-    "Modeling Task Relationships in Multi-task Learning with Multi-gate
-    Mixture-of-Experts", eq. 6-7).
+    """Mixes the same experts with different weights for each task.
 
-    `f_k(x) = sum_e softmax(W_k x)_e f_e(x)`. Every expert runs on every token,
-    once for all tasks: the cost follows E. What the paper calls towers are
-    layers of yours on each output. With `num_tasks=1` it is the one-gate
-    mixture of the paper's eq. 5.
+    `f_k(x) = sum_e softmax(W_k x)_e f_e(x)`. Every expert runs once on every
+    token for all tasks, so the cost follows E. The towers of the paper are your
+    own layers on each output. With `num_tasks=1`, it is the one-gate mixture of
+    the paper's eq. 5.
 
     Args:
-        num_experts: E. 8 is the paper's.
-        intermediate_dim: F, the inner width of each expert.
-        num_tasks: N.
-        **kwargs: `output_dim` (H, None for D), `activation`, `gated`,
-            `use_bias`, `dropout`, `kernel_initializer`, `bias_initializer`,
-            `kernel_regularizer`, `bias_regularizer`, `kernel_constraint`,
-            `bias_constraint`, `seed`, of the experts, see `Expert`; and those
-            of `keras.layers.Layer`.
+        num_experts: Int, E. 8 in the paper.
+        intermediate_dim: Int, F. Inner width of each expert.
+        num_tasks: Int, N.
+        **kwargs: Arguments of `Expert`: `output_dim` (H; `None`, the default,
+            is D), `activation`, `gated`, `use_bias`, `dropout`,
+            `kernel_initializer`, `bias_initializer`, `kernel_regularizer`,
+            `bias_regularizer`, `kernel_constraint`, `bias_constraint`, `seed`;
+            and those of `keras.layers.Layer`.
 
-    Weights: `router_kernel_k` `(D, E)`, float32, one a task, beside those of
-    `Expert`.
+    Weights: `router_kernel_k` `(D, E)`, float32, one per task, in addition to
+    those of `Expert`.
 
     Call arguments:
-        inputs: float `(..., D)` of rank 2 or more.
-        mask: bool `(...)`, False for padding, which comes out as zero.
-        training: bool.
+        inputs: Float tensor of shape `(..., D)` and rank 2 or more.
+        mask: Bool tensor of shape `(...)`, False for padding, whose outputs
+            are zero.
+        training: Bool.
 
     Returns:
-        A list of N tensors `(..., H)`, in the compute dtype.
+        List of N tensors `(..., H)`, in the compute dtype.
 
     Raises:
-        ValueError: for an argument out of its range, inputs of rank below 2,
-            of unknown width or of integers, or a mask that does not fit.
+        ValueError: If an argument is out of its range, if the inputs have
+            integers, a rank below 2, or an unknown width, or if the mask does
+            not fit.
+
+    Reference: Ma et al. 2018, "Modeling Task Relationships in Multi-task
+    Learning with Multi-gate Mixture-of-Experts", eq. 6-7.
 
     Example:
 
@@ -59,7 +64,11 @@ class MultiGateMoE(TaskMixture):
     arguments = ("num_experts", "num_tasks", *TaskMixture.arguments)
 
     def __init__(
-        self, num_experts: int, intermediate_dim: int, num_tasks: int, **kwargs
+        self,
+        num_experts: int,
+        intermediate_dim: int,
+        num_tasks: int,
+        **kwargs: Any,
     ):
         super().__init__(intermediate_dim, **kwargs)
         self.num_experts = checks.check_positive_int("num_experts", num_experts)
@@ -68,7 +77,7 @@ class MultiGateMoE(TaskMixture):
         self.experts = self.bank("experts", num_experts)
 
     def build(self, input_shape: Shape) -> None:
-        """Creates the weights for inputs `(..., D)`."""
+        """Create the weights for inputs `(..., D)`."""
         self.hidden_dim = checks.check_input_shape(input_shape)
         self.build_banks()
         self.add_router_kernels(
@@ -76,9 +85,12 @@ class MultiGateMoE(TaskMixture):
         )
 
     def call(
-        self, inputs: Tensor, mask: Tensor | None = None, training=None
+        self,
+        inputs: Tensor,
+        mask: Tensor | None = None,
+        training: bool | None = None,
     ) -> list[Tensor]:
-        """Runs all experts, then mixes them for each task."""
+        """Run all experts, then mix them for each task."""
         tokens, token_mask = flatten_tokens(inputs, mask, self.hidden_dim)
         outputs = self.experts.run_all(tokens[None], training=training)
         outputs = ops.transpose(outputs, (1, 0, 2))
@@ -89,13 +101,13 @@ class MultiGateMoE(TaskMixture):
         return [self.restored(x, token_mask, inputs) for x in mixed]
 
     def mixture_weights(self, inputs: Tensor) -> list[Tensor]:
-        """Returns how much of each expert each task takes.
+        """Return the weights of the experts for each task.
 
         Args:
-            inputs: float `(..., D)`, T tokens in all.
+            inputs: Float tensor of shape `(..., D)`, T tokens in all.
 
         Returns:
-            A list of N float32 `(T, E)`; each row sums to one.
+            List of N float32 tensors `(T, E)`, whose rows sum to one.
         """
         inputs = ops.convert_to_tensor(inputs)
         tokens, _ = flatten_tokens(inputs, None, self.hidden_dim)

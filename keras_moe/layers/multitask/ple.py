@@ -1,8 +1,10 @@
-"""Layers of shared and task experts, one upon the other.
+"""Progressive layered extraction: several layers of `CGC`.
 
-D hidden_dim, F intermediate_dim, H output_dim, N tasks, m experts a task, s
-shared ones.
+D hidden_dim, F intermediate_dim, H output_dim, N tasks, m experts per task, s
+shared experts.
 """
+
+from typing import Any
 
 import keras
 
@@ -18,38 +20,42 @@ from keras_moe.types import Shape, Tensor
 
 @keras.saving.register_keras_serializable(package="keras_moe")
 class PLE(TaskMixture):
-    """Progressive layered extraction (Tang et al. 2020, section 4.2).
+    """Stacks layers of `CGC`, progressive layered extraction.
 
-    `num_layers` layers of `CGC`, the last one as it is. Each layer before it
-    also mixes all its experts for the shared experts of the next, whose task
-    experts read their own task's mixture: what tasks share and what they do
-    not is told apart step by step.
+    Each layer except the last also mixes all its experts, for the shared
+    experts of the next layer. The task experts of the next layer read the
+    mixture of their own task. So shared and task-specific knowledge are
+    separated step by step.
 
     Args:
-        num_tasks: N.
-        num_shared_experts: s, in each layer.
-        num_task_experts: m, experts of each task in each layer.
-        intermediate_dim: F, the inner width of each expert.
-        num_layers: 1 is `CGC`; 2 is the paper's.
-        **kwargs: `output_dim` (H, of every layer; None for D), `activation`,
-            `gated`, `use_bias`, `dropout`, `kernel_initializer`,
-            `bias_initializer`, `kernel_regularizer`, `bias_regularizer`,
-            `kernel_constraint`, `bias_constraint`, `seed`, of the experts,
-            see `Expert`; and those of `keras.layers.Layer`.
+        num_tasks: Int, N.
+        num_shared_experts: Int, s. Shared experts per layer.
+        num_task_experts: Int, m. Experts per task and layer.
+        intermediate_dim: Int, F. Inner width of each expert.
+        num_layers: Int. 1 is `CGC`; 2 (the default) is the paper's.
+        **kwargs: Arguments of `Expert`: `output_dim` (H, of every layer;
+            `None`, the default, is D), `activation`, `gated`, `use_bias`,
+            `dropout`, `kernel_initializer`, `bias_initializer`,
+            `kernel_regularizer`, `bias_regularizer`, `kernel_constraint`,
+            `bias_constraint`, `seed`; and those of `keras.layers.Layer`.
 
     Attributes:
-        layers: the `CGC` layers, from the inputs up.
+        layers: List of the `CGC` layers, from the inputs to the outputs.
 
     Call arguments:
-        inputs: float `(..., D)` of rank 2 or more.
-        mask: bool `(...)`, False for padding, which comes out as zero.
-        training: bool.
+        inputs: Float tensor of shape `(..., D)` and rank 2 or more.
+        mask: Bool tensor of shape `(...)`, False for padding, whose outputs
+            are zero.
+        training: Bool.
 
     Returns:
-        A list of N tensors `(..., H)`, in the compute dtype.
+        List of N tensors `(..., H)`, in the compute dtype.
 
     Raises:
-        ValueError: as `CGC`.
+        ValueError: As `CGC`.
+
+    Reference: Tang et al. 2020, "Progressive Layered Extraction (PLE)", section
+    4.2.
 
     Example:
 
@@ -79,7 +85,7 @@ class PLE(TaskMixture):
         num_task_experts: int,
         intermediate_dim: int,
         num_layers: int = 2,
-        **kwargs,
+        **kwargs: Any,
     ):
         super().__init__(intermediate_dim, **kwargs)
         self.num_tasks = checks.check_positive_int("num_tasks", num_tasks)
@@ -93,7 +99,7 @@ class PLE(TaskMixture):
         self.num_layers = checks.check_positive_int("num_layers", num_layers)
         self.layers = [self._layer(j) for j in range(self.num_layers)]
 
-    def _layer(self, number):
+    def _layer(self, number: int) -> CGC:
         name = f"extraction_{number}"
         return CGC(
             self.num_tasks,
@@ -106,17 +112,21 @@ class PLE(TaskMixture):
         )
 
     def build(self, input_shape: Shape) -> None:
-        """Creates the weights for inputs `(..., D)`."""
+        """Create the weights for inputs `(..., D)`."""
         shape = first(input_shape)
         for layer in self.layers:
             layer.build(shape)
             shape = self.output_shape_of(shape)
 
     def call(
-        self, inputs: Tensor, mask: Tensor | None = None, training=None
+        self,
+        inputs: Tensor,
+        mask: Tensor | None = None,
+        training: bool | None = None,
     ) -> list[Tensor]:
-        """Runs the layers one after another."""
-        x = inputs
+        """Run the layers one after another."""
+        x: Any = inputs
         for layer in self.layers:
             x = layer(x, mask=one_mask(mask), training=training)
-        return x
+        outputs: list[Tensor] = x
+        return outputs

@@ -1,7 +1,9 @@
-"""What mixtures with an output a task share.
+"""Base class of mixtures with one output per task.
 
 T tokens, D hidden_dim, E experts, H output_dim, N tasks.
 """
+
+from typing import Any
 
 import keras
 from keras import ops
@@ -16,16 +18,16 @@ from keras_moe.types import Shape, Tensor
 
 
 class TaskMixture(DenseMixture):
-    """Base of layers from one input to a list of outputs, one a task.
+    """Base class of layers from one input to a list of outputs, one per task.
 
-    What the papers call gates are linear maps to a softmax, as routers are:
-    float32 under every dtype policy, `router_kernels`, one a task.
+    The gates of the papers are linear maps to a softmax, like routers: the
+    weights `router_kernels`, one per output, float32 under every dtype policy.
     """
 
     num_outputs: int
 
     def add_router_kernels(self, shapes: list[tuple[int, int]]) -> None:
-        """Creates `router_kernels`, a `(D, E)` for each output."""
+        """Create `router_kernels`, a `(D, E)` for each output."""
         self.router_kernels = [
             self.add_weight(
                 name=f"router_kernel_{k}",
@@ -39,26 +41,28 @@ class TaskMixture(DenseMixture):
         ]
 
     def weights_of(self, tokens: Tensor, output: int) -> Tensor:
-        """Returns an output's mixture weights, float32 `(T, E)`."""
+        """Return the mixture weights of an output, float32 `(T, E)`."""
         tokens = ops.cast(tokens, "float32")
         return softmax(ops.matmul(tokens, self.router_kernels[output]))
 
     def restored(
         self, mixed: Tensor, token_mask: Tensor | None, inputs: Tensor
     ) -> Tensor:
-        """Returns `(T, H)` as `(..., H)`, padding as zero."""
+        """Return outputs `(T, H)` as `(..., H)`, zero for padding."""
         mixed = zero_padding(mixed, token_mask)
         if len(inputs.shape) == 2:
             return mixed
         return ops.reshape(mixed, (*ops.shape(inputs)[:-1], mixed.shape[-1]))
 
-    def compute_output_shape(self, input_shape: Shape) -> list[Shape]:
-        """Returns the shape of each output: `(..., H)`."""
+    def compute_output_shape(self, input_shape: Any) -> list[Shape]:
+        """Return the shape `(..., H)` of each output."""
         shape = self.output_shape_of(first(input_shape))
         return [shape] * self.num_outputs
 
-    def compute_output_spec(self, inputs, mask=None, training=None):
-        """Returns the symbolic outputs of symbolic inputs."""
+    def compute_output_spec(
+        self, inputs: Any, mask: Any = None, training: bool | None = None
+    ) -> list[keras.KerasTensor]:
+        """Return the symbolic outputs of symbolic inputs."""
         if not isinstance(inputs, (list, tuple)):
             inputs = [inputs]
         for x in inputs:
@@ -66,20 +70,22 @@ class TaskMixture(DenseMixture):
         shapes = self.compute_output_shape(inputs[0].shape)
         return [keras.KerasTensor(s, self.compute_dtype) for s in shapes]
 
-    def compute_mask(self, inputs, mask=None):
-        """Passes the mask on to every output."""
+    def compute_mask(
+        self, inputs: Any, mask: Any = None
+    ) -> list[Tensor | None]:
+        """Return the mask for every output."""
         return [one_mask(mask)] * self.num_outputs
 
 
-def first(shape: Shape) -> Shape:
-    """Returns the first of a list of shapes, or the shape."""
+def first(shape: Any) -> Shape:
+    """Return the first shape of a list, or a single shape unchanged."""
     if isinstance(shape[0], (list, tuple)):
         return tuple(shape[0])
     return tuple(shape)
 
 
-def one_mask(mask):
-    """Returns the one mask of inputs that share it, or None."""
+def one_mask(mask: Any) -> Tensor | None:
+    """Return the first mask of a list that is not None, or a single mask."""
     if not isinstance(mask, (list, tuple)):
         return mask
     return next((m for m in mask if m is not None), None)

@@ -1,9 +1,10 @@
-"""Weights of tasks that are learned.
+"""Learned weights of task losses.
 
 N tasks.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import keras
 
@@ -16,29 +17,32 @@ from keras_moe.types import Tensor
 
 @keras.saving.register_keras_serializable(package="keras_moe")
 class UncertaintyWeighting(NamedArguments, KeptInFloats, MoELayer):
-    """Sums task losses, each weighed by a variance that is learned with the
-    model (Kendall, Gal & Cipolla 2018, eq. 7 and 10).
+    """Sums task losses, each weighted by a learned variance.
 
-    It stands where the loss is computed: in `compute_loss`, as
-    `UncertaintyWeightedModel` does, or in a training loop of yours.
+    Call the layer when the loss is computed: in `compute_loss`, as
+    `UncertaintyWeightedModel` does, or in your own training loop.
 
     Args:
-        num_tasks: N.
-        kinds: `"regression"` (mean squared error, halved) or
-            `"classification"` (cross-entropy), for all tasks or a list of N.
-        **kwargs: of `keras.layers.Layer`.
+        num_tasks: Int, N.
+        kinds: `"regression"` (the default; mean squared error, halved) or
+            `"classification"` (cross-entropy), for all tasks, or a list of N
+            kinds.
+        **kwargs: Arguments of `keras.layers.Layer`.
 
-    Weights: `log_variances` `(N,)`, float32, zeros at the start.
+    Weights: `log_variances` `(N,)`, float32, zeros at first.
 
     Call arguments:
-        task_losses: a list of N scalars, or `(N,)`.
+        task_losses: List of N scalars, or a tensor of shape `(N,)`.
 
     Returns:
-        float32 scalar; see `keras_moe.losses.uncertainty_weighted_loss`.
+        Float32 scalar; see `keras_moe.losses.uncertainty_weighted_loss`.
 
     Raises:
-        ValueError: for an argument out of its range, or another number of
-            kinds or losses.
+        ValueError: If an argument is out of its range, or if the number of
+            kinds or losses is not N.
+
+    Reference: Kendall, Gal & Cipolla 2018, "Multi-Task Learning Using
+    Uncertainty to Weigh Losses for Scene Geometry and Semantics", eq. 7 and 10.
 
     Example:
 
@@ -56,21 +60,21 @@ class UncertaintyWeighting(NamedArguments, KeptInFloats, MoELayer):
         self,
         num_tasks: int,
         kinds: str | Sequence[str] = "regression",
-        **kwargs,
+        **kwargs: Any,
     ):
         super().__init__(autocast=False, **kwargs)
         self.num_tasks = checks.check_positive_int("num_tasks", num_tasks)
         if isinstance(kinds, str):
             kinds = [kinds] * self.num_tasks
-        kinds = checks.check_list("kinds", kinds, "kinds, one a task")
+        kinds = checks.check_list("kinds", kinds, "kinds, one per task")
         self._check_number("kinds", len(kinds))
         self.kinds = [
             checks.check_choice("kinds", kind, losses.TASK_KINDS)
             for kind in kinds
         ]
 
-    def build(self, input_shape=None) -> None:
-        """Creates the weights; the shape of the losses does not matter."""
+    def build(self, input_shape: Any = None) -> None:
+        """Create the weights; the shape of the losses does not matter."""
         self.log_variances = self.add_weight(
             name="log_variances",
             shape=(self.num_tasks,),
@@ -79,8 +83,8 @@ class UncertaintyWeighting(NamedArguments, KeptInFloats, MoELayer):
             autocast=False,
         )
 
-    def call(self, task_losses) -> Tensor:
-        """Weighs and sums; see the class."""
+    def call(self, task_losses: list[Tensor] | Tensor) -> Tensor:
+        """Return the weighted sum of the losses; see the class."""
         if isinstance(task_losses, (list, tuple)):
             self._check_number("task_losses", len(task_losses))
         else:
@@ -89,23 +93,23 @@ class UncertaintyWeighting(NamedArguments, KeptInFloats, MoELayer):
             task_losses, self.log_variances, self.kinds
         )
 
-    def _check_number(self, name, number):
+    def _check_number(self, name: str, number: int) -> None:
         if number != self.num_tasks:
             raise ValueError(
                 f"`{name}` must be as many as `num_tasks`. Received: {number}, "
-                f"num_tasks={self.num_tasks}. Pass one a task."
+                f"num_tasks={self.num_tasks}. Pass one per task."
             )
 
-    def compute_output_shape(self, input_shape) -> tuple:
-        """Returns the shape of the sum: a scalar's."""
+    def compute_output_shape(self, input_shape: Any) -> tuple[()]:
+        """Return the shape of the sum, a scalar."""
         return ()
 
-    def compute_output_spec(self, task_losses):
-        """Returns the symbolic sum of symbolic losses."""
+    def compute_output_spec(self, task_losses: Any) -> keras.KerasTensor:
+        """Return the symbolic sum of symbolic losses."""
         return keras.KerasTensor((), "float32")
 
-    def get_config(self) -> dict:
-        """Returns the arguments that build this layer again."""
+    def get_config(self) -> dict[str, Any]:
+        """Return the arguments that build this layer again."""
         return {
             **super().get_config(),
             "num_tasks": self.num_tasks,

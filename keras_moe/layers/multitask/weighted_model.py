@@ -1,9 +1,10 @@
-"""A model of several tasks whose weights are learned under `model.fit`.
+"""Model of several tasks that learns the weights of their losses.
 
 N tasks.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any, Self
 
 import keras
 from keras import ops
@@ -13,24 +14,24 @@ from keras_moe.layers.added_losses import in_floatx
 from keras_moe.layers.argument_names import NamedArguments
 from keras_moe.layers.multitask.uncertainty import UncertaintyWeighting
 from keras_moe.layers.trainable_parts import TrainableParts
+from keras_moe.types import Tensor
 
 
 class FunctionLoss(keras.losses.Loss):
-    """A loss function, reduced over the batch as Keras's losses are."""
+    """Reduces a loss function over the batch like Keras's losses."""
 
-    def __init__(self, function: Callable):
+    def __init__(self, function: Callable[..., Tensor]):
         super().__init__()
         self.function = function
 
-    def call(self, y_true, y_pred):
-        """Returns the loss of each entry."""
+    def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
+        """Return the loss of each entry."""
         return self.function(y_true, y_pred)
 
 
 @keras.saving.register_keras_serializable(package="keras_moe")
 class UncertaintyWeightedModel(NamedArguments, TrainableParts, keras.Model):
-    """Trains a model with N outputs on the weighted sum of N losses, and
-    learns the weights (Kendall, Gal & Cipolla 2018).
+    """Trains a model on the sum of N losses with learned weights.
 
     ```python
     model = UncertaintyWeightedModel(
@@ -42,24 +43,28 @@ class UncertaintyWeightedModel(NamedArguments, TrainableParts, keras.Model):
     ```
 
     Args:
-        model: a `keras.Model` with a list or a dict of N outputs. It is the
-            same model before and after: predict with it, save it, export it.
-        losses: N losses, as `compile` takes them: a list, or a dict by the
+        model: A `keras.Model` with a list or a dict of N outputs. It stays the
+            same model: use it to predict, to save, and to export.
+        losses: List of N losses, as `compile` accepts them, or a dict by the
             names of the outputs.
-        kinds: of `UncertaintyWeighting`; or a dict like `losses`.
-        **kwargs: of `keras.Model`.
+        kinds: Argument of `UncertaintyWeighting`, or a dict like `losses`.
+            `"regression"` by default.
+        **kwargs: Arguments of `keras.Model`.
 
     Attributes:
-        model: the model.
-        weighting: the `UncertaintyWeighting`, with `log_variances`.
+        model: The model.
+        weighting: The `UncertaintyWeighting`, with `log_variances`.
 
-    Targets, and sample weights if there are any, are lists of N, or dicts if
-    `losses` is one. `weighting` follows the order of `losses`. Losses that
-    layers add stay as they are.
+    Targets and sample weights are lists of N, or dicts if `losses` is one. The
+    weights of `weighting` are in the order of `losses`. Losses that layers add
+    are not weighted.
 
     Raises:
-        ValueError: If `compile` gets a loss, or the number or the names of
+        ValueError: If `compile` gets a loss, or if the number or the names of
             the losses, kinds, or targets are not those of the outputs.
+
+    Reference: Kendall, Gal & Cipolla 2018, "Multi-Task Learning Using
+    Uncertainty to Weigh Losses for Scene Geometry and Semantics".
 
     Example:
 
@@ -79,9 +84,9 @@ class UncertaintyWeightedModel(NamedArguments, TrainableParts, keras.Model):
     def __init__(
         self,
         model: keras.Model,
-        losses: Sequence | dict,
-        kinds: str | Sequence[str] | dict = "regression",
-        **kwargs,
+        losses: Sequence[Any] | dict[str, Any],
+        kinds: str | Sequence[str] | dict[str, str] = "regression",
+        **kwargs: Any,
     ):
         super().__init__(**kwargs)
         self.model = checks.check_model("model", model)
@@ -105,38 +110,47 @@ class UncertaintyWeightedModel(NamedArguments, TrainableParts, keras.Model):
         )
         self.weighting.build()
 
-    def compile(self, *args, **kwargs) -> None:
-        """Configures training; takes no loss."""
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Configure training, without a loss."""
         if kwargs.get("loss") is not None or len(args) > 1:
             raise ValueError(
-                "`loss` must be left out of `compile`: the model has its "
+                "`loss` must be left out of `compile`: the model has its own "
                 "losses. Received: a loss. Pass it as `losses` of "
                 "UncertaintyWeightedModel."
             )
         super().compile(*args, **kwargs)
 
-    def compile_from_config(self, config: dict) -> None:
-        """Compiles as the saved model was; Keras asks for it."""
+    def compile_from_config(self, config: dict[str, Any]) -> None:
+        """Compile like the saved model; Keras calls this function."""
         self.compile(**keras.saving.deserialize_keras_object(config))
         if self.built and self.optimizer is not None:
             self.optimizer.build(self.trainable_variables)
 
-    def call(self, inputs, training=None, mask=None):
-        """Returns the model's outputs."""
+    def call(
+        self, inputs: Any, training: bool | None = None, mask: Any = None
+    ) -> Any:
+        """Return the outputs of the model."""
         return self.model(inputs, training=training, mask=mask)
 
     def compute_loss(
-        self, x=None, y=None, y_pred=None, sample_weight=None, training=True
-    ):
-        """Returns the weighted sum of the N losses, and what layers add."""
-        weighed = self.weighting(self.losses_of(y, y_pred, sample_weight))
-        total = in_floatx(weighed)
+        self,
+        x: Any = None,
+        y: Any = None,
+        y_pred: Any = None,
+        sample_weight: Any = None,
+        training: bool = True,
+    ) -> Tensor:
+        """Return the weighted sum of the N losses, plus losses of layers."""
+        weighted = self.weighting(self.losses_of(y, y_pred, sample_weight))
+        total = in_floatx(weighted)
         for loss in self.losses:
             total = total + loss
         return total
 
-    def losses_of(self, y, y_pred, sample_weight=None) -> list:
-        """Returns the N losses, not weighted."""
+    def losses_of(
+        self, y: Any, y_pred: Any, sample_weight: Any = None
+    ) -> list[Tensor]:
+        """Return the N losses without their weights."""
         number = len(self.task_losses)
         if sample_weight is None:
             sample_weight = [None] * number
@@ -145,8 +159,8 @@ class UncertaintyWeightedModel(NamedArguments, TrainableParts, keras.Model):
         rows = zip(self.task_losses, *ordered, strict=True)
         return [self._loss_of(*row) for row in rows]
 
-    def _ordered(self, name, value, number) -> list:
-        """Return a list or a dict of N in the order of the losses."""
+    def _ordered(self, name: str, value: Any, number: int) -> list[Any]:
+        """Return a list or dict of N entries in the order of the losses."""
         names = self.task_names
         outputs = getattr(self.model, "output_names", None)
         if isinstance(value, (list, tuple)) and len(value) == number:
@@ -165,15 +179,17 @@ class UncertaintyWeightedModel(NamedArguments, TrainableParts, keras.Model):
             "model's outputs, or dicts by name if `losses` is a dict."
         )
 
-    def _loss_of(self, loss, y, y_pred, sample_weight):
+    def _loss_of(
+        self, loss: Any, y: Tensor, y_pred: Tensor, sample_weight: Any
+    ) -> Tensor:
         if not isinstance(loss, keras.losses.Loss):
             loss = FunctionLoss(loss)
         if len(y.shape) == len(y_pred.shape) - 1 and y_pred.shape[-1] == 1:
             y = ops.expand_dims(y, -1)
         return loss(y, y_pred, sample_weight=sample_weight)
 
-    def get_config(self) -> dict:
-        """Returns the arguments that build this model again."""
+    def get_config(self) -> dict[str, Any]:
+        """Return the arguments that build this model again."""
         losses = [keras.losses.serialize(loss) for loss in self.task_losses]
         return {
             **super().get_config(),
@@ -182,15 +198,19 @@ class UncertaintyWeightedModel(NamedArguments, TrainableParts, keras.Model):
             "kinds": self._named(self.weighting.kinds),
         }
 
-    def _named(self, values):
-        """Return a list of N as it was given: by name, or as a list."""
+    def _named(self, values: Sequence[Any]) -> list[Any] | dict[str, Any]:
+        """Return N values in the form of `losses`, a list or a dict."""
         if self.task_names is None:
             return list(values)
         return dict(zip(self.task_names, values, strict=True))
 
     @classmethod
-    def from_config(cls, config: dict, custom_objects=None):
-        """Builds the model that `get_config` describes."""
+    def from_config(
+        cls,
+        config: dict[str, Any],
+        custom_objects: dict[str, Any] | None = None,
+    ) -> Self:
+        """Build the model that `get_config` describes."""
         model = keras.saving.deserialize_keras_object(
             config["model"], custom_objects=custom_objects
         )

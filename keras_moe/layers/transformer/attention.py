@@ -1,11 +1,11 @@
-"""Attention with rotary positions, grouped heads and a cache.
+"""Attention with rotary positions, grouped heads, and a cache.
 
 B batch, S queries, L keys (or places of the cache), D hidden_dim, N heads, G
 key and value heads, H head_dim = D / N.
 """
 
 import math
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import keras
 import numpy as np
@@ -23,24 +23,27 @@ KeysValues: TypeAlias = tuple[Tensor, Tensor]
 """Keys and values, each `(B, L, G, H)`."""
 
 WAVELENGTH = 10000.0
-MASKED = -1e30  # finite, so that a row without any key is no NaN
+MASKED = -1e30  # finite, so that a row without any key is not NaN
 
 
 def rotate(x: Tensor, positions: Tensor) -> Tensor:
-    """Turns pairs of coordinates by angles that grow with the position.
+    """Rotate pairs of coordinates by angles that grow with the position (RoPE).
 
-    RoPE (Su et al. 2021, "RoFormer", eq. 34): pair i of a token at position m
-    is turned by `m * 10000 ** (-2 i / H)`, so that the product of a query and
-    a key depends on the difference of their positions. Pair i are coordinates
-    i and `i + H / 2`, as in GPT-NeoX and Llama, where the paper has `2 i` and
-    `2 i + 1`: the same up to an order of the coordinates, which is learned.
+    Pair i of a token at position m is rotated by `m * 10000 ** (-2 i / H)`, so
+    that the product of a query and a key depends on the difference of their
+    positions. Pair i consists of the coordinates i and `i + H / 2`, as in
+    GPT-NeoX and Llama; the paper pairs `2 i` and `2 i + 1`, which differs only
+    in the order of learned coordinates.
 
     Args:
-        x: float `(B, S, N, H)`, H even.
-        positions: int `(S,)`.
+        x: Float tensor of shape `(B, S, N, H)`, H even.
+        positions: Int tensor of shape `(S,)`.
 
     Returns:
-        `(B, S, N, H)`, the dtype of `x`; computed in float32.
+        Tensor of shape `(B, S, N, H)` and the dtype of `x`, computed in
+        float32.
+
+    Reference: Su et al. 2021, "RoFormer", eq. 34.
     """
     half = x.shape[-1] // 2
     frequencies = WAVELENGTH ** (-np.arange(half, dtype="float64") / half)
@@ -56,24 +59,28 @@ def rotate(x: Tensor, positions: Tensor) -> Tensor:
 def grouped_attention(
     query: Tensor, key: Tensor, value: Tensor, readable: Tensor | None = None
 ) -> Tensor:
-    """`softmax(q k^T / sqrt(H)) v`, `N / G` query heads to a key head.
+    """Compute `softmax(q k^T / sqrt(H)) v` with `N / G` heads per key head.
 
-    Vaswani et al. 2017, eq. 1; grouped heads as in Ainslie et al. 2023,
-    "GQA", section 2.2: head n reads key head `n // (N / G)`. The softmax is
-    taken in float32. A query that may read no key gets some mean of all.
+    Head n reads key head `n // (N / G)`. The softmax is computed in float32.
+    The output for a query that may read no key is an arbitrary mean of the
+    values.
 
     Args:
-        query: float `(B, S, N, H)`.
-        key, value: float `(B, L, G, H)`, G a divisor of N.
-        readable: bool, broadcast to `(B, N, S, L)`; None reads everything.
+        query: Float tensor of shape `(B, S, N, H)`.
+        key, value: Float tensors of shape `(B, L, G, H)`, G a divisor of N.
+        readable: Bool tensor that broadcasts to `(B, N, S, L)`, True for keys
+            that may be read. `None` (the default) reads all keys.
 
     Returns:
-        `(B, S, N, H)`.
+        Tensor of shape `(B, S, N, H)`.
+
+    Reference: Vaswani et al. 2017, "Attention Is All You Need", eq. 1; Ainslie
+    et al. 2023, "GQA", section 2.2.
     """
     num_heads, head_dim = query.shape[2:]
     groups = key.shape[2]
     queries, keys = ops.shape(query)[1], ops.shape(key)[1]
-    # The query heads of a group stand one behind the other: no copy of keys.
+    # The query heads of a group become one axis, so that keys are not copied.
     stacked = (-1, groups, num_heads // groups * queries, head_dim)
     rows = ops.reshape(ops.transpose(query, (0, 2, 1, 3)), stacked)
     scores = ops.cast(ops.einsum("bgsh,blgh->bgsl", rows, key), "float32")
@@ -90,38 +97,43 @@ def grouped_attention(
 
 @keras.saving.register_keras_serializable(package="keras_moe")
 class CachedAttention(NamedArguments, MoELayer):
-    """Attention to the inputs themselves, to a cache of them, or to others.
+    """Computes attention to the inputs, to a cache, or to another sequence.
 
-    Without rotary positions and with as many key heads as heads it is
-    `keras.layers.MultiHeadAttention`, with weights of the same names and
+    Without rotary positions and with one key head per head, it equals
+    `keras.layers.MultiHeadAttention`, and its weights have the same names and
     shapes.
 
     Args:
-        num_heads: N, a divisor of D.
-        num_key_value_heads: G, a divisor of N; None is N. Fewer make the
-            cache, and what decoding reads, `N / G` times smaller.
-        rotary: whether queries and keys are turned by their positions.
-        causal: whether a token reads itself and earlier ones alone.
-        use_bias: whether the four projections have biases.
-        **kwargs: of `keras.layers.Layer`.
+        num_heads: Int, N, a divisor of D.
+        num_key_value_heads: Int, G, a divisor of N. `None` (the default) is N.
+            Fewer key heads make the cache `N / G` times smaller.
+        rotary: Bool. Whether queries and keys are rotated by their positions.
+            False by default.
+        causal: Bool. Whether a token reads only itself and earlier tokens.
+            False by default.
+        use_bias: Bool. Whether the four projections have biases. True by
+            default.
+        **kwargs: Arguments of `keras.layers.Layer`.
 
     Call arguments:
-        inputs: float `(B, S, D)`.
-        key_mask: bool `(B, L)`, False for keys that must not be read.
-        memory: `(keys, values)` of another sequence, from `keys_values`,
-            which is read in place of the inputs.
-        cache: `(keys, values)`, each `(B, L, G, H)`: those of the inputs are
-            written to it from place `index` on, and each token reads its own
-            place and all before.
-        index: int scalar, the position of the first input in its sequence.
+        inputs: Float tensor of shape `(B, S, D)`.
+        key_mask: Bool tensor of shape `(B, L)`, False for keys that must not
+            be read.
+        memory: `(keys, values)` of another sequence, from `keys_values`, which
+            is read in place of the inputs.
+        cache: `(keys, values)`, each `(B, L, G, H)`. The keys and values of
+            the inputs are written from place `index` on, and each token reads
+            its own place and all earlier places.
+        index: Int scalar. Position of the first input in its sequence. 0 by
+            default.
 
     Returns:
-        `(B, S, D)`; with a `cache`, `(outputs, cache)`.
+        Tensor of shape `(B, S, D)`; with a `cache`, `(outputs, cache)`.
 
     Raises:
-        ValueError: if an argument is out of its range, or if the inputs do
-            not fit into the cache from `index` on. If `index` is traced, only
-            their number is compared: JAX and TensorFlow then write to the
+        ValueError: If an argument is out of its range, or if the inputs do not
+            fit into the cache from `index` on. If `index` is traced, only the
+            number of inputs is checked, and JAX and TensorFlow write to the
             last places.
     """
 
@@ -132,7 +144,7 @@ class CachedAttention(NamedArguments, MoELayer):
         rotary: bool = False,
         causal: bool = False,
         use_bias: bool = True,
-        **kwargs,
+        **kwargs: Any,
     ):
         super().__init__(**kwargs)
         self.supports_masking = True
@@ -145,7 +157,7 @@ class CachedAttention(NamedArguments, MoELayer):
         self.use_bias = checks.check_bool("use_bias", use_bias)
 
     def build(self, input_shape: Shape) -> None:
-        """Creates the weights for inputs `(B, S, D)`."""
+        """Create the weights for inputs `(B, S, D)`."""
         width = transformer_checks.check_width(
             input_shape, self.num_heads, self.rotary
         )
@@ -166,9 +178,9 @@ class CachedAttention(NamedArguments, MoELayer):
         heads = (*input_shape[:-1], self.num_heads, self.head_dim)
         self.output_projection.build(heads)
         for layer in (self.query, self.key, self.value, self.output_projection):
-            layer.supports_masking = True  # a token each, masked or not
+            layer.supports_masking = True  # each token is computed separately
 
-    def _projection(self, name, heads):
+    def _projection(self, name: str, heads: int) -> keras.layers.EinsumDense:
         return keras.layers.EinsumDense(
             "abc,cde->abde",
             output_shape=(None, heads, self.head_dim),
@@ -184,8 +196,8 @@ class CachedAttention(NamedArguments, MoELayer):
         memory: KeysValues | None = None,
         cache: KeysValues | None = None,
         index: int | Tensor = 0,
-    ):
-        """Attends; see the class."""
+    ) -> Tensor | tuple[Tensor, KeysValues]:
+        """Compute the attention; see the class."""
         query = self._turned(self.query(inputs), index)
         if cache is not None:
             key, value = cache = self._written(cache, inputs, index)
@@ -198,34 +210,51 @@ class CachedAttention(NamedArguments, MoELayer):
         outputs = self.output_projection(outputs)
         return outputs if cache is None else (outputs, cache)
 
-    def keys_values(self, inputs: Tensor, index: int | Tensor = 0):
-        """Returns the keys and values of `(B, L, D)`: each `(B, L, G, H)`."""
+    def keys_values(
+        self, inputs: Tensor, index: int | Tensor = 0
+    ) -> KeysValues:
+        """Return the keys and values of inputs `(B, L, D)`.
+
+        Args:
+            inputs: Float tensor of shape `(B, L, D)`.
+            index: Int scalar. Position of the first input. 0 by default.
+        """
         return self._turned(self.key(inputs), index), self.value(inputs)
 
     def empty_cache(self, batch_size: int, max_length: int) -> KeysValues:
-        """Returns a cache of `max_length` places for each sequence."""
+        """Return a cache of `max_length` places for each sequence."""
         heads = self.num_key_value_heads or self.num_heads
         shape = (batch_size, max_length, heads, self.head_dim)
-        return tuple(ops.zeros(shape, self.compute_dtype) for _ in range(2))
+        return (
+            ops.zeros(shape, self.compute_dtype),
+            ops.zeros(shape, self.compute_dtype),
+        )
 
-    def _turned(self, heads, index):
+    def _turned(self, heads: Tensor, index: int | Tensor) -> Tensor:
         if not self.rotary:
             return heads
         return rotate(heads, _places(heads, index))
 
-    def _written(self, cache, inputs, index):
+    def _written(
+        self, cache: KeysValues, inputs: Tensor, index: int | Tensor
+    ) -> KeysValues:
+        """Return the cache with the keys and values of the inputs."""
         start = kernels.known_int(index) or 0
         transformer_checks.check_room(inputs, cache[0], start)
         place = (0, index, 0, 0)
-        new = self.keys_values(inputs, index)
-        pairs = zip(cache, new, strict=True)
-        return tuple(ops.slice_update(old, place, part) for old, part in pairs)
+        keys, values = self.keys_values(inputs, index)
+        return (
+            ops.slice_update(cache[0], place, keys),
+            ops.slice_update(cache[1], place, values),
+        )
 
-    def _readable(self, inputs, key_mask, to_itself):
-        """Bool, broadcast to `(B, N, S, L)`, or None."""
+    def _readable(
+        self, inputs: Tensor, key_mask: Tensor | None, to_itself: bool
+    ) -> Tensor | None:
+        """Return a bool mask that broadcasts to `(B, N, S, L)`, or None."""
         readable = None
         if key_mask is not None:
-            # Two new axes in one index are no operation of LiteRT.
+            # LiteRT has no index with two new axes.
             readable = ops.expand_dims(ops.cast(key_mask, "bool"), (1, 2))
         if self.causal and to_itself:
             place = _places(inputs, 0)
@@ -238,18 +267,23 @@ class CachedAttention(NamedArguments, MoELayer):
         return readable
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:
-        """Returns the shape of the outputs: that of the inputs."""
+        """Return the shape of the outputs: that of the inputs."""
         return tuple(input_shape)
 
     def compute_output_spec(
-        self, inputs, key_mask=None, memory=None, cache=None, index=0
-    ):
-        """Returns the symbolic outputs of symbolic inputs."""
+        self,
+        inputs: Tensor,
+        key_mask: Tensor | None = None,
+        memory: KeysValues | None = None,
+        cache: KeysValues | None = None,
+        index: int | Tensor = 0,
+    ) -> Tensor | tuple[Tensor, KeysValues]:
+        """Return the symbolic outputs of symbolic inputs."""
         outputs = keras.KerasTensor(inputs.shape, self.compute_dtype)
         return outputs if cache is None else (outputs, cache)
 
-    def get_config(self) -> dict:
-        """Returns the arguments that build this layer again."""
+    def get_config(self) -> dict[str, Any]:
+        """Return the arguments that build this layer again."""
         return {
             **super().get_config(),
             "dtype": quantization.saved_dtype(self),
@@ -261,6 +295,6 @@ class CachedAttention(NamedArguments, MoELayer):
         }
 
 
-def _places(x, index):
-    """Positions of the tokens of `(B, S, ...)`, int32 `(S,)`."""
+def _places(x: Tensor, index: int | Tensor) -> Tensor:
+    """Return the positions of the tokens of `(B, S, ...)`, int32 `(S,)`."""
     return ops.arange(ops.shape(x)[1], dtype="int32") + index

@@ -1,8 +1,10 @@
-"""The decoder block: a token reads itself and those before it.
+"""Decoder block: a token reads itself and earlier tokens.
 
 B batch, S sequence length, L places of a cache, M length of the encoder's
 sequence, D hidden_dim, G key and value heads, H head_dim.
 """
+
+from typing import Any
 
 import keras
 
@@ -15,51 +17,61 @@ from keras_moe.types import Assignment, Shape, Tensor
 
 @keras.saving.register_keras_serializable(package="keras_moe")
 class TransformerDecoderBlock(PreNormBlock):
-    """Causal self-attention, attention to an encoder if asked, feed-forward
-    part; each behind a norm and with a residual (Vaswani et al. 2017, section
-    3.1; pre-norm as in Xiong et al. 2020).
+    """Applies causal self-attention, optional cross-attention, and an MoE part.
+
+    Each part follows a layer normalization and has a residual connection.
 
     Args:
-        num_heads: heads of the attentions; each has width `D // num_heads`.
-        moe: the feed-forward part: a `MoEBlock` whose router does not look
-            at later tokens, or `Expert(F)` for the dense twin.
-        dropout: rate on the output of every part, in training only.
-        epsilon: of the layer normalisations.
-        num_key_value_heads: None (one a head), or a divisor of `num_heads`
-            for grouped-query attention (Ainslie et al. 2023).
-        rotary: whether the self-attention has rotary positions (RoPE, Su et
-            al. 2021). Without, the inputs must bring positions.
-        cross_attention: whether there is attention to an encoder's outputs,
-            which have the width D, too.
-        **kwargs: of `keras.layers.Layer`.
+        num_heads: Int. Heads of the attentions, of width `D // num_heads`.
+        moe: Feed-forward part: a `MoEBlock` whose router reads no later
+            tokens, or `Expert(F)` for the dense twin.
+        dropout: Float, 0 or above and below 1. Rate on the output of each
+            part, only in training. 0 by default.
+        epsilon: Float. Argument of the layer normalizations. 1e-6 by default.
+        num_key_value_heads: Int, a divisor of `num_heads`, for grouped-query
+            attention (Ainslie et al. 2023). `None` (the default) is one per
+            head.
+        rotary: Bool. Whether the self-attention has rotary positions (RoPE, Su
+            et al. 2021). True by default. With False, the inputs must contain
+            positions.
+        cross_attention: Bool. Whether there is attention to the outputs of an
+            encoder, which also have width D. False by default.
+        **kwargs: Arguments of `keras.layers.Layer`.
 
     Call arguments:
-        inputs: float `(B, S, D)`.
-        mask: bool `(B, S)`, False for padding: it is not attended to, and
-            `moe` sees the mask. With a `cache` only `moe` does.
-        training: bool.
-        encoder_outputs: float `(B, M, D)`, where there is cross-attention.
-        encoder_mask: bool `(B, M)`, False for the encoder's padding.
-        encoder_cache: what `encoder_cache_of(encoder_outputs)` returned, in
-            place of `encoder_outputs`: computed once for all steps.
-        cache: from `empty_cache` or an earlier call, for generation: keys and
-            values `(B, L, G, H)` of the tokens before; S new ones are written
-            to it from place `index` on.
-        index: int scalar, the position of the first input.
-        router_inputs, replay: of `moe`, a `MoEBlock`; see there.
-        return_assignment: whether to return the `Assignment`, too; `moe` must
-            be a `MoEBlock`.
-        inputs_mask, encoder_outputs_mask: the masks that Keras has for these
-            tensors, which it passes by these names.
+        inputs: Float tensor of shape `(B, S, D)`.
+        mask: Bool tensor of shape `(B, S)`, False for padding. It is used in
+            the attention and passed to `moe`; with a `cache`, it is only
+            passed to `moe`.
+        training: Bool.
+        encoder_outputs: Float tensor of shape `(B, M, D)`, for
+            cross-attention.
+        encoder_mask: Bool tensor of shape `(B, M)`, False for padding.
+        encoder_cache: Output of `encoder_cache_of(encoder_outputs)`, in place
+            of `encoder_outputs`, so that it is computed once for all steps.
+        cache: Keys and values `(B, L, G, H)` of earlier tokens, from
+            `empty_cache` or an earlier call, for generation. Those of the S
+            inputs are written from place `index` on.
+        index: Int scalar. Position of the first input. 0 by default.
+        router_inputs, replay: Call arguments of `moe`, a `MoEBlock`.
+        return_assignment: Bool. Whether to also return the `Assignment` of
+            `moe`, a `MoEBlock`. False by default.
+        inputs_mask, encoder_outputs_mask: The Keras masks of these tensors,
+            which Keras passes by these names.
 
     Returns:
-        `(B, S, D)`; with a `cache`, `(outputs, cache)`; the assignment last.
+        Tensor of shape `(B, S, D)`; with a `cache`, `(outputs, cache)`. The
+        assignment comes last.
 
     Raises:
-        ValueError: for an argument out of its range, a width that `num_heads`
-            does not divide, a router or a capacity that lets later tokens
-            change earlier ones, a cache with a router that reads other
-            tokens, and an encoder's outputs that are missing or not used.
+        ValueError: If an argument is out of its range, if `num_heads` does not
+            divide the width, if later tokens may change earlier ones because
+            of the router or the capacity, if there is a cache and the router
+            reads other tokens, or if encoder outputs are missing or not used.
+
+    Reference: Vaswani et al. 2017, "Attention Is All You Need", section 3.1;
+    pre-norm as in Xiong et al. 2020, "On Layer Normalization in the Transformer
+    Architecture".
 
     Example:
 
@@ -76,13 +88,13 @@ class TransformerDecoderBlock(PreNormBlock):
     def __init__(
         self,
         num_heads: int,
-        moe,
+        moe: keras.layers.Layer,
         dropout: float = 0.0,
         epsilon: float = 1e-6,
         num_key_value_heads: int | None = None,
         rotary: bool = True,
         cross_attention: bool = False,
-        **kwargs,
+        **kwargs: Any,
     ):
         super().__init__(
             num_heads,
@@ -99,8 +111,8 @@ class TransformerDecoderBlock(PreNormBlock):
         )
 
     def build_attention(self, input_shape: Shape) -> None:
-        """Creates the attention to the sequence, and to the encoder's."""
-        heads = {
+        """Create the self-attention and the cross-attention."""
+        heads: dict[str, Any] = {
             "num_heads": self.num_heads,
             "num_key_value_heads": self.num_key_value_heads,
             "dtype": self.dtype_policy,
@@ -120,7 +132,7 @@ class TransformerDecoderBlock(PreNormBlock):
         self,
         inputs: Tensor,
         mask: Tensor | None = None,
-        training=None,
+        training: bool | None = None,
         encoder_outputs: Tensor | None = None,
         encoder_mask: Tensor | None = None,
         encoder_cache: KeysValues | None = None,
@@ -131,8 +143,8 @@ class TransformerDecoderBlock(PreNormBlock):
         return_assignment: bool = False,
         inputs_mask: Tensor | None = None,
         encoder_outputs_mask: Tensor | None = None,
-    ):
-        """Attends, then runs the feed-forward part; see the class."""
+    ) -> Any:
+        """Compute the attentions and the feed-forward part; see the class."""
         mask = inputs_mask if mask is None else mask
         if encoder_mask is None:
             encoder_mask = encoder_outputs_mask
@@ -157,19 +169,23 @@ class TransformerDecoderBlock(PreNormBlock):
         return _results(x, cache, assignment)
 
     def empty_cache(self, batch_size: int, max_length: int) -> KeysValues:
-        """Returns a cache for sequences of at most `max_length` tokens."""
-        return self.attention.empty_cache(batch_size, max_length)
+        """Return a cache for sequences of at most `max_length` tokens."""
+        cache: KeysValues = self.attention.empty_cache(batch_size, max_length)
+        return cache
 
     def encoder_cache_of(self, encoder_outputs: Tensor) -> KeysValues:
-        """Returns the keys and values of an encoder's outputs `(B, M, D)`."""
-        return self.encoder_attention.keys_values(encoder_outputs)
+        """Return the keys and values of encoder outputs `(B, M, D)`."""
+        cache: KeysValues = self.encoder_attention.keys_values(encoder_outputs)
+        return cache
 
-    def _check_encoder(self, encoder_outputs, encoder_cache):
+    def _check_encoder(
+        self, encoder_outputs: Tensor | None, encoder_cache: KeysValues | None
+    ) -> None:
         given = encoder_outputs is not None or encoder_cache is not None
         if given != self.cross_attention:
             raise ValueError(
-                "`encoder_outputs` must be given where, and only where, there "
-                "is cross-attention. Received: encoder_outputs "
+                "`encoder_outputs` must be given if, and only if, there is "
+                "cross-attention. Received: encoder_outputs "
                 f"{'given' if given else 'missing'}, cross_attention="
                 f"{self.cross_attention}. Build the layer with "
                 f"cross_attention={given}."
@@ -177,21 +193,21 @@ class TransformerDecoderBlock(PreNormBlock):
 
     def compute_output_spec(
         self,
-        inputs,
-        mask=None,
-        training=None,
-        encoder_outputs=None,
-        encoder_mask=None,
-        encoder_cache=None,
-        cache=None,
-        index=0,
-        router_inputs=None,
-        replay=None,
-        return_assignment=False,
-        inputs_mask=None,
-        encoder_outputs_mask=None,
-    ):
-        """Returns the symbolic outputs of symbolic inputs."""
+        inputs: Tensor,
+        mask: Tensor | None = None,
+        training: bool | None = None,
+        encoder_outputs: Tensor | None = None,
+        encoder_mask: Tensor | None = None,
+        encoder_cache: KeysValues | None = None,
+        cache: KeysValues | None = None,
+        index: int | Tensor = 0,
+        router_inputs: Tensor | None = None,
+        replay: Assignment | None = None,
+        return_assignment: bool = False,
+        inputs_mask: Tensor | None = None,
+        encoder_outputs_mask: Tensor | None = None,
+    ) -> Any:
+        """Return the symbolic outputs of symbolic inputs."""
         self._check_encoder(encoder_outputs, encoder_cache)
         outputs = keras.KerasTensor(inputs.shape, self.compute_dtype)
         assignment = self.moe_assignment_spec(
@@ -200,7 +216,7 @@ class TransformerDecoderBlock(PreNormBlock):
         return _results(outputs, cache, assignment)
 
 
-def _results(*parts):
-    """Returns the parts that there are: one by itself, several as a tuple."""
+def _results(*parts: Any) -> Any:
+    """Return the parts that are not None: one alone, several as a tuple."""
     found = tuple(part for part in parts if part is not None)
     return found if len(found) > 1 else found[0]

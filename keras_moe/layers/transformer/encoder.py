@@ -1,4 +1,4 @@
-"""The encoder block: every token reads every other.
+"""Encoder block: every token reads every token.
 
 B batch, S sequence length, D hidden_dim.
 """
@@ -6,6 +6,7 @@ B batch, S sequence length, D hidden_dim.
 import keras
 from keras import ops
 
+from keras_moe import checks
 from keras_moe.layers.transformer.attention import CachedAttention
 from keras_moe.layers.transformer.pre_norm import PreNormBlock
 from keras_moe.types import Assignment, Shape, Tensor
@@ -13,40 +14,45 @@ from keras_moe.types import Assignment, Shape, Tensor
 
 @keras.saving.register_keras_serializable(package="keras_moe")
 class TransformerEncoderBlock(PreNormBlock):
-    """Pre-norm self-attention, then a feed-forward part, each with a residual.
+    """Applies pre-norm self-attention and an MoE part, each with a residual.
 
-    `x = x + attention(norm(x)); x = x + moe(norm(x))` (Xiong et al. 2020,
-    figure 1b).
+    `x = x + attention(norm(x)); x = x + moe(norm(x))`.
 
     Args:
-        num_heads: heads of the attention; each has width `D // num_heads`.
-        moe: the feed-forward part, a layer from `(B, S, D)` to `(B, S, D)`: a
-            `MoEBlock`, or `Expert(F)` for the dense twin. Two blocks may
+        num_heads: Int. Heads of the attention, of width `D // num_heads`.
+        moe: Feed-forward part, a layer from `(B, S, D)` to `(B, S, D)`: a
+            `MoEBlock`, or `Expert(F)` for the dense twin. Several blocks may
             share it.
-        dropout: rate on the output of both parts, in training only.
-        epsilon: of the layer normalisations.
-        num_key_value_heads: None (one a head), or a divisor of `num_heads`
-            for grouped-query attention (Ainslie et al. 2023).
-        rotary: whether queries and keys are turned by their positions (RoPE,
-            Su et al. 2021). Without, the inputs must bring positions.
-        **kwargs: of `keras.layers.Layer`.
+        dropout: Float, 0 or above and below 1. Rate on the output of both
+            parts, only in training. 0 by default.
+        epsilon: Float. Argument of the layer normalizations. 1e-6 by default.
+        num_key_value_heads: Int, a divisor of `num_heads`, for grouped-query
+            attention (Ainslie et al. 2023). `None` (the default) is one per
+            head.
+        rotary: Bool. Whether queries and keys are rotated by their positions
+            (RoPE, Su et al. 2021). With False (the default), the inputs must
+            contain positions.
+        **kwargs: Arguments of `keras.layers.Layer`.
 
     Call arguments:
-        inputs: float `(B, S, D)`.
-        mask: bool `(B, S)`, False for padding: it is not attended to, and
-            `moe` sees the mask.
-        training: bool.
-        router_inputs, replay: of `moe`, a `MoEBlock`; see there.
-        return_assignment: whether to return `(outputs, assignment)`; `moe`
-            must be a `MoEBlock`.
-        inputs_mask: see `MoEBlock`.
+        inputs: Float tensor of shape `(B, S, D)`.
+        mask: Bool tensor of shape `(B, S)`, False for padding. It is used in
+            the attention and passed to `moe`.
+        training: Bool.
+        router_inputs, replay: Call arguments of `moe`, a `MoEBlock`.
+        return_assignment: Bool. Whether to return `(outputs, assignment)`,
+            with the `Assignment` of `moe`, a `MoEBlock`. False by default.
+        inputs_mask: See `MoEBlock`.
 
     Returns:
-        `(B, S, D)`.
+        Tensor of shape `(B, S, D)`.
 
     Raises:
-        ValueError: for an argument out of its range, or a width that
-            `num_heads` does not divide.
+        ValueError: If an argument is out of its range, or if `num_heads` does
+            not divide the width.
+
+    Reference: Xiong et al. 2020, "On Layer Normalization in the Transformer
+    Architecture", figure 1b.
 
     Example:
 
@@ -59,7 +65,7 @@ class TransformerEncoderBlock(PreNormBlock):
     """
 
     def build_attention(self, input_shape: Shape) -> None:
-        """Creates Keras's own attention, or one with positions or groups."""
+        """Create `CachedAttention` for positions or groups, else Keras's."""
         if self.rotary or self.num_key_value_heads:
             self.attention = CachedAttention(
                 self.num_heads,
@@ -72,10 +78,12 @@ class TransformerEncoderBlock(PreNormBlock):
         else:
             self.attention = self._keras_attention(input_shape)
 
-    def _keras_attention(self, input_shape):
+    def _keras_attention(
+        self, input_shape: Shape
+    ) -> keras.layers.MultiHeadAttention:
         attention = keras.layers.MultiHeadAttention(
             self.num_heads,
-            key_dim=input_shape[-1] // self.num_heads,
+            key_dim=checks.check_input_shape(input_shape) // self.num_heads,
             name="attention",
             dtype=self.dtype_policy,
         )
@@ -86,13 +94,13 @@ class TransformerEncoderBlock(PreNormBlock):
         self,
         inputs: Tensor,
         mask: Tensor | None = None,
-        training=None,
+        training: bool | None = None,
         router_inputs: Tensor | None = None,
         replay: Assignment | None = None,
         return_assignment: bool = False,
         inputs_mask: Tensor | None = None,
-    ):
-        """Attends, then runs the feed-forward part; see the class."""
+    ) -> Tensor | tuple[Tensor, Assignment]:
+        """Compute the attention and the feed-forward part; see the class."""
         mask = inputs_mask if mask is None else mask
         x = inputs + self._attend(inputs, mask, training)
         outputs, assignment = self.feed_forward(
@@ -100,7 +108,9 @@ class TransformerEncoderBlock(PreNormBlock):
         )
         return (outputs, assignment) if return_assignment else outputs
 
-    def _attend(self, inputs, mask, training):
+    def _attend(
+        self, inputs: Tensor, mask: Tensor | None, training: bool | None
+    ) -> Tensor:
         x = self.attention_norm(inputs)
         if isinstance(self.attention, CachedAttention):
             x = self.attention(x, key_mask=mask)
@@ -112,15 +122,15 @@ class TransformerEncoderBlock(PreNormBlock):
 
     def compute_output_spec(
         self,
-        inputs,
-        mask=None,
-        training=None,
-        router_inputs=None,
-        replay=None,
-        return_assignment=False,
-        inputs_mask=None,
-    ):
-        """Returns the symbolic outputs of symbolic inputs."""
+        inputs: Tensor,
+        mask: Tensor | None = None,
+        training: bool | None = None,
+        router_inputs: Tensor | None = None,
+        replay: Assignment | None = None,
+        return_assignment: bool = False,
+        inputs_mask: Tensor | None = None,
+    ) -> Tensor | tuple[Tensor, Assignment]:
+        """Return the symbolic outputs of symbolic inputs."""
         outputs = keras.KerasTensor(inputs.shape, self.compute_dtype)
         assignment = self.moe_assignment_spec(
             inputs, router_inputs, return_assignment

@@ -1,9 +1,10 @@
-"""What encoder and decoder blocks share: norms, dropout, feed-forward part.
+"""Base class of encoder and decoder blocks: norms, dropout, feed-forward part.
 
 B batch, S sequence length, D hidden_dim.
 """
 
 import inspect
+from typing import Any, Self
 
 import keras
 
@@ -13,23 +14,25 @@ from keras_moe.layers import quantization, sharing
 from keras_moe.layers.argument_names import NamedArguments
 from keras_moe.layers.mixture import Mixture
 from keras_moe.layers.moe_layer import MoELayer
-from keras_moe.types import Shape
+from keras_moe.types import Assignment, Shape, Tensor
 
 
 class PreNormBlock(NamedArguments, MoELayer):
-    """Base of the transformer blocks; a subclass writes `build_attention`.
+    """Base class of transformer blocks; a subclass adds `build_attention`.
 
     Args:
-        num_heads: heads of the attention; each has width `D // num_heads`.
-        moe: the feed-forward part, a layer from `(B, S, D)` to `(B, S, D)`: a
-            `MoEBlock`, or `Expert(F)` for the dense twin. Two blocks may
+        num_heads: Int. Heads of the attention, of width `D // num_heads`.
+        moe: Feed-forward part, a layer from `(B, S, D)` to `(B, S, D)`: a
+            `MoEBlock`, or `Expert(F)` for the dense twin. Several blocks may
             share it.
-        dropout: rate on the output of every part, in training only.
-        epsilon: of the layer normalisations.
-        num_key_value_heads: of the attention, a divisor of `num_heads`, or
-            None for as many.
-        rotary: whether the attention has rotary positions.
-        **kwargs: of `keras.layers.Layer`.
+        dropout: Float, 0 or above and below 1. Rate on the output of each
+            part, only in training. 0 by default.
+        epsilon: Float. Argument of the layer normalizations. 1e-6 by default.
+        num_key_value_heads: Int, a divisor of `num_heads`. `None` (the
+            default) is one per head.
+        rotary: Bool. Whether the attention has rotary positions. False by
+            default.
+        **kwargs: Arguments of `keras.layers.Layer`.
     """
 
     arguments: tuple[str, ...] = (
@@ -44,12 +47,12 @@ class PreNormBlock(NamedArguments, MoELayer):
     def __init__(
         self,
         num_heads: int,
-        moe,
+        moe: keras.layers.Layer,
         dropout: float = 0.0,
         epsilon: float = 1e-6,
         num_key_value_heads: int | None = None,
         rotary: bool = False,
-        **kwargs,
+        **kwargs: Any,
     ):
         super().__init__(**kwargs)
         self.supports_masking = True
@@ -66,7 +69,7 @@ class PreNormBlock(NamedArguments, MoELayer):
         self.rotary = checks.check_bool("rotary", rotary)
 
     def build(self, input_shape: Shape) -> None:
-        """Creates the weights for inputs `(B, S, D)`."""
+        """Create the weights for inputs `(B, S, D)`."""
         transformer_checks.check_width(input_shape, self.num_heads, self.rotary)
         self.attention_norm = self.norm("attention_norm", input_shape)
         self.build_attention(input_shape)
@@ -80,11 +83,13 @@ class PreNormBlock(NamedArguments, MoELayer):
         quantization.restore_configs(self)
 
     def build_attention(self, input_shape: Shape) -> None:
-        """Creates the attention; what a subclass writes."""
+        """Create the attention; a subclass implements it."""
         raise NotImplementedError
 
-    def norm(self, name, input_shape):
-        """Returns a built layer normalisation."""
+    def norm(
+        self, name: str, input_shape: Shape
+    ) -> keras.layers.LayerNormalization:
+        """Return a built layer normalization."""
         layer = keras.layers.LayerNormalization(
             epsilon=self.epsilon, name=name, dtype=self.dtype_policy
         )
@@ -93,15 +98,17 @@ class PreNormBlock(NamedArguments, MoELayer):
 
     def feed_forward(
         self,
-        x,
-        mask,
-        training,
-        router_inputs=None,
-        replay=None,
-        return_assignment=False,
-    ):
-        """Returns `x + moe(norm(x))`, and the assignment or None."""
-        options = {"mask": mask} if self._moe_takes_mask else {}
+        x: Tensor,
+        mask: Tensor | None,
+        training: bool | None,
+        router_inputs: Tensor | None = None,
+        replay: Assignment | None = None,
+        return_assignment: bool = False,
+    ) -> tuple[Tensor, Assignment | None]:
+        """Return `x + moe(norm(x))`, and the assignment or None."""
+        options: dict[str, Any] = {}
+        if self._moe_takes_mask:
+            options["mask"] = mask
         given = {"router_inputs": router_inputs, "replay": replay}
         options |= {n: v for n, v in given.items() if v is not None}
         if return_assignment:
@@ -112,8 +119,17 @@ class PreNormBlock(NamedArguments, MoELayer):
             outputs, assignment = outputs
         return x + self.drop(outputs, training=training), assignment
 
-    def moe_assignment_spec(self, inputs, router_inputs, return_assignment):
-        """Return the symbolic assignment, or None if it is not asked for."""
+    def moe_assignment_spec(
+        self,
+        inputs: Tensor,
+        router_inputs: Tensor | None,
+        return_assignment: bool,
+    ) -> Any:
+        """Return the symbolic assignment, or None without `return_assignment`.
+
+        Raises:
+            ValueError: If `moe` needs router inputs and there are none.
+        """
         if not (isinstance(self.moe, Mixture) or return_assignment):
             return None
         outputs = self.moe.compute_output_spec(
@@ -124,15 +140,15 @@ class PreNormBlock(NamedArguments, MoELayer):
         return outputs[1] if return_assignment else None
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:
-        """Returns the shape of the outputs: that of the inputs."""
+        """Return the shape of the outputs: that of the inputs."""
         return tuple(input_shape)
 
-    def compute_mask(self, inputs, mask=None):
-        """Passes the mask on."""
+    def compute_mask(self, inputs: Any, mask: Any = None) -> Any:
+        """Return the mask unchanged."""
         return mask
 
-    def get_config(self) -> dict:
-        """Returns the arguments that build this layer again."""
+    def get_config(self) -> dict[str, Any]:
+        """Return the arguments that build this layer again."""
         own = {
             name: keras.saving.serialize_keras_object(getattr(self, name))
             for name in self.arguments
@@ -142,6 +158,9 @@ class PreNormBlock(NamedArguments, MoELayer):
         return {**super().get_config(), **own}
 
     @classmethod
-    def from_config(cls, config: dict):
-        """Builds the layer that `get_config` describes."""
-        return super().from_config(sharing.deserialize_parts(config, "moe"))
+    def from_config(cls, config: dict[str, Any]) -> Self:
+        """Build the layer that `get_config` describes."""
+        block: Self = super().from_config(
+            sharing.deserialize_parts(config, "moe")
+        )
+        return block

@@ -210,7 +210,7 @@ def test_an_encoder_with_options_has_its_config():
         (lambda: CachedAttention(3).build((None, 5, 8)), "`num_heads` divides"),
         (
             lambda: CachedAttention(8, rotary=True).build((None, 5, 8)),
-            "`rotary` positions need heads of an even width",
+            "`rotary` must be False if the width of a head",
         ),
         (
             lambda: TransformerDecoderBlock(
@@ -221,13 +221,13 @@ def test_an_encoder_with_options_has_its_config():
                     intermediate_dim=6,
                 ),
             ),
-            "does not look at later tokens.*ExpertChoiceRouter",
+            "must be causal.*ExpertChoiceRouter",
         ),
         (
             lambda: TransformerDecoderBlock(
                 2, MoEBlock(3, 6, capacity_factor=1.0, priority="score")
             ),
-            "must not have priority='score'",
+            "must not have both priority='score'",
         ),
         (
             lambda: decoder(cross_attention=True)(np.zeros((B, S, D))),
@@ -237,11 +237,11 @@ def test_an_encoder_with_options_has_its_config():
             lambda: decoder()(
                 np.zeros((B, S, D)), encoder_outputs=np.zeros((B, 3, D))
             ),
-            "`encoder_outputs` must be given where, and only where",
+            "`encoder_outputs` must be given if, and only if",
         ),
         (
             lambda: of_capacity(np.zeros((B, S, D), "float32")),
-            "`cache` must be None where evaluation drops tokens",
+            "`cache` must be None if tokens are dropped",
         ),
     ],
 )
