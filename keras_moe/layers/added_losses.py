@@ -1,8 +1,9 @@
-"""The losses that layers of the package add.
+"""Add losses in the floatx, and keep those of all calls of a layer.
 
 Keras sums the losses of a step in the floatx, and on TensorFlow a sum of two
-dtypes fails. In `stateless_call`, which trains on JAX, it also forgets a
-layer's losses when the layer is called a second time. Both are mended here.
+dtypes fails. In `stateless_call`, which trains on JAX, Keras also discards the
+losses of a layer when the layer is called a second time. This module corrects
+both.
 """
 
 import weakref
@@ -14,16 +15,16 @@ from keras_moe import _keras, kernels
 from keras_moe.kernels import light_ops as ops
 from keras_moe.types import Tensor
 
-# Weak references to the losses of a layer's stateless calls. Beside the layers:
-# as an attribute they would count as a change of the layer.
-_kept: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+# Weak references to the losses of a layer's stateless calls. They are no
+# attribute of the layer, because that would count as a change of the layer.
+_kept: weakref.WeakKeyDictionary[Any, list[Any]] = weakref.WeakKeyDictionary()
 
 
 class AddedLosses:
-    """Mixin: adds losses in the floatx, those of every call of a step."""
+    """Mixin that adds losses in the floatx and keeps those of every call."""
 
     def add_loss(self, loss: Tensor) -> None:
-        """Adds a scalar loss, in the floatx, once per training step."""
+        """Add a scalar loss in the floatx, once per training step."""
         losses = [in_floatx(x) for x in keras.tree.flatten(loss)]
         if kernels.is_recomputing():
             return
@@ -38,10 +39,12 @@ class AddedLosses:
             kept.extend(map(weakref.ref, stateless))
 
     def _clear_losses(self) -> None:
-        """Keras calls it before each outermost call of a layer.
+        """Clear the losses, but keep those of earlier stateless calls.
 
-        In a `StatelessScope` that would drop the losses of the calls before,
-        whose tensors are alive. The id of one that is gone may be another's.
+        Keras calls this function before each outermost call of a layer. In a
+        `StatelessScope`, that would discard the losses of earlier calls. Losses
+        are kept while their tensors are alive: afterwards another object may
+        have their id.
         """
         ids = _keras.stateless_loss_ids_of(self)
         ids.clear()
@@ -55,25 +58,25 @@ class AddedLosses:
 def in_floatx(loss: Tensor) -> Tensor:
     """Returns a loss in the dtype in which Keras sums losses."""
     if not keras.ops.is_tensor(loss):
-        return loss  # Keras refuses it
+        return loss  # Keras raises an error for it
     return ops.cast(loss, keras.config.floatx())
 
 
 class FloatxRegularizer:
-    """Returns the penalty of a float32 weight in the floatx.
+    """Computes the penalty of a float32 weight in the floatx.
 
     Args:
-        regularizer: of `keras.regularizers`.
+        regularizer: A Keras regularizer.
     """
 
     def __init__(self, regularizer: Any):
         self.regularizer = regularizer
 
     def __call__(self, weight: Tensor) -> Tensor:
-        """Returns the penalty, a scalar."""
+        """Return the penalty, a scalar."""
         return in_floatx(self.regularizer(weight))
 
 
 def floatx_regularizer(regularizer: Any) -> FloatxRegularizer | None:
-    """Returns a regularizer for `add_weight` of a float32 weight, or None."""
+    """Return a regularizer for `add_weight` of a float32 weight, or None."""
     return None if regularizer is None else FloatxRegularizer(regularizer)

@@ -1,15 +1,16 @@
-"""Refuse arguments that a layer does not have, and suggest the nearest one."""
+"""Reject arguments that a layer does not have, and suggest the nearest one."""
 
 import inspect
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Self
 
 import keras
 
 from keras_moe import checks
 from keras_moe.checks import nearest_of
 
-# What other libraries call our arguments; the first one that a class has.
+# The names of arguments in other libraries, and our names for them. The first
+# of these names that a class has is suggested.
 FOREIGN = {
     "act": ("activation",),
     "act_fn": ("activation",),
@@ -92,7 +93,7 @@ FOREIGN = {
     "z_loss_coef": ("router_z_weight",),
     "z_loss_weight": ("router_z_weight",),
 }
-# What Keras's own constructors take of every layer.
+# The arguments of Keras's constructors that every layer accepts.
 OF_KERAS = {
     *inspect.signature(keras.layers.Layer.__init__).parameters,
     "input_shape",
@@ -101,26 +102,28 @@ OF_KERAS = {
 
 
 class NamedArguments:
-    """Base, before Keras's, of every layer and model of this package.
+    """Base class of the layers and models of this package, before Keras's.
 
-    It refuses arguments that Keras would call "unrecognized", and those that
-    a subclass fixes. The remaining arguments of `keras.layers.Layer` pass.
+    It rejects arguments that Keras would call "unrecognized", and those that a
+    subclass fixes. The remaining arguments of `keras.layers.Layer` are
+    accepted.
 
     Attributes:
-        fixed_arguments: names of the base's arguments that a class sets by
-            itself. A subclass that has one in its own constructor takes it.
+        fixed_arguments: Names of the base class's arguments that a class sets
+            itself. A subclass accepts such an argument if its own constructor
+            has it.
     """
 
     fixed_arguments: tuple[str, ...] = ()
 
-    def __new__(cls, *args: Any, **kwargs: Any):
-        """Refuse fixed arguments before a constructor sets them twice."""
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        """Reject fixed arguments before a constructor sets them twice."""
         for name in set(cls.fixed_arguments) & set(kwargs):
             if name not in inspect.signature(cls.__init__).parameters:
                 raise ValueError(
                     f"`{name}` must be left out of {cls.__name__}, which sets "
-                    f"it by itself. Received: {name}={kwargs[name]!r}. Use a "
-                    "class that leaves the choice to you."
+                    f"it itself. Received: {name}={kwargs[name]!r}. Use a "
+                    "class with this argument."
                 )
         return super().__new__(cls, *args, **kwargs)
 
@@ -146,16 +149,17 @@ def check_names(
     known: Iterable[str],
     passed_on: Iterable[str] = (),
 ) -> None:
-    """Raise if an argument is none that its owner has.
+    """Raise if a class or function does not have one of the arguments.
 
     Args:
-        owner: Name of the class or function.
-        arguments: Dict of the arguments that are left, or their names.
-        known: Names that the owner has.
-        passed_on: Names of `arguments` that another constructor takes.
+        owner: Str. Name of the class or function.
+        arguments: Dict of arguments, or their names.
+        known: Names of the arguments of the owner.
+        passed_on: Names that another constructor accepts.
 
     Raises:
-        ValueError: If there is another name; it suggests the nearest known.
+        ValueError: If there is another name. The message suggests the nearest
+            name of `known`.
     """
     known = tuple(known)
     allowed = {*passed_on} or {*known}
@@ -172,14 +176,17 @@ def check_names(
 
 
 def names_of(cls: Any) -> tuple[str, ...]:
-    """Return the names of a constructor's arguments, inherited ones too."""
+    """Return the names of a constructor's arguments, including inherited."""
     fixed = {"self", *getattr(cls, "fixed_arguments", ())}
     found = [*_names_in(cls.__mro__), *sorted(OF_KERAS)]
     return tuple(name for name in dict.fromkeys(found) if name not in fixed)
 
 
-def _names_in(classes):
-    """Return the names in constructors that hand others on to the next."""
+def _names_in(classes: Iterable[type]) -> dict[str, None]:
+    """Return the argument names of constructors.
+
+    Stops at a constructor without `**kwargs`, which passes none to the next.
+    """
     found: dict[str, None] = {}
     for base in classes:
         if base in (keras.layers.Layer, keras.Model):
@@ -200,7 +207,7 @@ def _names_in(classes):
     return found
 
 
-def _remedy(name, known):
+def _remedy(name: str, known: tuple[str, ...]) -> str:
     for candidate in FOREIGN.get(name.lower(), ()):
         if candidate in known:
             return f"Did you mean `{candidate}`?"
@@ -211,7 +218,7 @@ def _remedy(name, known):
 
 
 def check_dtype(dtype: Any) -> Any:
-    """Return the policy of a `dtype` that Keras knows."""
+    """Return the dtype policy that `dtype` is or names."""
     try:
         return keras.dtype_policies.get(dtype)
     except (ValueError, TypeError, KeyError, AttributeError) as error:

@@ -1,8 +1,11 @@
-"""What a block is made of: layers it was given, or built from its arguments.
+"""The parts of a block: layers that it was given, or builds from arguments.
 
-A layer that was given brings its own arguments. One that is passed to the
-block as well, and differs, would be lost without a word: that is an error.
+A given layer has its own arguments. If one of them is also passed to the block,
+with another value, that value would be ignored silently: this is an error.
 """
+
+from collections.abc import Sequence
+from typing import Any, TypeAlias
 
 import keras
 
@@ -14,13 +17,16 @@ from keras_moe.layers.initializers import reseeded
 from keras_moe.layers.routers import Router
 from keras_moe.layers.routers.base_router import BaseRouter
 
+Experts: TypeAlias = keras.layers.Layer | Sequence[keras.layers.Layer]
+"""A layer with all experts, or one layer per expert."""
+
 _ROUTER = (
     "None or a router",
-    "Pass, for instance, keras_moe.Router(8), with the block's number.",
+    "Pass, for instance, keras_moe.Router(8), with the same num_experts.",
 )
 _EXPERTS = (
     "None, an Expert, or a list of layers",
-    "Pass, for instance, keras_moe.Expert(64, 8), with the block's number.",
+    "Pass, for instance, keras_moe.Expert(64, 8), with the same num_experts.",
 )
 ROUTER_DEFAULTS = {"top_k": 2, "jitter": 0.0}
 EXPERT_DEFAULTS = {
@@ -39,11 +45,13 @@ EXPERT_DEFAULTS = {
 }
 
 
-def num_experts_of(num_experts: int | None, experts, router) -> int:
+def num_experts_of(
+    num_experts: int | None, experts: Experts | None, router: BaseRouter | None
+) -> int:
     """Return the number of experts of a block, E.
 
     Args:
-        num_experts: What the block was given. `None` takes the number of the
+        num_experts: Argument of the block. `None` takes the number of the
             given experts, or else of the given router.
         experts: A layer with `num_experts`, a list of layers, or `None`.
         router: A layer with `num_experts`, or `None`.
@@ -56,8 +64,9 @@ def num_experts_of(num_experts: int | None, experts, router) -> int:
     if isinstance(experts, (list, tuple)) and experts:
         return len(experts)
     for part in (experts, router):
-        if hasattr(part, "num_experts"):
-            return part.num_experts
+        number: int | None = getattr(part, "num_experts", None)
+        if number is not None:
+            return number
     raise ValueError(
         "`num_experts` must be given if neither `experts` nor `router` "
         f"determines it. Received: num_experts=None, experts={experts!r}, "
@@ -65,14 +74,19 @@ def num_experts_of(num_experts: int | None, experts, router) -> int:
     )
 
 
-def router_of(router, num_experts: int, arguments: dict, common: dict):
-    """Returns the given router, or a `Router` of the arguments.
+def router_of(
+    router: BaseRouter | None,
+    num_experts: int,
+    arguments: dict[str, Any],
+    common: dict[str, Any],
+) -> BaseRouter:
+    """Return the given router, or a `Router` built from the arguments.
 
     Args:
-        router: a layer with `num_experts`, or None.
-        num_experts: E.
-        arguments: what ROUTER_DEFAULTS names, or some of it.
-        common: `seed` and `dtype` of a layer that is built.
+        router: A layer with `num_experts`, or None.
+        num_experts: Int, E.
+        arguments: Dict of all or some arguments that ROUTER_DEFAULTS names.
+        common: Dict of `seed` and `dtype` for a layer that is built.
     """
     if router is not None:
         checks.check_is_a("router", router, BaseRouter, *_ROUTER)
@@ -80,7 +94,7 @@ def router_of(router, num_experts: int, arguments: dict, common: dict):
         check_nothing_lost("router", router, arguments, ROUTER_DEFAULTS)
         return router
     top_k = checks.check_top_k(arguments["top_k"], num_experts)
-    # The one weight of top-1 must stay the probability, or nothing is learned.
+    # The router learns from its single weight only if it is the probability.
     normalize_weights = top_k > 1
     return Router(
         num_experts,
@@ -91,14 +105,19 @@ def router_of(router, num_experts: int, arguments: dict, common: dict):
     )
 
 
-def experts_of(experts, num_experts: int, arguments: dict, common: dict):
-    """Returns the given experts, or an `Expert` bank of the arguments.
+def experts_of(
+    experts: Experts | None,
+    num_experts: int,
+    arguments: dict[str, Any],
+    common: dict[str, Any],
+) -> keras.layers.Layer:
+    """Return the given experts, or an `Expert` built from the arguments.
 
     Args:
-        experts: a layer with `num_experts`, a list of layers, or None.
-        num_experts: E.
-        arguments: what EXPERT_DEFAULTS names.
-        common: `seed` and `dtype` of a layer that is built.
+        experts: A layer with `num_experts`, a list of layers, or None.
+        num_experts: Int, E.
+        arguments: Dict of the arguments that EXPERT_DEFAULTS names.
+        common: Dict of `seed` and `dtype` for a layer that is built.
     """
     if isinstance(experts, (list, tuple)):
         experts = ExpertLayers(experts, name="experts")
@@ -113,9 +132,12 @@ def experts_of(experts, num_experts: int, arguments: dict, common: dict):
 
 
 def shared_expert_of(
-    intermediate_dim: int | None, experts, arguments: dict, common: dict
+    intermediate_dim: int | None,
+    experts: keras.layers.Layer,
+    arguments: dict[str, Any],
+    common: dict[str, Any],
 ) -> Expert | None:
-    """Returns one expert in the style of the routed ones, or None."""
+    """Return one expert with the arguments of the routed ones, or None."""
     if intermediate_dim is None:
         return None
     checks.check_positive_int("shared_expert_dim", intermediate_dim)
@@ -126,32 +148,34 @@ def shared_expert_of(
     return Expert(name="shared_expert", **style, **common)
 
 
-def shared_experts_of(experts, other):
-    """Returns the experts that were given, or another block's.
+def shared_experts_of(
+    experts: Experts | None, other: keras.layers.Layer | None
+) -> Experts | None:
+    """Return the given experts, or those of another block.
 
     Args:
-        experts: of the block, or None.
-        other: a block to share experts with, or None.
+        experts: Argument `experts` of the block, or None.
+        other: Block to share experts with, or None.
     """
     if other is None:
         return experts
     if experts is not None or not hasattr(other, "experts"):
         raise ValueError(
             "`share_experts_with` must be a block with experts, and `experts` "
-            f"left out beside it. Received: share_experts_with={other!r}, "
+            f"must be left out. Received: share_experts_with={other!r}, "
             f"experts={experts!r}. Pass one of the two."
         )
     return other.experts
 
 
-def config_of(block, given: tuple[bool, bool]) -> dict:
-    """Returns what of a block's config its parts stand for.
+def config_of(block: Any, given: tuple[bool, bool]) -> dict[str, Any]:
+    """Return the entries of a block's config for its router and experts.
 
     Args:
         block: A layer with `router` and `experts`.
-        given: whether each was passed to the block: it is saved whole then,
-            as one that is shared is, and by the block's own arguments
-            otherwise.
+        given: Whether the router and the experts were passed to the block.
+            Given and shared layers are saved as layers, others by the
+            arguments of the block.
     """
     config = {}
     for name, layer, is_given, defaults in (
@@ -166,14 +190,14 @@ def config_of(block, given: tuple[bool, bool]) -> dict:
     return config
 
 
-def with_layers(config: dict) -> dict:
-    """Returns a block's config with the parts that were given as objects."""
+def with_layers(config: dict[str, Any]) -> dict[str, Any]:
+    """Return a block's config with its saved layers built."""
     return sharing.deserialize_parts(
         config, "router", "experts", "load_balancing_weight"
     )
 
 
-def _check_num_experts(name, layer, num_experts):
+def _check_num_experts(name: str, layer: Any, num_experts: int) -> None:
     own = getattr(layer, "num_experts", None)
     if own != num_experts:
         raise ValueError(
@@ -184,18 +208,22 @@ def _check_num_experts(name, layer, num_experts):
 
 
 def check_nothing_lost(
-    name: str, layer, arguments: dict, defaults: dict
+    name: str,
+    layer: Any,
+    arguments: dict[str, Any],
+    defaults: dict[str, Any],
 ) -> None:
-    """Raises where an argument is set that the given layer overrides.
+    """Raise if an argument differs from that of the given layer.
 
     Args:
-        name: of the argument by which the layer was given.
-        layer: the layer.
-        arguments: dict of what was passed beside it.
-        defaults: dict from the names to the values that mean nothing.
+        name: Str. Name of the argument by which the layer was given.
+        layer: The layer.
+        arguments: Dict of the other arguments of the block.
+        defaults: Dict from the names to the default values, which the layer
+            may override.
     """
 
-    def plain(value):
+    def plain(value: Any) -> Any:
         return sharing.unmarked(keras.saving.serialize_keras_object(value))
 
     for argument, value in arguments.items():
@@ -203,8 +231,8 @@ def check_nothing_lost(
         own = getattr(layer, argument, default)
         if plain(value) not in (plain(default), plain(own)):
             raise ValueError(
-                f"`{argument}` must be left out where `{name}` is given: the "
-                f"layer brings its own. Received: {argument}={value!r}, {name} "
+                f"`{argument}` must be left out if `{name}` is given: the "
+                f"layer has its own. Received: {argument}={value!r}, {name} "
                 f"with {argument}={own!r}. Set it on the layer passed as "
                 f"`{name}`."
             )

@@ -1,4 +1,6 @@
-"""Each expert's slice of a stacked weight is constrained by itself."""
+"""Constraints that apply to each expert's slice of a stacked weight."""
+
+from typing import Any
 
 import keras
 from keras import ops
@@ -7,7 +9,7 @@ from keras_moe.types import Tensor
 
 
 class PerExpertConstraint(keras.constraints.Constraint):
-    """Apply a constraint to each slice of `(E, ...)`, as if it stood alone.
+    """Applies a constraint to each slice of `(E, ...)` separately.
 
     The axes of a Keras constraint count from the first axis of a `Dense`
     kernel. On `(E, D, F)`, `MaxNorm(axis=0)` would limit the norm over the
@@ -24,11 +26,13 @@ class PerExpertConstraint(keras.constraints.Constraint):
         """Return the stacked weight with each slice constrained."""
         return ops.vectorized_map(self.constraint, ops.convert_to_tensor(w))
 
-    def get_config(self) -> dict:
+    def get_config(self) -> dict[str, Any]:
         """Return the arguments that build this constraint again."""
         return {"constraint": keras.constraints.serialize(self.constraint)}
 
 
-def per_expert(constraint) -> PerExpertConstraint | None:
+def per_expert(
+    constraint: keras.constraints.Constraint | None,
+) -> PerExpertConstraint | None:
     """Return a constraint for a stacked weight, or `None` for `None`."""
     return None if constraint is None else PerExpertConstraint(constraint)

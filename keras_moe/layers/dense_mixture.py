@@ -1,9 +1,10 @@
-"""What layers that run all their experts on everything share.
+"""Base class of mixtures that run all experts on all tokens.
 
 D hidden_dim, F intermediate_dim, E experts, H output_dim.
 """
 
 import zlib
+from typing import Any, Self
 
 import keras
 
@@ -14,43 +15,31 @@ from keras_moe.layers.argument_names import NamedArguments
 from keras_moe.layers.expert import Expert
 from keras_moe.layers.initializers import reseeded
 from keras_moe.layers.moe_layer import MoELayer
-from keras_moe.types import Shape
+from keras_moe.types import Activation, Shape
 
-_LENT = ("a list of Expert layers", "Leave it out: configs alone have it.")
+_LENT = ("a list of Expert layers", "Leave it out: only configs have it.")
 
 
 class DenseMixture(NamedArguments, MoELayer):
-    """Base of mixtures that choose nobody; builds their banks of experts.
+    """Base class of mixtures that run all experts; builds the experts.
 
-    A subclass names its own arguments in `arguments`: attributes of the same
-    names are what `get_config` saves.
+    A subclass lists its own arguments in `arguments`; `get_config` saves the
+    attributes of these names.
 
     Args:
-        intermediate_dim: F, the inner width of each expert.
-        output_dim: H, width of the outputs; None is that of the inputs.
+        intermediate_dim: Int, F. Inner width of each expert.
+        output_dim: Int, H. Width of the outputs. `None` (the default) is the
+            width of the inputs.
         activation, gated, use_bias, dropout, kernel_initializer,
         bias_initializer, kernel_regularizer, bias_regularizer,
-        kernel_constraint, bias_constraint: of the experts; see `Expert`.
-        seed: int, for the dropout.
-        lent_banks: list of `Expert`s that other layers hold, too, each in the
-            place of the bank of its name. Configs have it.
-        **kwargs: of `keras.layers.Layer`.
+        kernel_constraint, bias_constraint: Arguments of `Expert`.
+        seed: Int. Seed of the dropout. `None` (the default) draws one.
+        lent_banks: List of `Expert` layers that other layers hold, too. Each
+            replaces the bank of its name. Only saved configs have it.
+        **kwargs: Arguments of `keras.layers.Layer`.
     """
 
-    style: tuple[str, ...] = (
-        "intermediate_dim",
-        "output_dim",
-        "activation",
-        "gated",
-        "use_bias",
-        "dropout",
-        "kernel_initializer",
-        "bias_initializer",
-        "kernel_regularizer",
-        "bias_regularizer",
-        "kernel_constraint",
-        "bias_constraint",
-    )
+    style: tuple[str, ...] = tuple(expert_checks.STYLE)
     arguments: tuple[str, ...] = (*style, "seed")
     hidden_dim: int
 
@@ -58,19 +47,21 @@ class DenseMixture(NamedArguments, MoELayer):
         self,
         intermediate_dim: int,
         output_dim: int | None = None,
-        activation="relu",
+        activation: str | Activation | None = "relu",
         gated: bool = False,
         use_bias: bool = True,
         dropout: float = 0.0,
-        kernel_initializer="glorot_uniform",
-        bias_initializer="zeros",
-        kernel_regularizer=None,
-        bias_regularizer=None,
-        kernel_constraint=None,
-        bias_constraint=None,
+        kernel_initializer: str | keras.initializers.Initializer = (
+            "glorot_uniform"
+        ),
+        bias_initializer: str | keras.initializers.Initializer = "zeros",
+        kernel_regularizer: str | keras.regularizers.Regularizer | None = None,
+        bias_regularizer: str | keras.regularizers.Regularizer | None = None,
+        kernel_constraint: str | keras.constraints.Constraint | None = None,
+        bias_constraint: str | keras.constraints.Constraint | None = None,
         seed: int | None = None,
         lent_banks: list[Expert] | None = None,
-        **kwargs,
+        **kwargs: Any,
     ):
         super().__init__(**kwargs)
         self.supports_masking = True
@@ -99,7 +90,12 @@ class DenseMixture(NamedArguments, MoELayer):
         self.seed = checks.check_seed(seed)
 
     def bank(self, name: str, num_experts: int) -> Expert:
-        """Returns experts in the layer's style, with a start of their own."""
+        """Return new experts with the layer's arguments, initialized by name.
+
+        Args:
+            name: Str. Name of the bank, from which its seeds are derived.
+            num_experts: Int. Number of experts of the bank.
+        """
         bank = self._lent.pop(name, None) or Expert(
             num_experts=num_experts,
             name=name,
@@ -111,24 +107,24 @@ class DenseMixture(NamedArguments, MoELayer):
         return bank
 
     def build_banks(self) -> None:
-        """Creates the weights of the experts, for tokens of `hidden_dim`."""
+        """Create the weights of the experts, for tokens of `hidden_dim`."""
         for bank in self._banks:
             if not bank.built:
                 bank.build((None, self.hidden_dim))
 
-    def style_of(self, name: str) -> dict:
-        """Returns the style for a part, with seeds of its own."""
+    def style_of(self, name: str) -> dict[str, Any]:
+        """Return the arguments of a part, with seeds derived from its name."""
         style = {argument: getattr(self, argument) for argument in self.style}
         for argument in ("kernel_initializer", "bias_initializer"):
             style[argument] = reseeded(style[argument], name, 0)
         return style | {"seed": own_seed(self.seed, name)}
 
     def output_shape_of(self, input_shape: Shape) -> Shape:
-        """Returns `(..., H)` of inputs `(..., D)`."""
+        """Return `(..., H)` of inputs `(..., D)`."""
         return (*input_shape[:-1], self.output_dim or input_shape[-1])
 
-    def get_config(self) -> dict:
-        """Returns the arguments that build this layer again."""
+    def get_config(self) -> dict[str, Any]:
+        """Return the arguments that build this layer again."""
         own = {
             name: keras.saving.serialize_keras_object(getattr(self, name))
             for name in self.arguments
@@ -141,13 +137,14 @@ class DenseMixture(NamedArguments, MoELayer):
         return {**super().get_config(), **own}
 
     @classmethod
-    def from_config(cls, config: dict):
-        """Returns the layer that `get_config` describes."""
-        return super().from_config(
+    def from_config(cls, config: dict[str, Any]) -> Self:
+        """Return the layer that `get_config` describes."""
+        layer: Self = super().from_config(
             sharing.deserialize_parts(config, "lent_banks")
         )
+        return layer
 
 
 def own_seed(seed: int | None, name: str) -> int | None:
-    """Returns a seed for `name`, so that two banks draw differently."""
+    """Return a seed derived from `name`, so that two banks draw differently."""
     return None if seed is None else (seed + zlib.crc32(name.encode())) % 2**31

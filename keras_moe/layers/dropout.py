@@ -1,7 +1,7 @@
-"""Dropout inside the program of one device of several.
+"""Seeds for dropout in a program that runs on several devices.
 
-A seed generator writes its next state, which there would be one device's
-alone: its seed is drawn outside.
+A seed generator writes its next state, which must be the same on all devices.
+So the seed is drawn outside the program of a device.
 """
 
 import keras
@@ -12,19 +12,19 @@ from keras_moe.types import Tensor
 
 
 class DrawnSeed(keras.random.SeedGenerator):
-    """What `keras.random` takes for a seed, where it was drawn before."""
+    """Passes a seed that was already drawn to `keras.random`."""
 
     def __init__(self, seed: Tensor):
         self.seed = seed
 
     def next(self, ordered: bool = True) -> Tensor:
-        """Returns the seed."""
+        """Return the seed."""
         return self.seed
 
 
 def seed_of_part(seed: Tensor, part: Part) -> DrawnSeed:
-    """Returns another seed for each device, of one that all have."""
+    """Return a different seed on each device, derived from a common seed."""
     number = ops.cast(part.number, seed.dtype)
-    # A prime far above the number of steps that a generator takes.
+    # The factor is above the number of steps that a generator takes.
     steps = ops.stack([number * 1_000_003, ops.zeros_like(number)])
     return DrawnSeed(seed + steps)

@@ -1,11 +1,13 @@
-"""A bank of feed-forward experts with stacked weights.
+"""Bank of feed-forward experts with stacked weights.
 
 D hidden_dim, F intermediate_dim, H output_dim, E experts, P routed pairs, R
-rows of each expert where all have as many.
+rows per expert if all experts have equally many.
 """
 
 import math
+from collections.abc import Sequence
 from functools import partial
+from typing import Any, Self
 
 import keras
 from keras import ops
@@ -27,64 +29,68 @@ from keras_moe.types import Activation, Shape, Tensor
 
 @keras.saving.register_keras_serializable(package="keras_moe")
 class Expert(NamedArguments, MoELayer):
-    """E feed-forward networks of two or three matrices each.
+    """Computes E feed-forward networks of two or three matrices each.
 
-    Ungated: `down(activation(up(x)))` (Vaswani et al. 2017, eq. 2). Gated:
-    `down(activation(gate(x)) * up(x))` (Shazeer 2020, eq. 5-6; SwiGLU with
-    `activation="silu"`). With `num_experts=1` it is a dense feed-forward
-    network that takes inputs of any rank.
+    Without a gate, `down(activation(up(x)))` (Vaswani et al. 2017, eq. 2). With
+    a gate, `down(activation(gate(x)) * up(x))` (Shazeer 2020, eq. 5-6; SwiGLU
+    with `activation="silu"`). With `num_experts=1`, it is a dense feed-forward
+    network for inputs of any rank.
 
     Args:
-        intermediate_dim: F, the inner width. 4 * D in a dense transformer;
+        intermediate_dim: Int, F. Inner width. 4 * D in a dense transformer;
             divide by `top_k` for the cost of a dense layer.
-        num_experts: E.
-        hidden_dim: D; None takes it from the inputs.
-        activation: name or function.
-        gated: whether there is a gate matrix.
-        use_bias: whether each matrix has a bias.
-        dropout: rate on the hidden units, in training only.
-        kernel_initializer, bias_initializer: Keras initializers, applied to
-            each expert as if it stood alone.
-        kernel_regularizer, bias_regularizer: Keras regularizers, applied to
-            each stacked weight.
-        kernel_constraint, bias_constraint: Keras constraints, applied to each
-            expert's slice after a training step, with the axes of a `Dense`
-            layer's weight: `MaxNorm(2, axis=0)` limits the norm of each
-            unit's incoming weights. They end when the layer is quantized.
-        remat: whether training recomputes the hidden units in the backward
-            pass instead of keeping `(P, F)` of them: a sixth more work, and
-            about half the memory of the layer's activations. Not with
-            `dropout`.
-        output_dim: H, the width of the outputs; None is D, which a `MoEBlock`
-            needs.
-        seed: int, for the dropout.
-        quantization_config: what `quantize` was given; for a layer that is
-            loaded.
-        **kwargs: of `keras.layers.Layer`.
+        num_experts: Int, E. 1 by default.
+        hidden_dim: Int, D. `None` (the default) takes it from the inputs.
+        activation: Name or function. `"relu"` by default.
+        gated: Bool. Whether there is a gate matrix. False by default.
+        use_bias: Bool. Whether each matrix has a bias. True by default.
+        dropout: Float, 0 or above and below 1. Rate on the hidden units, only
+            in training. 0 by default.
+        kernel_initializer, bias_initializer: Keras initializers, or names,
+            applied to each expert separately.
+        kernel_regularizer, bias_regularizer: Keras regularizers, or names,
+            applied to each stacked weight. `None` by default.
+        kernel_constraint, bias_constraint: Keras constraints, or names, applied
+            to each expert's slice after a training step, with the axes of the
+            weights of `Dense`: `MaxNorm(2, axis=0)` limits the norm of each
+            unit's incoming weights. `quantize` removes them. `None` by
+            default.
+        remat: Bool. Whether training recomputes the hidden units in the
+            backward pass instead of storing `(P, F)` of them: about a sixth
+            more computation, and half the memory of the layer's activations.
+            Excludes `dropout`. False by default.
+        output_dim: Int, H. Width of the outputs. `None` (the default) is D,
+            which a `MoEBlock` requires.
+        seed: Int. Seed of the dropout. `None` (the default) draws one.
+        quantization_config: `QuantizationConfig` that was passed to
+            `quantize`. Only saved configs have it.
+        **kwargs: Arguments of `keras.layers.Layer`.
 
     Weights: `up_kernel` `(E, D, F)`, `up_bias` `(E, F)`, `down_kernel`
-    `(E, F, H)`, `down_bias` `(E, H)`; gated, also `gate_kernel` `(E, D, F)`
-    and `gate_bias` `(E, F)`. Quantised, the kernels are integers beside
-    `up_scale`, `down_scale` and `gate_scale`; see `kernels.QuantizedKernel`.
+    `(E, F, H)`, `down_bias` `(E, H)`; with a gate also `gate_kernel`
+    `(E, D, F)` and `gate_bias` `(E, F)`. A quantized layer has integer kernels
+    with `up_scale`, `down_scale`, and `gate_scale`; see
+    `kernels.QuantizedKernel`.
 
     Call arguments:
-        x: float `(P, D)` or `(P, ..., D)`, rows sorted by expert; any
-            `(..., D)` where E is 1.
-        group_sizes: int32 `(E,)`, rows of each expert; may be left out where
-            E is 1. Rows behind the last group come out as zero.
-        training: bool; dropout acts only in training.
-        mask, most_rows: of `ExpertLayers`, which is called in the same way;
-            a feed-forward expert needs neither.
+        x: Float tensor of shape `(P, D)` or `(P, ..., D)`, rows sorted by
+            expert; if E is 1, any `(..., D)`.
+        group_sizes: Int32 tensor of shape `(E,)`, rows per expert. Optional if
+            E is 1. The outputs of rows after the last group are zero.
+        training: Bool. Dropout acts only in training.
+        mask, most_rows: Call arguments of `ExpertLayers`, which blocks call in
+            the same way. Ignored here.
 
     Attributes:
-        shard: None, or the `kernels.ExpertShard` that this process holds.
+        shard: The `kernels.ExpertShard` that this process holds, or None.
 
     Returns:
-        A tensor like `x`, of width H, in the compute dtype.
+        Tensor like `x`, of width H, in the compute dtype.
 
     Raises:
-        ValueError: for an argument out of its range, inputs of integers, of
-            rank below 2 or of another width, or missing `group_sizes`.
+        ValueError: If an argument is out of its range, if `x` has integers, a
+            rank below 2, or another width, or if `group_sizes` are missing and
+            E is above 1.
 
     Example:
 
@@ -101,21 +107,23 @@ class Expert(NamedArguments, MoELayer):
         intermediate_dim: int,
         num_experts: int = 1,
         hidden_dim: int | None = None,
-        activation="relu",
+        activation: str | Activation | None = "relu",
         gated: bool = False,
         use_bias: bool = True,
         dropout: float = 0.0,
-        kernel_initializer="glorot_uniform",
-        bias_initializer="zeros",
-        kernel_regularizer=None,
-        bias_regularizer=None,
-        kernel_constraint=None,
-        bias_constraint=None,
+        kernel_initializer: str | keras.initializers.Initializer = (
+            "glorot_uniform"
+        ),
+        bias_initializer: str | keras.initializers.Initializer = "zeros",
+        kernel_regularizer: str | keras.regularizers.Regularizer | None = None,
+        bias_regularizer: str | keras.regularizers.Regularizer | None = None,
+        kernel_constraint: str | keras.constraints.Constraint | None = None,
+        bias_constraint: str | keras.constraints.Constraint | None = None,
         remat: bool = False,
         output_dim: int | None = None,
         seed: int | None = None,
-        quantization_config=None,
-        **kwargs,
+        quantization_config: keras.quantizers.QuantizationConfig | None = None,
+        **kwargs: Any,
     ):
         super().__init__(**kwargs)
         self.supports_masking = True
@@ -145,7 +153,7 @@ class Expert(NamedArguments, MoELayer):
         self.shard: kernels.ExpertShard | None = None
 
     def build(self, input_shape: Shape) -> None:
-        """Creates the weights for inputs `(..., D)`."""
+        """Create the weights for inputs `(..., D)`."""
         width = checks.check_input_shape(input_shape)
         expert_checks.check_width(self.hidden_dim, input_shape)
         self.hidden_dim = width
@@ -161,8 +169,10 @@ class Expert(NamedArguments, MoELayer):
             "down", None, self.output_dim or width
         )
 
-    def _add_linear(self, name, fan_in, fan_out):
-        """Adds a stacked kernel and bias; None stands for F."""
+    def _add_linear(
+        self, name: str, fan_in: int | None, fan_out: int | None
+    ) -> tuple[keras.Variable, keras.Variable | None]:
+        """Add a stacked kernel and bias; a width of None is F."""
         inputs = fan_in or self.intermediate_dim
         outputs = fan_out or self.intermediate_dim
         kernel = self._add_kernel(name, (self.num_experts, inputs, outputs))
@@ -177,7 +187,9 @@ class Expert(NamedArguments, MoELayer):
         )
         return kernel, bias
 
-    def _add_kernel(self, name, shape):
+    def _add_kernel(
+        self, name: str, shape: tuple[int, int, int]
+    ) -> keras.Variable:
         if self.quantization_mode is not None:
             return quantized_bank.build_kernel(self, name, shape)
         weight = self.add_weight(
@@ -190,44 +202,51 @@ class Expert(NamedArguments, MoELayer):
         kernels.settle(weight)
         return weight
 
-    def quantize(self, mode=None, type_check=True, config=None) -> None:
-        """Quantises the kernels, each expert's by itself; biases stay.
+    def quantize(
+        self,
+        mode: str | None = None,
+        type_check: bool = True,
+        config: keras.quantizers.QuantizationConfig | None = None,
+    ) -> None:
+        """Quantize the kernels of each expert separately, and no biases.
 
-        `model.quantize` calls it. Integers take the place of the floats and
-        cannot be trained; the inputs and the biases have gradients still.
+        `model.quantize` calls this function. Integer kernels cannot be
+        trained; inputs and biases still have gradients.
 
         Args:
-            mode: `"int8"`, or `"int4"`, two values a byte.
-            type_check: whether subclasses are left as they are.
+            mode: `"int8"`, or `"int4"` with two values per byte.
+            type_check: Bool. Whether to reject subclasses. True by default.
             config: `keras.quantizers.Int8QuantizationConfig` or
-                `Int4QuantizationConfig`; its `activation_quantizer` says
-                whether rows are rounded, too, as they come.
+                `Int4QuantizationConfig`. Its `activation_quantizer` determines
+                whether the rows are rounded, too. `None` (the default) is
+                Keras's default for the mode.
 
         Raises:
-            ValueError: for another mode, or quantizers that do not suit
-                experts.
-            NotImplementedError: for a subclass, where `type_check`.
+            ValueError: If the mode is another one, or if stacked kernels
+                cannot be quantized with the quantizers of `config`.
+            NotImplementedError: If the layer is of a subclass and `type_check`
+                is True.
         """
         if type_check and type(self) is not Expert:
             raise NotImplementedError(
-                f"`quantize` of {type(self).__name__} must be written: it is a "
-                "subclass of Expert. Received: type_check=True."
+                f"`quantize` of {type(self).__name__} must be implemented: it "
+                "is a subclass of Expert. Received: type_check=True."
             )
         quantized_bank.quantize(self, mode, config)
 
-    def quantized_call(self, *args, **kwargs) -> Tensor:
-        """Runs quantised experts: `call`, of other weights."""
+    def quantized_call(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Run quantized experts: `call` reads their weights."""
         return self.call(*args, **kwargs)
 
     def call(
         self,
         x: Tensor,
         group_sizes: Tensor | None = None,
-        training=None,
+        training: bool | None = None,
         mask: Tensor | None = None,
         most_rows: int | Tensor | None = None,
     ) -> Tensor:
-        """Runs each row through its expert; see the class."""
+        """Run each row through its expert; see the class."""
         checks.check_floating(x)
         checks.check_built_width(x, self.hidden_dim)
         if group_sizes is None:
@@ -243,13 +262,14 @@ class Expert(NamedArguments, MoELayer):
         group_sizes: Tensor,
         dropout: Activation | None = None,
     ) -> Tensor:
-        """Runs each row through its expert: `call`, as a function of weights.
+        """Run each row through its expert, with the given weights.
 
         Args:
-            weights: like `ffn_weights()`, of some experts or of parts of F.
-            x: float `(P, ..., D)`, rows sorted by these experts.
-            group_sizes: int32, rows of each of them.
-            dropout: function of the hidden rows, or None.
+            weights: `kernels.FFNWeights` of all or some experts, or of a part
+                of F, in the form of `ffn_weights()`.
+            x: Float tensor of shape `(P, ..., D)`, rows sorted by expert.
+            group_sizes: Int32 tensor, rows per expert of `weights`.
+            dropout: Function of the hidden rows, or None.
         """
         rows = x
         if len(x.shape) > 2:
@@ -262,20 +282,26 @@ class Expert(NamedArguments, MoELayer):
             return rows
         return ops.reshape(rows, (*ops.shape(x)[:-1], rows.shape[-1]))
 
-    def hidden_dropout(self, training, seed=None) -> Activation | None:
-        """Returns the dropout of the hidden units, or None without one.
+    def hidden_dropout(
+        self,
+        training: bool | None,
+        seed: keras.random.SeedGenerator | None = None,
+    ) -> Activation | None:
+        """Return the dropout function of the hidden units, or None.
 
         Args:
-            training: bool.
-            seed: what draws, as of `keras.random`; None is the layer's own.
+            training: Bool.
+            seed: A `keras.random.SeedGenerator`. `None` (the default) is the
+                layer's own.
         """
         if not (training and self.dropout):
             return None
         seed = self.seed_generator if seed is None else seed
         return partial(keras.random.dropout, rate=self.dropout, seed=seed)
 
-    def _run_only_expert(self, x, dropout):
-        weights = self._only_weights()
+    def _run_only_expert(self, x: Tensor, dropout: Activation | None) -> Tensor:
+        expert_checks.check_only_expert(self.num_experts)
+        weights = self.ffn_weights()
         if not self.remat and self.quantization_mode is None:
             weights = kernels.FFNWeights(
                 *(None if w is None else ops.squeeze(w, 0) for w in weights)
@@ -283,22 +309,21 @@ class Expert(NamedArguments, MoELayer):
             return kernels.ffn(x, weights, self.activation, dropout=dropout)
         rows = ops.reshape(x, (-1, self.hidden_dim))
         everything = ops.reshape(ops.shape(rows)[0], (1,))
-        rows = kernels.grouped_ffn(
-            rows, weights, everything, self.activation, dropout, self.remat
-        )
+        rows = self.run(weights, rows, everything, dropout)
         return ops.reshape(rows, (*ops.shape(x)[:-1], rows.shape[-1]))
 
-    def run_all(self, rows: Tensor, training=None) -> Tensor:
-        """Runs every expert, each on as many rows: one product of stacks.
+    def run_all(self, rows: Tensor, training: bool | None = None) -> Tensor:
+        """Run all experts, each on equally many rows, as one batched product.
 
-        For layers that own a bank and choose nobody; call it inside theirs.
+        Layers that use all experts call this function inside their own `call`.
 
         Args:
-            rows: float `(E, R, D)`, or `(1, R, D)`, the same for all.
-            training: bool; dropout acts only in training.
+            rows: Float tensor of shape `(E, R, D)`, or `(1, R, D)` for the
+                same rows in all experts.
+            training: Bool. Dropout acts only in training.
 
         Returns:
-            `(E, R, H)`.
+            Tensor of shape `(E, R, H)`.
         """
         return kernels.stacked_ffn(
             rows,
@@ -308,9 +333,9 @@ class Expert(NamedArguments, MoELayer):
         )
 
     def ffn_weights(self) -> kernels.FFNWeights:
-        """Returns the variables of the bank, as `kernels` takes them."""
+        """Return the variables of the bank as `kernels.FFNWeights`."""
 
-        def kernel(name):
+        def kernel(name: str) -> Any:
             if self.quantization_mode is not None:
                 return quantized_bank.kernel_of(self, name)
             return getattr(self, f"{name}_kernel")
@@ -324,85 +349,83 @@ class Expert(NamedArguments, MoELayer):
             gate_bias=self.gate_bias,
         )
 
-    def _only_weights(self):
-        """The weights where there is one expert."""
-        expert_checks.check_only_expert(self.num_experts)
-        return self.ffn_weights()
-
-    def save_own_variables(self, store) -> None:
-        """Saves the weights of all experts.
+    def save_own_variables(self, store: Any) -> None:
+        """Save the weights of all experts.
 
         Raises:
-            RuntimeError: where this process holds only some of them.
+            RuntimeError: If this process holds only some of them.
         """
         expert_checks.check_whole(self)
         super().save_own_variables(store)
 
     def initialize_from(
-        self, source, noise_std: float = 0.0, seed: int | None = None
+        self,
+        source: "Expert | Sequence[keras.layers.Dense]",
+        noise_std: float = 0.0,
+        seed: int | None = None,
     ) -> None:
-        """Makes every expert a copy of one trained network, plus noise.
+        """Make each expert a copy of one trained network, plus noise.
 
         Args:
-            source: a built `Expert(num_experts=1)`, or built `Dense` layers
+            source: A built `Expert(num_experts=1)`, or built `Dense` layers
                 `(up, down)` or `(up, down, gate)`.
-            noise_std: in standard deviations of each weight; 0.01 is a start.
-            seed: int, for the noise.
+            noise_std: Float, 0 or above. Standard deviation of the noise, in
+                standard deviations of each weight. 0 (the default) adds none;
+                0.01 is a common start.
+            seed: Int. Seed of the noise. `None` (the default) takes one that
+                `keras.utils.set_random_seed` determines.
 
         Raises:
-            ValueError: where the source does not fit; see `upcycling.py`.
+            ValueError: If the source is not built, or if its shapes, biases,
+                gate, or activation differ from those of the experts.
         """
         quantization.check_floats(self)
         upcycling.start_from(self, source, noise_std, seed)
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:
-        """Returns the shape of the outputs: `(..., H)`."""
+        """Return the shape of the outputs: `(..., H)`."""
         return (*input_shape[:-1], self.output_dim or input_shape[-1])
 
     def compute_output_spec(
-        self, x, group_sizes=None, training=None, mask=None, most_rows=None
-    ):
-        """Returns the symbolic output of symbolic inputs."""
+        self,
+        x: Tensor,
+        group_sizes: Tensor | None = None,
+        training: bool | None = None,
+        mask: Tensor | None = None,
+        most_rows: int | Tensor | None = None,
+    ) -> keras.KerasTensor:
+        """Return the symbolic output of symbolic inputs."""
         checks.check_floating(x)
         shape = self.compute_output_shape(x.shape)
         return keras.KerasTensor(shape, self.compute_dtype)
 
-    def get_config(self) -> dict:
-        """Returns the arguments that build this layer again."""
-        serialize_initializer = keras.initializers.serialize
-        serialize_regularizer = keras.regularizers.serialize
-        serialize_constraint = keras.constraints.serialize
-        return {
-            **super().get_config(),
-            "dtype": quantization.saved_dtype(self),
-            "intermediate_dim": self.intermediate_dim,
-            "num_experts": self.num_experts,
-            "hidden_dim": self.hidden_dim,
-            "activation": keras.activations.serialize(self.activation),
-            "gated": self.gated,
-            "use_bias": self.use_bias,
-            "dropout": self.dropout,
-            "kernel_initializer": serialize_initializer(
-                self.kernel_initializer
-            ),
-            "bias_initializer": serialize_initializer(self.bias_initializer),
-            "kernel_regularizer": serialize_regularizer(
-                self.kernel_regularizer
-            ),
-            "bias_regularizer": serialize_regularizer(self.bias_regularizer),
-            "kernel_constraint": serialize_constraint(self.kernel_constraint),
-            "bias_constraint": serialize_constraint(self.bias_constraint),
-            "remat": self.remat,
-            "output_dim": self.output_dim,
-            "seed": self.seed,
-            "quantization_config": keras.saving.serialize_keras_object(
-                self.quantization_config
-            ),
+    def get_config(self) -> dict[str, Any]:
+        """Return the arguments that build this layer again."""
+        own = {
+            name: keras.saving.serialize_keras_object(getattr(self, name))
+            for name in _ARGUMENTS
         }
+        own["activation"] = keras.activations.serialize(self.activation)
+        own["dtype"] = quantization.saved_dtype(self)
+        return {**super().get_config(), **own}
 
     @classmethod
-    def from_config(cls, config: dict):
-        """Builds the layer that `get_config` describes."""
+    def from_config(cls, config: dict[str, Any]) -> Self:
+        """Build the layer that `get_config` describes."""
         given = config.get("quantization_config")
         given = keras.saving.deserialize_keras_object(given)
-        return super().from_config({**config, "quantization_config": given})
+        bank: Self = super().from_config(
+            {**config, "quantization_config": given}
+        )
+        return bank
+
+
+# The attributes that `get_config` saves.
+_ARGUMENTS = (
+    *expert_checks.STYLE,
+    "num_experts",
+    "hidden_dim",
+    "remat",
+    "seed",
+    "quantization_config",
+)

@@ -1,9 +1,10 @@
-"""Dispatch, experts, and combine, where they lie on several devices.
+"""Dispatch, experts, and combine across several devices.
 
 T tokens, U units (tokens or examples), W their width, E experts, F
 intermediate_dim, P routed pairs.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -18,7 +19,7 @@ from keras_moe.layers.expert_layers import ExpertLayers
 from keras_moe.routing import Assignment
 from keras_moe.types import Tensor
 
-# What the axes of a bank's weights are; None is D, or H.
+# The axes of a bank's weights; None is D or H.
 BANK_AXES = {
     "up_kernel": ("expert", None, "inner"),
     "gate_kernel": ("expert", None, "inner"),
@@ -37,19 +38,18 @@ def mix_across(
     pairs_per_token: int | None,
     most_rows: int | Tensor | None,
 ) -> Tensor:
-    """Dispatches, computes, and combines where experts or tokens lie on
-    several devices.
+    """Dispatch, compute, and combine across several devices.
 
     Args:
-        bank: of `spread_bank`.
-        rows: `(U, W)`.
-        assignment: of the units.
-        num_experts: E.
-        pairs_per_token: of the router.
-        most_rows: pairs that an expert has at most, or None.
+        bank: A `kernels.Bank`, from `spread_bank`.
+        rows: Tensor of shape `(U, W)`.
+        assignment: The `Assignment` of the units.
+        num_experts: Int, E.
+        pairs_per_token: Int or None, of the router.
+        most_rows: Int or int32 scalar. Maximum of pairs per expert, or None.
 
     Returns:
-        `(U, W')`.
+        Tensor of shape `(U, W')`.
     """
     pairs = kernels.Pairs(
         assignment.token_index,
@@ -63,8 +63,13 @@ def mix_across(
     )
 
 
-def _mix_local(send, rows, pairs, pairs_per_token):
-    """What one device does with its rows; `send` runs the experts."""
+def _mix_local(
+    send: Callable[..., Tensor],
+    rows: Tensor,
+    pairs: kernels.Pairs,
+    pairs_per_token: int | None,
+) -> Tensor:
+    """Mix the rows of one device; `send` runs the experts."""
     pair_order, group_sizes = sort_by_expert(
         pairs.expert_index, pairs.num_experts
     )
@@ -79,38 +84,58 @@ def _mix_local(send, rows, pairs, pairs_per_token):
     )
 
 
-def token_shards(experts, num_units: int | Tensor) -> int:
-    """Returns in how many equal parts the U tokens of a program lie: an expert
-    has its capacity in each of them."""
+def token_shards(experts: Any, num_units: int | Tensor) -> int:
+    """Return the number of equal parts in which the U units are distributed.
+
+    The capacity of an expert holds for each part.
+    """
     bank = spread_bank(experts, num_units)
     return 1 if bank is None else kernels.num_token_shards(bank)
 
 
-def rows_are_fixed(experts, expert_index: Tensor) -> bool:
-    """Returns whether experts are layers of any kind, in a program in which
-    each has a fixed number of rows, whatever the values are."""
+def rows_are_fixed(experts: Any, expert_index: Tensor) -> bool:
+    """Return whether the number of rows of each expert is fixed.
+
+    It is for layers of any kind in a program with static shapes.
+    """
     if not isinstance(experts, ExpertLayers):
         return False
     return kernels.shapes_known(expert_index) == "sizes"
 
 
 def spread_bank(
-    experts, num_units: int | Tensor, training=None, units=None
+    experts: Any,
+    num_units: int | Tensor,
+    training: bool | None = None,
+    units: Any = None,
 ) -> kernels.Bank | None:
-    """Returns experts as a function of their weights where a distribution
-    spreads tokens or experts over devices, else None. Layers of any kind are
-    never spread: they are whole on each device."""
+    """Return the experts as a function of their weights, or None.
+
+    None if no distribution spreads tokens or experts over devices. Layers of
+    any kind are never spread: each device has all of them.
+
+    Args:
+        experts: Layer with all experts.
+        num_units: Int or int32 scalar, U.
+        training: Bool.
+        units: The `Units` of the call. None if the bank is not run.
+    """
     if not (isinstance(experts, Expert) and experts.built):
         return None
     if not kernels.is_spread(experts.shard, num_units):
         return None
     named, rebuild = _flattened(experts.ffn_weights())
-    seeds: tuple = ()
+    seeds: tuple[Tensor, ...] = ()
     if experts.hidden_dropout(training) and experts.shard is None:
         seeds = (experts.seed_generator.next(),)
 
-    def run(tensors, rows, group_sizes, part):
-        # As calling the layer would cast them.
+    def run(
+        tensors: list[Tensor],
+        rows: Tensor,
+        group_sizes: Tensor,
+        part: Any,
+    ) -> Tensor:
+        # Cast like a call of the layer.
         tensors = [_cast_float(x, experts.compute_dtype) for x in tensors]
         rows = _cast_float(rows, experts.compute_dtype)
         seed = seed_of_part(tensors.pop(), part) if seeds else None
@@ -127,24 +152,33 @@ def spread_bank(
     return kernels.Bank(variables, axes, run, seeds, experts.shard)
 
 
-def _biased_once(weights, part):
-    """Where parts of F are summed up, the last bias is in one of them."""
+def _biased_once(
+    weights: kernels.FFNWeights, part: kernels.Part | None
+) -> kernels.FFNWeights:
+    """Keep the last bias in only one of the parts of F that are summed."""
     if part is None or weights.down_bias is None:
         return weights
     bias = weights.down_bias * ops.cast(part.is_first, weights.down_bias.dtype)
     return weights._replace(down_bias=bias)
 
 
-def _cast_float(x, dtype):
+def _cast_float(x: Tensor, dtype: str) -> Tensor:
     if not keras.backend.is_float_dtype(x.dtype):
         return x
     return ops.cast(x, dtype)
 
 
-def _flattened(weights: kernels.FFNWeights) -> tuple[list, Any]:
-    """Returns the variables in weights, by name, and a function of as many
-    tensors that puts them in their places. A quantised kernel has two, whose
-    axes but the first are whole on each device."""
+def _flattened(
+    weights: kernels.FFNWeights,
+) -> tuple[
+    list[tuple[str, keras.Variable]],
+    Callable[[list[Tensor]], kernels.FFNWeights],
+]:
+    """Return the named variables of weights, and the inverse function.
+
+    The inverse function builds `FFNWeights` from as many tensors. A quantized
+    kernel has two variables, of which only the first axis is distributed.
+    """
     named: list[tuple[str, keras.Variable]] = []
     for name, weight in weights._asdict().items():
         if isinstance(weight, kernels.QuantizedKernel):
@@ -153,10 +187,10 @@ def _flattened(weights: kernels.FFNWeights) -> tuple[list, Any]:
         elif weight is not None:
             named.append((name, weight))
 
-    def rebuild(tensors):
+    def rebuild(tensors: list[Tensor]) -> kernels.FFNWeights:
         found = iter(tensors)
 
-        def next_of(weight):
+        def next_of(weight: Any) -> Any:
             if isinstance(weight, kernels.QuantizedKernel):
                 return weight._replace(values=next(found), scale=next(found))
             return None if weight is None else next(found)

@@ -1,7 +1,9 @@
-"""A mixture of mixtures.
+"""Mixture-of-experts block with groups of experts.
 
 E experts, G groups, F intermediate_dim, K top_k, M top_k_groups.
 """
+
+from typing import Any
 
 import keras
 
@@ -19,25 +21,31 @@ _DEFAULTS = {"top_k_groups": 1, "top_k": 2, "jitter": 0.0}
 
 @keras.saving.register_keras_serializable(package="keras_moe")
 class HierarchicalMoE(MoEBlock):
-    """Sends each token to groups of experts, and to experts inside them
-    (Shazeer et al. 2017, appendix B, eq. 12; Jordan & Jacobs 1994).
+    """Sends each token to groups of experts, and to experts in these groups.
 
-    A `MoEBlock` with a `HierarchicalRouter`: capacity, losses, masks, replay
-    and experts that are switched off are as there. With one group it is a
+    A `MoEBlock` with a `HierarchicalRouter`: capacity, losses, masks, replay,
+    and switched-off experts work as in `MoEBlock`. With one group it is a
     `MoEBlock`.
 
     Args:
-        num_groups: G, a divisor of E.
-        num_experts: E, in all groups together. `None` takes it from `experts`.
-        intermediate_dim: F, the inner width of each expert.
-        top_k_groups: M, groups of a token.
-        top_k: K, experts of a token in all, a multiple of M: K / M in each
-            chosen group.
-        jitter, seed: of the router too; see `HierarchicalRouter`.
-        router: a configured `HierarchicalRouter` with the same arguments, such
-            as `other.router`, which is shared with the other block, in memory
-            and in a saved model. `None` (the default) builds one.
-        **kwargs: of `MoEBlock`.
+        num_groups: Int, G, a divisor of E.
+        num_experts: Int, E. Number of experts in all groups together. `None`
+            (the default) takes it from `experts`.
+        intermediate_dim: Int, F. Inner width of each expert. `None` (the
+            default) if `experts` is given.
+        top_k_groups: Int, M. Groups per token. 1 by default.
+        top_k: Int, K, a multiple of M. Experts per token, K / M in each chosen
+            group. 2 by default.
+        jitter: Float. Argument of `HierarchicalRouter`. 0 by default.
+        seed: Int. Seed of the router and the experts. `None` (the default)
+            draws one.
+        router: A `HierarchicalRouter` with the same arguments. The `router` of
+            another block is shared with that block, in memory and in a saved
+            model. `None` (the default) builds one.
+        **kwargs: Arguments of `MoEBlock`.
+
+    Reference: Shazeer et al. 2017, "Outrageously Large Neural Networks",
+    appendix B, eq. 12; Jordan & Jacobs 1994.
 
     Example:
 
@@ -59,7 +67,7 @@ class HierarchicalMoE(MoEBlock):
         jitter: float = 0.0,
         seed: int | None = None,
         router: HierarchicalRouter | None = None,
-        **kwargs,
+        **kwargs: Any,
     ):
         experts = block_parts.shared_experts_of(
             kwargs.get("experts"), kwargs.get("share_experts_with")
@@ -76,8 +84,8 @@ class HierarchicalMoE(MoEBlock):
             num_experts, intermediate_dim, router=router, seed=seed, **kwargs
         )
 
-    def get_config(self) -> dict:
-        """Returns the arguments that build this layer again."""
+    def get_config(self) -> dict[str, Any]:
+        """Return the arguments that build this layer again."""
         config = super().get_config()
         if not sharing.was_shared(self.router):
             del config["router"]
@@ -85,8 +93,14 @@ class HierarchicalMoE(MoEBlock):
         return config | {name: getattr(self.router, name) for name in names}
 
 
-def _router_of(router, num_experts, num_groups, arguments, common):
-    """Returns the given router, or one of the arguments."""
+def _router_of(
+    router: HierarchicalRouter | None,
+    num_experts: int,
+    num_groups: int,
+    arguments: dict[str, Any],
+    common: dict[str, Any],
+) -> HierarchicalRouter:
+    """Return the given router, or one built from the arguments."""
     if router is None:
         return HierarchicalRouter(
             num_experts, num_groups, name="router", **arguments, **common

@@ -1,7 +1,8 @@
-"""Each expert's slice of a stacked weight starts as a weight of its own."""
+"""Initializers that draw each expert's slice of a stacked weight separately."""
 
 import zlib
 
+import keras
 import numpy as np
 from keras import ops
 
@@ -9,26 +10,28 @@ from keras_moe.types import Tensor
 
 
 class PerExpert:
-    """Initialises `(E, ...)` as E separate draws of shape `(...)`.
+    """Initializes `(E, ...)` as E separate draws of shape `(...)`.
 
     Keras reads a rank-3 shape as a convolution, so an initializer that scales
     with the fan (`glorot_uniform`, `he_normal`, ...) would come out sqrt(E)
-    too small on `(E, D, F)`. A Keras initializer also repeats its values at
-    every call; each expert and each weight therefore gets a seed derived from
-    the initializer's own.
+    too small on `(E, D, F)`. A Keras initializer also repeats its values in
+    every call, so each expert and each weight gets a seed that is derived from
+    the seed of the initializer.
 
     Args:
-        initializer: a Keras initializer for one expert.
-        name: the weight's name, so that two weights of a layer that share an
-            initializer start differently.
+        initializer: A Keras initializer for one expert.
+        name: Str. Name of the weight. Weights of different names get different
+            values from the same initializer.
     """
 
-    def __init__(self, initializer, name: str):
+    def __init__(self, initializer: keras.initializers.Initializer, name: str):
         self.initializer = initializer
         self.name = name
 
-    def __call__(self, shape: tuple[int, ...], dtype=None) -> Tensor:
-        """Returns the stacked weight, `shape`, of `dtype`."""
+    def __call__(
+        self, shape: tuple[int, ...], dtype: str | None = None
+    ) -> Tensor:
+        """Return the stacked weight, `shape`, of `dtype`."""
         num_experts, *own = shape
         draws = (
             reseeded(self.initializer, self.name, e) for e in range(num_experts)
@@ -36,11 +39,13 @@ class PerExpert:
         return ops.stack([draw(tuple(own), dtype) for draw in draws])
 
 
-def reseeded(initializer, name: str, index: int):
-    """Returns the initializer with a seed of its own for `name` and `index`.
+def reseeded(
+    initializer: keras.initializers.Initializer, name: str, index: int
+) -> keras.initializers.Initializer:
+    """Return the initializer with a seed derived from `name` and `index`.
 
-    One that draws nothing, or brings a `SeedGenerator` that moves on by
-    itself, comes back as it is.
+    An initializer without an int seed is returned unchanged: it draws nothing,
+    or its `SeedGenerator` gives a new seed in each call.
     """
     seed = getattr(initializer, "seed", None)
     if not isinstance(seed, int):

@@ -1,31 +1,36 @@
-"""What every mixture does around its experts: capacity, losses, statistics.
+"""Base class of mixtures: capacity, losses, and statistics.
 
 U units (tokens or examples), E experts, K top_k, P routed pairs.
 """
 
+from collections.abc import Iterable
+from typing import Any
+
 import keras
 
 from keras_moe import checks, kernels, losses, routing
+from keras_moe.kernels import light_ops as ops
 from keras_moe.layers.argument_names import NamedArguments
 from keras_moe.layers.expert_parallel import rows_are_fixed, token_shards
 from keras_moe.layers.moe_layer import MoELayer
 from keras_moe.layers.routers.base_router import BaseRouter
-from keras_moe.layers.scheduled import loss_weight_of
+from keras_moe.layers.scheduled import LossWeight, loss_weight_of
 from keras_moe.layers.statistics import RoutingStatistics
 from keras_moe.routing import Assignment
 from keras_moe.types import Tensor
 
 
 class Mixture(NamedArguments, MoELayer):
-    """Base of the layers that hold a router and experts.
+    """Base class of the layers that hold a router and experts.
 
     Attributes:
-        router: who goes where; a subclass sets it.
-        expert_load: float32 `(E,)`, share of the pairs that chose each
-            expert: the mean over the training batches since
-            `reset_statistics()`, before capacity drops any.
-        fraction_dropped: float32 `(1,)`, share of the pairs that capacity
-            dropped, over the same batches.
+        router: A `BaseRouter`, set by the subclass.
+        experts: Layer with all experts, set by the subclass.
+        expert_load: Float32 `(E,)`. Share of the pairs that chose each expert,
+            before capacity drops any, averaged over the training batches since
+            `reset_statistics()`.
+        fraction_dropped: Float32 `(1,)`. Share of the pairs that capacity
+            dropped, averaged over the same batches.
     """
 
     router: BaseRouter
@@ -38,10 +43,10 @@ class Mixture(NamedArguments, MoELayer):
         eval_capacity_factor: float | None,
         priority: str,
         load_balancing: str,
-        load_balancing_weight,
+        load_balancing_weight: LossWeight | None,
         router_z_weight: float,
     ) -> None:
-        """Checks and keeps the arguments that all mixtures have."""
+        """Check the arguments that all mixtures have, and set them."""
         kernels.keep_losses_apart(self)
         self.num_experts = checks.check_positive_int("num_experts", num_experts)
         self.capacity_factor = checks.check_capacity_factor(
@@ -61,8 +66,8 @@ class Mixture(NamedArguments, MoELayer):
             "router_z_weight", router_z_weight
         )
 
-    def mixture_config(self) -> dict:
-        """Returns the arguments of `init_mixture`."""
+    def mixture_config(self) -> dict[str, Any]:
+        """Return the arguments of `init_mixture`."""
         return {
             "num_experts": self.num_experts,
             "capacity_factor": self.capacity_factor,
@@ -76,7 +81,7 @@ class Mixture(NamedArguments, MoELayer):
         }
 
     def build_report(self) -> None:
-        """Creates the statistics, and the weights of a schedule."""
+        """Create the statistics, and the weights of a schedule."""
         checks.check_distribution()
         self.statistics = RoutingStatistics(self.num_experts, name="statistics")
         self.statistics.build()
@@ -84,16 +89,27 @@ class Mixture(NamedArguments, MoELayer):
             self.scheduled_weight.build()
 
     def apply_capacity(
-        self, chosen: Assignment, num_units: int | Tensor, training
+        self,
+        chosen: Assignment,
+        num_units: int | Tensor,
+        training: bool | None,
     ) -> tuple[Assignment, int | Tensor | None]:
-        """Returns the assignment as it is carried out, and C, the pairs an
-        expert may take, of each device's tokens where they lie on several
-        (the groups of GShard, Lepikhin et al. 2020, section 2.2); None for
-        all.
+        """Drop the pairs above the capacity.
 
-        C is a share of the experts that are on. It is a share of all of them
-        if the shapes of a program must not depend on values: if tokens lie on
+        The capacity counts the experts that are on. It counts all experts if
+        the shapes of a program must not depend on values: if tokens lie on
         several devices, and on JAX if the experts are layers of any kind.
+
+        Args:
+            chosen: The `Assignment` of the router.
+            num_units: Int or int32 scalar, U.
+            training: Bool.
+
+        Returns:
+            The `Assignment` without the dropped pairs, and C, the maximum of
+            pairs per expert, or None if there is no capacity. If tokens lie on
+            several devices, C holds for the tokens of each device (the groups
+            of GShard, Lepikhin et al. 2020, section 2.2).
         """
         factor = self.eval_capacity_factor
         if training and self.trainable:
@@ -122,21 +138,30 @@ class Mixture(NamedArguments, MoELayer):
         chosen: Assignment,
         kept: Assignment,
         mask: Tensor | None,
-        length: int | Tensor | None = None,
+        inputs: Tensor | None = None,
     ) -> None:
-        """Adds the losses of a training batch and counts its load.
+        """Add the losses of a training batch and update the statistics.
 
         Args:
-            chosen, kept: the assignment before and after capacity.
-            mask: bool `(U,)`, False for padding; or None.
-            length: S, where the loss is a sequence's.
+            chosen, kept: The assignment before and after capacity.
+            mask: Bool tensor of shape `(U,)`, False for padding, or None.
+            inputs: Tensor of shape `(..., S, D)`, needed only for
+                `load_balancing="per_sequence"`.
         """
+        length = None
+        if self.load_balancing == "per_sequence":
+            length = checks.check_sequence_length(ops.shape(inputs))
         self.warn_of_state()
         if self.router.trainable:
             self._add_losses(chosen, mask, length)
         self.statistics.update(chosen.expert_index, kept.expert_index)
 
-    def _add_losses(self, chosen, mask, length):
+    def _add_losses(
+        self,
+        chosen: Assignment,
+        mask: Tensor | None,
+        length: int | Tensor | None,
+    ) -> None:
         if self.router.has_loss:
             self.add_loss(chosen.router_loss)
         weight = self.load_balancing_weight
@@ -160,26 +185,28 @@ class Mixture(NamedArguments, MoELayer):
             )
             self.add_loss(self.router_z_weight * loss)
 
-    def disable_experts(self, expert_indices) -> None:
-        """Switches experts off; see `BaseRouter.disable_experts`."""
+    def disable_experts(self, expert_indices: Iterable[int]) -> None:
+        """Switch experts off; see `BaseRouter.disable_experts`."""
         self.router.disable_experts(expert_indices)
 
-    def enable_experts(self, expert_indices=None) -> None:
-        """Switches experts on again; see `BaseRouter.enable_experts`."""
+    def enable_experts(
+        self, expert_indices: Iterable[int] | None = None
+    ) -> None:
+        """Switch experts on again; see `BaseRouter.enable_experts`."""
         self.router.enable_experts(expert_indices)
 
     @property
-    def expert_load(self):
+    def expert_load(self) -> keras.Variable:
         """Share of the pairs that chose each expert, float32 `(E,)`."""
         return self.statistics.expert_load
 
     @property
-    def fraction_dropped(self):
+    def fraction_dropped(self) -> keras.Variable:
         """Share of the pairs that capacity dropped, float32 `(1,)`."""
         return self.statistics.fraction_dropped
 
     def reset_statistics(self) -> None:
-        """Starts the running means of load and drops afresh."""
+        """Reset the running means of load and dropped pairs to zero."""
         self.statistics.reset()
 
 
@@ -192,5 +219,5 @@ def check_load_balancing(kind: object) -> str:
     raise ValueError(
         f"`load_balancing` must be one of {losses.LOAD_BALANCING}, the kind of "
         f"the loss. Received: load_balancing={kind!r}. Pass "
-        "load_balancing_weight=0.0 to train without that loss."
+        "load_balancing_weight=0.0 to train without this loss."
     )

@@ -1,10 +1,11 @@
-"""A mixture whose experts are whole models.
+"""Mixture whose experts are whole models.
 
-B examples, D features' width, E experts, K top_k, P routed pairs.
+B examples, D width of the features, E experts, K top_k, P routed pairs.
 """
 
 import math
 from collections.abc import Sequence
+from typing import Any, Self
 
 import keras
 from keras import ops, tree
@@ -15,62 +16,67 @@ from keras_moe.layers import sharing
 from keras_moe.layers.block_parts import router_of
 from keras_moe.layers.expert_layers import ExpertLayers, mask_for
 from keras_moe.layers.mixture import Mixture
+from keras_moe.layers.routers.base_router import BaseRouter
+from keras_moe.layers.scheduled import LossWeight
 from keras_moe.layers.tokens import units_of
-from keras_moe.types import Tensor
+from keras_moe.types import Assignment, Tensor
 
 
 @keras.saving.register_keras_serializable(package="keras_moe")
 class MixtureOfModels(Mixture, keras.Model):
-    """Experts, a controller and a mixer: the outputs of whole models, weighed.
+    """Mixes the outputs of whole models with the weights of a router.
 
-    The router looks at each example and weighs the experts (Jacobs et al.
-    1991, "Adaptive Mixtures of Local Experts", eq. 1). Without `top_k` all
-    experts run on all examples, with softmax weights. With it, each example
-    goes to its best K experts, and an expert runs on the examples that were
-    sent to it alone: the whole text to the expert of its domain.
+    Without `top_k`, all experts run on all examples, with softmax weights. With
+    `top_k`, each example goes to its best K experts, and each expert runs only
+    on its examples, for instance on the texts of its domain.
 
-    What is mixed are the outputs. Give experts that end in probabilities if
-    probabilities are to be averaged. With `top_k=1` the weight is the router's
-    probability, so that it learns; `router=Router(E, 1)` selects with the
-    weight 1.
+    The outputs are averaged: use experts that end with probabilities to
+    average probabilities. With `top_k=1` the weight is the router's
+    probability, so that it learns; `router=Router(E, 1)` selects an expert
+    with the weight 1.
 
     Args:
-        experts: list of E layers or models, not necessarily alike, from the
-            inputs to outputs of one structure and shape; see `ExpertLayers`.
-        router: a router of E experts, or None for `Router`. `RuleRouter`
-            takes each example's expert as `router_inputs`.
-        top_k: K, experts an example is sent to, 1 to E; None is all. Left
-            out where `router` is given.
-        features: layer from the inputs to float `(B, D)`, what the router
-            sees, such as an embedding with pooling. None is the inputs' mean
-            over the axes between the first and the last; they must be floats,
-            unless the router goes by `router_inputs` alone.
+        experts: List of E layers or models of any kind, from the inputs to
+            outputs of one structure and shape; see `ExpertLayers`.
+        router: A router of E experts. `None` (the default) builds a `Router`.
+            `RuleRouter` takes the expert of each example as `router_inputs`.
+        top_k: Int, K. Experts per example, 1 to E. `None` (the default) is all
+            experts, or the router's own number if `router` is given.
+        features: Layer from the inputs to the float inputs `(B, D)` of the
+            router, such as an embedding with pooling. `None` (the default) is
+            the mean of the inputs over the axes between the first and the
+            last; these must be floats, unless the router uses only
+            `router_inputs`.
         capacity_factor, eval_capacity_factor, priority, load_balancing_weight,
-        router_z_weight: as in `MoEBlock`, with examples for tokens; for
-            sparse mixtures.
-        seed: int, of the router.
-        load_balancing: `"switch"` balances the experts over the examples of a
-            batch; `"global_batch"` over those of all replicas' batches
-            together, as in `MoEBlock`. An example has no place in a sequence,
-            so there is no `"per_sequence"`.
-        **kwargs: of `keras.Model`.
+        router_z_weight: As in `MoEBlock`, with examples in place of tokens,
+            for mixtures with `top_k` or `router`.
+        seed: Int. Seed of the router. `None` (the default) draws one.
+        load_balancing: `"switch"` (the default) balances the experts over the
+            examples of a batch; `"global_batch"` over the batches of all
+            replicas together, as in `MoEBlock`. `"per_sequence"` is rejected,
+            because an example has no sequence.
+        **kwargs: Arguments of `keras.Model`.
 
     Call arguments:
-        inputs: tensor or nest of tensors `(B, ...)`.
-        mask: bool `(B, S)`, False for padding, for a single tensor. It is
-            passed to the features and to experts that take one.
-        training: bool.
-        router_inputs: int `(B,)`, for routers that need it.
-        return_assignment: whether to return `(outputs, assignment)`.
-        inputs_mask: the mask that Keras has for `inputs`, which it passes by
-            this name where there are router inputs.
+        inputs: Tensor or nest of tensors `(B, ...)`.
+        mask: Bool tensor of shape `(B, S)`, False for padding, if `inputs` is
+            a single tensor. It is passed to `features` and to the experts that
+            accept a mask.
+        training: Bool.
+        router_inputs: Int tensor of shape `(B,)`, for routers that need it.
+        return_assignment: Bool. Whether to return `(outputs, assignment)`.
+            False by default.
+        inputs_mask: The Keras mask of `inputs`, which Keras passes by this
+            name if there are router inputs.
 
     Returns:
-        The experts' weighted outputs `(B, ...)`.
+        The weighted outputs of the experts, `(B, ...)`.
 
     Raises:
-        ValueError: for an argument out of its range, experts or a router that
-            disagree, or inputs from which the router cannot choose.
+        ValueError: If an argument is out of its range, if the experts or the
+            router disagree, or if the router cannot choose from the inputs.
+
+    Reference: Jacobs et al. 1991, "Adaptive Mixtures of Local Experts", eq. 1.
 
     Example:
 
@@ -91,18 +97,18 @@ class MixtureOfModels(Mixture, keras.Model):
 
     def __init__(
         self,
-        experts: Sequence,
-        router=None,
+        experts: Sequence[keras.layers.Layer],
+        router: BaseRouter | None = None,
         top_k: int | None = None,
-        features=None,
+        features: keras.layers.Layer | None = None,
         capacity_factor: float | None = None,
         eval_capacity_factor: float | None = None,
         priority: str = "position",
-        load_balancing_weight=None,
+        load_balancing_weight: LossWeight | None = None,
         router_z_weight: float = 0.0,
         seed: int | None = None,
         load_balancing: str = "switch",
-        **kwargs,
+        **kwargs: Any,
     ):
         super().__init__(**kwargs)
         self.supports_masking = True
@@ -133,8 +139,8 @@ class MixtureOfModels(Mixture, keras.Model):
         limits = capacity_factor, eval_capacity_factor
         self.runs_all = router is None and top_k is None and not any(limits)
 
-    def build(self, input_shape) -> None:
-        """Creates the weights for inputs `(B, ...)`."""
+    def build(self, input_shape: Any) -> None:
+        """Create the weights for inputs `(B, ...)`."""
         self.experts.build(input_shape)
         features_shape = input_shape
         if not self.router.reads_tokens:
@@ -151,14 +157,14 @@ class MixtureOfModels(Mixture, keras.Model):
 
     def call(
         self,
-        inputs,
+        inputs: Any,
         mask: Tensor | None = None,
-        training=None,
+        training: bool | None = None,
         router_inputs: Tensor | None = None,
         return_assignment: bool = False,
         inputs_mask: Tensor | None = None,
-    ):
-        """Routes, runs and weighs; see the class."""
+    ) -> Any:
+        """Route the examples, run the experts, and mix their outputs."""
         mask = model_checks.only_mask(inputs_mask if mask is None else mask)
         features, example_mask = self._features_of(inputs, mask, training)
         chosen = self.router(
@@ -177,8 +183,10 @@ class MixtureOfModels(Mixture, keras.Model):
             self.report(chosen, kept, example_mask)
         return (outputs, kept) if return_assignment else outputs
 
-    def _features_of(self, inputs, mask, training):
-        """What the router sees, `(B, D)`, and which examples are no padding."""
+    def _features_of(
+        self, inputs: Any, mask: Tensor | None, training: bool | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the router's inputs `(B, D)` and the mask of the examples."""
         example_mask = None
         if mask is not None:
             words = ops.reshape(mask, (ops.shape(mask)[0], -1))
@@ -194,15 +202,21 @@ class MixtureOfModels(Mixture, keras.Model):
         units = units_of("example", inputs, mask, inputs.shape[-1])
         return units.features, units.mask
 
-    def _run_all(self, inputs, mask, assignment, training):
-        """Every expert on every example."""
+    def _run_all(
+        self,
+        inputs: Any,
+        mask: Tensor | None,
+        assignment: Assignment,
+        training: bool | None,
+    ) -> Any:
+        """Run every expert on every example."""
         num_experts = self.num_experts
         weights = routing.dense_weights(
             assignment, num_experts, ops.arange(num_experts, dtype="int32")
         )
 
-        def weigh(*outputs):
-            total = 0
+        def weigh(*outputs: Tensor) -> Tensor:
+            total: Tensor = 0
             for e, output in enumerate(outputs):
                 shape = (-1,) + (1,) * (len(output.shape) - 1)
                 weight = ops.reshape(weights[:, e], shape)
@@ -212,14 +226,21 @@ class MixtureOfModels(Mixture, keras.Model):
         outputs = self.experts.run_all(inputs, mask, training)
         return tree.map_structure(weigh, *outputs)
 
-    def _run_chosen(self, inputs, mask, assignment, capacity, training):
-        """Each expert on the examples that were sent to it."""
+    def _run_chosen(
+        self,
+        inputs: Any,
+        mask: Tensor | None,
+        assignment: Assignment,
+        capacity: int | Tensor | None,
+        training: bool | None,
+    ) -> Any:
+        """Run each expert on its examples."""
         pair_order, pairs_per_expert = dispatch.sort_by_expert(
             assignment.expert_index, self.num_experts
         )
         source = kernels.take_rows(assignment.token_index, pair_order.order)
 
-        def send(x):
+        def send(x: Tensor) -> Tensor:
             return kernels.take_rows(x, source)
 
         outputs = self.experts(
@@ -231,7 +252,7 @@ class MixtureOfModels(Mixture, keras.Model):
         )
         num_examples = ops.shape(tree.flatten(inputs)[0])[0]
 
-        def bring_back(rows):
+        def bring_back(rows: Tensor) -> Tensor:
             shape = ops.shape(rows)
             flat = dispatch.combine(
                 ops.reshape(rows, (shape[0], math.prod(shape[1:]))),
@@ -245,20 +266,20 @@ class MixtureOfModels(Mixture, keras.Model):
 
         return tree.map_structure(bring_back, outputs)
 
-    def compute_output_shape(self, input_shape):
-        """Returns the shape of the outputs: the same for all experts."""
+    def compute_output_shape(self, input_shape: Any) -> Any:
+        """Return the shape of the outputs, which all experts share."""
         return self.experts.layers[0].compute_output_shape(input_shape)
 
     def compute_output_spec(
         self,
-        inputs,
-        mask=None,
-        training=None,
-        router_inputs=None,
-        return_assignment=False,
-        inputs_mask=None,
-    ):
-        """Returns the symbolic outputs of symbolic inputs."""
+        inputs: Any,
+        mask: Tensor | None = None,
+        training: bool | None = None,
+        router_inputs: Tensor | None = None,
+        return_assignment: bool = False,
+        inputs_mask: Tensor | None = None,
+    ) -> Any:
+        """Return the symbolic outputs of symbolic inputs."""
         self.router.check_inputs_given(router_inputs)
         batch = tree.flatten(inputs)[0].shape[0]
         outputs = tree.map_structure(
@@ -270,35 +291,44 @@ class MixtureOfModels(Mixture, keras.Model):
         features = (batch, self.router.hidden_dim)
         return outputs, self.router.assignment_spec(features)
 
-    def compute_mask(self, inputs, mask=None) -> None:
-        """Returns None: what a mask of the outputs is, only experts know."""
+    def compute_mask(self, inputs: Any, mask: Any = None) -> None:
+        """Return None: the outputs of the experts have no common mask."""
         return None
 
-    def get_config(self) -> dict:
-        """Returns the arguments that build this model again."""
+    def get_config(self) -> dict[str, Any]:
+        """Return the arguments that build this model again."""
         config = self.mixture_config()
         del config["num_experts"]
         serialize = keras.saving.serialize_keras_object
 
-        def of_part(part, owner=self):
-            return None if part is None else sharing.serialize_part(part, owner)
-
+        router = features = None
+        if self._router_given:
+            router = sharing.serialize_part(self.router, self)
+        if self.features is not None:
+            features = sharing.serialize_part(self.features, self)
         return {
             "name": self.name,
             "trainable": self.trainable,
             **self.trainable_config(),
             "dtype": serialize(self.dtype_policy),
             **config,
-            "experts": [of_part(x, self.experts) for x in self.experts.layers],
-            "router": of_part(self.router) if self._router_given else None,
-            "features": of_part(self.features),
+            "experts": [
+                sharing.serialize_part(x, self.experts)
+                for x in self.experts.layers
+            ],
+            "router": router,
+            "features": features,
             "top_k": self.top_k,
             "seed": self.seed,
         }
 
     @classmethod
-    def from_config(cls, config: dict, custom_objects=None):
-        """Builds the model that `get_config` describes."""
+    def from_config(
+        cls,
+        config: dict[str, Any],
+        custom_objects: dict[str, Any] | None = None,
+    ) -> Self:
+        """Build the model that `get_config` describes."""
         return cls(
             **sharing.deserialize_parts(
                 config, *_PARTS, custom_objects=custom_objects

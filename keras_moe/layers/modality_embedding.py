@@ -1,8 +1,9 @@
-"""Token sequences of several modalities as one.
+"""Join token sequences of several modalities.
 
 B batch, S_m length of modality m, S their sum, D hidden_dim, M modalities.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import keras
@@ -16,11 +17,11 @@ from keras_moe.types import Shape, Tensor
 
 
 class ModalityTokens(NamedTuple):
-    """The tokens of all modalities, one behind the other.
+    """Holds the tokens of all modalities, one modality after the other.
 
-    tokens: `(B, S, D)`; carries `mask` as its Keras mask where there is one.
-    modality: int32 `(B, S)`, 0 ... M - 1, a `ModalityRouter`'s
-        `router_inputs`.
+    tokens: `(B, S, D)`. Its Keras mask is `mask` if any modality has a mask.
+    modality: int32 `(B, S)`, 0 ... M - 1, the `router_inputs` of
+        `ModalityRouter`.
     mask: bool `(B, S)`, False for padding.
     """
 
@@ -31,11 +32,10 @@ class ModalityTokens(NamedTuple):
 
 @keras.saving.register_keras_serializable(package="keras_moe")
 class ModalityEmbedding(NamedArguments, KeptInFloats, MoELayer):
-    """Marks tokens with a learned vector of their modality and joins them.
+    """Adds a learned vector per modality to tokens and joins the sequences.
 
-    What comes in is of width D already: word embeddings, projected patches,
-    projected frames, with their positions. What comes out goes through one
-    trunk:
+    The inputs have width D: word embeddings, projected patches, or projected
+    frames, with their positions. The outputs are the inputs of one trunk:
 
         x, ids, mask = ModalityEmbedding(["text", "image"])(
             {"text": words, "image": patches}
@@ -43,27 +43,30 @@ class ModalityEmbedding(NamedArguments, KeptInFloats, MoELayer):
         x = TransformerEncoderBlock(4, block)(x, router_inputs=ids)
 
     Args:
-        modalities: names of the M modalities, in the order of their numbers
-            and of the joint sequence.
-        embeddings_initializer: Keras initializer of the vectors.
-        **kwargs: of `keras.layers.Layer`.
+        modalities: List of str. Names of the M modalities, in the order of
+            their numbers and of the joint sequence.
+        embeddings_initializer: Keras initializer of the vectors, or its name.
+            `"uniform"` by default.
+        **kwargs: Arguments of `keras.layers.Layer`.
 
     Weights: `embeddings` `(M, D)`.
 
     Call arguments:
-        inputs: dict from names to float `(B, S_m, D)`, or a list of M in
-            order. A dict may leave modalities out; the others keep their
-            numbers.
-        mask: dict or list like `inputs` of bool `(B, S_m)`, or None for one
-            without padding. Left out, it is taken from the Keras masks of the
-            inputs (`Embedding(mask_zero=True)` has one).
+        inputs: Dict from names to float tensors `(B, S_m, D)`, or a list of M
+            such tensors in order. A dict may leave modalities out; the others
+            keep their numbers.
+        mask: Dict or list like `inputs` of bool tensors `(B, S_m)`, with None
+            for a modality without padding. `None` (the default) uses the Keras
+            masks of the inputs, such as that of `Embedding(mask_zero=True)`.
 
     Returns:
-        `ModalityTokens`: tokens, modality and mask, `(B, S, D)` and `(B, S)`.
+        `ModalityTokens`: tokens `(B, S, D)`, modality `(B, S)`, and mask
+        `(B, S)`.
 
     Raises:
-        ValueError: for names that are missing or doubled, a name that is not
-            known, or inputs that are not floats of shape `(B, S_m, D)`.
+        ValueError: If the names of the modalities are not distinct, if a name
+            of `inputs` is unknown, or if the inputs are not floats of shape
+            `(B, S_m, D)`.
 
     Example:
 
@@ -78,7 +81,14 @@ class ModalityEmbedding(NamedArguments, KeptInFloats, MoELayer):
     ```
     """
 
-    def __init__(self, modalities, embeddings_initializer="uniform", **kwargs):
+    def __init__(
+        self,
+        modalities: Sequence[str],
+        embeddings_initializer: str | keras.initializers.Initializer = (
+            "uniform"
+        ),
+        **kwargs: Any,
+    ):
         super().__init__(**kwargs)
         self.supports_masking = True
         self.modalities = _check_names(modalities)
@@ -87,7 +97,7 @@ class ModalityEmbedding(NamedArguments, KeptInFloats, MoELayer):
         )
 
     def build(self, input_shape: Any) -> None:
-        """Creates the vectors for inputs of width D."""
+        """Create the vectors for inputs of width D."""
         shapes = self._by_number(input_shape or {})
         self.hidden_dim = checks.check_input_shape(shapes[0][1])
         for _, shape in shapes:
@@ -99,7 +109,7 @@ class ModalityEmbedding(NamedArguments, KeptInFloats, MoELayer):
         )
 
     def call(self, inputs: Any, mask: Any = None) -> ModalityTokens:
-        """Joins the modalities; see the class."""
+        """Join the sequences of the modalities; see the class."""
         embeddings = ops.convert_to_tensor(self.embeddings)
         tokens, modality = [], []
         for number, x in self._by_number(inputs):
@@ -114,8 +124,8 @@ class ModalityEmbedding(NamedArguments, KeptInFloats, MoELayer):
             self._joint_mask(inputs, mask),
         )
 
-    def _joint_mask(self, inputs, mask):
-        """Bool `(B, S)`, True where a modality has no mask."""
+    def _joint_mask(self, inputs: Any, mask: Any) -> Tensor:
+        """Return the joint mask `(B, S)`, True for modalities without one."""
         masks = {} if mask is None else dict(self._by_number(mask))
         joint = []
         for number, x in self._by_number(inputs):
@@ -127,8 +137,8 @@ class ModalityEmbedding(NamedArguments, KeptInFloats, MoELayer):
             joint.append(ops.cast(own, "bool"))
         return ops.concatenate(joint, axis=1)
 
-    def _by_number(self, values):
-        """Pairs of a modality's number and its entry, in order."""
+    def _by_number(self, values: Any) -> list[tuple[int, Any]]:
+        """Return pairs of a modality's number and its entry, in order."""
         names = self.modalities
         if isinstance(values, dict):
             if values and set(values) <= set(names):
@@ -138,17 +148,20 @@ class ModalityEmbedding(NamedArguments, KeptInFloats, MoELayer):
                 ]
             raise ValueError(
                 f"`inputs` must have some of the names {names}, and no other. "
-                f"Received: {sorted(values)}. Name the modalities of the layer."
+                f"Received: {sorted(values)}. Use the names of the layer's "
+                "`modalities`."
             )
         if len(values) == len(names):
             return list(enumerate(values))
         raise ValueError(
-            f"`inputs` must have {len(names)} entries, one a modality. "
+            f"`inputs` must have {len(names)} entries, one per modality. "
             f"Received: {len(values)}. Pass a dict to leave modalities out."
         )
 
-    def compute_output_spec(self, inputs, mask=None) -> ModalityTokens:
-        """Returns the symbolic `ModalityTokens` of symbolic inputs."""
+    def compute_output_spec(
+        self, inputs: Any, mask: Any = None
+    ) -> ModalityTokens:
+        """Return the symbolic `ModalityTokens` of symbolic inputs."""
         entries = [x for _, x in self._by_number(inputs)]
         for x in entries:
             checks.check_floating(x)
@@ -160,7 +173,7 @@ class ModalityEmbedding(NamedArguments, KeptInFloats, MoELayer):
         )
 
     def compute_output_shape(self, input_shape: Any) -> ModalityTokens:
-        """Returns the shapes of the `ModalityTokens`."""
+        """Return the shapes of the `ModalityTokens`."""
         shapes = input_shape
         if isinstance(shapes, dict):
             shapes = [shape for _, shape in self._by_number(shapes)]
@@ -171,16 +184,18 @@ class ModalityEmbedding(NamedArguments, KeptInFloats, MoELayer):
             (batch, length, width), (batch, length), (batch, length)
         )
 
-    def compute_mask(self, inputs, previous_mask=None):
-        """Returns the tokens' mask, where any modality has one."""
+    def compute_mask(
+        self, inputs: Any, previous_mask: Any = None
+    ) -> list[Tensor | None] | None:
+        """Return the mask of the tokens if any modality has one."""
         if previous_mask is None:
             return None
         if all(mask is None for _, mask in self._by_number(previous_mask)):
             return None
         return [self._joint_mask(inputs, previous_mask), None, None]
 
-    def get_config(self) -> dict:
-        """Returns the arguments that build this layer again."""
+    def get_config(self) -> dict[str, Any]:
+        """Return the arguments that build this layer again."""
         return {
             **super().get_config(),
             "modalities": self.modalities,
@@ -190,10 +205,10 @@ class ModalityEmbedding(NamedArguments, KeptInFloats, MoELayer):
         }
 
 
-def _check_names(names):
-    """Returns `names` as a list where they are distinct strings."""
-    found = [] if isinstance(names, str) else names
-    found = checks.check_list("modalities", found, "distinct names")
+def _check_names(names: Any) -> list[str]:
+    """Return `names` as a list if they are distinct strings."""
+    given = [] if isinstance(names, str) else names
+    found = checks.check_list("modalities", given, "distinct names")
     strings = all(isinstance(name, str) for name in found)
     found = [str(name) for name in found] if strings else found
     if found and strings and len(set(found)) == len(found):
@@ -205,7 +220,7 @@ def _check_names(names):
 
 
 def _check_shape(shape: Shape, width: int) -> None:
-    """Raises where a modality is not `(B, S_m, width)`."""
+    """Raise if the shape of a modality is not `(B, S_m, width)`."""
     if len(shape) != 3 or shape[-1] != width:
         raise ValueError(
             "`inputs` must be of shape (batch, length, hidden_dim), with one "

@@ -1,7 +1,10 @@
-"""The mixture-of-experts block: router, dispatch, experts, combine.
+"""Mixture-of-experts block: router, dispatch, experts, combine.
 
 T tokens, D hidden_dim, F intermediate_dim, E experts, K top_k, P pairs.
 """
+
+from collections.abc import Sequence
+from typing import Any, Self
 
 import keras
 
@@ -15,103 +18,116 @@ from keras_moe.layers import (
     sharing,
     upcycling,
 )
+from keras_moe.layers.block_parts import Experts
+from keras_moe.layers.expert import Expert
 from keras_moe.layers.expert_parallel import mix_across, spread_bank
 from keras_moe.layers.mixture import Mixture
 from keras_moe.layers.null_experts import NullExperts
+from keras_moe.layers.routers.base_router import BaseRouter
+from keras_moe.layers.scheduled import LossWeight
 from keras_moe.layers.tokens import check_level, units_of, zero_padding
 from keras_moe.routing import Assignment
-from keras_moe.types import Shape, Tensor
+from keras_moe.types import Activation, Shape, Tensor
 
 
 @keras.saving.register_keras_serializable(package="keras_moe")
 class MoEBlock(Mixture):
     """Sends each token through its best K of E feed-forward experts.
 
-    Takes the place of a `Dense -> activation -> Dense` in any model. The cost
-    follows K, not E: only the chosen experts compute a token (Shazeer et al.
-    2017, "Outrageously Large Neural Networks", eq. 1).
+    Replaces `Dense -> activation -> Dense` in any model. The cost follows K,
+    not E, because only the chosen experts compute a token.
 
-    Gradients of gradients are right on every backend, e.g. for a gradient
+    Second derivatives are correct on every backend, for instance in a gradient
     penalty. For forward mode (`jax.jvp`, `jax.hessian`), see
     `keras_moe.kernels.use`.
 
     Args:
-        num_experts: E. 8 is a common start, 64 and more with small experts.
-            `None` takes it from `experts`, or else from `router`.
-        intermediate_dim: F, the inner width of each expert. The dense layer's
-            width divided by `top_k` keeps the dense layer's cost. None where
-            `experts` is given.
-        top_k: K, experts a token is sent to, 1 to E. The K weights are
-            renormalised to sum to one; with K = 1 the weight is the router's
+        num_experts: Int, E. 8 is a common start; 64 or more with small
+            experts. `None` (the default) takes it from `experts`, or else from
+            `router`.
+        intermediate_dim: Int, F. Inner width of each expert. The width of a
+            dense layer divided by `top_k` keeps the cost of the dense layer.
+            `None` (the default) if `experts` is given.
+        top_k: Int, K. Experts per token, 1 to E. 2 by default. The K weights
+            are normalized to sum to one; with K = 1 the weight is the router's
             probability (Fedus et al. 2021, eq. 2), so that the router learns.
-        capacity_factor: None (dropless), or the factor above 0 by which an
-            expert's places in training exceed its even share,
-            `C = ceil(K * T * capacity_factor / E)`, where E counts the
-            experts that are on (see `routing.expert_capacity`). Pairs beyond
-            C are dropped: their token keeps its other experts, or comes out as
-            zero, which a residual connection turns into a pass-through.
-        eval_capacity_factor: the same outside training. None, the default,
-            drops nothing there, whatever `capacity_factor` is.
-        priority: `"position"` keeps the earlier tokens, `"score"` those with
-            the highest router probability.
+        capacity_factor: Float above 0, used only in training. An expert
+            computes at most `C = ceil(K * T * capacity_factor / E)` pairs,
+            where E counts the experts that are on (see
+            `routing.expert_capacity`). Further pairs are dropped: their token
+            keeps its other experts, or has the output zero, so that only a
+            residual connection passes it on. `None` (the default) never drops
+            tokens.
+        eval_capacity_factor: Float above 0. Like `capacity_factor`, but
+            outside training. `None` (the default) never drops tokens there,
+            whatever `capacity_factor` is.
+        priority: `"position"` (the default) keeps the earlier tokens,
+            `"score"` those with the highest router probability.
         activation, gated, use_bias, dropout, kernel_initializer,
         bias_initializer, kernel_regularizer, bias_regularizer,
-        kernel_constraint, bias_constraint, remat: of the experts; see
-            `Expert`.
-        shared_expert_dim: inner width of one more expert that sees every token
-            (DeepSeekMoE, Dai et al. 2024, eq. 9), or None.
-        router: a configured router with the same `num_experts`; None builds
-            `Router(num_experts, top_k, jitter=jitter)`.
-        experts: a configured `Expert` with the same `num_experts`, or a list
-            of that many layers of any kind, each from `(n, D)` to `(n, D)`;
-            see `ExpertLayers`. Those of another block, `other.experts`, are
-            shared with it, in memory and in a saved model; a `router`
-            likewise.
-        share_experts_with: another block, whose experts this one has as well;
-            a short form of `experts=other.experts`.
-        level: `"token"` routes each token by itself; `"example"` each entry
-            of the first axis whole, by its mean token (Kudugunta et al. 2021,
-            "Beyond Distillation", section 2). An expert then sees examples
-            with all their axes, as a convolution or an LSTM needs them.
-        load_balancing: `"switch"` balances the batch; `"per_sequence"` each
-            sequence, the axis before the last, by itself; `"global_batch"`
-            the batches of all replicas together. The z-loss, and the losses
-            that a router has of its own, are over all replicas under each
-            choice. See `keras_moe.losses`.
-        load_balancing_weight: weight of that loss, 0 or above, in training.
-            None is the router's own: 0.01, Switch's, and 0 for a router that
-            balances in another way. A `keras.optimizers.schedules` schedule
-            gives the weight at each training step.
-        router_z_weight: weight of the router z-loss; 0.001 is ST-MoE's.
-        jitter: of the router; see `Router`.
-        seed: int, for jitter and dropout.
-        **kwargs: of `keras.layers.Layer`.
+        kernel_constraint, bias_constraint, remat: Arguments of `Expert`.
+        shared_expert_dim: Int. Inner width of one more expert that computes
+            every token (DeepSeekMoE, Dai et al. 2024, eq. 9). `None` (the
+            default) adds none.
+        router: Router with the same `num_experts`. `None` (the default) builds
+            `Router(num_experts, top_k, jitter=jitter)`. Another block's
+            `router` is shared with that block.
+        experts: `Expert` with the same `num_experts`, or a list of that many
+            layers of any kind, each from `(n, D)` to `(n, D)`; see
+            `ExpertLayers`. `None` (the default) builds an `Expert`. Another
+            block's `experts` are shared with that block, in memory and in a
+            saved model.
+        share_experts_with: Block to share experts with. Same as
+            `experts=other.experts`.
+        level: `"token"` (the default) routes each token separately;
+            `"example"` routes whole entries of the first axis by their mean
+            token (Kudugunta et al. 2021, "Beyond Distillation", section 2).
+            Experts then get examples with all their axes, as a convolution or
+            an LSTM needs them.
+        load_balancing: `"switch"` (the default) balances the batch;
+            `"per_sequence"` each sequence, the axis before the last,
+            separately; `"global_batch"` the batches of all replicas together.
+            The z-loss and a router's own losses always cover all replicas. See
+            `keras_moe.losses`.
+        load_balancing_weight: Float, 0 or above. Weight of the load-balancing
+            loss in training. `None` (the default) is the router's own: 0.01,
+            as in Switch, or 0 for a router that balances in another way. A
+            schedule of `keras.optimizers.schedules` gives the weight at each
+            training step.
+        router_z_weight: Float, 0 or above. Weight of the router z-loss. 0 by
+            default; ST-MoE uses 0.001.
+        jitter: Float. Argument of `Router`. 0 by default.
+        seed: Int. Seed of jitter and dropout. `None` (the default) draws one.
+        **kwargs: Arguments of `keras.layers.Layer`.
 
     Attributes:
-        router, experts, shared_expert: the layers inside.
-        expert_load, fraction_dropped: see `Mixture`.
+        router, experts, shared_expert: The layers inside.
+        expert_load, fraction_dropped: See `Mixture`.
 
     Call arguments:
-        inputs: float `(..., D)` of rank 2 or more.
-        mask: bool `(...)`, False for padding. Padding is sent nowhere, counts
-            nowhere and comes out as zero.
-        training: bool.
-        router_inputs: what the router needs beside the tokens, or examples:
-            ids for `HashRouter` and `RuleRouter`.
-        replay: an `Assignment` of an earlier call, whose choices are taken
-            again; see `BaseRouter`.
-        return_assignment: whether to return `(outputs, assignment)`, with the
-            `Assignment` as it was carried out, after capacity.
-        inputs_mask: the mask that Keras has for `inputs`, which it passes by
-            this name where there are router inputs or a replay.
+        inputs: Float tensor of shape `(..., D)` and rank 2 or more.
+        mask: Bool tensor of shape `(...)`, False for padding. Padding tokens
+            are excluded from outputs, where they are zero, losses, load
+            statistics, and capacity.
+        training: Bool.
+        router_inputs: What the router needs in addition to the tokens or
+            examples, such as ids for `HashRouter` and `RuleRouter`.
+        replay: `Assignment` of an earlier call, whose choices are repeated;
+            see `BaseRouter`.
+        return_assignment: Bool. Whether to return `(outputs, assignment)`,
+            with the `Assignment` after capacity. False by default.
+        inputs_mask: The Keras mask of `inputs`, which Keras passes by this
+            name if there are router inputs or a replay.
 
     Returns:
-        `(..., D)`, in the compute dtype.
+        Tensor of shape `(..., D)`, in the compute dtype.
 
     Raises:
-        ValueError: for an argument out of its range, a router or experts that
-            disagree with the block, inputs of rank below 2, of unknown width
-            or of integers, or a mask that does not fit.
+        ValueError: If an argument is out of its range, if the router or the
+            experts disagree with the block, if the inputs have integers, a
+            rank below 2, or an unknown width, or if the mask does not fit.
+
+    Reference: Shazeer et al. 2017, "Outrageously Large Neural Networks", eq. 1.
 
     Example:
 
@@ -132,28 +148,30 @@ class MoEBlock(Mixture):
         capacity_factor: float | None = None,
         eval_capacity_factor: float | None = None,
         priority: str = "position",
-        activation="relu",
+        activation: str | Activation | None = "relu",
         gated: bool = False,
         use_bias: bool = True,
         shared_expert_dim: int | None = None,
-        router=None,
-        experts=None,
-        share_experts_with=None,
+        router: BaseRouter | None = None,
+        experts: Experts | None = None,
+        share_experts_with: keras.layers.Layer | None = None,
         level: str = "token",
         load_balancing: str = "switch",
-        load_balancing_weight=None,
+        load_balancing_weight: LossWeight | None = None,
         router_z_weight: float = 0.0,
         jitter: float = 0.0,
         dropout: float = 0.0,
-        kernel_initializer="glorot_uniform",
-        bias_initializer="zeros",
-        kernel_regularizer=None,
-        bias_regularizer=None,
-        kernel_constraint=None,
-        bias_constraint=None,
+        kernel_initializer: str | keras.initializers.Initializer = (
+            "glorot_uniform"
+        ),
+        bias_initializer: str | keras.initializers.Initializer = "zeros",
+        kernel_regularizer: str | keras.regularizers.Regularizer | None = None,
+        bias_regularizer: str | keras.regularizers.Regularizer | None = None,
+        kernel_constraint: str | keras.constraints.Constraint | None = None,
+        bias_constraint: str | keras.constraints.Constraint | None = None,
         remat: bool = False,
         seed: int | None = None,
-        **kwargs,
+        **kwargs: Any,
     ):
         super().__init__(**kwargs)
         self.supports_masking = True
@@ -177,29 +195,19 @@ class MoEBlock(Mixture):
         )
         arguments = {
             "intermediate_dim": intermediate_dim,
-            "activation": checks.check_activation(activation),
             "gated": gated,
             "use_bias": use_bias,
             "dropout": dropout,
-            "kernel_initializer": checks.check_initializer(
-                "kernel_initializer", kernel_initializer
-            ),
-            "bias_initializer": checks.check_initializer(
-                "bias_initializer", bias_initializer
-            ),
-            "kernel_regularizer": checks.check_regularizer(
-                "kernel_regularizer", kernel_regularizer
-            ),
-            "bias_regularizer": checks.check_regularizer(
-                "bias_regularizer", bias_regularizer
-            ),
-            "kernel_constraint": checks.check_constraint(
-                "kernel_constraint", kernel_constraint
-            ),
-            "bias_constraint": checks.check_constraint(
-                "bias_constraint", bias_constraint
-            ),
             "remat": remat,
+            **expert_checks.checked_style(
+                activation=activation,
+                kernel_initializer=kernel_initializer,
+                bias_initializer=bias_initializer,
+                kernel_regularizer=kernel_regularizer,
+                bias_regularizer=bias_regularizer,
+                kernel_constraint=kernel_constraint,
+                bias_constraint=bias_constraint,
+            ),
         }
         self._experts_given = experts is not None
         self.experts = block_parts.experts_of(
@@ -225,7 +233,7 @@ class MoEBlock(Mixture):
         self.causal = self.router.causal and level == "token"
 
     def build(self, input_shape: Shape) -> None:
-        """Creates the weights for inputs `(..., D)`."""
+        """Create the weights for inputs `(..., D)`."""
         self.hidden_dim = checks.check_input_shape(input_shape)
         tokens_shape: Shape = (None, self.hidden_dim)
         by_token = self.level == "token"
@@ -242,13 +250,13 @@ class MoEBlock(Mixture):
         self,
         inputs: Tensor,
         mask: Tensor | None = None,
-        training=None,
+        training: bool | None = None,
         router_inputs: Tensor | None = None,
         replay: Assignment | None = None,
         return_assignment: bool = False,
         inputs_mask: Tensor | None = None,
-    ):
-        """Routes, computes and combines; see the class."""
+    ) -> Tensor | tuple[Tensor, Assignment]:
+        """Route, dispatch, compute, and combine; see the class."""
         mask = inputs_mask if mask is None else mask
         units = units_of(self.level, inputs, mask, self.hidden_dim)
         chosen = kernels.call_part(
@@ -304,22 +312,23 @@ class MoEBlock(Mixture):
             )
             outputs = outputs + zero_padding(shared, units.token_mask)
         if training:
-            length = None
-            if self.load_balancing == "per_sequence":
-                length = checks.check_sequence_length(ops.shape(inputs))
-            self.report(chosen, kept, units.mask, length)
+            self.report(chosen, kept, units.mask, inputs)
         if len(inputs.shape) > 2:
             outputs = ops.reshape(outputs, ops.shape(inputs))
-        if self._experts_given:  # whose dtype policy may be another
+        if self._experts_given:  # their dtype policy may be another
             outputs = ops.cast(outputs, self.compute_dtype)
         return (outputs, kept) if return_assignment else outputs
 
     def initialize_from(
-        self, source, noise_std: float = 0.0, seed: int | None = None
+        self,
+        source: Expert | Sequence[keras.layers.Dense],
+        noise_std: float = 0.0,
+        seed: int | None = None,
     ) -> None:
-        """Starts the routed experts from one trained network (Komatsuzaki et
-        al. 2022); the router and the shared expert stay as they are. See
-        `Expert.initialize_from`.
+        """Make each routed expert a copy of one trained network, plus noise.
+
+        The router and the shared expert stay unchanged (Komatsuzaki et al.
+        2022). See `Expert.initialize_from` for the arguments.
 
         Raises:
             ValueError: If the experts are a list of layers, or if the source
@@ -331,20 +340,20 @@ class MoEBlock(Mixture):
         self.experts.initialize_from(source, noise_std, seed)
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:
-        """Returns the shape of the outputs: that of the inputs."""
+        """Return the shape of the outputs: that of the inputs."""
         return tuple(input_shape)
 
     def compute_output_spec(
         self,
-        inputs,
-        mask=None,
-        training=None,
-        router_inputs=None,
-        replay=None,
-        return_assignment=False,
-        inputs_mask=None,
-    ):
-        """Returns the symbolic outputs of symbolic inputs."""
+        inputs: Tensor,
+        mask: Tensor | None = None,
+        training: bool | None = None,
+        router_inputs: Tensor | None = None,
+        replay: Assignment | None = None,
+        return_assignment: bool = False,
+        inputs_mask: Tensor | None = None,
+    ) -> Tensor | tuple[Tensor, Assignment]:
+        """Return the symbolic outputs of symbolic inputs."""
         checks.check_floating(inputs)
         self.router.check_inputs_given(router_inputs)
         outputs = keras.KerasTensor(inputs.shape, self.compute_dtype)
@@ -352,12 +361,14 @@ class MoEBlock(Mixture):
             return outputs
         return outputs, self.router.assignment_spec(inputs.shape)
 
-    def compute_mask(self, inputs, mask=None):
-        """Passes the mask on; an `Assignment` has none."""
+    def compute_mask(
+        self, inputs: Tensor, mask: Tensor | None = None
+    ) -> Tensor | None:
+        """Return the mask unchanged; an `Assignment` has none."""
         return mask
 
-    def get_config(self) -> dict:
-        """Returns the arguments that build this layer again."""
+    def get_config(self) -> dict[str, Any]:
+        """Return the arguments that build this layer again."""
         config = {
             **super().get_config(),
             "dtype": quantization.saved_dtype(self),
@@ -370,6 +381,7 @@ class MoEBlock(Mixture):
         return config | block_parts.config_of(self, given)
 
     @classmethod
-    def from_config(cls, config: dict):
-        """Builds the layer that `get_config` describes."""
-        return super().from_config(block_parts.with_layers(config))
+    def from_config(cls, config: dict[str, Any]) -> Self:
+        """Build the layer that `get_config` describes."""
+        block: Self = super().from_config(block_parts.with_layers(config))
+        return block

@@ -1,4 +1,4 @@
-"""What every layer of the package is."""
+"""Base class of all layers of the package."""
 
 import keras
 
@@ -11,9 +11,10 @@ from keras_moe.layers.trainable_parts import TrainableParts
 class MoELayer(
     TrainableParts, AddedLosses, Rematerialized, Traced, keras.layers.Layer
 ):
-    """Base of the layers: frozen parts, added losses, recomputation.
+    """Base class of layers: frozen parts, added losses, recomputation.
 
     Args:
-        trainable_parts: see `TrainableParts`; `get_config` makes it.
-        **kwargs: of `keras.layers.Layer`.
+        trainable_parts: Argument of `TrainableParts`. Only saved configs have
+            it.
+        **kwargs: Arguments of `keras.layers.Layer`.
     """

@@ -1,7 +1,9 @@
-"""Experts that cost nothing.
+"""Null experts, which cost nothing.
 
 T tokens, D hidden_dim, E experts, N null experts, K top_k, V = N - 2 vectors.
 """
+
+from typing import Any
 
 from keras import ops
 
@@ -13,37 +15,39 @@ from keras_moe.types import Shape, Tensor
 
 
 class NullExperts(KeptInFloats, MoELayer):
-    """What a token gets from null experts (MoE++: Jin et al. 2024, "MoE++:
-    Accelerating Mixture-of-Experts Methods with Zero-Computation Experts",
-    eq. 4-6).
+    """Computes the weighted sum of the null experts of each token.
 
-    Null expert 0 gives zero, 1 the token, and j above `a x + b v_j`, with
-    `(a, b) = softmax(W_j x)`: constants in the paper's words. The paper's loss
-    weighs null experts' load by a factor tau; here the load-balancing loss is
-    over the real experts alone, and how many tokens null experts take is
-    learned.
+    Null expert 0 returns zero, null expert 1 the token, and each further one
+    `a x + b v_j`, with `(a, b) = softmax(W_j x)` (a "constant expert" in the
+    paper). The loss of the paper weights the load of null experts by a factor
+    tau; here the load-balancing loss covers only the real experts, and the load
+    of null experts is learned.
 
     Args:
-        num_null_experts: N, 1 or more.
-        **kwargs: of `keras.layers.Layer`.
+        num_null_experts: Int, N, 1 or more.
+        **kwargs: Arguments of `keras.layers.Layer`.
 
-    Weights, where N > 2: `vectors` `(V, D)`; `mixer_kernel` `(D, 2 V)`.
+    Weights, if N is above 2: `vectors` `(V, D)`; `mixer_kernel` `(D, 2 V)`.
 
     Call arguments:
-        tokens: `(T, D)`.
-        assignment: with K pairs a token in the order of the tokens.
-        pairs_per_token: K.
+        tokens: Float tensor of shape `(T, D)`.
+        assignment: `Assignment` with K pairs per token, in the order of the
+            tokens.
+        pairs_per_token: Int, K.
 
     Returns:
-        `(T, D)`, the null experts' weighted sum.
+        Tensor of shape `(T, D)`, the weighted sum of the null experts.
+
+    Reference: Jin et al. 2024, "MoE++: Accelerating Mixture-of-Experts Methods
+    with Zero-Computation Experts", eq. 4-6.
     """
 
-    def __init__(self, num_null_experts: int, **kwargs):
+    def __init__(self, num_null_experts: int, **kwargs: Any):
         super().__init__(**kwargs)
         self.num_null_experts = num_null_experts
 
     def build(self, input_shape: Shape) -> None:
-        """Creates the weights for tokens `(T, D)`."""
+        """Create the weights for tokens `(T, D)`."""
         width, vectors = input_shape[-1], self.num_null_experts - 2
         if vectors > 0:
             self.vectors = self.add_weight(
@@ -60,7 +64,7 @@ class NullExperts(KeptInFloats, MoELayer):
     def call(
         self, tokens: Tensor, assignment: Assignment, pairs_per_token: int
     ) -> Tensor:
-        """Sums identity and constants by their weights."""
+        """Return the weighted sum of the null experts; see the class."""
         if self.num_null_experts == 1:
             return ops.zeros_like(tokens)
         null_experts = ops.arange(self.num_null_experts, dtype="int32")

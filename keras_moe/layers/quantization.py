@@ -1,15 +1,15 @@
-"""What Keras's `model.quantize` has made of a layer, and how it is saved.
+"""Save and restore how Keras's `model.quantize` changed a layer.
 
-Keras keeps a quantised layer's mode in its dtype policy. A layer inside a
-block has no config of its own in a saved model; the block's `dtype` stands
-for it. So a block with quantised parts saves a map from paths to policies as
-its `dtype`, Keras's `DTypePolicyMap`, which it hands on to the parts it
-builds. (Keras's own MultiHeadAttention, at 3.15, does not, and its quantised
-form cannot be loaded.)
+Keras stores the mode of a quantized layer in its dtype policy. A layer inside
+a block has no config of its own in a saved model, only the `dtype` of the
+block. So a block with quantized parts saves a map from paths to policies as its
+`dtype`, Keras's `DTypePolicyMap`, and passes the map to the parts that it
+builds. (The MultiHeadAttention of Keras 3.15 does not, and its quantized form
+cannot be loaded.)
 """
 
 import re
-from typing import Any
+from typing import Any, Self
 
 import keras
 from keras import dtype_policies
@@ -22,33 +22,46 @@ MODES = ("int8", "int4")
 
 @keras.saving.register_keras_serializable(package="keras_moe")
 class QuantizedPolicies(dtype_policies.DTypePolicyMap):
-    """A map from paths to policies that keeps the layers' configs, too.
+    """Maps paths to dtype policies, and to quantization configs.
 
     Args:
-        default_policy: of a path that is not in the map.
-        policy_map: dict from a path, or a pattern of paths, to its policy.
-        configs: dict from the same keys to a `QuantizationConfig`.
+        default_policy: Policy of the paths that are not in the map, or its
+            name.
+        policy_map: Dict from a path, or a pattern of paths, to its policy.
+        configs: Dict from the same keys to a `QuantizationConfig`. `None` (the
+            default) is empty.
     """
 
-    def __init__(self, default_policy=None, policy_map=None, configs=None):
+    def __init__(
+        self,
+        default_policy: Any = None,
+        policy_map: dict[str, Any] | None = None,
+        configs: dict[str, keras.quantizers.QuantizationConfig] | None = None,
+    ):
         super().__init__(default_policy, policy_map)
         self.configs = configs or {}
 
-    def config_of(self, path: str):
-        """Returns the `QuantizationConfig` of a layer's path, or None."""
+    def config_of(
+        self, path: str
+    ) -> keras.quantizers.QuantizationConfig | None:
+        """Return the `QuantizationConfig` of a layer's path, or None."""
         for pattern, config in self.configs.items():
             if re.fullmatch(pattern, path):
                 return config
         return None
 
-    def get_config(self) -> dict:
-        """Returns the arguments that build this map again."""
+    def get_config(self) -> dict[str, Any]:
+        """Return the arguments that build this map again."""
         configs = keras.saving.serialize_keras_object(self.configs)
         return {**super().get_config(), "configs": configs}
 
     @classmethod
-    def from_config(cls, config: dict, custom_objects=None):
-        """Builds the map that `get_config` describes."""
+    def from_config(
+        cls,
+        config: dict[str, Any],
+        custom_objects: dict[str, Any] | None = None,
+    ) -> Self:
+        """Build the map that `get_config` describes."""
         named = {
             name: keras.saving.deserialize_keras_object(
                 config[name], custom_objects=custom_objects
@@ -58,9 +71,8 @@ class QuantizedPolicies(dtype_policies.DTypePolicyMap):
         return cls(**{**config, **named})
 
 
-def saved_dtype(layer: keras.layers.Layer) -> dict:
-    """Returns the `dtype` of a layer's config; a map where parts of it are
-    quantised."""
+def saved_dtype(layer: keras.layers.Layer) -> dict[str, Any]:
+    """Return the `dtype` of a layer's config, a map if parts are quantized."""
     policies, configs = {}, {}
     for part in _keras.layers_inside(layer):
         if part.quantization_mode is None:
@@ -73,15 +85,15 @@ def saved_dtype(layer: keras.layers.Layer) -> dict:
     policy = own_policy(layer)
     if policies:
         policy = QuantizedPolicies(policy.name, policies, configs)
-    return dtype_policies.serialize(policy)
+    saved: dict[str, Any] = dtype_policies.serialize(policy)
+    return saved
 
 
-def float32_head(dtype):
-    """Returns the policy of a model's head, float32; or what a loaded model
-    says of it.
+def float32_head(dtype: Any) -> Any:
+    """Return the policy of a model's head: float32, or a map around float32.
 
     Args:
-        dtype: of the model: a policy, its config or its name, or None.
+        dtype: `dtype` of the model: a policy, its config, its name, or None.
     """
     policies = dtype_policies.get(dtype)
     if not isinstance(policies, QuantizedPolicies):
@@ -90,8 +102,10 @@ def float32_head(dtype):
 
 
 def restore_configs(layer: keras.layers.Layer) -> None:
-    """Gives Keras's layers inside a loaded one the configs they had: their
-    own form has no place for them in a map of policies."""
+    """Give Keras layers inside a loaded layer their quantization configs.
+
+    Keras's own `DTypePolicyMap` does not store them.
+    """
     policies = layer.dtype_policy
     if not isinstance(policies, QuantizedPolicies):
         return
@@ -102,32 +116,37 @@ def restore_configs(layer: keras.layers.Layer) -> None:
             part.inputs_quantizer = config.activation_quantizer
 
 
-def own_policy(layer: keras.layers.Layer):
-    """Returns the policy of a layer itself, where it has a map of them."""
+def own_policy(layer: keras.layers.Layer) -> dtype_policies.DTypePolicy:
+    """Return the policy of a layer itself, also if its `dtype` is a map."""
     policy = layer.dtype_policy
     if not isinstance(policy, dtype_policies.DTypePolicyMap):
         return policy
     return policy[layer.path] if layer.path else policy.default_policy
 
 
-def given_config(layer: keras.layers.Layer):
-    """Returns the `QuantizationConfig` that a map has for a layer."""
+def given_config(
+    layer: keras.layers.Layer,
+) -> keras.quantizers.QuantizationConfig | None:
+    """Return the `QuantizationConfig` of a layer in its map, or None."""
     policy = layer.dtype_policy
     known = isinstance(policy, QuantizedPolicies)
     return policy.config_of(layer.path) if known else None
 
 
-def set_policy(layer, mode: str, block: int | None) -> None:
-    """Says in a layer's dtype policy how it was quantised, as Keras does."""
-    if layer.quantization_mode is not None:  # quantised by its policy
+def set_policy(layer: keras.layers.Layer, mode: str, block: int | None) -> None:
+    """Record in a layer's dtype policy how it was quantized, as Keras does."""
+    if layer.quantization_mode is not None:  # recorded already
         return
     name = own_policy(layer).name
     how = mode if mode == "int8" else f"{mode}/{block or -1}"
     layer.dtype_policy = dtype_policies.get(f"{how}_from_{name}")
 
 
-def block_size_of(layer, config) -> int | None:
-    """Returns the rows that share a scale, or None for all of a channel."""
+def block_size_of(
+    layer: keras.layers.Layer,
+    config: keras.quantizers.QuantizationConfig | None,
+) -> int | None:
+    """Return how many rows share a scale, or None for all of a channel."""
     if config is None:
         config = own_policy(layer)
     block = getattr(config, "block_size", None)
@@ -135,39 +154,44 @@ def block_size_of(layer, config) -> int | None:
 
 
 def default_rounding(mode: str) -> Rounding | None:
-    """Returns what Keras does to activations where there is no config."""
+    """Return how Keras rounds activations if there is no config."""
     return Rounding() if mode == "int8" else None
 
 
-def check_mode(mode: str) -> None:
-    """Raises where experts cannot be quantised so."""
+def check_mode(mode: str | None) -> str:
+    """Return `mode` if experts can be quantized in this mode."""
     if mode in MODES:
-        return
+        return str(mode)
     raise ValueError(
-        f"`mode` must be one of {MODES} where there are experts. "
-        f"{_REASONS.get(mode, '')} Received: mode={mode!r}. Load the model "
-        "anew and leave the experts as they are, with `filters=lambda layer: "
-        "not isinstance(layer, keras_moe.Expert)`, or choose another mode."
+        f"`mode` must be one of {MODES} if there are experts. "
+        f"{_REASONS.get(str(mode), '')} Received: mode={mode!r}. Load the "
+        "model again and exclude the experts with `filters=lambda layer: not "
+        "isinstance(layer, keras_moe.Expert)`, or choose another mode."
     )
 
 
 class KeptInFloats:
-    """Base of layers that `model.quantize` leaves in float32, silently.
+    """Base class of layers that `model.quantize` silently leaves in float32.
 
-    Routers, because rounding would change routing decisions, and layers whose
-    few weights are not multiplied with tokens. It comes before
-    `keras.layers.Layer` in the list of bases.
+    Routers stay in float32, because quantizing them would change routing
+    decisions, and so do layers whose few weights are not multiplied with
+    tokens. This class comes before `keras.layers.Layer` in the list of bases.
     """
 
-    def quantize(self, mode=None, type_check=True, config=None) -> None:
+    def quantize(
+        self,
+        mode: str | None = None,
+        type_check: bool = True,
+        config: keras.quantizers.QuantizationConfig | None = None,
+    ) -> None:
         """Leave the layer unchanged; see the class."""
 
 
 def keep_floats(parts: Any) -> None:
-    """Keep `model.quantize` from layers, and from those inside of them.
+    """Exclude layers, and the layers inside them, from `model.quantize`.
 
     Args:
-        parts: Layer, or nest with layers in it.
+        parts: Layer, or nest of layers and other values.
     """
     for part in keras.tree.flatten(parts):
         if isinstance(part, keras.layers.Layer):
@@ -175,33 +199,34 @@ def keep_floats(parts: Any) -> None:
                 layer.quantize = KeptInFloats().quantize
 
 
-def check_floats(experts) -> None:
-    """Raises where a bank's kernels are integers."""
+def check_floats(experts: keras.layers.Layer) -> None:
+    """Raise if the experts are quantized."""
     if experts.quantization_mode is None:
         return
     raise ValueError(
-        "The experts must have kernels of floats to start from others. "
-        f"Received: experts of dtype {own_policy(experts).name!r}. Start them "
-        "first and quantise them at the end."
+        "The experts must have float kernels to be initialized from a source. "
+        f"Received: experts of dtype {own_policy(experts).name!r}. Initialize "
+        "them first and quantize them at the end."
     )
 
 
 _CALIBRATED = (
-    "Keras calibrates keras.layers.Dense and EinsumDense of rank 2 and 3 "
-    "alone, by their class; other layers are passed over."
+    "Keras calibrates only keras.layers.Dense and EinsumDense of rank 2 and 3 "
+    "and skips other layers."
 )
 _REASONS = {
-    "float8": "Keras's float8 rounds float32 weights anew in each step, with "
-    "one scale for a whole kernel: of stacked experts that would be one scale "
-    "for all, and a copy of the whole bank.",
+    "float8": "Keras's float8 rounds float32 weights in each step, with one "
+    "scale per kernel: stacked experts would share one scale, and each step "
+    "would copy all experts.",
     "gptq": _CALIBRATED,
     "awq": _CALIBRATED,
 }
 
 
-def _pattern(layer, part):
-    """The path of a part below a layer, wherever that layer stands."""
-    path, prefix = part.path or part.name, f"{layer.path}/"
+def _pattern(layer: keras.layers.Layer, part: keras.layers.Layer) -> str:
+    """Return a pattern of the path of a part, wherever its layer is used."""
+    path: str = part.path or part.name
+    prefix = f"{layer.path}/"
     if not layer.path or not path.startswith(prefix):
         return re.escape(path)
     return f"(.*/)?{re.escape(f'{layer.name}/{path[len(prefix) :]}')}"

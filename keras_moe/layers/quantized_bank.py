@@ -1,9 +1,9 @@
-"""Quantises the kernels of an `Expert`, each expert's by itself.
+"""Quantize the kernels of an `Expert`, each expert separately.
 
 E experts, D inputs and F outputs of a kernel, G blocks of D with a scale each.
 """
 
-from typing import Any
+from typing import Any, TypeAlias
 
 import keras
 import numpy as np
@@ -13,25 +13,31 @@ from keras_moe import _keras, kernels
 from keras_moe.kernels.quantized import ZERO_NIBBLE
 from keras_moe.layers import quantization
 
+Array: TypeAlias = np.ndarray[Any, Any]
 NAMES = ("up", "gate", "down")
 FOUR_BITS: dict[str, Any] = {"value_range": (-8, 7), "output_dtype": "int8"}
 
 
-def quantize(experts, mode: str, config) -> None:
-    """Puts integers and scales in the place of a bank's kernels.
+def quantize(
+    experts: keras.layers.Layer,
+    mode: str | None,
+    config: keras.quantizers.QuantizationConfig | None,
+) -> None:
+    """Replace the kernels of a bank by integers and scales.
 
     Args:
-        experts: a built `Expert`.
-        mode: "int8" or "int4".
-        config: `keras.quantizers.Int8QuantizationConfig` or `Int4...`.
+        experts: A built `Expert`.
+        mode: `"int8"` or `"int4"`.
+        config: `keras.quantizers.Int8QuantizationConfig` or
+            `Int4QuantizationConfig`.
 
     Raises:
-        ValueError: for another mode, and for quantizers that do not suit
-            stacked kernels.
+        ValueError: If the mode is another one, or if stacked kernels cannot be
+            quantized with the quantizers of `config`.
     """
-    quantization.check_mode(mode)
+    mode = quantization.check_mode(mode)
     block = quantization.block_size_of(experts, config)
-    rounding_of(config)  # raises where it must, before anything is changed
+    rounding_of(config)  # raises an error before any kernel is changed
     for name in NAMES:
         kernel = getattr(experts, f"{name}_kernel", None)
         if kernel is None:
@@ -47,17 +53,31 @@ def quantize(experts, mode: str, config) -> None:
     quantization.set_policy(experts, mode, block)
 
 
-def build_kernel(experts, name: str, shape):
-    """Adds the weights of a kernel of a bank that was quantised before."""
-    mode = experts.quantization_mode
-    quantization.check_mode(mode)
+def build_kernel(
+    experts: keras.layers.Layer, name: str, shape: tuple[int, int, int]
+) -> keras.Variable:
+    """Add the weights of a kernel to a bank that is built as quantized."""
+    mode = quantization.check_mode(experts.quantization_mode)
     block = quantization.block_size_of(experts, experts.quantization_config)
     return add_kernel(experts, name, shape, mode, block)
 
 
-def add_kernel(experts, name: str, shape, mode: str, block: int | None):
-    """Adds the integers and `{name}_scale` for a kernel `(E, D, F)`; returns
-    the integers."""
+def add_kernel(
+    experts: keras.layers.Layer,
+    name: str,
+    shape: tuple[int, int, int],
+    mode: str,
+    block: int | None,
+) -> keras.Variable:
+    """Add the integers and `{name}_scale` of a kernel; return the integers.
+
+    Args:
+        experts: An `Expert`.
+        name: Str. `"up"`, `"gate"`, or `"down"`.
+        shape: Tuple of int, `(E, D, F)`.
+        mode: `"int8"` or `"int4"`.
+        block: Int. Number of rows that share a scale. None for all D rows.
+    """
     num_experts, depth, width = shape
     stored = depth if mode == "int8" else -(-depth // 2)
     kernel = experts.add_weight(
@@ -78,8 +98,10 @@ def add_kernel(experts, name: str, shape, mode: str, block: int | None):
     return kernel
 
 
-def kernel_of(experts, name: str) -> kernels.QuantizedKernel | None:
-    """Returns a kernel as `kernels` takes it, or None without one."""
+def kernel_of(
+    experts: keras.layers.Layer, name: str
+) -> kernels.QuantizedKernel | None:
+    """Return a kernel as `kernels.QuantizedKernel`, or None without one."""
     values = getattr(experts, f"{name}_kernel")
     if values is None:
         return None
@@ -94,11 +116,11 @@ def kernel_of(experts, name: str) -> kernels.QuantizedKernel | None:
     return kernels.QuantizedKernel(values, scale, rounding, block)
 
 
-def rounding_of(config) -> kernels.Rounding | None:
-    """Returns how a config's `activation_quantizer` rounds rows.
+def rounding_of(config: Any) -> kernels.Rounding | None:
+    """Return how the `activation_quantizer` of a config rounds rows.
 
     Raises:
-        ValueError: for another quantizer than Keras's `AbsMaxQuantizer`.
+        ValueError: If the quantizer is not Keras's `AbsMaxQuantizer`.
     """
     quantizer = config.activation_quantizer
     if quantizer is None:
@@ -108,19 +130,25 @@ def rounding_of(config) -> kernels.Rounding | None:
         return kernels.Rounding(low, high, quantizer.epsilon)
     raise ValueError(
         "`activation_quantizer` must be None or keras.quantizers."
-        "AbsMaxQuantizer where there are experts: the kernels round each row "
-        f"by its largest element. Received: {quantizer!r}. Pass None for "
-        "weights alone."
+        "AbsMaxQuantizer if there are experts: the kernels round each row by "
+        f"its largest element. Received: {quantizer!r}. Pass None to quantize "
+        "only weights."
     )
 
 
-def _array(kernel) -> np.ndarray:
+def _array(kernel: keras.Variable) -> Array:
     tensor = ops.stop_gradient(ops.convert_to_tensor(kernel))
-    return ops.convert_to_numpy(ops.cast(tensor, "float32"))
+    array: Array = ops.convert_to_numpy(ops.cast(tensor, "float32"))
+    return array
 
 
-def _integers(bank, mode, config, block):
-    """Returns what `add_kernel` adds weights for, of floats `(E, D, F)`."""
+def _integers(
+    bank: Array,
+    mode: str,
+    config: keras.quantizers.QuantizationConfig,
+    block: int | None,
+) -> tuple[Array, Array]:
+    """Return the integers and scales of a float bank `(E, D, F)`."""
     quantizer = config.weight_quantizer
     if quantizer is None:
         options = {} if mode == "int8" else FOUR_BITS
@@ -131,8 +159,10 @@ def _integers(bank, mode, config, block):
     return (values if mode == "int8" else _packed(values)), scale
 
 
-def _one_expert(matrix, quantizer, block):
-    """Returns int8 `(D, F)` and its scales `(G, F)`."""
+def _one_expert(
+    matrix: Array, quantizer: keras.quantizers.Quantizer, block: int | None
+) -> tuple[Array, Array]:
+    """Return int8 `(D, F)` and its scales `(G, F)`."""
     depth, width = matrix.shape
     block = block or depth
     blocks = -(-depth // block)
@@ -153,10 +183,11 @@ def _one_expert(matrix, quantizer, block):
     return values, (1 / divisor).reshape(blocks, width)
 
 
-def _packed(values):
-    """Two rows a byte, of integers -8 ... 7 `(E, D, F)`; see `kernels`."""
+def _packed(values: Array) -> Array:
+    """Pack integers -8 ... 7 `(E, D, F)`, two rows per byte; see `kernels`."""
     num_experts, depth, width = values.shape
     nibbles = np.full((num_experts, depth + depth % 2, width), ZERO_NIBBLE)
     nibbles[:, :depth] += values
     low, high = np.split(nibbles, 2, axis=1)
-    return (low + 16 * high).astype("uint8")
+    packed: Array = (low + 16 * high).astype("uint8")
+    return packed

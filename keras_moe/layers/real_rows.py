@@ -1,7 +1,7 @@
-"""Activity regularizers of experts that run on more rows than they have.
+"""Activity regularizers of experts that run on padded rows.
 
-Where shapes are static, an expert runs on its rows and on copies of the last
-one. The penalty must be that of its own rows.
+If shapes are static, an expert runs on its rows and on copies of the last row.
+The penalty must cover only its own rows.
 """
 
 import contextlib
@@ -16,14 +16,14 @@ from keras_moe.types import Tensor
 
 
 class RealRows:
-    """Returns the penalty of the rows that are real.
+    """Computes the penalty of the real rows only.
 
-    Keras divides the penalty by the number of all rows. The others are zero
-    here, which costs nothing under L1 and L2.
+    Keras divides the penalty by the number of all rows. Copies are set to zero,
+    which adds nothing to L1 and L2.
 
     Args:
-        regularizer: of a layer's outputs.
-        real: bool `(n,)`, False for a copy.
+        regularizer: Keras regularizer of the outputs of a layer.
+        real: Bool tensor of shape `(n,)`, False for a copy.
     """
 
     def __init__(self, regularizer: Any, real: Tensor):
@@ -31,7 +31,7 @@ class RealRows:
         self.real = real
 
     def __call__(self, outputs: Tensor) -> Tensor:
-        """Returns the penalty of outputs `(n, ...)` or `(n * s, ...)`."""
+        """Return the penalty of outputs `(n, ...)` or `(n * s, ...)`."""
         number, rows = self.real.shape[0], outputs.shape[0]
         if None in (number, rows) or rows % number:
             return self.regularizer(outputs)
@@ -46,11 +46,11 @@ class RealRows:
 def only_real_rows(
     layer: keras.layers.Layer, real: Tensor | None
 ) -> Iterator[None]:
-    """Inside, activity regularizers of a layer see its real rows alone.
+    """Restrict the activity regularizers of a layer to its real rows.
 
     Args:
-        layer: an expert; the layers inside it are changed as well.
-        real: bool `(n,)`, or None if all rows are real.
+        layer: A layer. The layers inside it are changed as well.
+        real: Bool tensor of shape `(n,)`, or None if all rows are real.
     """
     parts = [layer, *(part for _, part, _ in parts_of(layer))]
     given = [(x, x.activity_regularizer) for x in parts]

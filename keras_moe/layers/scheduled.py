@@ -1,6 +1,6 @@
-"""A loss weight that changes while a model trains."""
+"""Loss weights that follow a schedule of the training steps."""
 
-from typing import Any
+from typing import Any, TypeAlias
 
 import keras
 from keras import ops
@@ -10,28 +10,35 @@ from keras_moe.layers.moe_layer import MoELayer
 from keras_moe.layers.quantization import KeptInFloats
 from keras_moe.types import Shape, Tensor
 
+LossWeight: TypeAlias = float | keras.optimizers.schedules.LearningRateSchedule
+"""The weight of a loss, or a schedule of it over the training steps."""
+
 
 class ScheduledWeight(KeptInFloats, MoELayer):
-    """A number that follows a schedule of the training steps.
+    """Computes a loss weight from a schedule and a count of training steps.
 
-    A Python number becomes a constant of the compiled step. This one is
-    computed from a count that is a weight, so that it moves without another
-    compilation, on every backend, and goes on where a saved model stopped.
+    A Python number is a constant of a compiled step. The count is a weight, so
+    that the loss weight changes without another compilation, on every backend,
+    and a saved model resumes the schedule.
 
     Args:
-        schedule: a `keras.optimizers.schedules.LearningRateSchedule`.
-        **kwargs: of `keras.layers.Layer`.
+        schedule: A `keras.optimizers.schedules.LearningRateSchedule`.
+        **kwargs: Arguments of `keras.layers.Layer`.
 
     Weights: `steps` `(1,)`, calls of `advance` so far; float32, which counts
     to 16 million.
     """
 
-    def __init__(self, schedule, **kwargs):
+    def __init__(
+        self,
+        schedule: keras.optimizers.schedules.LearningRateSchedule,
+        **kwargs: Any,
+    ):
         super().__init__(**kwargs)
         self.schedule = schedule
 
     def build(self, input_shape: Shape | None = None) -> None:
-        """Creates the count; the shape of the inputs does not matter."""
+        """Create the count; the shape of the inputs does not matter."""
         self.steps = self.add_weight(
             name="steps",
             shape=(1,),
@@ -43,9 +50,9 @@ class ScheduledWeight(KeptInFloats, MoELayer):
         )
 
     def advance(self) -> Tensor:
-        """Returns the schedule's float32 scalar and counts one step.
+        """Return the current weight, a float32 scalar, and count one step.
 
-        The count of a frozen layer stands still.
+        A frozen layer does not count.
         """
         steps = kernels.first_value(lambda: self.steps.value)
         value = self.schedule(ops.reshape(steps, ()))
@@ -54,12 +61,14 @@ class ScheduledWeight(KeptInFloats, MoELayer):
         return ops.cast(value, "float32")
 
 
-def loss_weight_of(name: str, value) -> tuple[Any, ScheduledWeight | None]:
-    """Return a loss weight, and a layer for it if it is a schedule.
+def loss_weight_of(
+    name: str, value: LossWeight | None
+) -> tuple[LossWeight | None, ScheduledWeight | None]:
+    """Check a loss weight; if it is a schedule, also return a layer for it.
 
     Args:
-        name: the argument's.
-        value: None, a number or a schedule.
+        name: Str. Name of the argument.
+        value: None, a number, or a schedule.
     """
     if isinstance(value, keras.optimizers.schedules.LearningRateSchedule):
         return value, ScheduledWeight(value, name="scheduled_weight")

@@ -1,4 +1,4 @@
-"""Random seeds that a recomputation draws again."""
+"""Random seeds that a recomputation repeats."""
 
 import keras
 
@@ -7,13 +7,13 @@ from keras_moe.types import Tensor
 
 
 class SeedGenerator(keras.random.SeedGenerator):
-    """A seed generator whose draws are repeated when a pass is.
+    """Draws seeds, and repeats them when a forward pass is recomputed.
 
-    Recomputation, such as `torch.utils.checkpoint`, must see the jitter, the
-    noise, and the dropout of the first run, and must not move the state.
+    Recomputation, as in `torch.utils.checkpoint`, must use the jitter, the
+    noise, and the dropout of the first run, and must not change the state.
     """
 
     def next(self, ordered: bool = True) -> Tensor:
-        """Returns the next seed, or the first run's in a recomputation."""
+        """Return the next seed; in a recomputation, that of the first run."""
         draw = super().next
         return kernels.first_value(lambda: draw(ordered))

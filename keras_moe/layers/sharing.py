@@ -1,30 +1,31 @@
-"""One layer inside several others, which a `.keras` file preserves.
+"""Preserve in `.keras` files that several layers hold the same layer.
 
-Keras writes a layer that stands inside another one into that one's config, so
-two layers that hold the same part would come back with a copy each. Keras's
-file format has a mark for that, `shared_object_id`, and `load_model` obeys
-it; but Keras sets the mark only on later occurrences of a nested layer, so
-that the first would be a copy. Here every occurrence bears it.
+Keras writes a nested layer into the config of the layer that holds it, so two
+layers that hold the same part would each be loaded with a copy. Keras's file
+format has a mark for this case, `shared_object_id`, which `load_model` obeys.
+But Keras sets the mark only on later occurrences of a nested layer, so the
+first would be a copy. This module marks every occurrence.
 
-`from_config` and `clone_model` build each layer by itself. A part becomes a
-copy there, and one warning tells so if two holders of one part are built.
+`from_config` and `clone_model` build each layer separately, so a shared part
+becomes a copy. One warning says so if two holders of one part are built.
 """
 
 import itertools
 import warnings
 import weakref
+from collections.abc import Iterable
 from typing import Any
 
 import keras
 
-MARK = "shared_object_id"  # Keras's, which means something in files alone
+MARK = "shared_object_id"  # Keras's mark, which is used only in files
 PLACE = "shared_part"  # [number of the part, number of its holder]
 _NUMBERS = itertools.count()
 _PROBE = keras.initializers.Zeros()
 
 
 class _Holders:
-    """Who holds a part, numbered in the order of their construction.
+    """Numbers the layers that hold a part, in the order of construction.
 
     The numbers do not depend on which holders are still alive, so a config
     does not depend on the garbage collector.
@@ -34,17 +35,21 @@ class _Holders:
         self.is_copy = number is not None
         self.number = next(_NUMBERS) if number is None else number
         self.next = first
-        self.places: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+        self.places: weakref.WeakKeyDictionary[keras.layers.Layer, int] = (
+            weakref.WeakKeyDictionary()
+        )
 
     def add(self, owner: keras.layers.Layer) -> int:
-        """Return the number of a holder, a new one the first time."""
+        """Return the number of a holder, and add it if it is new."""
         if owner not in self.places:
             self.places[owner] = self.next
             self.next += 1
         return self.places[owner]
 
 
-_HOLDERS: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+_HOLDERS: weakref.WeakKeyDictionary[keras.layers.Layer, _Holders] = (
+    weakref.WeakKeyDictionary()
+)
 _BUILT: dict[int, set[int]] = {}  # by part: holders built from configs
 
 
@@ -60,7 +65,9 @@ def was_shared(part: keras.layers.Layer) -> bool:
     return holders is not None and (holders.is_copy or holders.next > 1)
 
 
-def is_shared(part: keras.layers.Layer, layers: list) -> bool:
+def is_shared(
+    part: keras.layers.Layer, layers: Iterable[keras.layers.Layer]
+) -> bool:
     """Return whether more than one of `layers` holds `part`."""
     holders = _HOLDERS.get(part)
     if holders is None:
@@ -68,9 +75,11 @@ def is_shared(part: keras.layers.Layer, layers: list) -> bool:
     return len({id(x) for x in layers if x in holders.places}) > 1
 
 
-def serialize_part(part: keras.layers.Layer, owner: keras.layers.Layer) -> dict:
+def serialize_part(
+    part: keras.layers.Layer, owner: keras.layers.Layer
+) -> dict[str, Any]:
     """Return the config of a layer, marked if it was shared."""
-    config = keras.saving.serialize_keras_object(part)
+    config: dict[str, Any] = keras.saving.serialize_keras_object(part)
     if not was_shared(part):
         return config
     if _is_saving():
@@ -79,15 +88,25 @@ def serialize_part(part: keras.layers.Layer, owner: keras.layers.Layer) -> dict:
     return {**config, PLACE: [holders.number, holders.add(owner)]}
 
 
-def deserialize_parts(config: dict, *names: str, custom_objects=None) -> dict:
-    """Return a layer's config with some of its parts, or lists of parts, built.
+def deserialize_parts(
+    config: dict[str, Any],
+    *names: str,
+    custom_objects: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Return a layer's config with some of its parts built.
 
-    Warns once if another holder of one of the parts was built from its config
-    since this one was built last: each has a copy of its own then.
+    Warns if another holder of one of the parts was also built from its config:
+    each holder then has its own copy.
+
+    Args:
+        config: Dict. Config of the layer.
+        *names: Names of the entries to build, each a layer or a list of
+            layers.
+        custom_objects: Dict from names to classes for Keras, or None.
     """
     copies: list[str] = []
 
-    def build(value):
+    def build(value: Any) -> Any:
         if isinstance(value, (list, tuple)):
             return [build(x) for x in value]
         part = keras.saving.deserialize_keras_object(value, custom_objects)
@@ -103,10 +122,10 @@ def deserialize_parts(config: dict, *names: str, custom_objects=None) -> dict:
 
 
 def unmarked(config: Any) -> Any:
-    """Return a config without the mark, to compare it by.
+    """Return a config without the mark, so that configs can be compared.
 
-    While a model is saved or loaded, Keras marks whatever it serializes for
-    the second time, default arguments too.
+    While a model is saved or loaded, Keras marks every object that it
+    serializes for the second time, also default arguments.
     """
     if not isinstance(config, dict):
         return config
@@ -114,16 +133,16 @@ def unmarked(config: Any) -> Any:
 
 
 def _is_saving() -> bool:
-    """Whether a `.keras` file is being written: marks have a meaning then."""
+    """Return whether a `.keras` file is being written, where marks are used."""
     keras.saving.serialize_keras_object(_PROBE)
     return MARK in keras.saving.serialize_keras_object(_PROBE)
 
 
-def _is_unshared(part, number, place):
-    """Whether this is the second holder that is built with a copy.
+def _is_unshared(part: keras.layers.Layer, number: int, place: int) -> bool:
+    """Return whether this is the second holder that is built with a copy.
 
-    The first keeps the part's number, so that its config is the same again.
-    The second starts a number of its own: a copy of the copies shares nothing.
+    The copy of the first holder keeps the number of the part, so that its
+    config stays the same. Copies of further holders get new numbers.
     """
     built = _BUILT.setdefault(number, set())
     if place in built:
@@ -134,12 +153,12 @@ def _is_unshared(part, number, place):
     return len(built) == 2
 
 
-def _warn(copies, owner):
+def _warn(copies: list[str], owner: str | None) -> None:
     names = ", ".join(repr(name) for name in copies)
     warnings.warn(
         f"Layers that several blocks shared are copies now: {names} in "
-        f"{owner!r}, which was built from a config. Sharing is restored only "
-        "by `model.save` and `keras.saving.load_model`; or build the blocks "
-        "with the same layer.",
+        f"{owner!r}, which was built from a config. Only `model.save` and "
+        "`keras.saving.load_model` preserve sharing; or build the blocks with "
+        "the same layer.",
         stacklevel=4,
     )

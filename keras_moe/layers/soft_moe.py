@@ -1,10 +1,11 @@
-"""Soft mixture: experts work on mixtures of tokens.
+"""Soft mixture of experts: experts compute mixtures of tokens.
 
 B sequences, S tokens of one, D hidden_dim, F intermediate_dim, E experts, H
 output_dim, Z slots per expert.
 """
 
 import warnings
+from typing import Any, Self
 
 import keras
 from keras import ops
@@ -19,50 +20,52 @@ from keras_moe.types import Shape, Tensor
 
 @keras.saving.register_keras_serializable(package="keras_moe")
 class SoftMoE(DenseMixture):
-    """Gives each expert Z mixtures of a sequence's tokens, and each token a
-    mixture of what they make of them (Puigcerver et al. 2023, "From Sparse to
-    Soft Mixtures of Experts", eq. 1-3).
+    """Computes Z mixtures of tokens per expert and mixes the results per token.
 
-    Nothing is chosen or dropped and every weight gets a gradient from every
-    token: there is no load to balance. The cost follows `E * Z` slots a
-    sequence, however long it is: `E * Z = S` costs what one expert on every
-    token does.
+    No token is dropped, and every weight gets a gradient from every token, so
+    there is no load to balance. The cost follows the `E * Z` slots per
+    sequence, whatever its length: `E * Z = S` costs as much as one expert on
+    every token.
 
-    Each token reads the whole sequence, later tokens too: it is not causal,
-    and not for autoregressive decoders. A sequence is the axis before the
-    last. Inputs of rank 2 are one sequence: each row depends on the other
-    rows of its batch, of which the layer warns once. Use a `MoEBlock` for
-    rows that are examples by themselves.
+    Each token reads the whole sequence, including later tokens: the layer is
+    not causal, and not for autoregressive decoders. A sequence is the axis
+    before the last. Inputs of rank 2 are one sequence: each row depends on the
+    other rows of its batch, and the layer warns once. Use `MoEBlock` for rows
+    that are separate examples.
 
     Args:
-        num_experts: E.
-        intermediate_dim: F, the inner width of each expert.
-        slots_per_expert: Z. One with many experts is the paper's best.
-        normalize_logits: whether tokens and slots are brought to unit length,
-            with a learned scale (section 2.3), so that the softmax over wide
-            tokens does not become a choice.
-        **kwargs: `output_dim` (H, the width of the outputs; `None`, the
-            default, is D), `activation`, `gated`, `use_bias`, `dropout`,
-            `kernel_initializer`, `bias_initializer`, `kernel_regularizer`,
-            `bias_regularizer`, `kernel_constraint`, `bias_constraint`,
-            `seed`, of the experts, see `Expert`; and those of
-            `keras.layers.Layer`.
+        num_experts: Int, E.
+        intermediate_dim: Int, F. Inner width of each expert.
+        slots_per_expert: Int, Z. 1 (the default) with many experts is best in
+            the paper.
+        normalize_logits: Bool. Whether tokens and slots are scaled to unit
+            length, with a learned scale (section 2.3), which keeps the softmax
+            over wide tokens from becoming a discrete choice. True by default.
+        **kwargs: Arguments of `Expert`: `output_dim` (H, the width of the
+            outputs; `None`, the default, is D), `activation`, `gated`,
+            `use_bias`, `dropout`, `kernel_initializer`, `bias_initializer`,
+            `kernel_regularizer`, `bias_regularizer`, `kernel_constraint`,
+            `bias_constraint`, `seed`; and those of `keras.layers.Layer`.
 
     Weights: `slot_kernel` `(D, E * Z)`, expert by expert, and `scale` `(1,)`,
-    float32, beside those of `Expert`.
+    float32, in addition to those of `Expert`.
 
     Call arguments:
-        inputs: float `(..., S, D)`.
-        mask: bool `(..., S)`, False for padding, which is in no slot and
-            comes out as zero.
-        training: bool.
+        inputs: Float tensor of shape `(..., S, D)`.
+        mask: Bool tensor of shape `(..., S)`, False for padding, which is in
+            no slot and has the output zero.
+        training: Bool.
 
     Returns:
-        `(..., S, H)`, in the compute dtype.
+        Tensor of shape `(..., S, H)`, in the compute dtype.
 
     Raises:
-        ValueError: for an argument out of its range, inputs of rank below 2,
-            of unknown width or of integers, or a mask that does not fit.
+        ValueError: If an argument is out of its range, if the inputs have
+            integers, a rank below 2, or an unknown width, or if the mask does
+            not fit.
+
+    Reference: Puigcerver et al. 2023, "From Sparse to Soft Mixtures of
+    Experts", eq. 1-3.
 
     Example:
 
@@ -86,7 +89,7 @@ class SoftMoE(DenseMixture):
         intermediate_dim: int,
         slots_per_expert: int = 1,
         normalize_logits: bool = True,
-        **kwargs,
+        **kwargs: Any,
     ):
         super().__init__(intermediate_dim, **kwargs)
         self.num_experts = checks.check_positive_int("num_experts", num_experts)
@@ -100,7 +103,7 @@ class SoftMoE(DenseMixture):
         self._has_warned = False
 
     def build(self, input_shape: Shape) -> None:
-        """Creates the weights for inputs `(..., S, D)`."""
+        """Create the weights for inputs `(..., S, D)`."""
         self.hidden_dim = checks.check_input_shape(input_shape)
         self._warn_of_one_sequence(input_shape)
         own = {"dtype": "float32", "autocast": False}
@@ -119,9 +122,12 @@ class SoftMoE(DenseMixture):
         self.build_banks()
 
     def call(
-        self, inputs: Tensor, mask: Tensor | None = None, training=None
+        self,
+        inputs: Tensor,
+        mask: Tensor | None = None,
+        training: bool | None = None,
     ) -> Tensor:
-        """Mixes tokens into slots, computes, and mixes back."""
+        """Mix tokens into slots, run the experts, and mix the results."""
         self._warn_of_one_sequence(inputs.shape)
         tokens, token_mask = flatten_tokens(inputs, mask, self.hidden_dim)
         length = ops.shape(inputs)[-2]
@@ -141,27 +147,27 @@ class SoftMoE(DenseMixture):
             outputs, (*ops.shape(inputs)[:-1], outputs.shape[-1])
         )
 
-    def _warn_of_one_sequence(self, shape):
+    def _warn_of_one_sequence(self, shape: Shape) -> None:
         if len(shape) > 2 or self._has_warned:
             return
         self._has_warned = True
         warnings.warn(
             "`inputs` of SoftMoE should be (batch, sequence, features). "
-            f"Received: shape {tuple(shape)}, which is taken for one sequence: "
+            f"Received: shape {tuple(shape)}, which is read as one sequence: "
             "the output of each row depends on the other rows of the batch. "
             "Add an axis for the sequence, or use MoEBlock.",
             stacklevel=2,
         )
 
     @classmethod
-    def from_config(cls, config: dict):
+    def from_config(cls, config: dict[str, Any]) -> Self:
         """Build the layer that `get_config` describes, without a warning."""
-        layer = super().from_config(config)
+        layer: Self = super().from_config(config)
         layer._has_warned = True
         return layer
 
-    def _run_experts(self, slots, training):
-        """Run each expert on its slots of all sequences: `(B, E * Z, H)`."""
+    def _run_experts(self, slots: Tensor, training: bool | None) -> Tensor:
+        """Run each expert on its slots of all sequences, `(B, E * Z, H)`."""
         E, Z, D = self.num_experts, self.slots_per_expert, self.hidden_dim
         rows = ops.transpose(ops.reshape(slots, (-1, E, Z, D)), (1, 0, 2, 3))
         rows = self.experts.run_all(
@@ -175,8 +181,13 @@ class SoftMoE(DenseMixture):
         """Return the shape of the outputs, `(..., S, H)`."""
         return self.output_shape_of(input_shape)
 
-    def compute_output_spec(self, inputs, mask=None, training=None):
-        """Returns the symbolic output of symbolic inputs."""
+    def compute_output_spec(
+        self,
+        inputs: Tensor,
+        mask: Tensor | None = None,
+        training: bool | None = None,
+    ) -> keras.KerasTensor:
+        """Return the symbolic output of symbolic inputs."""
         checks.check_floating(inputs)
         shape = self.output_shape_of(inputs.shape)
         return keras.KerasTensor(shape, self.compute_dtype)

@@ -1,9 +1,9 @@
-"""A batch as a list of what is routed: tokens, or whole examples.
+"""A batch as a list of units that are routed: tokens, or whole examples.
 
 B examples, T tokens, D hidden_dim, U units (T or B), W their width.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from keras import ops
 
@@ -15,45 +15,45 @@ LEVELS = ("token", "example")
 
 
 class Units(NamedTuple):
-    """A batch as a list of what is routed.
+    """Holds a batch as a list of units that are routed.
 
     rows: `(U, W)`: tokens `(T, D)`, or examples with all their tokens.
     mask: bool `(U,)`, False for padding; or None.
-    features: `(..., D)`, what the router sees: the inputs, or each example's
-        mean token.
-    features_mask: bool, of the router; or None.
-    row_shape: of each row as an expert sees it: `(D,)`, or `(..., D)`.
-    row_mask: bool `(U, ...)`, what is padding in a row; or None.
-    token_mask: bool `(T,)`, or None.
+    features: `(..., D)`, the inputs of the router: the inputs of the block, or
+        the mean token of each example.
+    features_mask: bool mask of the features, or None.
+    row_shape: shape of a row for an expert: `(D,)`, or `(..., D)`.
+    row_mask: bool `(U, ...)`, False for padding in a row; or None.
+    token_mask: bool `(T,)`, False for padding; or None.
     """
 
     rows: Tensor
     mask: Tensor | None
     features: Tensor
     features_mask: Tensor | None
-    row_shape: tuple
+    row_shape: tuple[Any, ...]
     row_mask: Tensor | None
     token_mask: Tensor | None
 
     def for_experts(self, rows: Tensor) -> Tensor:
-        """Returns rows `(P, W)` in the shape in which experts see them."""
+        """Return rows `(P, W)` in the shape that experts expect."""
         if len(self.row_shape) == 1:
             return rows
         return ops.reshape(rows, (-1, *self.row_shape))
 
     def mask_of_rows(self, unit_index: Tensor, order: Tensor) -> Tensor | None:
-        """Returns what is padding in each row `(P, ...)`, or None.
+        """Return the mask of each dispatched row, bool `(P, ...)`, or None.
 
         Args:
-            unit_index: int32 `(P,)`, the unit of each pair.
-            order: int32 `(P,)`, the pair at each sorted place.
+            unit_index: Int32 tensor of shape `(P,)`, the unit of each pair.
+            order: Int32 tensor of shape `(P,)`, the pair at each sorted place.
         """
         if self.row_mask is None:
             return None
         return ops.take(self.row_mask, ops.take(unit_index, order), axis=0)
 
     def as_rows(self, outputs: Tensor) -> Tensor:
-        """Returns experts' outputs as `(P, W)`."""
+        """Return the outputs of experts as `(P, W)`."""
         if len(self.row_shape) == 1:
             return outputs
         if not checks.is_same_shape(tuple(outputs.shape[1:]), self.row_shape):
@@ -63,7 +63,7 @@ class Units(NamedTuple):
         return ops.reshape(outputs, (ops.shape(outputs)[0], -1))
 
     def as_tokens(self, rows: Tensor) -> Tensor:
-        """Returns rows `(U, W)` as tokens `(T, D)`, zero where padding."""
+        """Return rows `(U, W)` as tokens `(T, D)`, zero for padding."""
         if len(self.row_shape) == 1:
             return rows
         tokens = ops.reshape(rows, (-1, self.row_shape[-1]))
@@ -73,10 +73,16 @@ class Units(NamedTuple):
 def units_of(
     level: str, inputs: Tensor, mask: Tensor | None, hidden_dim: int
 ) -> Units:
-    """Returns inputs `(..., D)` as what a level routes.
+    """Return inputs `(..., D)` as the units of a level.
+
+    Args:
+        level: `"token"` or `"example"`.
+        inputs: Float tensor of shape `(..., D)`.
+        mask: Bool tensor of shape `(...)`, False for padding, or None.
+        hidden_dim: Int, D.
 
     Raises:
-        ValueError: where the inputs are integers or of another width, or the
+        ValueError: If the inputs have integers or another width, or if the
             mask does not fit them.
     """
     tokens, token_mask = flatten_tokens(inputs, mask, hidden_dim)
@@ -105,15 +111,15 @@ def units_of(
 def mean_token(
     inputs: Tensor, mask: Tensor | None
 ) -> tuple[Tensor, Tensor | None]:
-    """Returns each example's mean over its tokens that are no padding.
+    """Return the mean of each example's tokens, without padding.
 
     Args:
-        inputs: `(B, T, D)`, zero where there is padding.
-        mask: bool `(B, T)`, or None.
+        inputs: Float tensor of shape `(B, T, D)`, zero for padding.
+        mask: Bool tensor of shape `(B, T)`, or None.
 
     Returns:
-        `(B, D)` float32, and whether the example has a token, bool `(B,)` or
-        None.
+        Float32 `(B, D)`, and a bool `(B,)` that is True for examples with
+        tokens, or None.
     """
     inputs = ops.cast(inputs, "float32")
     if mask is None:
@@ -124,21 +130,27 @@ def mean_token(
 
 
 def check_level(level: str, load_balancing: str, num_null_experts: int) -> str:
-    """Returns `level` where it is one of LEVELS and goes with the rest."""
+    """Return `level` if the other arguments allow it.
+
+    Raises:
+        ValueError: If `level` is not in LEVELS, or if whole examples are
+            routed with `load_balancing="per_sequence"` or null experts.
+    """
     checks.check_choice("level", level, LEVELS)
     if level == "token":
         return level
     if load_balancing == "per_sequence":
         raise ValueError(
-            "`load_balancing` must not be 'per_sequence' where whole examples "
-            "are routed: a sequence has one choice then. Received: "
+            "`load_balancing` must not be 'per_sequence' if whole examples are "
+            "routed: a sequence has only one choice then. Received: "
             f"level={level!r}, load_balancing={load_balancing!r}. Use 'switch'."
         )
     if num_null_experts:
         raise ValueError(
-            "`level` must be 'token' where the router has null experts: they "
-            f"are made for tokens. Received: level={level!r}, num_null_experts="
-            f"{num_null_experts}. Put keras.layers.Identity() into `experts`."
+            "`level` must be 'token' if the router has null experts: they "
+            f"compute single tokens. Received: level={level!r}, "
+            f"num_null_experts={num_null_experts}. Put keras.layers.Identity() "
+            "into `experts`."
         )
     return level
 
@@ -146,13 +158,13 @@ def check_level(level: str, load_balancing: str, num_null_experts: int) -> str:
 def flatten_tokens(
     inputs: Tensor, mask: Tensor | None, hidden_dim: int
 ) -> tuple[Tensor, Tensor | None]:
-    """Returns inputs `(..., D)` as `(T, D)` and their mask as bool `(T,)`.
+    """Return inputs `(..., D)` as `(T, D)` and their mask as bool `(T,)`.
 
-    Padding reads as zeros from here on: NaN there would reach the gradient of
-    every weight that multiplies it, whatever is masked later.
+    Padding becomes zero: NaN in padding would reach the gradient of every
+    weight that is multiplied with it, even if the result is masked later.
 
     Raises:
-        ValueError: where the inputs are integers or of another width, or the
+        ValueError: If the inputs have integers or another width, or if the
             mask does not fit them.
     """
     checks.check_floating(inputs)
@@ -169,7 +181,7 @@ def flatten_tokens(
 
 
 def zero_padding(tokens: Tensor, token_mask: Tensor | None) -> Tensor:
-    """Returns tokens `(T, D)` with zeros where the mask `(T,)` is False."""
+    """Return tokens `(T, D)`, zero if their mask `(T,)` is False."""
     if token_mask is None:
         return tokens
     valid = ops.expand_dims(token_mask, -1)
@@ -179,17 +191,18 @@ def zero_padding(tokens: Tensor, token_mask: Tensor | None) -> Tensor:
 def flatten_logits(
     logits: Tensor, inputs: Tensor, columns: int, token_mask: Tensor | None
 ) -> Tensor:
-    """Returns logits of another router as float32 `(T, columns)`.
+    """Return the logits of another router as float32 `(T, columns)`.
 
     Args:
-        logits: float `(T, columns)`, or of the shape of `inputs` with
-            `columns` in place of D.
-        inputs: `(..., D)`.
-        columns: width of the logits.
-        token_mask: bool `(T,)`; padding reads as zeros.
+        logits: Float tensor of shape `(T, columns)`, or of the shape of
+            `inputs` with `columns` in place of D.
+        inputs: Tensor of shape `(..., D)`.
+        columns: Int. Width of the logits.
+        token_mask: Bool tensor of shape `(T,)`; the logits of padding become
+            zero. None if there is no padding.
 
     Raises:
-        ValueError: where the logits are integers or do not fit.
+        ValueError: If the logits are integers or do not fit.
     """
     logits = ops.convert_to_tensor(logits)
     router_checks.check_previous_logits(logits, inputs, columns)
@@ -199,15 +212,15 @@ def flatten_logits(
 
 
 def flatten_ids(ids: Tensor, inputs: Tensor) -> Tensor:
-    """Returns ids of tokens, or of whole sequences, as int32 `(T,)`.
+    """Return ids of tokens, or of whole sequences, as int32 `(T,)`.
 
     Args:
-        ids: int of the shape of `inputs` without its last axis, or of its
-            first axes only: one id for all that is behind them.
-        inputs: `(..., D)`.
+        ids: Int tensor of the shape of `inputs` without its last axis, or of
+            its first axes only: an id then holds for all tokens of the entry.
+        inputs: Tensor of shape `(..., D)`.
 
     Raises:
-        ValueError: where the ids are no integers or do not fit.
+        ValueError: If the ids are not integers or do not fit.
     """
     ids = ops.convert_to_tensor(ids)
     router_checks.check_router_inputs(ids, inputs)

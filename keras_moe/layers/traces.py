@@ -1,8 +1,9 @@
-"""Losses and state that cannot leave what is traced.
+"""Leave out losses and state that cannot leave a traced function.
 
-On JAX and TensorFlow a loop (`keras.layers.RNN`, `ops.scan`), `vmap`, and a
-user's own checkpoint (`keras.remat`) trace a function. What a layer adds or
-writes inside would be used outside, which is an error far from its cause.
+On JAX and TensorFlow, a loop (`keras.layers.RNN`, `ops.scan`), `vmap`, and
+activation checkpointing (`keras.remat`) trace a function. Losses and values
+that a layer adds or assigns inside would be used outside, which fails with an
+error far from its cause.
 """
 
 import contextlib
@@ -10,6 +11,7 @@ import threading
 import warnings
 import weakref
 from collections.abc import Iterator
+from typing import Any
 
 import keras
 
@@ -18,30 +20,30 @@ from keras_moe.types import Tensor
 
 
 class _Thread(threading.local):
-    start: object = None  # what was traced when the outermost call began
+    start: object = None  # the trace in which the outermost call began
 
 
 _THREAD = _Thread()
-_warned: weakref.WeakSet = weakref.WeakSet()
+_warned: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
 class Traced:
-    """Mixin: leaves out what cannot leave, with one warning."""
+    """Mixin that leaves such losses and state out, with one warning."""
 
     path: str
-    variables: list
+    variables: list[keras.Variable]
 
     def _clear_losses(self) -> None:
-        """Keras calls it where an outermost call begins."""
+        """Record the trace; Keras calls this before each outermost call."""
         if (here := kernels.trace_here()) is not None:
             _THREAD.start = here
         super()._clear_losses()  # type: ignore[misc]
 
     def can_leave(self) -> bool:
-        """Returns whether what is computed here may outlive the trace.
+        """Return whether tensors computed here may be used after the trace.
 
-        It may in the trace in which the outermost call began, or into which
-        this layer's own weights came as arguments (`stateless_call`).
+        They may if the outermost call began in this trace, or if this layer's
+        own weights are arguments of the trace (`stateless_call`).
         """
         here = kernels.trace_here()
         return here in (None, _THREAD.start) or any(
@@ -50,22 +52,22 @@ class Traced:
         )
 
     def write(self, variable: keras.Variable, value: Tensor) -> None:
-        """Assigns state of a training step, once, where it can leave.
+        """Assign state of a training step, once, if it can leave the trace.
 
         Args:
-            variable: of this layer, read by `kernels.first_value`.
-            value: the new value.
+            variable: Variable of this layer, read by `kernels.first_value`.
+            value: Tensor. The new value.
         """
         if kernels.writes_leave_traces() or self.can_leave():
             kernels.assign_once(variable, value)
 
     def warn_of_state(self) -> None:
-        """Warns where the state of this layer's parts is left out."""
+        """Warn if the state of this layer's parts is left out."""
         if not (kernels.writes_leave_traces() or self.can_leave()):
             self.leave_out()
 
     def leave_out(self) -> None:
-        """Adds zero in place of a loss, and warns where losses are kept."""
+        """Add zero in place of a loss; warn once if losses are collected."""
         zero = kernels.untraced_zero()
         super().add_loss([zero])  # type: ignore[misc]
         kept = id(zero) in _keras.stateless_loss_ids_of(self) or any(
@@ -76,9 +78,9 @@ class Traced:
             warnings.warn(
                 f"{self.path}: the losses and the training state of this layer "
                 "are left out, since they cannot leave the loop, the "
-                "`vectorized_map` or the checkpoint that it is called in: its "
-                "load is not balanced. Unroll the loop "
-                "(`keras.layers.RNN(cell, unroll=True)`), or make the layer "
+                "`vectorized_map`, or the checkpoint in which it is called: "
+                "its load is not balanced. Unroll the loop "
+                "(`keras.layers.RNN(cell, unroll=True)`), or create the layer "
                 "inside `keras.RematScope()` in place of `keras.remat`.",
                 stacklevel=2,
             )
@@ -86,7 +88,7 @@ class Traced:
 
 @contextlib.contextmanager
 def own_trace() -> Iterator[None]:
-    """Inside, losses and state are collected and given back as values."""
+    """Allow losses and state inside, which the caller returns as values."""
     before = _THREAD.start
     _THREAD.start = kernels.trace_here()
     try:

@@ -1,9 +1,9 @@
-"""Frozen layers that stay frozen when they are saved, loaded, or cloned.
+"""Keep frozen layers frozen when they are saved, loaded, or cloned.
 
 Keras restores `trainable=False` before a layer has its parts: the layer is
-frozen, and the parts that it creates afterwards train. Here each part takes
-the flag of the layer that holds it, and a config also records the parts whose
-flag differs.
+frozen, but the parts that it creates afterwards are trained. Here each part
+takes the flag of the layer that holds it, and a config also records the parts
+whose flag differs.
 """
 
 from collections.abc import Iterator, Mapping
@@ -18,19 +18,20 @@ _TRAINABLE: Any = keras.layers.Layer.trainable
 
 
 class TrainableParts:
-    """Mixin of all layers and models of the package that hold others.
+    """Mixin of all layers and models of the package that hold other layers.
 
     A part that is attached to a frozen layer becomes frozen. A flag that
-    differs from that of the layer around it is saved in the config.
+    differs from that of the holding layer is saved in the config.
 
     Args:
-        trainable_parts: dict from the path of a part below this layer, such
-            as `"experts/up"`, to its `trainable`; `get_config` makes it.
-        *args, **kwargs: of the class behind this one.
+        trainable_parts: Dict from the path of a part below this layer, such
+            as `"experts/up"`, to its `trainable`. Only saved configs have it.
+        *args, **kwargs: Arguments of the next class.
     """
 
-    _flags: frozenset = frozenset()  # of parts that do not exist yet, by path
-    _settled: frozenset = frozenset()  # ids of parts whose flag is decided
+    # Pairs of path and flag, of parts that do not exist yet.
+    _flags: frozenset[tuple[str, bool]] = frozenset()
+    _settled: frozenset[int] = frozenset()  # ids of parts with a final flag
 
     def __init__(
         self,
@@ -42,12 +43,12 @@ class TrainableParts:
         self.set_trainable_parts(trainable_parts)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Freezes what is attached to a frozen layer."""
+        """Freeze layers that are attached to a frozen layer."""
         built = name == "built" and value and not self.__dict__.get("built")
         super().__setattr__(name, value)
         if built:
             self._settle_parts()
-            self._flags = frozenset()  # what is left has no part
+            self._flags = frozenset()  # the remaining flags have no part
         elif isinstance(value, HOLDERS) and not getattr(
             self, "trainable", True
         ):
@@ -55,8 +56,9 @@ class TrainableParts:
 
     @property
     def trainable(self) -> bool:
-        """Whether the layer trains; setting it sets all parts."""
-        return _TRAINABLE.fget(self)
+        """Whether the layer is trained; setting it sets all parts."""
+        flag: bool = _TRAINABLE.fget(self)
+        return flag
 
     @trainable.setter
     def trainable(self, value: bool) -> None:
@@ -65,13 +67,13 @@ class TrainableParts:
         self._settled = frozenset(id(part) for _, part, _ in parts_of(self))
 
     def set_trainable_parts(self, flags: Mapping[str, bool] | None) -> None:
-        """Sets the flags of parts, also of those that `build` creates.
+        """Set the flags of parts, including those that `build` will create.
 
         Args:
-            flags: dict from path to `trainable`, or None.
+            flags: Dict from path to `trainable`, or None.
 
         Raises:
-            ValueError: If it is anything else.
+            ValueError: If `flags` is neither such a dict nor None.
         """
         if flags is not None:
             _check_flags(flags)
@@ -81,8 +83,8 @@ class TrainableParts:
         if flags or not self.trainable:
             self._settle_parts()
 
-    def trainable_config(self) -> dict:
-        """Returns `{"trainable_parts": ...}`, or nothing if no flag differs."""
+    def trainable_config(self) -> dict[str, dict[str, bool]]:
+        """Return `{"trainable_parts": ...}`, or nothing if no flag differs."""
         flags = dict(sorted(self._flags)) | {
             path: part.trainable
             for path, part, holder in parts_of(self)
@@ -90,12 +92,12 @@ class TrainableParts:
         }
         return {"trainable_parts": flags} if flags else {}
 
-    def get_config(self) -> dict:
-        """Returns the arguments that build this layer again."""
+    def get_config(self) -> dict[str, Any]:
+        """Return the arguments that build this layer again."""
         return {**super().get_config(), **self.trainable_config()}  # type: ignore[misc]
 
     def _settle_parts(self) -> None:
-        """Decides the flag of each part that has appeared."""
+        """Set the flag of each new part."""
         flags, settled = dict(self._flags), set(self._settled)
         for path, part, holder in parts_of(self):
             if id(part) in settled:
@@ -111,10 +113,10 @@ class TrainableParts:
 def parts_of(
     layer: Any, prefix: str = "", known: set[int] | None = None
 ) -> Iterator[tuple[str, keras.layers.Layer, keras.layers.Layer]]:
-    """Yields the path of each layer inside a layer, that layer, its holder.
+    """Yield `(path, part, holder)` for each layer inside a layer.
 
-    A layer comes before what it holds, and once. Of two parts of one name in
-    one layer, the second has the path `name:1`.
+    Each part is yielded once, before its own parts. If two parts of one layer
+    have the same name, the second has the path `name:1`.
     """
     known = {id(layer)} if known is None else known
     names: dict[str, int] = {}

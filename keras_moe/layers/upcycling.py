@@ -1,14 +1,16 @@
-"""Experts that start from one trained feed-forward network.
+"""Initialize experts from one trained feed-forward network.
 
 D hidden_dim, F intermediate_dim, E experts.
 
 Sparse upcycling (Komatsuzaki et al. 2022, "Sparse Upcycling: Training
 Mixture-of-Experts from Dense Checkpoints", section 3): every expert is a copy
-of the dense network, and only the router starts anew. Noise lets copies that
-see the same tokens part.
+of the dense network, and only the router is newly initialized. Noise makes
+copies that compute the same tokens diverge.
 """
 
 import random
+from collections.abc import Sequence
+from typing import Any, TypeAlias
 
 import keras
 import numpy as np
@@ -17,30 +19,23 @@ from keras import ops
 from keras_moe import checks
 from keras_moe.types import Shape
 
+Array: TypeAlias = np.ndarray[Any, Any]
 PARTS = ("up", "down", "gate")
 NAMES = [f"{part}_{kind}" for part in PARTS for kind in ("kernel", "bias")]
 
 
-def hidden_dim_of(source) -> int:
-    """Returns D of a network that experts start from.
-
-    Args:
-        source: see `start_from`.
-    """
+def hidden_dim_of(source: Any) -> int:
+    """Return D of a source network; see `start_from`."""
     return int(_read(source)["up_kernel"].shape[0])
 
 
-def check_bank(experts) -> None:
-    """Checks that a block's experts are a bank that can start from others.
-
-    Raises:
-        ValueError: If they are layers of their own.
-    """
+def check_bank(experts: keras.layers.Layer) -> None:
+    """Raise if a block's experts are not an `Expert` but separate layers."""
     if hasattr(experts, "initialize_from"):
         return
     raise ValueError(
         "`experts` must be an `Expert` for the block to start from `source`. "
-        f"Received: experts={experts!r}. Give each layer the weights of yours: "
+        f"Received: experts={experts!r}. Copy the weights into each layer with "
         "`for layer in block.experts.layers: "
         "layer.set_weights(source.get_weights())`, or build the block with "
         "`intermediate_dim` in place of `experts`."
@@ -48,22 +43,27 @@ def check_bank(experts) -> None:
 
 
 def start_from(
-    experts, source, noise_std: float = 0.0, seed: int | None = None
+    experts: keras.layers.Layer,
+    source: Any,
+    noise_std: float = 0.0,
+    seed: int | None = None,
 ) -> None:
-    """Makes every expert of a bank a copy of one network, plus noise.
+    """Make every expert of a bank a copy of one network, plus noise.
 
     Args:
-        experts: an `Expert`; it is built where it is not yet.
-        source: a built `Expert(num_experts=1)`, or built `keras.layers.Dense`
+        experts: An `Expert`, which is built if it is not yet.
+        source: A built `Expert(num_experts=1)`, or built `keras.layers.Dense`
             in the order `(up, down)` or `(up, down, gate)`.
-        noise_std: 0 or above, standard deviation of the normal noise on each
-            weight, in standard deviations of that weight. 0.01 is a start.
-        seed: int, for the noise; the same on every backend. None takes one
-            that `keras.utils.set_random_seed` decides.
+        noise_std: Float, 0 or above. Standard deviation of the normal noise on
+            each weight, in standard deviations of the weight. 0 by default;
+            0.01 is a common start.
+        seed: Int. Seed of the noise, which is the same on every backend.
+            `None` (the default) takes one that `keras.utils.set_random_seed`
+            determines.
 
     Raises:
-        ValueError: for a source that is not built or of another kind, and
-            where shapes, biases, gating or activations differ.
+        ValueError: If the source is not built or is of another kind, or if
+            shapes, biases, gate, or activations differ.
     """
     noise_std = checks.check_weight("noise_std", noise_std)
     seed = checks.check_seed(seed)
@@ -85,8 +85,8 @@ def start_from(
         getattr(experts, name).assign(weight + noise)
 
 
-def _read(source):
-    """The float32 arrays of one network by their names in an `Expert`."""
+def _read(source: Any) -> dict[str, Array]:
+    """Return the float32 arrays of a network by their names in an `Expert`."""
     is_bank = hasattr(source, "num_experts") and hasattr(source, "gated")
     layers = [source] if is_bank else source
     if not isinstance(layers, (list, tuple)) or not all(
@@ -100,13 +100,13 @@ def _read(source):
     return {name: _array(w)[0] for name, w in _stacked(source).items()}
 
 
-def _stacked(experts):
-    """The weights of a bank that it has, by name."""
+def _stacked(experts: keras.layers.Layer) -> dict[str, keras.Variable]:
+    """Return the existing weights of a bank by name."""
     weights = {name: getattr(experts, name) for name in NAMES}
     return {name: w for name, w in weights.items() if w is not None}
 
 
-def _read_dense(layers):
+def _read_dense(layers: Sequence[Any]) -> dict[str, Array]:
     are_dense = all(isinstance(layer, keras.layers.Dense) for layer in layers)
     if not are_dense or len(layers) not in (2, 3):
         raise _wrong_source(layers)
@@ -118,12 +118,13 @@ def _read_dense(layers):
     return weights
 
 
-def _array(variable) -> np.ndarray:
+def _array(variable: keras.Variable) -> Array:
     tensor = ops.stop_gradient(ops.convert_to_tensor(variable))
-    return ops.convert_to_numpy(ops.cast(tensor, "float32"))
+    array: Array = ops.convert_to_numpy(ops.cast(tensor, "float32"))
+    return array
 
 
-def _wrong_source(source):
+def _wrong_source(source: Any) -> ValueError:
     return ValueError(
         "`source` must be a built Expert with num_experts=1, or built "
         "keras.layers.Dense in the order (up, down) or (up, down, gate). "
@@ -132,27 +133,34 @@ def _wrong_source(source):
     )
 
 
-def _check_shapes(expected: dict[str, Shape], received: dict[str, Shape]):
+def _check_shapes(
+    expected: dict[str, Shape], received: dict[str, Shape]
+) -> None:
     if expected != {n: tuple(shape) for n, shape in received.items()}:
         raise ValueError(
-            "`source` must have the weights of one of the experts: the same "
-            "widths, biases where they have biases, a gate where they are "
-            f"gated. Received: source with {_sorted(received)}, experts with "
+            "`source` must have the weights of one expert: the same widths, "
+            "biases if the experts have biases, a gate if they are gated. "
+            f"Received: source with {_sorted(received)}, experts with "
             f"{_sorted(expected)}. Build the experts with the source's "
             "`intermediate_dim`, `use_bias` and `gated`."
         )
 
 
-def _sorted(shapes):
+def _sorted(shapes: dict[str, Shape]) -> dict[str, Shape]:
     return {name: tuple(shapes[name]) for name in sorted(shapes)}
 
 
-def _check_activation(experts, source):
-    """A linear `Dense` may have its activation behind it, as a layer."""
+def _check_activation(experts: keras.layers.Layer, source: Any) -> None:
+    """Raise if the source has other activations than the experts.
+
+    A linear `Dense` is accepted, since its activation may be a separate layer.
+    """
     name = keras.activations.serialize
     own, linear = name(experts.activation), "linear"
     if not isinstance(source, (list, tuple)):
-        pairs: list[tuple] = [(name(source.activation), (own,))]
+        pairs: list[tuple[Any, tuple[Any, ...]]] = [
+            (name(source.activation), (own,))
+        ]
     else:
         found = [name(layer.activation) for layer in source]
         activated = 2 if len(source) == 3 else 0

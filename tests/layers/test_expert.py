@@ -246,7 +246,7 @@ def test_a_hidden_dim_that_is_not_the_inputs():
 
 
 def test_missing_group_sizes():
-    with pytest.raises(ValueError, match="`group_sizes` is needed"):
+    with pytest.raises(ValueError, match="`group_sizes` must be given"):
         Expert(4, 2)(np.zeros((2, 6), "float32"))
 
 

@@ -82,7 +82,7 @@ def test_a_regularizer_counts_once():
         (lambda: HierarchicalRouter(E, 1), "the layer's `num_groups`"),
         (
             lambda: HierarchicalRouter(E, 2, top_k_groups=2),
-            "`top_k` must be left out where `router` is given",
+            "`top_k` must be left out if `router` is given",
         ),
         (
             lambda: HierarchicalRouter(6, 2, 4, 2),

@@ -55,7 +55,7 @@ def test_it_is_the_papers_equations(rng, normalize):
     np.testing.assert_allclose(to_numpy(layer(x)), wanted, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.filterwarnings("ignore:.*which is taken for one sequence")
+@pytest.mark.filterwarnings("ignore:.*which is read as one sequence")
 def test_inputs_of_any_rank(rng):
     """Rank 2 is one sequence, and more leading axes are more sequences."""
     layer = made(rng)

@@ -207,7 +207,7 @@ def test_untied_weights_are_a_matrix_more():
         (lambda: MODELS["MoETagger"](moe_every=2), "`moe_every` must be at"),
         (
             lambda: MODELS["MoETagger"](num_heads=8),
-            "`rotary` positions need heads of an even width",
+            "`rotary` must be False if the width of a head",
         ),
         (
             lambda: models.MoETagger(0, 3, 12, **COMMON),
