@@ -53,7 +53,11 @@ class Covered:
 def statements():
     """Return the statements of each file of the package: line numbers."""
     reader = coverage.Coverage(data_file=None)
-    files = sorted((ROOT / "keras_moe").rglob("*.py"))
+    files = sorted(
+        path
+        for package in ("keras_moe", "keras_moe_cli")
+        for path in (ROOT / package).rglob("*.py")
+    )
     return {
         str(path.relative_to(ROOT)): set(reader.analysis2(str(path))[1])
         for path in files
@@ -63,7 +67,7 @@ def statements():
 def folder_of(file):
     """Return the folder of the package that a file is in."""
     parts = pathlib.Path(file).parts
-    return parts[1] if len(parts) > 2 else "keras_moe"
+    return parts[1] if len(parts) > 2 else parts[0]
 
 
 def percentages(runs, known):
