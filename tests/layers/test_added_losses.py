@@ -126,6 +126,7 @@ def test_activity_regularizers_of_experts_use_real_rows_only(rng):
     assert loss_of(model, x, ids) == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.one_backend
 def test_float64():
     """Every loss of the package is in floatx (JAX has a separate process)."""
     if BACKEND == "jax":

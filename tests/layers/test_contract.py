@@ -130,7 +130,9 @@ def test_run_eagerly_trains_to_the_same_loss(name, rng):
     np.testing.assert_allclose(results[0], results[1], rtol=1e-3)
 
 
-@mostly_on_one_backend
+@pytest.mark.parametrize(
+    "name", cases(LAYERS, everywhere=["Router", "MoEBlock full"])
+)
 @pytest.mark.parametrize(
     "policy",
     [
@@ -176,7 +178,10 @@ def test_any_batch_size_and_length(name, rng):
 
 
 COMPILED = {
-    "jax": ["MoEBlock full", "Expert gated"],
+    "jax": [
+        pytest.param("MoEBlock full", marks=pytest.mark.slow),
+        "Expert gated",
+    ],
     "tensorflow": [
         "MoEBlock full",
         "Expert gated",

@@ -19,14 +19,19 @@ from absent_experts import (
     fix_draws,
 )
 from backend import BACKEND, draw, to_numpy
+from cases import cases
 from keras import ops
-from router_zoo import D, E, arrays, router_cases
+from router_zoo import D, E, arrays
 
 import keras_moe
 from keras_moe import MoEBlock, losses, metrics, routing
 
+# One of each way to choose: by groups, by experts, by a threshold.
+SOME = ("Router of groups", "ExpertChoiceRouter", "TopPRouter")
+every_router = pytest.mark.parametrize("name", cases(CASES, everywhere=SOME))
 
-@pytest.mark.parametrize("name", router_cases(CASES))
+
+@every_router
 def test_disabled_experts_are_absent(name, rng, monkeypatch):
     """Results agree in training (with capacity and losses) and evaluation."""
     case = Case(name)
@@ -53,7 +58,7 @@ def test_disabled_experts_are_absent(name, rng, monkeypatch):
     assert_same_assignment(case, *(a for _, a in found))
 
 
-@pytest.mark.parametrize("name", router_cases(CASES))
+@every_router
 def test_dropped_experts_are_absent_for_a_step(name, rng, monkeypatch):
     """`expert_dropout` acts with per-sequence losses and score priority."""
     case = Case(name, rate=0.5)

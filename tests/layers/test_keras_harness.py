@@ -9,9 +9,10 @@ hand.
 import keras
 import pytest
 from backend import BACKEND
+from cases import cases
 from keras import ops
 from keras.src import testing  # noqa: TID251, which tests alone may use
-from router_zoo import ROUTERS, D, E, router_cases
+from router_zoo import ROUTERS, D, E
 from zoo import LAYERS, WIDTH
 
 import keras_moe
@@ -146,7 +147,12 @@ def block_of(name, **kwargs):
     return WithInputs(block, **kwargs)
 
 
-@pytest.mark.parametrize("name", router_cases())
+# One of each way to choose: in stages, by experts, by a rule.
+SOME = ("HierarchicalRouter of groups", "ExpertChoiceRouter", "RuleRouter")
+every_router = pytest.mark.parametrize("name", cases(ROUTERS, everywhere=SOME))
+
+
+@every_router
 def test_a_router_in_its_block(name):
     trainable, fixed = OF_ROUTER.get(name, KERNEL_ALONE)
     if name == "Router with null experts":
@@ -174,7 +180,7 @@ class Scored(WithInputs):
         return x * ops.cast(best, x.dtype)
 
 
-@pytest.mark.parametrize("name", router_cases())
+@every_router
 def test_a_router_in_a_users_own_layer(name):
     trainable, fixed = OF_ROUTER.get(name, KERNEL_ALONE)
     run_harness(
