@@ -21,6 +21,9 @@ LIBRARIES = {"jax", "keras", "keras_hub", "keras_moe", "numpy", "tensorflow"}
 # What `compile`, `fit`, and `predict` set. `generate` may run in a callback.
 OF_TRAINING = {
     "history",
+    "make_predict_function",
+    "make_test_function",
+    "make_train_function",
     "optimizer",
     "stop_evaluating",
     "stop_predicting",

@@ -10,6 +10,7 @@ from backend import BACKEND
 from model_zoo import MODELS
 
 from keras_moe import kernels
+from keras_moe.distribution import steps
 from keras_moe.models import Random, TopK, TopP
 
 KEPT = pytest.mark.skipif(BACKEND == "torch", reason="nothing is compiled")
@@ -200,3 +201,12 @@ def test_weights_and_training_change_no_key():
     model.evaluate(x, x, verbose=0)
     assert len(keys) == 3
     assert {before, *keys, key_of(adding(model))} == {before}
+
+
+@KEPT
+def test_wrapped_steps_of_training_change_no_key():
+    """A job of several processes wraps them while `fit` runs callbacks."""
+    model = MODELS["MoELanguageModel"]()
+    before = key_of(adding(model))
+    with steps.around_steps(model, lambda kind, function: function):
+        assert key_of(adding(model)) == before
