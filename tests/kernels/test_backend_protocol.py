@@ -1,4 +1,4 @@
-"""Each backend's folder provides what `kernels/protocol.py` lists."""
+"""Each backend's folder provides what `kernels/protocol/` lists."""
 
 import ast
 import inspect
@@ -14,7 +14,8 @@ from keras_moe.kernels.backend import backend
 FOLDER = pathlib.Path(kernels.__file__).parent
 LISTED = {
     name: member
-    for name, member in vars(protocol.Backend).items()
+    for part in protocol.Backend.__mro__
+    for name, member in vars(part).items()
     if not name.startswith("_")
 }
 FUNCTIONS = {n: m for n, m in LISTED.items() if inspect.isfunction(m)}
