@@ -1,11 +1,11 @@
-"""All that the package uses of JAX's private API, or of its API for those who
-extend JAX, which changes without deprecation.
+"""All that the package uses of JAX's private API.
 
+This includes its API for extensions, which changes without deprecation.
 `tests/package/private_api/test_private_jax.py` asserts the effect of each name.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 from jax.extend.core import Primitive, get_opaque_trace_state
@@ -13,22 +13,24 @@ from jax.interpreters import ad, batching, mlir
 
 
 def trace_here() -> Any:
-    """Return what stands for the trace that operations are added to; equal to
-    another if both are of one trace, which it holds weakly."""
+    """Return an object that stands for the trace that operations are added to.
+
+    Two such objects are equal if they stand for the same trace, to which they
+    hold a weak reference.
+    """
     return get_opaque_trace_state()
 
 
 def is_traced_here(value: Any) -> bool:
-    """Return whether a value belongs to the trace that operations are added
-    to."""
+    """Return whether a value belongs to the trace operations are added to."""
     trace = getattr(value, "_trace", None)
     return trace is not None and trace is trace_here()._trace_ref()
 
 
 def identity_of_reverse_mode(
-    name: str, refuse: Callable
+    name: str, refuse: Callable[..., NoReturn]
 ) -> Callable[[jax.Array], jax.Array]:
-    """Return an identity that can be differentiated in reverse mode alone.
+    """Return an identity that can only be differentiated in reverse mode.
 
     Args:
         name: Name of its operation in a printed program.
@@ -42,7 +44,7 @@ def identity_of_reverse_mode(
     mlir.register_lowering(identity, lambda context, x: [x])
     tangent_of = _reverse_only_tangent(f"{name}_tangent", refuse)
 
-    def derivative(primals, tangents):
+    def derivative(primals: Any, tangents: Any) -> tuple[Any, Any]:
         (x,), (tangent,) = primals, tangents
         return identity.bind(x), tangent_of.bind(tangent)
 
@@ -50,9 +52,13 @@ def identity_of_reverse_mode(
     return identity.bind
 
 
-def _reverse_only_tangent(name, refuse):
-    """What the identity does to tangents. Reverse mode transposes it and never
-    runs it."""
+def _reverse_only_tangent(
+    name: str, refuse: Callable[..., NoReturn]
+) -> Primitive:
+    """Return the operation that the identity applies to tangents.
+
+    Reverse mode transposes it and never runs it.
+    """
     tangent_of = Primitive(name)
     tangent_of.def_impl(refuse)
     tangent_of.def_abstract_eval(lambda x: x)

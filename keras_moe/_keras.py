@@ -23,7 +23,7 @@ REMATERIALIZED_CALL = "rematerialized_call"
 remat_mode_of: Callable[[Any], Any] = operator.attrgetter("_remat_mode")
 """Return the mode of the `keras.RematScope` that a layer was made in, or None.
 
-Not a function of Python's, since it runs in every call of a block."""
+It is not written in Python, since it runs in every call of a block."""
 
 
 # Layers inside a layer.
@@ -48,75 +48,94 @@ def layers_right_below(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
 
 
 def clear_losses(layer: keras.layers.Layer) -> None:
-    """Drop what a layer and those inside it have added to the loss."""
+    """Drop the losses that a layer and the layers inside it have added."""
     layer._clear_losses()
 
 
 def added_losses_of(layer: Any) -> Sequence[Tensor]:
-    """Return the losses that a layer itself added outside of a
-    `keras.StatelessScope`."""
-    return layer._losses
+    """Return the losses that a layer added outside of a `StatelessScope`.
+
+    Losses of layers inside it are not included.
+    """
+    losses: Sequence[Tensor] = layer._losses
+    return losses
 
 
 def replace_added_losses(layer: Any, make: Callable[[], Any]) -> None:
-    """Put another sequence in place of the list of a layer's losses, if it
-    still is a list."""
+    """Replace the list of a layer's losses by another sequence.
+
+    Nothing changes if it is not a list any more.
+    """
     if isinstance(layer._losses, list):
         layer._losses = make()
 
 
 def stateless_loss_ids_of(layer: Any) -> set[int]:
-    """Return the set of ids of the losses that a layer itself added inside
-    of a `keras.StatelessScope`; it may be changed."""
-    return layer._loss_ids
+    """Return the ids of the losses that a layer added in a `StatelessScope`.
+
+    Losses of layers inside it are not included. The set may be changed.
+    """
+    ids: set[int] = layer._loss_ids
+    return ids
 
 
 def has_losses_of_step(model: keras.Model) -> bool:
-    """Return whether `losses` are those that a stateless call returned, as
-    they are while Keras computes the loss of a step on JAX."""
+    """Return whether `losses` are those that a stateless call returned.
+
+    They are while Keras computes the loss of a step on JAX.
+    """
     return bool(model._losses_override)
 
 
-def compiled_loss_of(model: keras.Model) -> Callable | None:
-    """Return the function of `y`, `y_pred`, and `sample_weight` that a model
-    was compiled with, or None."""
-    return model._compile_loss
+def compiled_loss_of(model: keras.Model) -> Callable[..., Any] | None:
+    """Return the loss that a model was compiled with, or None.
+
+    It is a function of `y`, `y_pred`, and `sample_weight`.
+    """
+    loss: Callable[..., Any] | None = model._compile_loss
+    return loss
 
 
 # Variables.
 
 
 def stored_value_of(variable: keras.Variable) -> Tensor:
-    """Return a variable's tensor; `variable.value` may be cast by a dtype
-    policy."""
+    """Return a variable's tensor, which `variable.value` may cast."""
     return variable._value
 
 
 def put_value(variable: keras.Variable, value: Tensor) -> None:
-    """Give a variable another tensor, whatever its kind or shape; `assign`
-    would copy into the one that is there."""
+    """Give a variable another tensor, of any kind and shape.
+
+    `assign` would copy into the present tensor.
+    """
     variable._value = value
 
 
 def put_shape(variable: keras.Variable, shape: Sequence[int]) -> None:
-    """State another shape of a variable, which `assign` then checks."""
+    """Set the shape of a variable, which `assign` then checks."""
     variable._shape = tuple(shape)
 
 
 def note_weights_anew(layer: keras.layers.Layer) -> None:
-    """Let a layer note its weights' present tensors for PyTorch, and drop
-    those that it has noted before."""
+    """Register a layer's present tensors with PyTorch, instead of earlier ones.
+
+    Without this, `layer.parameters()` would list the earlier tensors.
+    """
     if any(name == "_torch_params" for name, _ in layer.named_children()):
         delattr(layer, "_torch_params")
-    layer.torch_params  # noqa: B018  noted anew
+    layer.torch_params  # noqa: B018  reading it registers them
 
 
 # Quantized layers.
 
 
 def mark_quantized(layer: keras.layers.Layer) -> None:
-    """Let Keras accept that a built layer gets a quantized dtype policy, and
-    refuse that its quantized weights are replaced again."""
+    """Mark a layer as quantized.
+
+    Keras then accepts a quantized dtype policy for the built layer, and
+    refuses to replace its quantized weights again.
+    """
     layer._is_quantized = True
 
 
@@ -126,8 +145,10 @@ def mark_quantized(layer: keras.layers.Layer) -> None:
 def adam_slots_of(
     optimizer: keras.optimizers.Adam, variable: keras.Variable
 ) -> list[keras.Variable]:
-    """Return Adam's moments of one variable: the first, the second, and the
-    largest second with `amsgrad`."""
+    """Return Adam's moments of one variable.
+
+    These are the first, the second, and with `amsgrad` the largest second.
+    """
     index = optimizer._get_variable_index(variable)
     slots = [optimizer._momentums[index], optimizer._velocities[index]]
     if optimizer.amsgrad:
@@ -138,9 +159,9 @@ def adam_slots_of(
 def variables_trained_by(
     optimizer: keras.optimizers.Optimizer,
 ) -> list[keras.Variable]:
-    """Return the variables that an optimizer was built with, in the order in
-    which it takes their gradients."""
-    return optimizer._trainable_variables
+    """Return the variables of an optimizer, in the order of their gradients."""
+    variables: list[keras.Variable] = optimizer._trainable_variables
+    return variables
 
 
 # Training.
@@ -148,39 +169,52 @@ def variables_trained_by(
 
 def initial_epoch_of(model: keras.Model) -> int | None:
     """Return the epoch at which `fit` starts instead of its argument."""
-    return model._initial_epoch
+    epoch: int | None = model._initial_epoch
+    return epoch
 
 
 def set_initial_epoch(model: keras.Model, epoch: int | None) -> None:
-    """Let `fit` start at an epoch; called in `on_train_begin`."""
+    """Set the epoch at which `fit` starts; to be called in `on_train_begin`."""
     model._initial_epoch = epoch
 
 
 def unsynchronized_model_of(callback: keras.callbacks.Callback) -> keras.Model:
-    """Return a callback's model. On JAX `callback.model` waits for the step
-    and copies the state into the model."""
+    """Return a callback's model without synchronizing its state.
+
+    On JAX `callback.model` waits for the step and copies the state into the
+    model.
+    """
     return callback._model
 
 
 def strategy_of(model: keras.Model) -> Any:
-    """Return the `tf.distribute` strategy in whose scope a model was made, or
-    None; `model.distribute_strategy` is TensorFlow's default then."""
+    """Return the `tf.distribute` strategy in whose scope a model was made.
+
+    None if there was none; `model.distribute_strategy` is TensorFlow's default
+    strategy then.
+    """
     return model._distribute_strategy
 
 
-def symbolic_build_of(model: keras.Model) -> Callable | None:
-    """Return the method that builds a model from `iterator` or `data_batch`
-    before its first step under `tf.distribute`."""
+def symbolic_build_of(model: keras.Model) -> Callable[..., Any] | None:
+    """Return the method that builds a model under `tf.distribute`, or None.
+
+    Keras calls it with `iterator` or `data_batch` before the first step.
+    """
     return getattr(model, "_maybe_symbolic_build", None)
 
 
-def replace_symbolic_build(model: keras.Model, build: Callable) -> None:
-    """Put another function in place of `symbolic_build_of(model)`."""
+def replace_symbolic_build(
+    model: keras.Model, build: Callable[..., Any]
+) -> None:
+    """Replace the method that `symbolic_build_of` returns."""
     model._maybe_symbolic_build = build
 
 
-def replica_reduction() -> Callable | None:
-    """Return the function by which Keras's trainer makes one value of those
-    of all replicas on TensorFlow."""
-    make = keras.Model.make_train_function
-    return make.__globals__.get("reduce_per_replica")
+def replica_reduction() -> Callable[..., Any] | None:
+    """Return the function with which Keras reduces the values of replicas.
+
+    Only its trainer for TensorFlow has one.
+    """
+    names: dict[str, Any] = keras.Model.make_train_function.__globals__
+    return names.get("reduce_per_replica")

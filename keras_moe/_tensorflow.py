@@ -17,16 +17,16 @@ graph that calls it."""
 
 
 def is_recorded() -> bool:
-    """Return whether a tape, or a `tf.autodiff.ForwardAccumulator`, records
-    operations."""
-    return record.could_possibly_record()
+    """Return whether a tape or a `ForwardAccumulator` records operations."""
+    recorded: bool = record.could_possibly_record()
+    return recorded
 
 
 def in_forward_mode(x: Tensor) -> bool:
     """Return whether a `tf.autodiff.ForwardAccumulator` is in effect.
 
     Args:
-        x: any tensor.
+        x: Any tensor.
     """
     return bool(forwardprop_util.pack_tangents([x]).indices)
 
@@ -34,20 +34,25 @@ def in_forward_mode(x: Tensor) -> bool:
 def inside_xla() -> bool:
     """Return whether what is traced now is compiled by XLA."""
     graph = tf.compat.v1.get_default_graph()
-    return control_flow_util.GraphOrParentsInXlaContext(graph)
+    inside: bool = control_flow_util.GraphOrParentsInXlaContext(graph)
+    return inside
 
 
 def xla_slice(x: Tensor, starts: Tensor, sizes: list[int]) -> Tensor:
-    """Return a part of `x` of static sizes; only inside of XLA."""
+    """Return a part of `x` of static sizes; it runs only inside of XLA."""
     return xla.dynamic_slice(x, starts, sizes)
 
 
 def xla_update_slice(x: Tensor, part: Tensor, starts: Tensor) -> Tensor:
-    """Return `x` with a part of it replaced; only inside of XLA."""
+    """Return `x` with a part replaced; it runs only inside of XLA."""
     return xla.dynamic_update_slice(x, part, starts)
 
 
 def has_several_workers(strategy: tf.distribute.Strategy) -> bool:
-    """Return whether the replicas of a `MultiWorkerMirroredStrategy` are in
-    more than one process."""
-    return strategy.extended._in_multi_worker_mode()
+    """Return whether a strategy's replicas are in more than one process.
+
+    Args:
+        strategy: `tf.distribute.MultiWorkerMirroredStrategy`.
+    """
+    several: bool = strategy.extended._in_multi_worker_mode()
+    return several
