@@ -1,7 +1,6 @@
-"""PyTorch: what `kernels` runs here, and which formulation is taken when.
+"""PyTorch: the functions of `kernels`, and the choice of a formulation.
 
-P rows, E groups. S, M, L, D1, and D8 are those of `benchmarks/`, which
-measures every formulation.
+P rows, E groups. `benchmarks/published/report.md` compares the formulations.
 """
 
 import torch
@@ -65,12 +64,14 @@ FORMULATIONS: dict[str, Formulation] = {
 
 
 def formulation_for(x: Tensor, num_groups: int) -> str:
-    """CUDA: no count on the host. On CPU `torch_split` keeps an expert's
-    hidden rows in cache and writes each gradient where the last one was:
-    forward and backward of L and M take 0.82 and 0.85 of the time of
-    `torch_grouped_mm`, S as long. For one or two rows a group that one, which
-    goes through one bank after the other (D8 0.91 to 0.97, D1 0.96 to 0.99 of
-    `torch_split`). An export and `torch.func` take neither."""
+    """Return the name of the formulation for rows `x` `(P, D)`.
+
+    An export and `torch.func` can follow only `torch_unrolled`. On CUDA,
+    `torch_grouped_mm` reads no counts on the host. On CPU, `torch_split` keeps
+    an expert's hidden rows in cache and reuses the memory of the last
+    gradient. For predictions with at most two rows per group,
+    `torch_grouped_mm` is faster, which reads one bank after the other.
+    """
     if is_exported() or is_transformed():
         return "torch_unrolled"
     few = x.shape[0] <= 2 * num_groups and not torch.is_grad_enabled()
@@ -80,8 +81,8 @@ def formulation_for(x: Tensor, num_groups: int) -> str:
 
 
 def quantized_formulation() -> QuantizedFormulation:
-    """Whatever the sizes, but for what an export and `torch.func` take."""
-    exported = is_exported() or is_transformed()
-    if exported or forced() == "torch_unrolled":
+    """Return `unrolled` for exports and `torch.func`, otherwise `quantized`."""
+    traced = is_exported() or is_transformed()
+    if traced or forced() == "torch_unrolled":
         return unrolled
     return quantized

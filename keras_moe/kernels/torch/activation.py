@@ -1,8 +1,8 @@
-"""PyTorch: an activation on the rows of one expert, and its gradient.
+"""PyTorch: activations of the rows of one expert, and their gradients.
 
-n rows of one group, F inner width. Autograd inside a backward pass costs a
-tenth of a millisecond an expert, and Keras's look before an operation some
-of that: what most experts have is named here and asks neither.
+n rows of one group, F inner width. Autograd inside a backward pass adds
+overhead per expert, and so do Keras's checks before an operation. The most
+common activations are listed here and need neither.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,13 +15,13 @@ from keras_moe.types import Activation, Tensor
 _ATEN = torch.ops.aten
 
 
-def _relu_gradient(d_hidden, x):
+def _relu_gradient(d_hidden: Tensor, x: Tensor) -> Tensor:
     return _ATEN.threshold_backward.default(d_hidden, x, 0)
 
 
-# Keras's activation by its id, since not all that may be asked for have a
-# hash: PyTorch's, and its vjp of the outputs' gradient and x.
-KNOWN: dict = {
+# PyTorch's function for Keras's activation, and its vjp of the gradient of the
+# outputs and of x. The key is the id, since some activations have no hash.
+KNOWN: dict[int, tuple[Activation, Callable[[Tensor, Tensor], Tensor]]] = {
     id(keras.activations.silu): (
         torch.nn.functional.silu,
         _ATEN.silu_backward.default,
@@ -35,24 +35,28 @@ KNOWN: dict = {
 
 
 def plain(activation: Activation) -> Activation:
-    """Returns PyTorch's own function for Keras's, where it is known."""
-    return KNOWN.get(id(activation), (activation,))[0]
+    """Return PyTorch's function for Keras's activation, if it is known."""
+    known = KNOWN.get(id(activation))
+    return activation if known is None else known[0]
 
 
 def activated(
     activation: Activation, up: Tensor, gate: Tensor | None = None
 ) -> Tensor:
-    """Returns the hidden rows; nobody learns.
+    """Return the hidden rows, without a gradient.
+
+    The memory of `up` may be reused.
 
     Args:
-        activation: elementwise function.
-        up, gate: `(n, F)`, before the activation; `gate` where there is one.
+        activation: Elementwise function.
+        up, gate: `(n, F)`, before the activation. `gate` is None for experts
+            without a gate.
     """
     function = plain(activation)
     if gate is None:
         return function(up)
     hidden = function(gate)
-    if hidden.data_ptr() == gate.data_ptr():  # it made nothing
+    if hidden.data_ptr() == gate.data_ptr():  # the activation is the identity
         return hidden * up
     return hidden.mul_(up)
 
@@ -60,15 +64,15 @@ def activated(
 def activated_and_vjp(
     activation: Activation, before: Sequence[Tensor]
 ) -> tuple[Tensor, Callable[[Tensor], Sequence[Tensor]]]:
-    """Returns the hidden rows, and their vjp, which may be called once.
+    """Return the hidden rows and their vjp, which may be called once.
 
     Args:
-        activation: elementwise function.
+        activation: Elementwise function.
         before: `[up]` or `[up, gate]`, `(n, F)`.
 
     Returns:
-        `(n, F)`, and a function of the gradient of these, which it may write
-        over, that returns the gradients of `before`.
+        The hidden rows `(n, F)`, and a function of their gradient that returns
+        the gradients of `before` and may overwrite its argument.
     """
     if id(activation) not in KNOWN:
         return _by_autograd(activation, before)
@@ -79,19 +83,21 @@ def activated_and_vjp(
     (gate,) = gates
     hidden = function(gate)
 
-    def vjp(d_hidden):
+    def vjp(d_hidden: Tensor) -> Sequence[Tensor]:
         d_up = d_hidden * hidden
         return d_up, gradient(d_hidden.mul_(up), gate)
 
     return hidden * up, vjp
 
 
-def _by_autograd(activation, before):
+def _by_autograd(
+    activation: Activation, before: Sequence[Tensor]
+) -> tuple[Tensor, Callable[[Tensor], Sequence[Tensor]]]:
     with torch.enable_grad():
         up, *gate = leaves = [b.detach().requires_grad_() for b in before]
         hidden = activation(gate[0]) * up if gate else activation(up)
 
-    def vjp(d_hidden):
+    def vjp(d_hidden: Tensor) -> Sequence[Tensor]:
         return torch.autograd.grad(hidden, leaves, d_hidden)
 
     return hidden.detach(), vjp

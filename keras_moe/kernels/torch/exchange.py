@@ -1,64 +1,67 @@
-"""PyTorch: rows to the processes that hold their experts, and back.
+"""PyTorch: send rows to the processes that hold their experts, and back.
 
 P routed pairs of this process, P' rows that it receives, D and D' widths, E
-experts, N processes, L = E / N experts a process: rank r holds the experts
+experts, N processes, L = E / N experts per process: rank r holds the experts
 r * L ... r * L + L - 1.
 
-How many rows go where is exchanged first; then each row travels once there
-and once back, by `all_to_all_single` of uneven parts: nothing is padded.
+The processes exchange the numbers of rows first. Then each row is sent once
+and returned once, by `all_to_all_single` of uneven parts, so that nothing is
+padded.
 """
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from keras import ops
 from torch import distributed
 
-from keras_moe.kernels.exchange import Bank, Pairs
+from keras_moe.kernels.exchange import Bank, Mix, Pairs
 from keras_moe.kernels.torch.tracing import is_transformed
 from keras_moe.types import Tensor
 
 
 class _Route(NamedTuple):
-    """Where the rows of one call go; all of it is known on the host.
+    """Where the rows of one call go; the numbers are known on the host.
 
-    sent, received: rows for and from each process, lists of N.
+    sent, received: the rows for and from each process, lists of N numbers.
     order, place: int `(P',)`, the received row at each sorted place, and the
-    place of each; received rows stand by process, sorted ones by expert.
+        sorted place of each received row. Received rows are ordered by
+        process, sorted ones by expert.
+    group: the `torch.distributed` group, or None for all processes.
     """
 
     sent: list[int]
     received: list[int]
     order: Tensor
     place: Tensor
-    group: object
+    group: Any
 
-    @property
-    def num_processes(self) -> int:
-        return len(self.sent)
+
+_Move: TypeAlias = tuple[Callable[[Tensor, _Route, int], Tensor], float]
+"""`_there` or `_back`, and a factor of the rows."""
 
 
 def mix_across(
-    mix: Callable,
+    mix: Mix,
     bank: Bank,
     rows: Tensor,
     pairs: Pairs,
     pairs_per_token: int | None,
     most_rows: int | Tensor | None = None,
 ) -> Tensor:
-    """Dispatch here, the experts where they are, combine here; see
-    `protocol.py`."""
+    """Dispatch and combine here, and run the experts on their processes."""
+    group = bank.shard.group if bank.shard else None
 
-    def send(rows, group_sizes, pair_order):
-        def run(rows, local_sizes):
+    def send(rows: Tensor, group_sizes: Tensor, pair_order: Tensor) -> Tensor:
+        def run(rows: Tensor, local_sizes: Tensor) -> Tensor:
             weights = [ops.convert_to_tensor(v) for v in bank.variables]
             return bank.run(
                 [*weights, *bank.constants], rows, local_sizes, None
             )
 
-        return exchange_rows(run, rows, group_sizes, bank.shard.group)
+        return exchange_rows(run, rows, group_sizes, group)
 
     return mix(send, rows, pairs)
 
@@ -67,54 +70,55 @@ def exchange_rows(
     run: Callable[[Tensor, Tensor], Tensor],
     rows: Tensor,
     group_sizes: Tensor,
-    group=None,
+    group: Any = None,
 ) -> Tensor:
-    """Runs each row through its expert, wherever that is; collective.
+    """Run each row through its expert, wherever it is; collective.
 
-    Every process of the group calls it at the same time, each with its own
-    rows, also one without any.
+    Every process of the group must call it at the same time with its own rows,
+    of which there may be none.
 
-    A row's gradient is that of its own process's loss. The gradient of a
+    The gradient of a row is that of its own process's loss. The gradient of a
     weight that `run` reads is that of the mean of the processes' losses, as
-    data parallelism has it for replicated weights. So are gradients of
-    gradients, which are collective, too.
+    for replicated weights under data parallelism. The same holds for gradients
+    of gradients, which are collective, too.
 
     Args:
-        run: function of `(P', D)` rows sorted by expert and of int32 `(L,)`
-            rows of each expert held here; returns `(P', D')`.
+        run: Function of rows `(P', D)`, sorted by expert, and the number of
+            rows per local expert, int32 `(L,)`. It returns `(P', D')`.
         rows: float `(P, D)`, sorted by expert.
-        group_sizes: int `(E,)`, rows of each expert. The sum is at most P;
-            rows behind it travel nowhere and come back as zero.
-        group: the process group that shares the experts; None is all
-            processes. E must divide by its size.
+        group_sizes: int `(E,)`. The number of rows per expert. Their sum is at
+            most P; rows behind it are not sent and become zero.
+        group: `torch.distributed` group of the processes that share the
+            experts. `None` (the default) for all processes. Its size must
+            divide E.
 
     Returns:
         `(P, D')`, in the order of `rows`.
 
     Raises:
-        ValueError: where E does not divide by the number of processes.
+        ValueError: If E is not a multiple of the number of processes.
         NotImplementedError: Under `torch.func` or forward-mode
             differentiation.
     """
     count = _check_divides(group_sizes, group)
-    if rows.is_meta:  # shapes alone are asked for
+    if rows.is_meta:  # only shapes are computed
         return run(rows, group_sizes[: group_sizes.shape[0] // count])
     _check_followed()
     route, local_sizes = _plan(group_sizes, group)
     travel = partial(_travelled, route, rows.shape[0])
-    # On the way back the gradients of all processes' losses come as a mean,
-    # which is undone where they leave the experts.
+    # The gradients of all processes' losses reach the experts as a mean, which
+    # is undone when they leave the experts.
     arrived = travel(rows, (_there, 1), (_back, count))
     outputs = run(arrived, local_sizes)
     return travel(outputs, (_back, 1), (_there, 1 / count))
 
 
-def gather_shards(shard: Tensor, group=None) -> Tensor:
-    """Returns the whole of a tensor whose first axis is shared out.
+def gather_shards(shard: Tensor, group: Any = None) -> Tensor:
+    """Return the whole of a tensor whose first axis is split over processes.
 
     Args:
-        shard: `(L, ...)`, as large on each process.
-        group: see `exchange_rows`.
+        shard: `(L, ...)`, of the same shape on each process.
+        group: As in `exchange_rows`.
 
     Returns:
         `(E, ...)`, on every process.
@@ -127,37 +131,41 @@ def gather_shards(shard: Tensor, group=None) -> Tensor:
     return torch.cat(parts)
 
 
-def _check_divides(group_sizes, group):
-    """Returns N where E divides by it."""
+def _check_divides(group_sizes: Tensor, group: Any) -> int:
+    """Return N, or raise if it does not divide E."""
     count = distributed.get_world_size(group)
     if group_sizes.shape[0] % count == 0:
         return count
     raise ValueError(
-        "`group_sizes` must divide by the number of processes: each holds as "
-        f"many experts. Received: {group_sizes.shape[0]} experts, {count} "
-        "processes. Choose a divisor of the number of experts."
+        "The length of `group_sizes` must be a multiple of the number of "
+        "processes, since each holds equally many experts. Received: "
+        f"{group_sizes.shape[0]} experts, {count} processes. Choose a number "
+        "of processes that divides the number of experts."
     )
 
 
-def _check_followed():
+def _check_followed() -> None:
     if not is_transformed():
         return
     raise NotImplementedError(
         "Experts that are spread over processes cannot be transformed by "
         "`torch.func`, nor differentiated in forward mode: PyTorch does not "
-        "follow what processes exchange. Received: a transformed call. Use "
-        "`torch.autograd.grad`, whose gradients have gradients here, or a "
-        "model that one process holds."
+        "transform the exchange between processes. Received: a transformed "
+        "call. Use `torch.autograd.grad`, whose gradients can be "
+        "differentiated again, or a model that one process holds."
     )
 
 
-def _plan(group_sizes, group):
-    """Exchanges the counts; returns the route and int32 `(L,)`."""
+def _plan(group_sizes: Tensor, group: Any) -> tuple[_Route, Tensor]:
+    """Exchange the counts; return the route and the local sizes int32 `(L,)`.
+
+    `group_sizes` is int `(E,)`.
+    """
     count = distributed.get_world_size(group)
     outgoing = group_sizes.to(torch.int64).reshape(count, -1).contiguous()
     incoming = torch.empty_like(outgoing)
     distributed.all_to_all_single(incoming, outgoing, group=group)
-    # One look at the device for both: the sizes of what travels.
+    # The host waits for the device only once for both.
     both = torch.stack([outgoing.sum(1), incoming.sum(1)])
     sent, received = both.tolist()
     experts = torch.arange(incoming.shape[1], device=incoming.device)
@@ -171,12 +179,14 @@ def _plan(group_sizes, group):
     return route, incoming.sum(0).to(torch.int32)
 
 
-def _travelled(route, num_rows, rows, travel, opposite):
+def _travelled(
+    route: _Route, num_rows: int, rows: Tensor, travel: _Move, opposite: _Move
+) -> Tensor:
     return _Travel.apply(rows, route, num_rows, travel, opposite)
 
 
-def _there(rows, route, num_rows):
-    """`(P, D)` to `(P', D)`: to the experts, sorted by expert."""
+def _there(rows: Tensor, route: _Route, num_rows: int) -> Tensor:
+    """Send rows `(P, D)` to their experts: `(P', D)`, sorted by expert."""
     rows = rows[: sum(route.sent)].contiguous()
     arrived = rows.new_empty((sum(route.received), rows.shape[1]))
     distributed.all_to_all_single(
@@ -185,8 +195,8 @@ def _there(rows, route, num_rows):
     return arrived.index_select(0, route.order)
 
 
-def _back(outputs, route, num_rows):
-    """`(P', D')` to `(P, D')`: the transpose of `_there`."""
+def _back(outputs: Tensor, route: _Route, num_rows: int) -> Tensor:
+    """Return outputs `(P', D')` as `(P, D')`: the transpose of `_there`."""
     outputs = outputs.index_select(0, route.place)
     num_sent = sum(route.sent)
     rows = outputs.new_zeros((num_rows, outputs.shape[1]))
@@ -197,20 +207,25 @@ def _back(outputs, route, num_rows):
 
 
 class _Travel(torch.autograd.Function):
-    """Moves rows and scales them; its gradient is another such travel, whose
-    gradient is this one.
-
-    travel, opposite: `(function, scale)`, with `_there` or `_back`.
-    """
+    """Move rows and scale them by `travel`; the gradient uses `opposite`."""
 
     @staticmethod
-    def forward(ctx, rows, route, num_rows, travel, opposite):
+    def forward(
+        ctx: Any,
+        rows: Tensor,
+        route: _Route,
+        num_rows: int,
+        travel: _Move,
+        opposite: _Move,
+    ) -> Tensor:
         ctx.arguments = route, num_rows, opposite, travel
         move, scale = travel
         moved = move(rows, route, num_rows)
         return moved if scale == 1 else moved * scale
 
     @staticmethod
-    def backward(ctx, gradient):
+    def backward(
+        ctx: Any, gradient: Tensor
+    ) -> tuple[Tensor, None, None, None, None]:
         gradient = _Travel.apply(gradient, *ctx.arguments)
         return gradient, None, None, None, None

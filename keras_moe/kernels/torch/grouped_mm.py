@@ -1,12 +1,15 @@
-"""PyTorch, a few rows and CUDA: the library's own grouped matmul.
+"""PyTorch, few rows or CUDA: the library's own grouped matmul.
 
 P rows, sorted by group; E groups; D input and F output width.
 
-`torch.nn.functional.grouped_mm` makes one call of a whole bank, and on CUDA
-needs no count on the host. It wants row strides that are multiples of 16
-bytes, so that odd widths are padded here; and leaves the rows behind the last
-group as it found them. Speed on CUDA was not timed here.
+`torch.nn.functional.grouped_mm` multiplies by a whole bank in one call, and on
+CUDA needs no count on the host. It requires row strides that are multiples of
+16 bytes, so that odd widths are padded here, and it does not write the rows
+behind the last group. Its speed on CUDA was not measured.
 """
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
 import torch
 from torch.utils.checkpoint import checkpoint
@@ -18,10 +21,13 @@ from keras_moe.types import Activation, Tensor
 
 ALIGNMENT_BYTES = 16
 
+_Matmul: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+"""`mm(rows, kernel)`, which multiplies each row by its group's matrix."""
+
 
 def grouped_matmul(x: Tensor, kernel: Tensor, group_sizes: Tensor) -> Tensor:
-    """Multiplies each row by its group's matrix: `(P, D) -> (P, F)`."""
-    if x.is_meta:  # keras infers shapes with tensors that hold no values
+    """Multiply each row by its group's matrix: `(P, D) -> (P, F)`."""
+    if x.is_meta:  # Keras infers shapes with tensors without values
         return x.new_empty((x.shape[0], kernel.shape[-1]))
     return _run(x, group_sizes, lambda x, mm: mm(x, kernel))
 
@@ -33,12 +39,12 @@ def grouped_ffn(
     activation: Activation,
     remat: bool = False,
 ) -> Tensor:
-    """Whole banks of rows through up, gate, activation and down."""
+    """Run all rows through up, gate, and activation, and then through down."""
     if x.is_meta:
         return x.new_empty((x.shape[0], weights.down_kernel.shape[-1]))
 
-    def ffn(x, mm):
-        def linear(rows, kernel, bias):
+    def ffn(x: Tensor, mm: _Matmul) -> Tensor:
+        def linear(rows: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor:
             y = mm(rows, kernel)
             if bias is None:
                 return y
@@ -52,9 +58,13 @@ def grouped_ffn(
     return _run(x, group_sizes, ffn)
 
 
-@torch.compiler.disable  # compiled, grouped_mm refuses float32 on CPU
-def _run(x, group_sizes, function):
-    """Calls `function(x, mm)`; rows behind the last group are zero."""
+@torch.compiler.disable  # if compiled, grouped_mm refuses float32 on CPU
+def _run(
+    x: Tensor,
+    group_sizes: Tensor,
+    function: Callable[[Tensor, _Matmul], Tensor],
+) -> Tensor:
+    """Return `function(x, mm)`, with zeros behind the last group."""
     ends = torch.cumsum(group_sizes, 0, dtype=torch.int32)
     if x.device.type == "cpu" and int(ends[-1]) == x.shape[0]:
         return function(x, lambda rows, kernel: _matmul(rows, kernel, ends))
@@ -64,7 +74,7 @@ def _run(x, group_sizes, function):
     return torch.where(mine, y, 0)
 
 
-def _matmul(rows, kernel, ends):
+def _matmul(rows: Tensor, kernel: Tensor, ends: Tensor) -> Tensor:
     depth, width = kernel.shape[1:]
     step = ALIGNMENT_BYTES // rows.element_size()
     if depth % step or width % step:
@@ -79,12 +89,12 @@ def _matmul(rows, kernel, ends):
 
 
 class _ContiguousGradient(torch.autograd.Function):
-    """The identity; its gradient is laid out as grouped_mm's needs it."""
+    """The identity, whose gradient is contiguous as grouped_mm needs it."""
 
     @staticmethod
-    def forward(ctx, y):
+    def forward(ctx: Any, y: Tensor) -> Tensor:
         return y.view_as(y)
 
     @staticmethod
-    def backward(ctx, dy):
+    def backward(ctx: Any, dy: Tensor) -> Tensor:
         return dy.contiguous()

@@ -1,4 +1,4 @@
-"""PyTorch: calls without what Keras does around them, and Adam's step."""
+"""PyTorch: calls without Keras's overhead, and Adam's step."""
 
 from collections.abc import Callable, Sequence
 
@@ -10,14 +10,17 @@ from keras_moe._keras import remat_mode_of
 from keras_moe._torch import has_hooks
 from keras_moe.types import Tensor
 
-ENDLESS = 1e9  # steps after which no beta below 1 - 1e-7 leaves a bias
+ENDLESS = 1e9  # steps, after which no beta below 1 - 1e-7 leaves a bias
 
 
 def needs_a_full_call(
     owner: keras.layers.Layer, layer: keras.layers.Layer
 ) -> bool:
-    """Whether Keras or PyTorch would do more than `call`: hooks, another
-    dtype, regularised outputs, quantised or recomputed layers."""
+    """Return whether Keras or PyTorch would do more than `call`.
+
+    They do for hooks, another dtype, regularized outputs, and quantized or
+    recomputed layers.
+    """
     if owner.dtype_policy is layer.dtype_policy:
         dtypes = {layer.compute_dtype, layer.variable_dtype}
     else:
@@ -45,9 +48,12 @@ def adam_step(
     betas: tuple[float, float],
     epsilon: float,
 ) -> bool:
-    """By `torch.optim`'s function. It would correct for bias itself, and put
-    epsilon beside the corrected root: told that an endless number of steps
-    has gone by, it has nothing to correct."""
+    """Use the fused function of `torch.optim`.
+
+    That function corrects the bias itself, and adds epsilon to the corrected
+    root. With a huge number of steps there is nothing left to correct, so that
+    it computes Keras's step.
+    """
     tensors = [variable.value, gradient, *(slot.value for slot in slots)]
     plain = all(
         type(t) in (torch.Tensor, torch.nn.Parameter)

@@ -1,25 +1,28 @@
-"""PyTorch: `keras.ops` for what runs in every call of a block.
+"""PyTorch: `keras.ops` with fewer checks, for operations of every call.
 
-Keras's look for symbolic tensors, variables and types before each operation,
-10 to 30 microseconds for two of work: of the hundred that a block makes. What
-is not here is Keras's.
+Before each operation Keras searches for symbolic tensors, variables, and
+types, which takes longer than a small operation itself. Functions that are not
+in this file are those of `keras.ops`.
 """
+
+from collections.abc import Sequence
+from typing import Any
 
 import keras
 import torch
 
 from keras_moe.types import Tensor
 
-# Where Keras would move tensors of the host to, if anywhere.
+# Whether Keras would move tensors from the host to an accelerator.
 ACCELERATED = torch.accelerator.is_available()
 
 
-def __getattr__(name):
+def __getattr__(name: str) -> Any:
     return getattr(keras.ops, name)
 
 
-def convert_to_tensor(x, dtype=None) -> Tensor:
-    """As it is where it is a tensor already, and where it should be."""
+def convert_to_tensor(x: Any, dtype: Any = None) -> Tensor:
+    """Return a tensor on Keras's device; a tensor there stays as it is."""
     if dtype is None and not ACCELERATED:
         if type(x) is torch.Tensor:
             return x
@@ -28,8 +31,8 @@ def convert_to_tensor(x, dtype=None) -> Tensor:
     return keras.ops.convert_to_tensor(x, dtype=dtype)
 
 
-def cast(x, dtype) -> Tensor:
-    """`dtype` is a name or PyTorch's own."""
+def cast(x: Any, dtype: Any) -> Tensor:
+    """Cast a tensor; `dtype` is a name or a `torch.dtype`."""
     if not isinstance(x, torch.Tensor):
         return keras.ops.cast(x, dtype)
     if not isinstance(dtype, torch.dtype):
@@ -37,63 +40,63 @@ def cast(x, dtype) -> Tensor:
     return x.to(dtype)
 
 
-def shape(x) -> tuple:
-    """Integers, or symbols of a program."""
+def shape(x: Tensor) -> tuple[int, ...]:
+    """Return the dimensions, integers or symbols of a program."""
     return tuple(x.shape)
 
 
-def stop_gradient(x) -> Tensor:
-    """Of a tensor."""
+def stop_gradient(x: Any) -> Tensor:
+    """Detach a tensor."""
     return convert_to_tensor(x).detach()
 
 
-def zeros(shape, dtype="float32") -> Tensor:
-    """`dtype` is a name."""
+def zeros(shape: Sequence[int], dtype: str = "float32") -> Tensor:
+    """Return zeros; `dtype` is a name."""
     if ACCELERATED:
         return keras.ops.zeros(shape, dtype=dtype)
     return torch.zeros(shape, dtype=getattr(torch, dtype))
 
 
-def argsort(x) -> Tensor:
-    """Along the last axis; of equal ones the first stays the first. int32."""
+def argsort(x: Any) -> Tensor:
+    """Sort the last axis stably; return int32 indices."""
     x = convert_to_tensor(x)
     if torch.onnx.is_in_onnx_export():
-        # ONNX has no stable sort. Its TopK puts the first of equal ones first.
+        # ONNX has no stable sort, but its TopK keeps equal values in order.
         return torch.topk(-x, x.shape[-1], dim=-1).indices.to(torch.int32)
     return torch.argsort(x, stable=True).to(torch.int32)
 
 
-def reshape(x, shape) -> Tensor:
-    """The shape is a tuple of integers."""
+def reshape(x: Any, shape: Sequence[int]) -> Tensor:
+    """Reshape a tensor; `shape` is a tuple of integers."""
     return torch.reshape(convert_to_tensor(x), shape)
 
 
-def expand_dims(x, axis) -> Tensor:
-    """One axis alone."""
+def expand_dims(x: Any, axis: int) -> Tensor:
+    """Insert one axis."""
     return torch.unsqueeze(convert_to_tensor(x), axis)
 
 
-def where(condition, x, y) -> Tensor:
-    """`y` may be a number; the dtype is that of `x`."""
+def where(condition: Tensor, x: Tensor, y: Any) -> Tensor:
+    """Select from `x`, whose dtype the result has, or `y`, maybe a number."""
     if isinstance(condition, torch.Tensor) and isinstance(x, torch.Tensor):
         return torch.where(condition, x, y)
     return keras.ops.where(condition, x, y)
 
 
-def sum(x, axis=None, keepdims=False) -> Tensor:
-    """Of floats; others have rules of their own in Keras."""
+def sum(x: Any, axis: int | None = None, keepdims: bool = False) -> Tensor:
+    """Sum floats; Keras sums other dtypes, for which it has rules."""
     if not (isinstance(x, torch.Tensor) and x.is_floating_point()):
         return keras.ops.sum(x, axis, keepdims)
     return torch.sum(x, dim=axis, keepdim=keepdims)
 
 
-def maximum(x, y) -> Tensor:
-    """Of a tensor and a number it is a clamp."""
+def maximum(x: Any, y: Any) -> Tensor:
+    """Return the larger of each; clamp a tensor if `y` is a float."""
     if isinstance(x, torch.Tensor) and isinstance(y, float):
         return torch.clamp(x, min=y)
     return keras.ops.maximum(x, y)
 
 
-def softmax(x, axis=-1) -> Tensor:
-    """Of a float tensor; Keras warns where the axis is one long."""
+def softmax(x: Any, axis: int = -1) -> Tensor:
+    """Use PyTorch's softmax, which does not warn about an axis of length 1."""
     return torch.softmax(convert_to_tensor(x), dim=axis)

@@ -1,24 +1,30 @@
-"""PyTorch: whole programs and gradients."""
+"""PyTorch: run and differentiate whole functions."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
+import keras
 import torch
 
 from keras_moe.types import Tensor
 
 
 def compiled(
-    function: Callable, variables: Sequence, written: Sequence = ()
-) -> Callable:
-    """As it is, and nothing is kept for gradients: `torch.compile` would
-    leave the graph at each bank of experts."""
+    function: Callable[..., Any],
+    variables: Sequence[keras.Variable],
+    written: Sequence[keras.Variable] = (),
+) -> Callable[..., Any]:
+    """Return the function itself, without gradients.
+
+    `torch.compile` would leave the graph at each bank of experts.
+    """
     return torch.no_grad()(function)
 
 
 def value_and_gradient(
     function: Callable[[Tensor], Tensor], x: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Touches no weight's `.grad`."""
+    """Use `torch.autograd.grad`, which changes no weight's `.grad`."""
     with torch.enable_grad():
         x = x.detach().requires_grad_()
         value = function(x)

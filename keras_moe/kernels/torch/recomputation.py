@@ -1,11 +1,11 @@
-"""PyTorch: what a checkpoint computes again in the backward pass.
+"""PyTorch: forward passes that a checkpoint repeats in the backward pass.
 
-`torch.utils.checkpoint` runs a function once more during `backward`. What the
-function wrote the first time is there then, so a layer that decides by its
-state would decide differently. PyTorch does not tell which of the calls is
-repeated, but it restores the state of its global random numbers before. So
-each call inside a checkpoint draws a number, by which it finds again what it
-read the first time.
+`torch.utils.checkpoint` runs a function again during `backward`. By then the
+function has changed the state that it reads, so that a layer whose state
+decides what it computes would compute something else. PyTorch does not tell
+which call is repeated, but it restores its global random state first. So each
+call inside a checkpoint draws a random number, which is the key of the value
+that it read the first time.
 """
 
 import contextlib
@@ -30,14 +30,14 @@ _THREAD = _Thread()
 
 
 def is_recomputing() -> bool:
-    """Whether this runs inside `backward`."""
+    """Return whether this runs inside `backward`."""
     if _THREAD.pure or torch.compiler.is_compiling():
         return False
     return is_in_backward()
 
 
 def first_value(read: Callable[[], Tensor]) -> Tensor:
-    """What the first run read; kept for calls inside a checkpoint alone."""
+    """Return what the first run read; kept only for calls in a checkpoint."""
     if not may_be_repeated():
         return read()
     number = int(torch.randint(2**62, (), device="cpu"))
@@ -50,8 +50,11 @@ def first_value(read: Callable[[], Tensor]) -> Tensor:
 
 
 def may_be_repeated() -> bool:
-    """Inside a checkpoint, tensors that are saved go through its hooks, or
-    (the reentrant kind) no gradients are recorded."""
+    """Return whether this may run inside a checkpoint.
+
+    Inside a checkpoint, tensors that are saved go through its hooks, or no
+    gradients are recorded (the reentrant kind).
+    """
     if _THREAD.pure or torch.compiler.is_compiling():
         return False
     if not torch.is_grad_enabled() or is_recomputing():
@@ -60,7 +63,7 @@ def may_be_repeated() -> bool:
 
 
 def repeatable(pure: bool) -> contextlib.AbstractContextManager[None]:
-    """In this thread."""
+    """Return a context that holds in this thread."""
     return _within(pure)
 
 

@@ -6,7 +6,7 @@ from keras_moe.types import Tensor
 
 
 def sum_over_replicas(x: Tensor) -> Tensor:
-    """Over the processes of `torch.distributed`, where it is initialised."""
+    """Sum over the processes of `torch.distributed`, if it is initialized."""
     if num_replicas() == 1:
         return x
     x = x.detach().clone()
@@ -15,7 +15,7 @@ def sum_over_replicas(x: Tensor) -> Tensor:
 
 
 def num_replicas() -> int:
-    """The processes of `torch.distributed`."""
+    """Return the number of processes of `torch.distributed`, 1 without it."""
     distributed = torch.distributed
     if not (distributed.is_available() and distributed.is_initialized()):
         return 1

@@ -1,10 +1,11 @@
-"""PyTorch: what `keras.ops` cannot do with rows, or does slowly.
+"""PyTorch: row operations that `keras.ops` lacks, or that are slow there.
 
-T tokens, E experts, K top_k, P routed pairs. `protocol.py` says what each
+T tokens, E experts, K top_k, P routed pairs. `protocol/` describes what each
 function does.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -17,21 +18,21 @@ from keras_moe.kernels.torch.tracing import (
 )
 from keras_moe.types import Tensor
 
-CHUNK_BYTES = 1 << 19  # of rows that stay in cache while they are used twice
+CHUNK_BYTES = 1 << 19  # of rows, which stay in cache while they are used twice
 SUM = 0  # the mode of torch.embedding_bag
 FEW_SCORES = 4096
 FEW_ELEMENTS = 64
 
 
 def top_k_index(scores: Tensor, top_k: int) -> Tensor:
-    """The columns of each row's K largest.
+    """Find the largest of integers that hold a score and a column.
 
-    `torch.topk` leaves open which of two equal scores comes first. The bits
-    of a float32 rise with its value (those of a negative one fall), so score
-    and column make one integer that is never equal to another. With it a
-    routing decision of 64 or 128 experts takes half of what a stable sort of
-    each row takes; for a few tokens the sort is one call in place of nine,
-    and in a program that is exported nothing depends on how many there are.
+    `torch.topk` leaves the order of equal scores open. The bits of a float32
+    rise with its value (those of a negative one fall), so that score and
+    column form an integer that equals no other. Finding the largest integers
+    is faster than a stable sort of each row. Few scores are sorted, in one
+    call instead of nine, and so are scores in a compiled program, whose
+    choice must not depend on their number.
     """
     num_columns = scores.shape[-1]
     infinity = float("inf")
@@ -50,17 +51,23 @@ def top_k_index(scores: Tensor, top_k: int) -> Tensor:
 
 
 def take_columns(table: Tensor, columns: Tensor) -> Tensor:
-    """`torch.take_along_dim`, which Keras calls, fixes T in an export."""
+    """Use `torch.gather`.
+
+    `torch.take_along_dim`, which Keras calls, fixes T in an export.
+    """
     return torch.gather(table, -1, columns.long())
 
 
 def take_rows(table: Tensor, rows: Tensor) -> Tensor:
-    """Keras's looks for negative indices first: four calls in place of one."""
+    """Use `torch.index_select`.
+
+    `ops.take` checks for negative indices first, in three more calls.
+    """
     return torch.index_select(table, 0, rows)
 
 
 def row_of_each(table: Tensor) -> Tensor:
-    """On the table's device."""
+    """Divide the entries' numbers, on the device of the table."""
     num_rows, num_columns = table.shape
     entries = torch.arange(
         num_rows * num_columns, dtype=torch.int32, device=table.device
@@ -70,13 +77,19 @@ def row_of_each(table: Tensor) -> Tensor:
 
 class _LinearMap(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, forward, transpose, x, *index):
+    def forward(
+        ctx: Any,
+        forward: Callable[..., Tensor],
+        transpose: Callable[..., Tensor],
+        x: Tensor,
+        *index: Tensor,
+    ) -> Tensor:
         ctx.maps = forward, transpose
         ctx.save_for_backward(*index)
         return forward(x, *index)
 
     @staticmethod
-    def backward(ctx, dy):
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         forward, transpose = ctx.maps
         index = ctx.saved_tensors
         dx = linear_map(transpose, forward, dy, *index)
@@ -84,10 +97,16 @@ class _LinearMap(torch.autograd.Function):
 
 
 def linear_map(
-    forward: Callable, transpose: Callable, x: Tensor, *index: Tensor
+    forward: Callable[..., Tensor],
+    transpose: Callable[..., Tensor],
+    x: Tensor,
+    *index: Tensor,
 ) -> Tensor:
-    """Keeps nothing of `x`. It is `forward` alone if nothing learns, under
-    `torch.func`, and in an export, since ONNX has no such functions."""
+    """Use an autograd function, which keeps nothing of `x`.
+
+    Only `forward` runs if `x` needs no gradient, under `torch.func`, and in an
+    export, since ONNX has no autograd functions.
+    """
     learns = torch.is_grad_enabled() and x.requires_grad
     if learns and not is_exported() and not is_transformed():
         return _LinearMap.apply(forward, transpose, x, *index)
@@ -101,15 +120,15 @@ def gathered_sum(
     num_terms: int,
     weights: Tensor | None = None,
 ) -> Tensor | None:
-    """In one pass over the rows, on CPU; None where the parts are to be seen.
+    """Sum in one pass over the rows on CPU, by `torch.embedding_bag`.
 
-    Gathering, weighting and summing one after the other writes each row three
-    times to memory that the system has to find first: at L a tenth of a
-    block's forward pass. The library's bag of embeddings does it all at once;
-    its own gradient is for indices that come again and again, so it is written
-    here. `torch.compile` leaves its graph for it, as it does for the bank
-    before: what it makes of the parts for any number of tokens takes a quarter
-    of S forward.
+    Gathering, weighting, and summing separately would write each row three
+    times to newly allocated memory. The gradient is written here, since that
+    of `torch.embedding_bag` is for indices that occur many times.
+    `torch.compile` leaves its graph, as it does for the bank of experts
+    before: compiled for any number of tokens, the separate operations are
+    slow. The result is None on other devices, in an export, and under
+    `torch.func`.
     """
     if rows.device.type != "cpu" or is_exported() or is_transformed():
         return None
@@ -117,7 +136,13 @@ def gathered_sum(
 
 
 @torch.compiler.disable
-def _on_cpu(rows, place, order, num_terms, weights):
+def _on_cpu(
+    rows: Tensor,
+    place: Tensor,
+    order: Tensor,
+    num_terms: int,
+    weights: Tensor | None,
+) -> Tensor:
     if not rows.numel():
         return None
     learns = rows.requires_grad or (
@@ -128,7 +153,9 @@ def _on_cpu(rows, place, order, num_terms, weights):
     return _sum(rows, weights, place, num_terms)
 
 
-def _sum(rows, weights, place, num_terms):
+def _sum(
+    rows: Tensor, weights: Tensor | None, place: Tensor, num_terms: int
+) -> Tensor:
     starts = torch.arange(0, len(place), num_terms, dtype=place.dtype)
     bags = torch.embedding_bag(rows, place, starts, False, SUM, False, weights)
     return bags[0]
@@ -136,14 +163,21 @@ def _sum(rows, weights, place, num_terms):
 
 class _GatheredSum(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, rows, weights, place, order, num_terms):
+    def forward(
+        ctx: Any,
+        rows: Tensor,
+        weights: Tensor | None,
+        place: Tensor,
+        order: Tensor,
+        num_terms: int,
+    ) -> Tensor:
         needed = None if weights is None else rows
         ctx.save_for_backward(needed, weights, place, order)
         ctx.num_terms = num_terms
         return _sum(rows, weights, place, num_terms)
 
     @staticmethod
-    def backward(ctx, dy):
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         rows, weights, place, order = ctx.saved_tensors
         source = order // ctx.num_terms
         if weights is None:
@@ -171,7 +205,7 @@ class _GatheredSum(torch.autograd.Function):
 
 
 def inverse_permutation(order: Tensor) -> Tensor:
-    """The place of each element, of the dtype of `order`, `(P,)`."""
+    """Use a scatter; the result has the dtype of `order`."""
     if is_transformed():  # PyTorch has no rule for a batch of scatters
         return torch.argsort(order).to(order.dtype)
     places = torch.arange(
@@ -181,7 +215,7 @@ def inverse_permutation(order: Tensor) -> Tensor:
 
 
 def group_sizes_of(expert_index: Tensor, num_experts: int) -> Tensor:
-    """How many pairs each expert has, int32 `(E,)`; no count on the host."""
+    """Count on the device; the host reads no values, except on CPU."""
     if eager_on_cpu(expert_index):
         sizes = torch.bincount(expert_index, minlength=num_experts)
         return sizes[:num_experts].to(torch.int32)
@@ -192,14 +226,15 @@ def group_sizes_of(expert_index: Tensor, num_experts: int) -> Tensor:
 
 
 def shape_of_count(count: Tensor, otherwise: int) -> int:
-    """Its value, if the host may look at it."""
+    """Return the value of the count, if the host may read it."""
     return int(count) if eager_on_cpu(count) else otherwise
 
 
 def map_entries(
-    function: Callable[[tuple[Tensor, ...]], Tensor], tensors: tuple
+    function: Callable[[tuple[Tensor, ...]], Tensor],
+    tensors: tuple[Tensor, ...],
 ) -> Tensor:
-    """One after the other: `torch.vmap` has no rule for a count of groups."""
+    """Loop over the entries: `torch.vmap` has no rule for counting groups."""
     return torch.stack(
         [function(entry) for entry in zip(*tensors, strict=True)]
     )
@@ -208,8 +243,11 @@ def map_entries(
 def sort_few_groups(
     group_index: Tensor, num_groups: int
 ) -> tuple[Tensor, ...] | None:
-    """A few elements on the host, in two operations in place of nine; None
-    for more of them, and where the host should not look."""
+    """Sort a few elements on the host, in two operations instead of nine.
+
+    The result is None for more elements, and if the host should not read
+    values.
+    """
     if not eager_on_cpu(group_index):
         return None
     count = len(group_index)
@@ -223,23 +261,26 @@ def sort_few_groups(
         if groups[element] < num_groups:
             sizes[groups[element]] += 1
     found = torch.tensor(order + place + sizes, dtype=torch.int32)
-    return found.split((count, count, num_groups))
+    return tuple(found.split((count, count, num_groups)))
 
 
 def known_int(value: Tensor) -> int | None:
-    """Not in torch.compile and torch.export, nor on CUDA."""
+    """Read the value, except in torch.compile, torch.export, and on CUDA."""
     return int(value) if eager_on_cpu(value) else None
 
 
 def require(valid: Tensor, message: str) -> Tensor:
-    """Not for shapes only, in torch.compile and torch.export, nor on CUDA."""
+    """Check the values, except in torch.compile, torch.export, and on CUDA."""
     if eager_on_cpu(valid) and not bool(valid.all()):
         raise ValueError(message)
     return valid
 
 
 def shapes_known(x: Tensor) -> str:
-    """None, but in TorchScript, from which Keras makes ONNX and which keeps
-    one branch, and under `vmap`, where each slice has another length."""
+    """Return `"at run time"`, except in TorchScript and under `vmap`.
+
+    TorchScript, from which Keras makes ONNX, keeps only one branch. Under
+    `vmap` every slice has another length.
+    """
     batched = is_transformed() and known_sizes(x) is None
     return "whole" if batched or torch.jit.is_tracing() else "at run time"

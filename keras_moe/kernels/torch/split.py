@@ -1,17 +1,19 @@
-"""PyTorch, large banks of rows: split by counts, one matmul an expert.
+"""PyTorch on CPU, many rows: split by counts, one matmul per expert.
 
 P rows, sorted by group; E groups; D input and F output width; n rows of one
-group. Empty groups are skipped, so their weights are neither read nor
+group. Empty groups are skipped, so that their weights are neither read nor
 multiplied, and one expert's hidden rows stay in cache between its matmuls.
-The gradient is written by hand for one reason: each expert's part goes
-straight to its place in the bank's gradient. Autograd would make E separate
-tensors and stack them, which for many experts costs more than the products.
-The row counts are read on the host: on CUDA this would stop the queue.
-A gradient that is differentiated again is that of `unrolled.py`.
+The gradient is written by hand so that each expert's part is written directly
+into the gradient of the bank. Autograd would make E separate tensors and stack
+them, which for many experts costs more than the products. The host reads the
+row counts, which on CUDA would make it wait for the device. A gradient that is
+differentiated again is that of `unrolled.py`.
 """
 
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import repeat
+from typing import Any
 
 import torch
 
@@ -26,8 +28,8 @@ from keras_moe.types import Activation, Tensor
 
 
 def grouped_matmul(x: Tensor, kernel: Tensor, group_sizes: Tensor) -> Tensor:
-    """Multiplies each row by its group's matrix: `(P, D) -> (P, F)`."""
-    if x.is_meta:  # keras infers shapes with tensors that hold no values
+    """Multiply each row by its group's matrix: `(P, D) -> (P, F)`."""
+    if x.is_meta:  # Keras infers shapes with tensors without values
         return x.new_empty((x.shape[0], kernel.shape[-1]))
     return _run(_GroupedMatmul.apply, group_sizes, x, kernel)
 
@@ -39,7 +41,7 @@ def grouped_ffn(
     activation: Activation,
     remat: bool = False,
 ) -> Tensor:
-    """Up, gate, activation and down of one expert before the next one's."""
+    """Run the whole network of one expert before that of the next one."""
     if x.is_meta:
         return x.new_empty((x.shape[0], weights.down_kernel.shape[-1]))
     if not _learns(x, *weights):
@@ -49,20 +51,24 @@ def grouped_ffn(
     )
 
 
-def _learns(*tensors):
+def _learns(*tensors: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(
         t is not None and t.requires_grad for t in tensors
     )
 
 
 @torch.compiler.disable  # the row counts are data: the host must read them
-def _run(function, group_sizes, *arguments):
+def _run(
+    function: Callable[..., Tensor], group_sizes: Tensor, *arguments: Any
+) -> Tensor:
     return function(group_sizes.tolist(), *arguments)
 
 
 class _GroupedMatmul(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, sizes, x, kernel):
+    def forward(
+        ctx: Any, sizes: list[int], x: Tensor, kernel: Tensor
+    ) -> Tensor:
         ctx.sizes = sizes
         ctx.save_for_backward(x, kernel)
         y = _empty_rows(x, kernel.shape[-1], sizes)
@@ -71,7 +77,7 @@ class _GroupedMatmul(torch.autograd.Function):
         return y
 
     @staticmethod
-    def backward(ctx, dy):
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, kernel = ctx.saved_tensors
         if tracing.is_differentiated_again(dy):
             sizes = _with_rest(x, ctx.sizes)
@@ -88,9 +94,18 @@ class _GroupedMatmul(torch.autograd.Function):
 
 
 @torch.no_grad()
-def _ffn(sizes, activation, x, w, kept=()):
-    """The forward pass; fills `kept`, the buffers `(P, F)` of what comes
-    before the activation, if there are any."""
+def _ffn(
+    sizes: list[int],
+    activation: Activation,
+    x: Tensor,
+    w: FFNWeights,
+    kept: Sequence[Tensor] = (),
+) -> Tensor:
+    """Run the forward pass.
+
+    `kept`, if not empty, are buffers `(P, F)`, into which the inputs of the
+    activation are written.
+    """
     y = _empty_rows(x, w.down_kernel.shape[-1], sizes)
     scratch = () if kept else _before_buffers(w, max(sizes, default=0))
     for (rows, y_rows, *before), own in _groups(sizes, (x, y, *kept), w):
@@ -104,7 +119,14 @@ def _ffn(sizes, activation, x, w, kept=()):
 
 class _GroupedFFN(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, sizes, activation, keeps, x, *weights):
+    def forward(
+        ctx: Any,
+        sizes: list[int],
+        activation: Activation,
+        keeps: bool,
+        x: Tensor,
+        *weights: Tensor | None,
+    ) -> Tensor:
         w = FFNWeights(*weights)
         kept = _before_buffers(w, x.shape[0]) if keeps else []
         ctx.sizes, ctx.activation = sizes, activation
@@ -112,7 +134,7 @@ class _GroupedFFN(torch.autograd.Function):
         return _ffn(sizes, activation, x, w, kept)
 
     @staticmethod
-    def backward(ctx, dy):
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, *weights = ctx.saved_tensors
         count = len(FFNWeights._fields)
         if tracing.is_differentiated_again(dy):
@@ -138,7 +160,7 @@ class _GroupedFFN(torch.autograd.Function):
             d_up, *d_gate = vjp(dy_rows @ own.down_kernel.T)
             _linear_gradient(x_rows, d_up, d_own.up_kernel, d_own.up_bias)
             torch.mm(d_up, own.up_kernel.T, out=dx_rows)
-            if d_gate:
+            if own.gate_kernel is not None:
                 _linear_gradient(
                     x_rows, d_gate[0], d_own.gate_kernel, d_own.gate_bias
                 )
@@ -146,11 +168,16 @@ class _GroupedFFN(torch.autograd.Function):
         return None, None, None, dx, *dw
 
 
-def _groups(sizes, rows, banks):
-    """Yields, of every group that has rows, its part of each of the `(P, .)`
-    and of each of the `(E, ...)`, or None of a bank that there is not. All
-    parts of a tensor come from one call: beside products that fill the caches
-    each call from Python costs up to ten microseconds."""
+def _groups(
+    sizes: list[int], rows: Sequence[Tensor], banks: Sequence[Tensor | None]
+) -> Iterator[tuple[Sequence[Tensor], Sequence[Any]]]:
+    """Yield the parts of each group that has rows.
+
+    These are the group's part of each of the `(P, .)` and of each of the
+    `(E, ...)`, None for a bank that is None. All parts of a tensor come from
+    one call, since calls from Python are slow between products that fill the
+    caches.
+    """
     num_rows = sum(sizes)
     parts = zip(*(r[:num_rows].split(sizes) for r in rows), strict=True)
     own = zip(
@@ -162,25 +189,27 @@ def _groups(sizes, rows, banks):
             yield own_rows, own_banks
 
 
-def _before_buffers(w, length):
-    """Uninitialised `[up]`, or `[up, gate]` of gated experts, `(length, F)`."""
+def _before_buffers(w: FFNWeights, length: int) -> list[Tensor]:
+    """Return uninitialized `[up]`, or `[up, gate]` if gated: `(length, F)`."""
     shape = (length, w.up_kernel.shape[-1])
     banks = [w.up_kernel, w.gate_kernel]
     return [b.new_empty(shape) for b in banks if b is not None]
 
 
-def _before_activation(rows, own, out):
+def _before_activation(
+    rows: Tensor, own: FFNWeights, out: Sequence[Tensor]
+) -> None:
     _linear(rows, own.up_kernel, own.up_bias, out[0])
     if own.gate_kernel is not None:
         _linear(rows, own.gate_kernel, own.gate_bias, out[1])
 
 
-def _with_rest(x, sizes):
+def _with_rest(x: Tensor, sizes: list[int]) -> list[int]:
     return [*sizes, len(x) - sum(sizes)]
 
 
-def _empty_rows(x, width, sizes):
-    """`(P, width)` to be filled, zero behind the last group."""
+def _empty_rows(x: Tensor, width: int, sizes: list[int]) -> Tensor:
+    """Return `(P, width)` to be filled, with zeros behind the last group."""
     y = x.new_empty((x.shape[0], width))
     num_rows = sum(sizes)
     if num_rows < len(y):
@@ -188,8 +217,8 @@ def _empty_rows(x, width, sizes):
     return y
 
 
-def _empty_bank(bank, sizes):
-    """A bank's gradient to be filled, zero for groups without rows."""
+def _empty_bank(bank: Tensor | None, sizes: list[int]) -> Tensor | None:
+    """Return a bank's gradient to be filled, zero for groups without rows."""
     if bank is None:
         return None
     gradient = empty_gradient(bank)
@@ -199,14 +228,18 @@ def _empty_bank(bank, sizes):
     return gradient
 
 
-def _linear(rows, kernel, bias, out):
+def _linear(
+    rows: Tensor, kernel: Tensor, bias: Tensor | None, out: Tensor
+) -> None:
     if bias is None:
         torch.mm(rows, kernel, out=out)
     else:
         torch.addmm(bias, rows, kernel, out=out)
 
 
-def _linear_gradient(rows, dy, dkernel, dbias):
+def _linear_gradient(
+    rows: Tensor, dy: Tensor, dkernel: Tensor, dbias: Tensor | None
+) -> None:
     torch.mm(rows.T, dy, out=dkernel)
     if dbias is not None:
         torch.sum(dy, dim=0, out=dbias)

@@ -1,8 +1,8 @@
-"""PyTorch: what traces or transforms the operations that run now.
+"""PyTorch: whether the operations that run now are traced or transformed.
 
 The hand-written gradients of this package are for `backward` and
-`torch.autograd.grad`. `torch.func` and forward-mode differentiation follow
-PyTorch's own operations alone, and so does a gradient of a gradient.
+`torch.autograd.grad`. `torch.func`, forward-mode differentiation, and a
+gradient of a gradient need PyTorch's own operations.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,10 +13,12 @@ from keras_moe._torch import is_batch_of_gradients, transforms_run
 from keras_moe.types import Tensor
 
 
-def eager_on_cpu(x) -> bool:
-    """Whether the host may look at values and sizes of `x` and lose nothing:
-    neither a compiler or an export traces it, nor is it queued elsewhere, nor
-    does `torch.func` transform what is made of it."""
+def eager_on_cpu(x: Tensor) -> bool:
+    """Return whether the host may read values and sizes of `x` at no cost.
+
+    It may if `x` is on CPU and is neither traced by a compiler or an export
+    nor transformed by `torch.func`.
+    """
     return (
         x.device.type == "cpu"
         and not torch.compiler.is_compiling()
@@ -26,45 +28,53 @@ def eager_on_cpu(x) -> bool:
 
 
 def is_exported() -> bool:
-    """Whether a program is traced that is kept: by `torch.export`, or by
-    TorchScript, from which Keras makes ONNX."""
+    """Return whether a program is traced for an export.
+
+    `torch.export` traces it, or TorchScript, from which Keras makes ONNX.
+    """
     return torch.compiler.is_exporting() or torch.jit.is_tracing()
 
 
 def is_transformed() -> bool:
-    """Return whether `torch.func` (`grad`, `vmap`, `jvp` ...) or forward-mode
-    differentiation is in effect."""
+    """Return whether `torch.func` or forward-mode differentiation is active."""
     return not torch.compiler.is_compiling() and transforms_run()
 
 
 def is_differentiated_again(dy: Tensor) -> bool:
-    """Return whether a backward pass must be made of PyTorch's operations:
-    under `create_graph=True`, and of a batch of gradients at once."""
+    """Return whether a backward pass must consist of PyTorch's operations.
+
+    It must with `create_graph=True`, and for a batch of gradients at once.
+    """
     if torch.is_grad_enabled() or torch.compiler.is_compiling():
         return torch.is_grad_enabled()
     return is_transformed() or is_batch_of_gradients(dy)
 
 
 def known_sizes(group_sizes: Tensor) -> list[int] | None:
-    """Return the sizes as numbers, or None under `vmap`, where each batch
-    element has its own."""
+    """Return the sizes as numbers.
+
+    None under `vmap`, where each element of the batch has its own sizes.
+    """
     try:
-        return group_sizes.tolist()
+        sizes: list[int] = group_sizes.tolist()
     except RuntimeError:
         if not is_transformed():
             raise
         return None
+    return sizes
 
 
 def gradients(
-    function: Callable[..., Tensor], inputs: Sequence, dy: Tensor
-) -> list:
+    function: Callable[..., Tensor],
+    inputs: Sequence[Tensor | None],
+    dy: Tensor,
+) -> list[Tensor | None]:
     """Return gradients that can be differentiated again.
 
     Args:
-        function: of the inputs, made of PyTorch's operations.
-        inputs: tensors, as autograd saved them; or None.
-        dy: the gradient of the function's output.
+        function: Function of the inputs, made of PyTorch's operations.
+        inputs: Tensors, as autograd saved them, or None.
+        dy: The gradient of the function's output.
 
     Returns:
         A gradient for each input that requires one, None for the others.
@@ -73,6 +83,8 @@ def gradients(
     with torch.enable_grad():
         y = function(*inputs)
     learns = [t is not None and t.requires_grad for t in inputs]
-    needed = [t for t, own in zip(inputs, learns, strict=True) if own]
+    needed: list[Tensor] = [
+        t for t, own in zip(inputs, learns, strict=True) if own
+    ]
     found = iter(torch.autograd.grad(y, needed, dy, create_graph=again))
     return [next(found) if own else None for own in learns]
