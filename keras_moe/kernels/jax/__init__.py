@@ -1,7 +1,6 @@
-"""JAX: what `kernels` runs here, and which formulation is taken when.
+"""JAX: the functions of `kernels`, and the choice of a formulation.
 
-P rows, E groups. D1, D8, and `limitE` are those of `benchmarks/`, which
-measures every formulation.
+P rows, E groups. `benchmarks/published/report.md` compares the formulations.
 """
 
 import jax
@@ -61,12 +60,13 @@ FORMULATIONS: dict[str, Formulation] = {
 
 
 def formulation_for(x: Tensor, num_groups: int) -> str:
-    """Accelerators have a grouped matmul of their own; on CPU it multiplies
-    every row by every matrix. Without copies of the weights up to 8 rows a
-    group: D1 0.94 times `limitE` where blocks take 6.8, D8 0.89 for 4.4; at
-    64 experts of D = F = 512 and 8 rows a group 0.9 of blocks' time, at 16
-    rows 1.3. Where the number of rows is symbolic (`jax.export`, or a model
-    of the user's own on `keras.Input`), blocks need no number."""
+    """Return the name of the formulation for rows `x` `(P, D)`.
+
+    Accelerators have a grouped matmul, which on CPU multiplies every row by
+    every matrix. On CPU, `jax_few_rows`, which does not copy the weights, is
+    faster with at most 8 rows per group. `jax_blocks` also handles a symbolic
+    number of rows (`jax.export`, or a user's model on `keras.Input`).
+    """
     if jax.default_backend() != "cpu":
         return "jax_ragged_dot"
     known = isinstance(x.shape[0], int)
@@ -76,5 +76,5 @@ def formulation_for(x: Tensor, num_groups: int) -> str:
 
 
 def quantized_formulation() -> QuantizedFormulation:
-    """Whatever the sizes."""
+    """Return the only module for quantized kernels."""
     return quantized

@@ -1,23 +1,25 @@
-"""JAX on CPU, many rows: blocks of sorted rows, one expert a block.
+"""JAX on CPU, many rows: blocks of sorted rows, one expert per block.
 
-P rows, sorted by group; E groups; D input and F output width; B rows a block.
+P rows, sorted by group; E groups; D input and F output width; B rows per block.
 
-The loop is `loop.py`'s. XLA cannot differentiate a loop of unknown
-length, so the gradient is a loop of the same shape, written by hand. Each is
-jitted here, so that calls outside `jit` compile it once and not every time.
+The loop is in `loop.py`. JAX cannot differentiate a loop of unknown length in
+reverse mode, so that the gradient is another such loop, written by hand. Both
+are jitted here, so that calls outside of `jit` compile them only once.
 
-The gradients have gradients, to any order in reverse mode: those of a product
-are two products again, and those of an expert are taken of the composition
-that defines it.
+The gradients can be differentiated again, to any order in reverse mode: those
+of a product are two products, and those of an expert are taken of the
+composition that defines it.
 """
 
+from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from keras_moe.kernels.block_sizes import block_sizes
-from keras_moe.kernels.jax.loop import map_blocks
+from keras_moe.kernels.jax.loop import Block, map_blocks
 from keras_moe.kernels.jax.reverse_only import ReverseOnly, second_gradients
 from keras_moe.kernels.reference import (
     FFNWeights,
@@ -31,7 +33,7 @@ from keras_moe.types import Activation, Tensor
 
 
 def grouped_matmul(x: Tensor, kernel: Tensor, group_sizes: Tensor) -> Tensor:
-    """Multiplies each row by its group's matrix: `(P, D) -> (P, F)`."""
+    """Multiply each row by its group's matrix: `(P, D) -> (P, F)`."""
     return _grouped_matmul(x, kernel, group_sizes)
 
 
@@ -42,7 +44,7 @@ def grouped_ffn(
     activation: Activation,
     remat: bool = False,
 ) -> Tensor:
-    """Up, gate, activation and down of one block before the next one's."""
+    """Run the whole network on one block before the next block."""
     return _grouped_ffn(activation, remat, x, weights, group_sizes)
 
 
@@ -51,8 +53,10 @@ def grouped_ffn(
 
 @ReverseOnly
 @jax.jit
-def _grouped_matmul(x, kernel, group_sizes):
-    def block(rows, matrix):
+def _grouped_matmul(x: Tensor, kernel: Tensor, group_sizes: Tensor) -> Tensor:
+    def block(
+        rows: Sequence[Tensor], matrix: Tensor
+    ) -> tuple[Sequence[Tensor], None]:
         return (rows[0] @ matrix,), None
 
     (y,), _ = _map(block, (x,), kernel, group_sizes, (kernel.shape[-1],))
@@ -60,12 +64,16 @@ def _grouped_matmul(x, kernel, group_sizes):
 
 
 @jax.jit
-def grouped_matmul_forward(x, kernel, group_sizes):
+def grouped_matmul_forward(
+    x: Tensor, kernel: Tensor, group_sizes: Tensor
+) -> tuple[Tensor, Any]:
     return _grouped_matmul(x, kernel, group_sizes), (x, kernel, group_sizes)
 
 
 @jax.jit
-def grouped_matmul_backward(residuals, dy):
+def grouped_matmul_backward(
+    residuals: Any, dy: Tensor
+) -> tuple[Tensor | None, ...]:
     x, kernel, group_sizes = residuals
     return *_matmul_gradients(x, kernel, group_sizes, dy), None
 
@@ -75,10 +83,14 @@ _grouped_matmul.defvjp(grouped_matmul_forward, grouped_matmul_backward)
 
 @ReverseOnly
 @jax.jit
-def _matmul_gradients(x, kernel, group_sizes, dy):
-    """`dy kernel^T` and, of each group, `x^T dy`."""
+def _matmul_gradients(
+    x: Tensor, kernel: Tensor, group_sizes: Tensor, dy: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return `dy kernel^T`, and `x^T dy` of each group."""
 
-    def block(rows, matrix):
+    def block(
+        rows: Sequence[Tensor], matrix: Tensor
+    ) -> tuple[Sequence[Tensor], Tensor]:
         x_rows, dy_rows = rows
         return (dy_rows @ matrix.T,), _outer(x_rows, dy_rows)
 
@@ -88,13 +100,17 @@ def _matmul_gradients(x, kernel, group_sizes, dy):
     return dx[: x.shape[0]], dkernel
 
 
-def _matmul_gradients_forward(x, kernel, group_sizes, dy):
+def _matmul_gradients_forward(
+    x: Tensor, kernel: Tensor, group_sizes: Tensor, dy: Tensor
+) -> tuple[Any, Any]:
     gradients = _matmul_gradients(x, kernel, group_sizes, dy)
     return gradients, (x, kernel, group_sizes, dy)
 
 
 @jax.jit
-def _matmul_gradients_backward(residuals, cotangents):
+def _matmul_gradients_backward(
+    residuals: Any, cotangents: Any
+) -> tuple[Any, ...]:
     return second_gradients(
         _grouped_matmul, _matmul_gradients, residuals, cotangents
     )
@@ -108,8 +124,16 @@ _matmul_gradients.defvjp(_matmul_gradients_forward, _matmul_gradients_backward)
 
 @partial(ReverseOnly, static=2)
 @partial(jax.jit, static_argnums=(0, 1))
-def _grouped_ffn(activation, remat, x, weights, group_sizes):
-    def block(rows, w):
+def _grouped_ffn(
+    activation: Activation,
+    remat: bool,
+    x: Tensor,
+    weights: FFNWeights,
+    group_sizes: Tensor,
+) -> Tensor:
+    def block(
+        rows: Sequence[Tensor], w: FFNWeights
+    ) -> tuple[Sequence[Tensor], None]:
         return (ffn(rows[0], w, activation),), None
 
     width = weights.down_kernel.shape[-1]
@@ -118,7 +142,13 @@ def _grouped_ffn(activation, remat, x, weights, group_sizes):
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def grouped_ffn_forward(activation, remat, x, weights, group_sizes):
+def grouped_ffn_forward(
+    activation: Activation,
+    remat: bool,
+    x: Tensor,
+    weights: FFNWeights,
+    group_sizes: Tensor,
+) -> tuple[Tensor, Any]:
     if remat:
         y = _grouped_ffn(activation, remat, x, weights, group_sizes)
         return y, (x, weights, group_sizes, [])
@@ -127,7 +157,9 @@ def grouped_ffn_forward(activation, remat, x, weights, group_sizes):
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def grouped_ffn_backward(activation, remat, residuals, dy):
+def grouped_ffn_backward(
+    activation: Activation, remat: bool, residuals: Any, dy: Tensor
+) -> tuple[Any, ...]:
     return *_ffn_gradients(activation, *residuals, dy), None
 
 
@@ -136,10 +168,14 @@ _grouped_ffn.defvjp(grouped_ffn_forward, grouped_ffn_backward)
 
 @partial(ReverseOnly, static=1)
 @partial(jax.jit, static_argnums=0)
-def _kept_ffn(activation, x, weights, group_sizes):
-    """The outputs, and what stands before the activation."""
+def _kept_ffn(
+    activation: Activation, x: Tensor, weights: FFNWeights, group_sizes: Tensor
+) -> tuple[Tensor, list[Tensor]]:
+    """Return the outputs and the inputs of the activation."""
 
-    def block(rows, w):
+    def block(
+        rows: Sequence[Tensor], w: FFNWeights
+    ) -> tuple[Sequence[Tensor], None]:
         before = before_activation(rows[0], w)
         hidden = hidden_units(activation, *before)
         return (linear(hidden, w.down_kernel, w.down_bias), *before), None
@@ -151,13 +187,20 @@ def _kept_ffn(activation, x, weights, group_sizes):
     return y[: x.shape[0]], before
 
 
-def _kept_ffn_forward(activation, x, weights, group_sizes):
+def _kept_ffn_forward(
+    activation: Activation, x: Tensor, weights: FFNWeights, group_sizes: Tensor
+) -> tuple[Any, Any]:
     y, before = _kept_ffn(activation, x, weights, group_sizes)
     return (y, before), (x, weights, group_sizes, before)
 
 
-def _kept_ffn_backward(activation, residuals, cotangents):
-    """Only `_ffn_gradients` reads `before`, and gives it no gradient."""
+def _kept_ffn_backward(
+    activation: Activation, residuals: Any, cotangents: Any
+) -> tuple[Any, ...]:
+    """Ignore the cotangents of `before`.
+
+    Only `_ffn_gradients` reads `before`, and gives it no gradient.
+    """
     dy, _ = cotangents
     return *_ffn_gradients(activation, *residuals, dy), None
 
@@ -167,15 +210,24 @@ _kept_ffn.defvjp(_kept_ffn_forward, _kept_ffn_backward)
 
 @partial(ReverseOnly, static=1)
 @partial(jax.jit, static_argnums=0)
-def _ffn_gradients(activation, x, weights, group_sizes, before, dy):
-    def block(rows, w):
+def _ffn_gradients(
+    activation: Activation,
+    x: Tensor,
+    weights: FFNWeights,
+    group_sizes: Tensor,
+    before: list[Tensor],
+    dy: Tensor,
+) -> tuple[Tensor, FFNWeights]:
+    def block(
+        rows: Sequence[Tensor], w: FFNWeights
+    ) -> tuple[Sequence[Tensor], FFNWeights]:
         dy_rows, x_rows, *before_rows = rows
         before_rows = before_rows or before_activation(x_rows, w)
         hidden, vjp = jax.vjp(partial(hidden_units, activation), *before_rows)
         d_up, *d_gate = vjp(dy_rows @ w.down_kernel.T)
         dx = d_up @ w.up_kernel.T
         gate_kernel = gate_bias = None
-        if d_gate:
+        if w.gate_kernel is not None:
             dx = dx + d_gate[0] @ w.gate_kernel.T
             gate_kernel = _outer(x_rows, d_gate[0])
             gate_bias = _sum_rows(d_gate[0], w.gate_bias)
@@ -195,20 +247,33 @@ def _ffn_gradients(activation, x, weights, group_sizes, before, dy):
     return dx[: x.shape[0]], dweights
 
 
-def _ffn_gradients_forward(activation, x, weights, group_sizes, before, dy):
+def _ffn_gradients_forward(
+    activation: Activation,
+    x: Tensor,
+    weights: FFNWeights,
+    group_sizes: Tensor,
+    before: list[Tensor],
+    dy: Tensor,
+) -> tuple[Any, Any]:
     gradients = _ffn_gradients(activation, x, weights, group_sizes, before, dy)
     return gradients, (x, weights, group_sizes, dy)
 
 
-def _ffn_gradients_backward(activation, residuals, cotangents):
-    """Those of the composition: `before` is a function of the others."""
+def _ffn_gradients_backward(
+    activation: Activation, residuals: Any, cotangents: Any
+) -> tuple[Any, ...]:
+    """Differentiate the composition, of which `before` is a function."""
     x, weights, group_sizes, dy = residuals
 
-    def compose(x, weights):
+    def compose(x: Tensor, weights: FFNWeights) -> Tensor:
         return composition(x, weights, group_sizes, activation, grouped_matmul)
 
-    def gradients(x, weights, dy):
-        return jax.vjp(compose, x, weights)[1](dy)
+    def gradients(
+        x: Tensor, weights: FFNWeights, dy: Tensor
+    ) -> tuple[Tensor, FFNWeights]:
+        _, vjp = jax.vjp(compose, x, weights)
+        found: tuple[Tensor, FFNWeights] = vjp(dy)
+        return found
 
     _, vjp = jax.vjp(gradients, x, weights, dy)
     dx, dweights, d_dy = vjp(cotangents)
@@ -218,16 +283,23 @@ def _ffn_gradients_backward(activation, residuals, cotangents):
 _ffn_gradients.defvjp(_ffn_gradients_forward, _ffn_gradients_backward)
 
 
-def _map(block, rows, weights, group_sizes, widths, summed=False):
+def _map(
+    block: Block,
+    rows: Sequence[Tensor],
+    weights: Any,
+    group_sizes: Tensor,
+    widths: Sequence[int],
+    summed: bool = False,
+) -> tuple[Sequence[Tensor], Any]:
     sizes = block_sizes(rows[0].shape[0], group_sizes.shape[0])
     return map_blocks(block, rows, weights, group_sizes, widths, sizes, summed)
 
 
-def _outer(a, b):
-    """`a^T b`, summed over the rows in float32 or better: `(., .)`."""
+def _outer(a: Tensor, b: Tensor) -> Tensor:
+    """Return `a^T b`, summed over the rows in float32 or better."""
     wide = jnp.promote_types(a.dtype, "float32")
     return jnp.matmul(a.T, b, preferred_element_type=wide)
 
 
-def _sum_rows(rows, like):
+def _sum_rows(rows: Tensor, like: Tensor | None) -> Tensor | None:
     return None if like is None else jnp.sum(rows, axis=0, dtype="float32")

@@ -1,13 +1,12 @@
-"""JAX: tokens to their experts' devices by all-to-all, and back.
+"""JAX: send tokens to their experts' devices by all-to-all, and back.
 
 T tokens, D hidden_dim, F intermediate_dim, E experts, P routed pairs.
 
-What each function does is said in `protocol.py`. `jax.shard_map` runs one
-shard of the tokens on each device; around it XLA partitions the program as
-ever. What travels between shards is in `exchange_rounds.py`.
+`protocol/` describes what each function does. `jax.shard_map` runs one shard
+of the tokens on each device; outside of it XLA partitions the program as
+usual. The exchange between shards is in `exchange_rounds.py`.
 """
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -17,7 +16,15 @@ import keras
 from jax import lax
 from jax.sharding import PartitionSpec
 
-from keras_moe.kernels.exchange import Bank, Pairs, Part, rows_of_way
+from keras_moe.kernels.exchange import (
+    Bank,
+    ExpertShard,
+    Mix,
+    Pairs,
+    Part,
+    RunBank,
+    rows_of_way,
+)
 from keras_moe.kernels.jax.exchange_rounds import Way, in_rounds, is_ragged
 from keras_moe.types import Tensor
 
@@ -25,8 +32,10 @@ from keras_moe.types import Tensor
 class Layout(NamedTuple):
     """How tokens and experts lie on a mesh.
 
+    mesh: the `jax.sharding.Mesh`.
     token_axes: mesh axes of the tokens, the expert axis last.
-    expert_axis, model_axis: of E and of F; None where these are whole.
+    expert_axis, model_axis: mesh axes of E and of F; None if these are not
+        divided.
     """
 
     mesh: Any
@@ -34,8 +43,8 @@ class Layout(NamedTuple):
     expert_axis: str | None
     model_axis: str | None
 
-    def size(self, *axes):
-        """Devices along mesh axes."""
+    def size(self, *axes: str) -> int:
+        """Return the number of devices along mesh axes."""
         size = 1
         for axis in axes:
             size *= self.mesh.shape[axis]
@@ -43,9 +52,9 @@ class Layout(NamedTuple):
 
 
 def layout_of(bank: Bank) -> Layout:
-    """Returns the layout that `keras.distribution` gives."""
+    """Return the layout that `keras.distribution` gives."""
     distribution = keras.distribution.distribution()
-    empty = (0, 1)  # fits every number of devices
+    empty = (0, 1)  # a shape that every number of devices divides
     data = distribution.get_data_layout(empty).backend_layout
     batch_axes = data.spec[0] if len(data.spec) else None
     if batch_axes is None:
@@ -65,27 +74,27 @@ def layout_of(bank: Bank) -> Layout:
     return Layout(data.mesh, tuple(others), expert_axis, model_axis)
 
 
-def is_spread(shard: Any, num_rows: int | Tensor) -> bool:
-    """Where `keras.distribution` has a distribution."""
+def is_spread(shard: ExpertShard | None, num_rows: int | Tensor) -> bool:
+    """Return whether `keras.distribution` has a distribution."""
     known = isinstance(num_rows, int)
     return known and keras.distribution.distribution() is not None
 
 
 def num_token_shards(bank: Bank) -> int:
-    """Returns in how many equal parts the tokens lie."""
+    """Return the number of devices along the mesh axes of the tokens."""
     layout = layout_of(bank)
     return layout.size(*layout.token_axes)
 
 
 def mix_across(
-    mix: Callable,
+    mix: Mix,
     bank: Bank,
     rows: Tensor,
     pairs: Pairs,
     pairs_per_token: int | None,
     most_rows: int | Tensor | None = None,
 ) -> Tensor:
-    """Dispatch, experts and combine on each device's shard of the tokens."""
+    """Dispatch, run experts, and combine on each device's shard of tokens."""
     layout = layout_of(bank)
     num_tokens = rows.shape[0]
     rows, pairs = _filled(rows, pairs, pairs_per_token, layout)
@@ -108,8 +117,10 @@ def mix_across(
     return run(rows, tuple(pairs[:3]), tensors)[:num_tokens]
 
 
-def _filled(rows, pairs, pairs_per_token, layout):
-    """Rows and pairs filled up to equal shards; what is added goes nowhere."""
+def _filled(
+    rows: Tensor, pairs: Pairs, pairs_per_token: int | None, layout: Layout
+) -> tuple[Tensor, Pairs]:
+    """Pad rows and pairs to equal shards; padding pairs have no expert."""
     missing = -rows.shape[0] % layout.size(*layout.token_axes)
     if not missing:
         return rows, pairs
@@ -125,26 +136,40 @@ def _filled(rows, pairs, pairs_per_token, layout):
     return rows, Pairs(token_index, expert_index, weights, pairs.num_experts)
 
 
-def _weight_specs(bank, layout):
-    names = {"expert": layout.expert_axis, "inner": layout.model_axis}
+def _weight_specs(bank: Bank, layout: Layout) -> tuple[PartitionSpec, ...]:
+    names: dict[str | None, str | None] = {
+        "expert": layout.expert_axis,
+        "inner": layout.model_axis,
+    }
     specs = [
         PartitionSpec(*(names.get(name) for name in axes)) for axes in bank.axes
     ]
     return (*specs, *(PartitionSpec() for _ in bank.constants))
 
 
-def _exchanged(mix, run, num_experts, most_rows, layout, rows, pairs, tensors):
-    """One shard whose pairs follow its tokens: rows go to their experts."""
+def _exchanged(
+    mix: Mix,
+    run: RunBank,
+    num_experts: int,
+    most_rows: int | None,
+    layout: Layout,
+    rows: Tensor,
+    pairs: tuple[Tensor, Tensor, Tensor],
+    tensors: tuple[Tensor, ...],
+) -> Tensor:
+    """Run one shard that has its tokens' pairs: rows are sent to experts."""
     token_index, expert_index, combine_weights = pairs
     first = _index(layout.token_axes) * rows.shape[0]
-    pairs = Pairs(
+    own_pairs = Pairs(
         token_index - first, expert_index, combine_weights, num_experts
     )
 
-    def compute(tensors, rows, group_sizes):
+    def compute(
+        tensors: tuple[Tensor, ...], rows: Tensor, group_sizes: Tensor
+    ) -> Tensor:
         return run(tensors, rows, group_sizes, _part(layout))
 
-    def send(rows, group_sizes, pair_order):
+    def send(rows: Tensor, group_sizes: Tensor, pair_order: Tensor) -> Tensor:
         if layout.expert_axis is None:
             return compute(tensors, rows, group_sizes)
         devices = layout.size(layout.expert_axis)
@@ -154,12 +179,24 @@ def _exchanged(mix, run, num_experts, most_rows, layout, rows, pairs, tensors):
         agree = None if most_rows is not None else layout.token_axes
         return in_rounds(compute, way, agree, tensors, rows, group_sizes)
 
-    return _whole(mix(send, rows, pairs), layout)
+    return _whole(mix(send, rows, own_pairs), layout)
 
 
-def _gathered(mix, run, num_experts, most_rows, layout, rows, pairs, tensors):
-    """One shard where a pair may be of any token: tokens are gathered, each
-    device computes its own experts' pairs, and the sums go back."""
+def _gathered(
+    mix: Mix,
+    run: RunBank,
+    num_experts: int,
+    most_rows: int | None,
+    layout: Layout,
+    rows: Tensor,
+    pairs: tuple[Tensor, Tensor, Tensor],
+    tensors: tuple[Tensor, ...],
+) -> Tensor:
+    """Run one shard whose pairs may be of any token.
+
+    The tokens are gathered, each device computes the pairs of its own experts,
+    and the sums are sent back.
+    """
     token_index, expert_index, combine_weights = pairs
     own_experts = num_experts
     if layout.expert_axis is not None:
@@ -172,37 +209,36 @@ def _gathered(mix, run, num_experts, most_rows, layout, rows, pairs, tensors):
     token_index = token_index - rows.shape[0] * _index(tuple(others))
     mine = (token_index >= 0) & (token_index < rows.shape[0])
     mine &= (expert_index >= 0) & (expert_index < own_experts)
-    pairs = Pairs(
+    own_pairs = Pairs(
         jnp.clip(token_index, 0, rows.shape[0] - 1),
         jnp.where(mine, expert_index, own_experts),
         jnp.where(mine, combine_weights, 0),
         own_experts,
     )
 
-    def send(rows, group_sizes, pair_order):
+    def send(rows: Tensor, group_sizes: Tensor, pair_order: Tensor) -> Tensor:
         return run(tensors, rows, group_sizes, _part(layout))
 
-    outputs = _whole(mix(send, rows, pairs), layout)
+    outputs = _whole(mix(send, rows, own_pairs), layout)
     if layout.expert_axis is None:
         return outputs
     return lax.psum_scatter(outputs, layout.expert_axis, tiled=True)
 
 
-def _index(axes):
-    """The number of this device along mesh axes; 0 along none."""
+def _index(axes: tuple[str, ...]) -> Tensor:
+    """Return the number of this device along mesh axes; 0 along none."""
     return lax.axis_index(axes) if axes else jnp.zeros((), "int32")
 
 
-def _part(layout):
-    axes = layout.token_axes + (layout.model_axis,) * bool(layout.model_axis)
-    index = _index(axes)
+def _part(layout: Layout) -> Part:
     if layout.model_axis is None:
-        return Part(index, jnp.ones(()))
+        return Part(_index(layout.token_axes), jnp.ones(()))
+    index = _index((*layout.token_axes, layout.model_axis))
     return Part(index, (lax.axis_index(layout.model_axis) == 0).astype("f4"))
 
 
-def _whole(outputs, layout):
-    """Sums what the parts of an expert's inner width give."""
+def _whole(outputs: Tensor, layout: Layout) -> Tensor:
+    """Sum the outputs of the parts of an expert's inner width."""
     if layout.model_axis is None:
         return outputs
     return lax.psum(outputs, layout.model_axis)

@@ -3,18 +3,19 @@
 D and D' widths, E experts, P routed pairs of one device, N devices that share
 the experts, M rows from one of them to another.
 
-XLA wants static shapes and the rows a device sends are data: rows go in
-rounds of M from each device to each. With a capacity one round holds all.
-Without, the counts are exchanged first and rounds follow until the fullest
-way is empty: the first is plain, so that balanced routing costs one
-all-to-all there and one back; the others are a loop that computes again in
-the gradient what it did. A way that holds `m` rows takes `ceil(m / M)` rounds,
-so that no more than `N * (m + M)` rows are sent.
+XLA needs static shapes, but the number of rows that a device sends is data. So
+rows are sent in rounds of M from each device to each. With a capacity, one
+round holds all rows. Without one, the counts are exchanged first, and rounds
+follow until all rows of the fullest pair of devices are sent. The first round
+is outside of the loop, so that balanced routing costs one all-to-all there and
+one back. The other rounds are a loop, which the gradient computes again. If
+the fullest pair has `m` rows, `ceil(m / M)` rounds send less than
+`N * (m + M)` rows per device.
 """
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple, NoReturn, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -27,8 +28,13 @@ from keras_moe.types import Tensor
 
 
 class Way(NamedTuple):
-    """From each of `devices` devices along `axis` to each, M `places` a round;
-    `ragged` where only the rows that there are travel."""
+    """A connection from each device along a mesh axis to each of them.
+
+    axis: name of the mesh axis.
+    devices: N, the devices along it.
+    places: M, the rows per round from one device to another.
+    ragged: whether only actual rows are sent, without padding.
+    """
 
     axis: str
     devices: int
@@ -36,30 +42,41 @@ class Way(NamedTuple):
     ragged: bool
 
 
-def is_ragged(mesh) -> bool:
-    """Returns whether there is `ragged_all_to_all`, which XLA's CPU has not."""
-    return mesh.devices.flat[0].platform != "cpu"
+Compute: TypeAlias = Callable[[tuple[Tensor, ...], Tensor, Tensor], Tensor]
+"""`compute(tensors, rows, group_sizes)`: the outputs of this device's
+experts."""
+
+_Later: TypeAlias = Callable[
+    [int | Tensor, tuple[Tensor, ...], Tensor, Tensor], Tensor
+]
+"""`later(number, tensors, rows, counts)`: the outputs of one round."""
+
+
+def is_ragged(mesh: jax.sharding.Mesh) -> bool:
+    """Return whether `ragged_all_to_all` exists, which XLA lacks on CPU."""
+    platform: str = mesh.devices.flat[0].platform
+    return platform != "cpu"
 
 
 def in_rounds(
-    compute: Callable,
+    compute: Compute,
     way: Way,
     agree: tuple[str, ...] | None,
-    tensors: tuple,
+    tensors: tuple[Tensor, ...],
     rows: Tensor,
     group_sizes: Tensor,
 ) -> Tensor:
-    """Sends rows through their experts, wherever these are.
+    """Run rows through their experts, wherever these are.
 
     Args:
-        compute: `compute(tensors, rows, group_sizes)`, of this device's
-            experts.
-        way: between the devices that share the experts.
-        agree: mesh axes of the devices that make as many rounds; None where
-            one round holds all.
-        tensors: what `compute` is given, and has gradients.
+        compute: `compute(tensors, rows, group_sizes)`, which runs this
+            device's experts.
+        way: The connection between the devices that share the experts.
+        agree: Mesh axes of the devices that run equally many rounds; None if
+            one round holds all rows.
+        tensors: Arguments of `compute` that have gradients.
         rows: `(P, D)`, sorted by expert.
-        group_sizes: int32 `(E,)`.
+        group_sizes: int32 `(E,)`. The number of rows per expert.
 
     Returns:
         `(P, D')`.
@@ -77,10 +94,28 @@ def in_rounds(
     return _later_rounds(later, outputs, rounds, tensors, rows, counts)
 
 
-def _round(compute, way, number, tensors, rows, counts):
-    """Sends the rows `(P, D)`, sorted by expert, that stand at M * number ...
-    of each way through their experts: `(P, D')`, zero elsewhere. `counts` is
-    `(N, E / N)`, rows for each device and expert."""
+def _round(
+    compute: Compute,
+    way: Way,
+    number: int | Tensor,
+    tensors: tuple[Tensor, ...],
+    rows: Tensor,
+    counts: Tensor,
+) -> Tensor:
+    """Run one round of rows through their experts.
+
+    Args:
+        compute: As in `in_rounds`.
+        way: As in `in_rounds`.
+        number: The number of the round. It sends the rows M * number ... of
+            each pair of devices.
+        tensors: As in `in_rounds`.
+        rows: `(P, D)`, sorted by expert.
+        counts: int32 `(N, E / N)`. Rows for each device and expert.
+
+    Returns:
+        `(P, D')`, zero for the rows of other rounds.
+    """
     sent, source, place = _plan(way, number, counts, rows.shape[0])
     packed = _permuted(rows, source, place)
     got = lax.all_to_all(sent, way.axis, 0, 0)
@@ -94,8 +129,10 @@ def _round(compute, way, number, tensors, rows, counts):
     return _permuted(back, place, source)
 
 
-def _plan(way, number, counts, num_rows):
-    """Who goes in this round.
+def _plan(
+    way: Way, number: int | Tensor, counts: Tensor, num_rows: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return which rows are sent in this round.
 
     Returns:
         Rows for each device and expert, `(N, E / N)`; the row at each place
@@ -119,9 +156,11 @@ def _plan(way, number, counts, num_rows):
     return sent, source.reshape(-1), place
 
 
-def _by_expert(got, places):
-    """The order that sorts arrived rows by expert, unused places last; and
-    its inverse. `got` is `(N, E / N)`, rows from each device."""
+def _by_expert(got: Tensor, places: int) -> tuple[Tensor, Tensor]:
+    """Return the order that sorts arrived rows by expert, and its inverse.
+
+    Unused places come last. `got` is `(N, E / N)`, the rows from each device.
+    """
     ends = jnp.cumsum(got, axis=1)
     slot = jnp.arange(places)
     expert = jax.vmap(partial(jnp.searchsorted, side="right"), (0, None))(
@@ -132,8 +171,8 @@ def _by_expert(got, places):
     return order, inverse
 
 
-def _carry(way, packed, sent, got):
-    """Each device's M places to each device: `(N * M, D)`, both."""
+def _carry(way: Way, packed: Tensor, sent: Tensor, got: Tensor) -> Tensor:
+    """Send M places to each device and receive as many: `(N * M, D)`."""
     if not way.ragged:
         return lax.all_to_all(packed, way.axis, 0, 0, tiled=True)
     starts = jnp.arange(way.devices, dtype="int32") * way.places
@@ -149,45 +188,65 @@ def _carry(way, packed, sent, got):
     )
 
 
-def _permuted(x, source, place):
-    """Row i of the result is row source[i] of `x`, zero where there is none;
-    `place` is where each row of `x` went, by which its gradient is a gather,
-    too."""
+def _permuted(x: Tensor, source: Tensor, place: Tensor) -> Tensor:
+    """Return the rows source[i] of `x`, zero if there is no such row.
+
+    `place` holds the place of each row of `x` in the result, so that the
+    gradient is a gather, too.
+    """
     if is_reference():
         return _by_source(x, source, place)
     return linear_map(_by_source, _by_place, x, source, place)
 
 
-def _by_source(x, source, place):
+def _by_source(x: Tensor, source: Tensor, place: Tensor) -> Tensor:
     return jnp.take(x, source, axis=0, mode="fill", fill_value=0)
 
 
-def _by_place(x, source, place):
+def _by_place(x: Tensor, source: Tensor, place: Tensor) -> Tensor:
     return jnp.take(x, place, axis=0, mode="fill", fill_value=0)
 
 
-def _all_rounds(later, most, outputs, tensors, rows, counts):
-    """Adds rounds 1 ... most - 1, of which the last may be empty."""
+def _all_rounds(
+    later: _Later,
+    most: int,
+    outputs: Tensor,
+    tensors: tuple[Tensor, ...],
+    rows: Tensor,
+    counts: Tensor,
+) -> Tensor:
+    """Add rounds 1 ... most - 1, of which the last ones may be empty."""
     for number in range(1, most):
         outputs = outputs + later(number, tensors, rows, counts)
     return outputs
 
 
 @partial(ReverseOnly, static=1)
-def _later_rounds(later, outputs, rounds, tensors, rows, counts):
-    """Adds rounds 1, 2 ... to the outputs of round 0."""
+def _later_rounds(
+    later: _Later,
+    outputs: Tensor,
+    rounds: Tensor,
+    tensors: tuple[Tensor, ...],
+    rows: Tensor,
+    counts: Tensor,
+) -> Tensor:
+    """Add rounds 1 ... rounds - 1 to the outputs of round 0."""
 
-    def step(number, outputs):
+    def step(number: Tensor, outputs: Tensor) -> Tensor:
         return outputs + later(number, tensors, rows, counts)
 
     return lax.fori_loop(1, rounds, step, outputs)
 
 
-def _later_rounds_forward(later, outputs, rounds, *inputs):
+def _later_rounds_forward(
+    later: _Later, outputs: Tensor, rounds: Tensor, *inputs: Any
+) -> tuple[Tensor, Any]:
     return _later_rounds(later, outputs, rounds, *inputs), (rounds, *inputs)
 
 
-def _later_rounds_backward(later, kept, dy):
+def _later_rounds_backward(
+    later: _Later, kept: Any, dy: Tensor
+) -> tuple[Any, ...]:
     dtensors, drows = _rounds_gradients(later, *kept, dy)
     return dy, None, dtensors, drows, None
 
@@ -196,11 +255,18 @@ _later_rounds.defvjp(_later_rounds_forward, _later_rounds_backward)
 
 
 @partial(ReverseOnly, static=1)
-def _rounds_gradients(later, rounds, tensors, rows, counts, dy):
-    """Those of the tensors, None for integers, and of the rows."""
+def _rounds_gradients(
+    later: _Later,
+    rounds: Tensor,
+    tensors: tuple[Tensor, ...],
+    rows: Tensor,
+    counts: Tensor,
+    dy: Tensor,
+) -> tuple[tuple[Tensor | None, ...], Tensor]:
+    """Return the gradients of the tensors, None for integers, and the rows."""
     floats = [jnp.issubdtype(x.dtype, jnp.floating) for x in tensors]
 
-    def run(chosen, rows, number):
+    def run(chosen: list[Tensor], rows: Tensor, number: Tensor) -> Tensor:
         found = iter(chosen)
         mixed = tuple(
             next(found) if f else x
@@ -208,7 +274,7 @@ def _rounds_gradients(later, rounds, tensors, rows, counts, dy):
         )
         return later(number, mixed, rows, counts)
 
-    def step(number, sums):
+    def step(number: Tensor, sums: Any) -> Any:
         _, vjp = jax.vjp(partial(run, number=number), chosen, rows)
         return jax.tree.map(jnp.add, sums, vjp(dy))
 
@@ -219,12 +285,13 @@ def _rounds_gradients(later, rounds, tensors, rows, counts, dy):
     return tuple(next(found) if f else None for f in floats), drows
 
 
-def _refuse(later, *args):
+def _refuse(later: _Later, *args: Any) -> NoReturn:
     raise NotImplementedError(
-        "An exchange of rows in rounds, without `capacity_factor`, has no "
-        "second derivatives: the number of rounds is data. Received: a second "
-        'derivative. Call the mixture inside `with keras_moe.kernels.use("'
-        'reference"):`, where it is fixed, or set `capacity_factor`.'
+        "Without `capacity_factor`, experts on several devices have no second "
+        "derivatives, since the number of rounds in which rows are exchanged "
+        "is data. Received: a second derivative. Call the mixture inside "
+        '`with keras_moe.kernels.use("reference"):`, which fixes the number, '
+        "or set `capacity_factor`."
     )
 
 

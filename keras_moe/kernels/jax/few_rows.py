@@ -1,16 +1,17 @@
-"""JAX on CPU, few rows an expert (decoding): products without copies.
+"""JAX on CPU, few rows per expert (decoding): products without copies.
 
-P rows, sorted by group; E groups; D input and F output width; B rows a block.
+P rows, sorted by group; E groups; D input and F output width; B rows per block.
 
-XLA copies the slice that a matrix product reads. For many rows that copy is
-small beside the product; for one row it is the work. A sum of multiples of a
-matrix's rows is fused with the slices and reads them where they lie, for one
-row at the rate of memory. At D = 1024 and F = 2816 it takes 0.5 to 0.8 of the
-time of products of slices that stay in the cache (1 to 4 rows; 8 rows, 0.93).
-Gradients are `blocks.py`'s.
+XLA copies the slice of the bank that a matrix product reads. For many rows the
+copy is small compared with the product; for one row it takes most of the time.
+A sum of multiples of a matrix's rows is fused with the slices and reads them
+in place, for one row at the rate of memory. The gradients are those of
+`blocks.py`.
 """
 
+from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,17 +19,17 @@ from jax import lax
 
 from keras_moe.kernels.block_sizes import few_rows_size
 from keras_moe.kernels.jax import blocks
-from keras_moe.kernels.jax.loop import map_blocks
+from keras_moe.kernels.jax.loop import Block, map_blocks
 from keras_moe.kernels.jax.reverse_only import ReverseOnly
 from keras_moe.kernels.jax.varying import varying_alike
 from keras_moe.kernels.reference import FFNWeights, ffn
 from keras_moe.types import Activation, Tensor
 
-AT_ONCE = 8  # rows of a matrix; 4 and 16 take up to 1.1 and 2 times as long
+AT_ONCE = 8  # rows of a matrix per step; with 4 or 16 it is slower
 
 
 def grouped_matmul(x: Tensor, kernel: Tensor, group_sizes: Tensor) -> Tensor:
-    """Multiplies each row by its group's matrix: `(P, D) -> (P, F)`."""
+    """Multiply each row by its group's matrix: `(P, D) -> (P, F)`."""
     return _grouped_matmul(x, kernel, group_sizes)
 
 
@@ -39,14 +40,16 @@ def grouped_ffn(
     activation: Activation,
     remat: bool = False,
 ) -> Tensor:
-    """Up, gate, activation and down of one block before the next one's."""
+    """Run the whole network on one block before the next block."""
     return _grouped_ffn(activation, remat, x, weights, group_sizes)
 
 
 @ReverseOnly
 @jax.jit
-def _grouped_matmul(x, kernel, group_sizes):
-    def block(rows, expert):
+def _grouped_matmul(x: Tensor, kernel: Tensor, group_sizes: Tensor) -> Tensor:
+    def block(
+        rows: Sequence[Tensor], expert: Tensor
+    ) -> tuple[Sequence[Tensor], None]:
         return (_product(rows[0], kernel, expert[0]),), None
 
     return _map(block, x, group_sizes, kernel.shape[-1])
@@ -59,12 +62,22 @@ _grouped_matmul.defvjp(
 
 @partial(ReverseOnly, static=2)
 @partial(jax.jit, static_argnums=(0, 1))
-def _grouped_ffn(activation, remat, x, weights, group_sizes):
-    def linear(expert, rows, bank, bias):
+def _grouped_ffn(
+    activation: Activation,
+    remat: bool,
+    x: Tensor,
+    weights: FFNWeights,
+    group_sizes: Tensor,
+) -> Tensor:
+    def linear(
+        expert: Tensor, rows: Tensor, bank: Tensor, bias: Tensor | None
+    ) -> Tensor:
         y = _product(rows, bank, expert[0])
         return y if bias is None else y + bias[expert[0]]
 
-    def block(rows, expert):
+    def block(
+        rows: Sequence[Tensor], expert: Tensor
+    ) -> tuple[Sequence[Tensor], None]:
         linear_of = partial(linear, expert)
         return (ffn(rows[0], weights, activation, linear_of),), None
 
@@ -74,8 +87,8 @@ def _grouped_ffn(activation, remat, x, weights, group_sizes):
 _grouped_ffn.defvjp(blocks.grouped_ffn_forward, blocks.grouped_ffn_backward)
 
 
-def _map(block, x, group_sizes, width):
-    """`map_blocks` with the number of the expert in place of its weights."""
+def _map(block: Block, x: Tensor, group_sizes: Tensor, width: int) -> Tensor:
+    """Run `map_blocks` with the expert's number instead of its weights."""
     num_rows, num_groups = x.shape[0], group_sizes.shape[0]
     size = few_rows_size(num_rows, num_groups)
     experts = jnp.arange(num_groups)[:, None]
@@ -83,12 +96,12 @@ def _map(block, x, group_sizes, width):
     return y[:num_rows]
 
 
-def _product(rows, bank, expert):
-    """`rows @ bank[expert]`, (B, F), a few rows of the matrix at a time."""
+def _product(rows: Tensor, bank: Tensor, expert: Tensor) -> Tensor:
+    """Return `rows @ bank[expert]`, `(B, F)`, a few matrix rows at a time."""
     _, depth, width = bank.shape
     wide = jnp.promote_types(rows.dtype, "float32")
 
-    def add(y, start, count):
+    def add(y: Tensor, start: Any, count: int) -> Tensor:
         for d in range(count):
             row = lax.dynamic_slice(bank, (expert, start + d, 0), (1, 1, width))
             column = lax.dynamic_slice_in_dim(rows, start + d, 1, axis=1)

@@ -1,13 +1,16 @@
-"""JAX: what may leave a trace."""
+"""JAX: which values may leave a trace."""
+
+import contextlib
+from typing import Any
 
 import jax
 
 
 def writes_leave_traces() -> bool:
-    """The new value itself has to come out."""
+    """Return False: a traced function must return the new value."""
     return False
 
 
-def outside_of_traces():
-    """A constant is computed at once."""
+def outside_of_traces() -> contextlib.AbstractContextManager[Any]:
+    """Return a context in which constants are computed immediately."""
     return jax.ensure_compile_time_eval()

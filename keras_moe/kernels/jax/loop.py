@@ -1,18 +1,19 @@
-"""One loop over blocks of rows: what JAX's formulations on CPU share.
+"""JAX on CPU: the loop over blocks of rows that the formulations share.
 
-P rows, sorted by group; E groups; B rows a block.
+P rows, sorted by group; E groups; B rows per block.
 
-XLA wants static shapes and the rows an expert receives are data. Each group
-is one block where it fits into the largest size, and several where it does
-not; one `fori_loop` over a number of blocks that is data slices a block's rows
-and its expert's weights, and writes at the block's offset. A `switch` picks
-the least size that holds the block. What a block writes beyond its group is
-written again by the next block. Only rows and results pass through the
-switch: a buffer that did would be copied for every block.
+XLA needs static shapes, but the number of rows that an expert receives is
+data. A group that fits into the largest size is one block, otherwise several.
+A `fori_loop` over the blocks, whose number is data, slices a block's rows and
+its expert's weights, and writes the outputs at the block's offset. A `switch`
+selects the smallest size that holds the block. Whatever a block writes beyond
+its group is overwritten by the next block. Only rows and results are operands
+of the switch: a buffer of outputs would be copied for every block.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -21,32 +22,39 @@ from jax import lax
 from keras_moe.kernels.jax.varying import varying_alike
 from keras_moe.types import Tensor
 
+Block: TypeAlias = Callable[
+    [Sequence[Tensor], Any], tuple[Sequence[Tensor], Any]
+]
+"""`block(rows, weights)`: outputs of one block, and gradients or None."""
+
 
 def map_blocks(
-    block: Callable,
-    rows: tuple,
-    weights,
+    block: Block,
+    rows: Sequence[Tensor],
+    weights: Any,
     group_sizes: Tensor,
-    widths: tuple[int, ...],
+    widths: Sequence[int],
     sizes: tuple[int, ...],
     summed: bool = False,
-):
-    """Runs `block(rows, weights of the expert)` over every group's blocks.
+) -> tuple[Sequence[Tensor], Any]:
+    """Run a function on the blocks of all groups.
 
     Args:
-        block: function of a tuple of (B, .) row blocks, zero outside the
-            group, and one expert's weights; returns a tuple of (B, width)
-            outputs and, where `summed`, a pytree shaped like the weights.
-        rows: tuple of arrays of P rows, or of as many as the outputs have.
-        weights: pytree of (E, ...) arrays.
-        group_sizes: (E,) int32.
-        widths: the widths of the outputs.
-        sizes: the values B may have, ascending.
-        summed: whether the second result is summed over the blocks.
+        block: `block(rows, weights)`. Its arguments are a sequence of row
+            blocks `(B, .)`, zero outside of the group if `summed`, and one
+            expert's weights. It returns a sequence of outputs `(B, width)`
+            and, if `summed`, a pytree like the weights, otherwise None.
+        rows: Arrays of P rows, or of as many rows as the outputs have.
+        weights: Pytree of `(E, ...)` arrays.
+        group_sizes: int32 `(E,)`. The number of rows per group.
+        widths: The widths of the outputs.
+        sizes: The sizes that B may have, in ascending order.
+        summed: bool. Whether the second result is summed over the blocks.
+            Defaults to `False`.
 
     Returns:
-        The outputs, each (P + the largest B, width), zero behind the last
-        group, and the sums (None unless `summed`), each (E, ...).
+        The outputs, each `(P + the largest B, width)`, zero behind the last
+        group; and the sums, each `(E, ...)`, or None unless `summed`.
     """
     num_rows, dtype = rows[0].shape[0], rows[0].dtype
     largest = sizes[-1]
@@ -59,10 +67,10 @@ def map_blocks(
     start = (outputs, sums)
     outputs, sums = varying_alike(start, rows, weights, group_sizes)
     branches = [partial(_run, block, size, largest, False) for size in sizes]
-    if summed:  # of a group's later blocks, which add to the sums
+    if summed:  # the branch of a group's later blocks, which add to the sums
         branches.append(partial(_run, block, largest, largest, True))
 
-    def step(i, carry):
+    def step(i: Tensor, carry: Any) -> Any:
         outputs, sums = carry
         start, expert = starts[i], experts[i]
         length = jnp.minimum(ends[i] - start, largest)
@@ -91,21 +99,34 @@ def map_blocks(
     return outputs, sums
 
 
-def _padded(rows, length):
+def _padded(rows: Tensor, length: Any) -> Tensor:
     return jnp.pad(rows, ((0, length - rows.shape[0]), (0, 0)))
 
 
-def _switch(index, branches, *operands):
+def _switch(
+    index: Tensor, branches: Sequence[Callable[..., Any]], *operands: Any
+) -> Any:
     if len(branches) == 1:
         return branches[0](*operands)
     return lax.switch(index, branches, *operands)
 
 
-def _run(block, size, largest, adds, rows, own, sums, start, length, expert):
-    """One block of a static size: its outputs, filled up, and its sums."""
+def _run(
+    block: Block,
+    size: int,
+    largest: int,
+    adds: bool,
+    rows: Sequence[Tensor],
+    own: Any,
+    sums: Any,
+    start: Tensor,
+    length: Tensor,
+    expert: Tensor,
+) -> tuple[Sequence[Tensor], Any]:
+    """Run one block of a static size; return padded outputs and its sums."""
     mine = (jnp.arange(size) < length)[:, None]
     blocks = [lax.dynamic_slice_in_dim(r, start, size) for r in rows]
-    if sums is not None:  # where rows of another group would be summed
+    if sums is not None:  # rows of other groups must not be summed
         blocks = [jnp.where(mine, b, 0) for b in blocks]
     values, parts = block(blocks, own)
     values = tuple(
@@ -124,9 +145,15 @@ def _run(block, size, largest, adds, rows, own, sums, start, length, expert):
     return values, parts
 
 
-def _blocks(group_sizes, num_rows, size):
-    """Each block's first row, its group's end, its expert, whether it is its
-    group's first; and how many there are."""
+def _blocks(
+    group_sizes: Tensor, num_rows: Any, size: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Return the blocks of all groups.
+
+    Returns:
+        For each block its first row, the end of its group, its expert, and
+        whether it is the first one of its group; and the number of blocks.
+    """
     limit = -(-num_rows // size) + group_sizes.shape[0]
     ends = jnp.cumsum(group_sizes)
     counts = -(-group_sizes // size)
@@ -139,10 +166,10 @@ def _blocks(group_sizes, num_rows, size):
     return start, ends[expert], expert, before == 0, last[-1]
 
 
-def _accumulator(weight):
-    """Zeros to sum a gradient in; half-precision ones are summed in float32."""
+def _accumulator(weight: Tensor) -> Tensor:
+    """Return zeros to sum a gradient in, in float32 for half precision."""
     return jnp.zeros(weight.shape, jnp.promote_types(weight.dtype, "float32"))
 
 
-def _index(array, i):
+def _index(array: Tensor, i: Tensor) -> Tensor:
     return lax.dynamic_index_in_dim(array, i, keepdims=False)

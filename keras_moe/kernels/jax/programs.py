@@ -1,6 +1,7 @@
-"""JAX: whole programs and gradients."""
+"""JAX: compile and differentiate whole functions."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import keras
@@ -9,19 +10,21 @@ from keras_moe.types import Tensor
 
 
 def compiled(
-    function: Callable, variables: Sequence, written: Sequence = ()
-) -> Callable:
-    """Variables would be constants of the program: they are arguments."""
+    function: Callable[..., Any],
+    variables: Sequence[keras.Variable],
+    written: Sequence[keras.Variable] = (),
+) -> Callable[..., Any]:
+    """Pass the variables as arguments: otherwise they would be constants."""
     variables = list(variables)
 
     @jax.jit
-    def run(values, *args):
+    def run(values: Sequence[Tensor], *args: Any) -> tuple[Any, list[Tensor]]:
         pairs = list(zip(variables, values, strict=True))
         with keras.StatelessScope(state_mapping=pairs) as scope:
             outputs = function(*args)
         return outputs, [scope.get_current_value(v) for v in written]
 
-    def call(*args):
+    def call(*args: Any) -> Any:
         outputs, new_values = run([v.value for v in variables], *args)
         for variable, value in zip(written, new_values, strict=True):
             variable.assign(value)
@@ -33,5 +36,6 @@ def compiled(
 def value_and_gradient(
     function: Callable[[Tensor], Tensor], x: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Nests inside the gradient of a training step."""
-    return jax.value_and_grad(function)(x)
+    """Use `jax.value_and_grad`, which works inside of other gradients."""
+    found: tuple[Tensor, Tensor] = jax.value_and_grad(function)(x)
+    return found

@@ -2,10 +2,12 @@
 
 P rows, sorted by group; E groups; D input and F output width.
 
-`jax.lax.ragged_dot` needs no loop and no count on the host, and has its own
-first gradients. On CPU it multiplies every row by every expert's matrix. Its
-values are tested there; its speed on an accelerator was not timed here.
+`jax.lax.ragged_dot` needs no loop and no count on the host, and JAX has its
+first gradients. On CPU it multiplies every row by every expert's matrix. The
+tests check its values there; its speed on accelerators was not measured.
 """
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,11 +20,11 @@ from keras_moe.types import Activation, Tensor
 
 
 def grouped_matmul(x: Tensor, kernel: Tensor, group_sizes: Tensor) -> Tensor:
-    """Multiplies each row by its group's matrix: `(P, D) -> (P, F)`."""
+    """Multiply each row by its group's matrix: `(P, D) -> (P, F)`."""
     return _grouped_matmul(x, kernel, group_sizes)
 
 
-def _product(x, kernel, group_sizes):
+def _product(x: Tensor, kernel: Tensor, group_sizes: Tensor) -> Tensor:
     y = lax.ragged_dot(_within(x, group_sizes), kernel, group_sizes)
     return _within(y, group_sizes)
 
@@ -31,13 +33,16 @@ _grouped_matmul = ReverseOnly(_product)
 
 
 @ReverseOnly
-def _gradients(x, kernel, group_sizes, dy):
-    """JAX's own, which JAX itself does not differentiate."""
+def _gradients(
+    x: Tensor, kernel: Tensor, group_sizes: Tensor, dy: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return the gradients of JAX, which it does not differentiate again."""
     _, vjp = jax.vjp(lambda x, k: _product(x, k, group_sizes), x, kernel)
-    return vjp(dy)
+    found: tuple[Tensor, Tensor] = vjp(dy)
+    return found
 
 
-def _gradients_backward(residuals, cotangents):
+def _gradients_backward(residuals: Any, cotangents: Any) -> tuple[Any, ...]:
     return second_gradients(_grouped_matmul, _gradients, residuals, cotangents)
 
 
@@ -55,18 +60,18 @@ def grouped_ffn(
     activation: Activation,
     remat: bool = False,
 ) -> Tensor:
-    """The composition: the compiler fuses what lies between the products."""
+    """Run the composition: the compiler fuses the operations in between."""
 
-    def run(x, weights):
+    def run(x: Tensor, weights: FFNWeights) -> Tensor:
         y = reference.composition(
             x, weights, group_sizes, activation, grouped_matmul
         )
         return _within(y, group_sizes)
 
-    return (jax.checkpoint(run) if remat else run)(x, weights)
+    return jax.checkpoint(run)(x, weights) if remat else run(x, weights)
 
 
-def _within(rows, group_sizes):
-    """Rows with zeros behind the last group."""
+def _within(rows: Tensor, group_sizes: Tensor) -> Tensor:
+    """Return the rows with zeros behind the last group."""
     mine = jnp.arange(rows.shape[0]) < jnp.sum(group_sizes)
     return jnp.where(mine[:, None], rows, 0)

@@ -1,19 +1,20 @@
-"""JAX: functions whose gradient is written by hand, for reverse mode alone.
+"""JAX: functions with a hand-written gradient for reverse mode.
 
-JAX has no forward-mode derivative of a `jax.custom_vjp`. Its error for that
-names no remedy, and inside `jax.jit` it is raised where no code of this
-package runs. Here the arguments pass through an identity, whose forward-mode
-derivative raises an error that names the remedy.
+JAX has no forward-mode derivative of a `jax.custom_vjp`. Its error names no
+remedy, and inside `jax.jit` it is raised outside of this package's code. Here
+the arguments pass through an identity, whose forward-mode derivative raises an
+error that names the remedy.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
 
 from keras_moe._jax import identity_of_reverse_mode
 from keras_moe.kernels.jax.varying import varying_alike
+from keras_moe.types import Tensor
 
 MESSAGE = (
     "The mixture has no forward-mode derivative on JAX (`jax.jvp`, "
@@ -38,13 +39,17 @@ class ReverseOnly:
             `jax.jit`, when the program is compiled.
     """
 
-    def __init__(self, function: Callable, static: int = 0):
+    def __init__(self, function: Callable[..., Any], static: int = 0) -> None:
         self.static = static
         numbers = tuple(range(static))
         self.ruled = jax.custom_vjp(function, nondiff_argnums=numbers)
 
-    def defvjp(self, forward: Callable, backward: Callable) -> None:
-        """Set the functions of the gradient, as those of `jax.custom_vjp`."""
+    def defvjp(
+        self,
+        forward: Callable[..., tuple[Any, Any]],
+        backward: Callable[..., tuple[Any, ...]],
+    ) -> None:
+        """Set the functions of the gradient, like `jax.custom_vjp.defvjp`."""
         self.ruled.defvjp(forward, backward)
 
     def __call__(self, *args: Any) -> Any:
@@ -55,18 +60,21 @@ class ReverseOnly:
 
 
 def second_gradients(
-    matmul: Callable, gradients: Callable, residuals: tuple, cotangents: tuple
-) -> tuple:
+    matmul: Callable[..., Tensor],
+    gradients: Callable[..., tuple[Tensor, Tensor]],
+    residuals: tuple[Tensor, Tensor, Tensor, Tensor],
+    cotangents: tuple[Tensor, Tensor],
+) -> tuple[Tensor | None, ...]:
     """Return the gradients of the gradients of a grouped matmul.
 
-    A product's gradients are two products, so theirs are products again.
+    The gradients of a product are two products, whose gradients are products.
 
     Args:
         matmul: `matmul(x, kernel, group_sizes)`.
         gradients: `gradients(x, kernel, group_sizes, dy)`, those of `x` and
             of `kernel`.
         residuals: The arguments of `gradients`.
-        cotangents: Of the two gradients.
+        cotangents: The cotangents of the two gradients.
     """
     x, kernel, group_sizes, dy = residuals
     d_dx, d_dkernel = cotangents
@@ -76,11 +84,11 @@ def second_gradients(
     return dx, dkernel, None, d_dy
 
 
-def _identity(x):
+def _identity(x: Tensor) -> Tensor:
     return _reverse_only(x) if jnp.issubdtype(x.dtype, jnp.floating) else x
 
 
-def _refuse(*args, **kwargs):
+def _refuse(*args: Any, **kwargs: Any) -> NoReturn:
     raise NotImplementedError(MESSAGE)
 
 

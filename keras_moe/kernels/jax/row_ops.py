@@ -1,6 +1,6 @@
-"""JAX: what `keras.ops` cannot do with rows, or does slowly.
+"""JAX: row operations that `keras.ops` lacks, or that are slow there.
 
-`protocol.py` says what each function does.
+`protocol/` describes what each function does.
 """
 
 from collections.abc import Callable
@@ -12,16 +12,19 @@ import jax.numpy as jnp
 import keras
 
 from keras_moe.kernels.jax.reverse_only import ReverseOnly
-from keras_moe.kernels.jax.varying import varying_alike as varying_alike
 from keras_moe.types import Tensor
 
-FEW = 16  # columns that are found one after another
+FEW = 16  # the most columns that are found one after another
 
 
 def top_k_index(scores: Tensor, top_k: int) -> Tensor:
-    """`lax.top_k` is whole on each device of a mesh, with all of its rows: K
-    times the largest stays where the rows are. Where shapes are symbolic the
-    rows are sorted: TensorFlow 2.21 cannot load an exported `lax.top_k`."""
+    """Use `lax.top_k`, with two exceptions.
+
+    XLA runs `lax.top_k` on all rows on each device of a mesh. Finding the
+    largest score K times keeps the rows where they are. If shapes are
+    symbolic, the rows are sorted: TensorFlow 2.21 cannot load an exported
+    `lax.top_k`.
+    """
     scores = jnp.where(jnp.abs(scores) > 0, scores, 0)
     if not all(isinstance(n, int) for n in (*scores.shape, top_k)):
         order = jnp.argsort(scores, axis=-1, descending=True)
@@ -42,28 +45,49 @@ def top_k_index(scores: Tensor, top_k: int) -> Tensor:
 
 
 def shape_of_count(count: Tensor, otherwise: int) -> int:
-    """Never, so that a program and a call outside of one agree."""
+    """Return `otherwise`, so that calls inside and outside of `jit` agree."""
     return otherwise
 
 
 def linear_map(
-    forward: Callable, transpose: Callable, x: Tensor, *index: Tensor
+    forward: Callable[..., Tensor],
+    transpose: Callable[..., Tensor],
+    x: Tensor,
+    *index: Tensor,
 ) -> Tensor:
-    """The indices are arguments, not captured: inside `jax.checkpoint`, `scan`
-    and `cond` the gradient is traced after what it captured is gone."""
+    """Use a custom gradient with the indices as arguments, not captured.
+
+    Inside `jax.checkpoint`, `scan`, and `cond` the gradient is traced when
+    captured values are out of scope.
+    """
     return _linear_map(forward, transpose, x, index)
 
 
 @partial(ReverseOnly, static=2)
-def _linear_map(forward, transpose, x, index):
+def _linear_map(
+    forward: Callable[..., Tensor],
+    transpose: Callable[..., Tensor],
+    x: Tensor,
+    index: tuple[Tensor, ...],
+) -> Tensor:
     return forward(x, *index)
 
 
-def _linear_map_forward(forward, transpose, x, index):
+def _linear_map_forward(
+    forward: Callable[..., Tensor],
+    transpose: Callable[..., Tensor],
+    x: Tensor,
+    index: tuple[Tensor, ...],
+) -> tuple[Tensor, Any]:
     return _linear_map(forward, transpose, x, index), index
 
 
-def _linear_map_backward(forward, transpose, index, dy):
+def _linear_map_backward(
+    forward: Callable[..., Tensor],
+    transpose: Callable[..., Tensor],
+    index: tuple[Tensor, ...],
+    dy: Tensor,
+) -> tuple[Tensor, tuple[None, ...]]:
     return _linear_map(transpose, forward, dy, index), (None,) * len(index)
 
 
@@ -71,29 +95,29 @@ _linear_map.defvjp(_linear_map_forward, _linear_map_backward)
 
 
 def require(valid: Tensor, message: str) -> Tensor:
-    """Not while `jax.jit`, `grad` or `vmap` trace."""
+    """Check the values, except while `jax.jit`, `grad`, or `vmap` trace."""
     if not isinstance(valid, jax.core.Tracer) and not bool(valid.all()):
         raise ValueError(message)
     return valid
 
 
 def known_int(value: Tensor) -> int | None:
-    """Not while `jax.jit`, `grad` or `vmap` trace."""
+    """Read the value, except while `jax.jit`, `grad`, or `vmap` trace."""
     concrete = isinstance(value, jax.Array)
     concrete = concrete and not isinstance(value, jax.core.Tracer)
     return int(value) if concrete else None
 
 
 def shapes_known(x: Tensor) -> str:
-    """All of them, always: other sizes are another program."""
+    """Return `"sizes"`: other shapes need another program."""
     return "sizes"
 
 
 def smaller_size(one: int | Tensor, other: int | Tensor) -> int | Tensor:
-    """Of symbolic dimensions it is another symbolic dimension."""
+    """Use `min_dim`, which also handles symbolic dimensions."""
     return jax.core.min_dim(one, other)
 
 
-def output_shapes(function: Callable, *args: Any) -> Any:
-    """Symbolic dimensions stay in the shapes."""
+def output_shapes(function: Callable[..., Any], *args: Any) -> Any:
+    """Use `jax.eval_shape`, which keeps symbolic dimensions."""
     return jax.eval_shape(function, *args)

@@ -1,9 +1,9 @@
 """JAX: values that differ between the devices of a `jax.shard_map`.
 
 Inside a `jax.shard_map` the type of an array lists the mesh axes along which
-it varies. JAX unifies these for its own operations. A loop's start values must
-vary as the loop's results do, and the gradients of a custom rule as the rule's
-arguments: both are unified here. Outside a `jax.shard_map`, and with
+it varies. JAX unifies these axes for its own operations. The initial values of
+a loop must vary like its results, and the gradients of a custom rule like its
+arguments: `varying_alike` unifies both. Outside of a `jax.shard_map`, and with
 `check_vma=False`, no array has such axes.
 """
 
@@ -11,6 +11,8 @@ from typing import Any
 
 import jax
 from jax import lax
+
+from keras_moe.types import Tensor
 
 
 def varying_alike(values: Any, *others: Any) -> Any:
@@ -29,10 +31,11 @@ def varying_alike(values: Any, *others: Any) -> Any:
     return jax.tree.map(lambda x: _varying(x, axes), values) if axes else values
 
 
-def _varying(array, axes):
+def _varying(array: Tensor, axes: set[str]) -> Tensor:
     missing = tuple(sorted(axes - _axes(array)))
     return lax.pcast(array, missing, to="varying")
 
 
-def _axes(array):
-    return jax.typeof(array).manual_axis_type.varying
+def _axes(array: Tensor) -> frozenset[str]:
+    axes: frozenset[str] = jax.typeof(array).manual_axis_type.varying
+    return axes
