@@ -1,7 +1,6 @@
-"""TensorFlow: what `kernels` runs here, and which formulation is taken when.
+"""TensorFlow: the functions of `kernels`, and the choice of a formulation.
 
-P rows, E groups. S, D1, `limit`, and `limitE` are those of `benchmarks/`,
-which measures every formulation.
+P rows, E groups. `benchmarks/published/report.md` compares the formulations.
 """
 
 import tensorflow as tf
@@ -71,13 +70,17 @@ FORMULATIONS: dict[str, Formulation] = {
 
 
 def formulation_for(x: Tensor, num_groups: int) -> str:
-    """XLA has no slices of unknown length: blocks inside `jit_compile=True`;
-    without copies of the weights up to 8 rows a group, as on JAX (D1 0.84
-    times `limitE`, blocks 6.1). Elsewhere unrolled (S f+b 1.23 times `limit`,
-    a loop 1.37), but for many experts where a tape records: 24 blocks of 128
-    took two minutes to trace, the loop 11 seconds. `predict` and `export`
-    record nothing, and LiteRT has no such loop. The gradients written by hand
-    have no forward mode."""
+    """Return the name of the formulation for rows `x` `(P, D)`.
+
+    In forward mode it is the reference, since hand-written gradients have
+    none. XLA has no slices of unknown length, so that inside
+    `jit_compile=True` the formulations go through blocks. On CPU, as on JAX,
+    the one that does not copy the weights is faster with at most 8 rows per
+    group. Elsewhere the unrolled `tensorflow_split` is the fastest, but takes
+    long to trace for many experts if a tape records, so that `tensorflow_loop`
+    runs for more than 8. `predict` and `export` record nothing, and LiteRT
+    cannot run that loop.
+    """
     if in_forward_mode(x):
         return "reference"
     if inside_xla():
@@ -88,11 +91,11 @@ def formulation_for(x: Tensor, num_groups: int) -> str:
     return "tensorflow_split"
 
 
-def _all_on_cpu():
+def _all_on_cpu() -> bool:
     devices = tf.config.list_logical_devices()
     return all(device.device_type == "CPU" for device in devices)
 
 
 def quantized_formulation() -> QuantizedFormulation:
-    """Whatever the sizes."""
+    """Return `quantized_xla` inside of XLA, otherwise `quantized`."""
     return quantized_xla if inside_xla() else quantized

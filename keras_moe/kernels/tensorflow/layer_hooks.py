@@ -1,8 +1,10 @@
-"""TensorFlow: the losses of replicas, and what is traced."""
+"""TensorFlow: the losses of replicas, and the graph that is traced."""
 
+import contextlib
 import threading
 import weakref
 from collections.abc import Iterable
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -13,37 +15,39 @@ from keras_moe.types import Tensor
 
 
 class LossesOfThreads(threading.local):
-    """In place of a layer's list of losses; each thread sees its own."""
+    """A replacement of a layer's list of losses with one list per thread."""
 
-    def __init__(self):
-        self.losses = []
+    def __init__(self) -> None:
+        self.losses: list[Tensor] = []
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[type["LossesOfThreads"], tuple[()]]:
         return LossesOfThreads, ()
 
     def extend(self, losses: Iterable[Tensor]) -> None:
-        """What `add_loss` does."""
+        """Add losses, as `add_loss` does."""
         self.losses.extend(losses)
 
     def clear(self) -> None:
-        """What entering a model does."""
+        """Remove all losses, as a call of a model does."""
         self.losses.clear()
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: Any) -> Any:
         return self.losses[index]
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.losses)
 
 
 def keep_losses_apart(layer: keras.layers.Layer) -> None:
-    """In the attribute in which Keras keeps them."""
+    """Replace the attribute in which Keras keeps the losses."""
     _keras.replace_added_losses(layer, LossesOfThreads)
 
 
 def trace_here() -> object:
-    """The graph that operations are added to, weakly, and whether a tape
-    records them: `tf.recompute_grad` records nothing of its first run."""
+    """Return the present graph, weakly, and whether a tape records operations.
+
+    `tf.recompute_grad` records nothing of its first run.
+    """
     recording = is_recorded()
     if tf.executing_eagerly():
         return None, recording
@@ -51,12 +55,17 @@ def trace_here() -> object:
 
 
 def is_traced_here(value: Tensor) -> bool:
-    """An eager tensor and a variable belong to no graph."""
+    """Return whether a tensor belongs to the present graph.
+
+    Eager tensors and variables belong to no graph.
+    """
     if tf.executing_eagerly() or not tf.is_symbolic_tensor(value):
         return False
-    return value.graph is tf.compat.v1.get_default_graph()
+    graph: object = tf.compat.v1.get_default_graph()
+    return value.graph is graph
 
 
-def outside_of_traces():
-    """A constant that every graph takes in."""
-    return tf.init_scope()
+def outside_of_traces() -> contextlib.AbstractContextManager[Any]:
+    """Return a context that makes constants which every graph can capture."""
+    scope: contextlib.AbstractContextManager[Any] = tf.init_scope()
+    return scope

@@ -1,44 +1,45 @@
-"""One expert's feed-forward network on TensorFlow, with its gradient.
+"""TensorFlow: one expert's feed-forward network, with its gradient.
 
-P rows of one expert; D hidden_dim; F intermediate_dim. Written out, so that
-only what stands before the activation has to be kept (or nothing, where it is
-computed again), and so that a loop over experts can be differentiated without
-TensorFlow stacking up everything each step has seen.
+P rows of one expert; D hidden_dim; F intermediate_dim. The gradient is written
+by hand, so that only the inputs of the activation are kept (or nothing, if
+they are computed again), and so that a loop over experts can be differentiated
+without stacking all intermediate results of its steps.
 
-The hidden units are transposed, (F, P), so that the weights can be the first
-operand of a product. As the second one of few rows, and at widths like 1024,
-they are slow on a CPU of AVX2 (others not timed;
-`benchmarks/speed/tensorflow_products.py`): 256 rows get 30 GFLOP/s in the
-gradient of the hidden units and 34 in that of `x`, and 57 and 59 so. Forward
-and backward of S, M and L take 0.85, 0.84 and 0.79 of the time.
+The hidden units are transposed, `(F, P)`, so that the weights are the first
+operand of a product. As the second operand, after few rows, they are slow on
+CPUs with AVX2: see `benchmarks/speed/tensorflow_products.py`. Other CPUs were
+not measured.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import keras
 import tensorflow as tf
 
 from keras_moe.kernels import reference
 from keras_moe.kernels.reference import FFNWeights
-from keras_moe.kernels.tensorflow.gradients import gradients_of, with_gradient
+from keras_moe.kernels.tensorflow.gradients import (
+    Outputs,
+    gradients_of,
+    with_gradient,
+)
 from keras_moe.types import Activation, Tensor
 
-# Rows up to which the product is transposed, and not its operands: at F = 1024
-# 32 rows get 26 GFLOP/s for 12, 128 rows 31 for 30, 256 rows 35 for 43.
-FEW = 96
+FEW = 96  # rows, up to which the product is transposed and not its operands
 ALONG_ROWS = ("glu", "log_softmax", "softmax", "sparsemax")
 
 
 def before_activation(x: Tensor, w: FFNWeights) -> list[Tensor]:
-    """Returns `[up]`, or `[up, gate]` of a gated expert, each (F, P)."""
+    """Return `[up]`, or `[up, gate]` of a gated expert, each `(F, P)`."""
     return reference.before_activation(x, w, _units)
 
 
 def after_activation(
     activation: Activation, before: list[Tensor], w: FFNWeights
 ) -> Tensor:
-    """Returns the output rows (P, D) of what stands before the activation."""
+    """Return the output rows `(P, D)` for the inputs of the activation."""
     hidden = _hidden(activation, *before)
     y = tf.matmul(hidden, w.down_kernel, transpose_a=True)
     return y if w.down_bias is None else y + w.down_bias
@@ -47,42 +48,46 @@ def after_activation(
 def trained(
     activation: Activation, names: tuple[str, ...]
 ) -> Callable[..., Tensor]:
-    """Returns a function of rows `(P, D)` and the weights of those names that
-    has `gradients` for its gradient, which has a gradient again."""
+    """Return a function of rows `(P, D)` and the weights with these names.
 
-    @tf.custom_gradient
-    def expert(x, *slices):
+    `gradients` computes its gradient, which can be differentiated again.
+    """
+
+    def expert(
+        x: Tensor, *slices: Tensor
+    ) -> tuple[Tensor, Callable[[Tensor], Sequence[Tensor]]]:
         w = FFNWeights(**dict(zip(names, slices, strict=True)))
         before = before_activation(x, w)
 
-        def backward(dy):
+        def backward(dy: Tensor) -> tuple[Tensor, ...]:
             dx, dw = gradients(x, dy, before, w, activation, x.dtype)
             return dx, *dw
 
         return after_activation(activation, before, w), backward
 
-    return expert
+    found: Callable[..., Tensor] = tf.custom_gradient(expert)
+    return found
 
 
 def recomputed(
     activation: Activation, names: tuple[str, ...]
 ) -> Callable[..., Tensor]:
-    """Returns `trained`'s function, which keeps only its arguments."""
+    """Return the function of `trained` that keeps only its arguments."""
 
-    def named(slices):
+    def named(slices: Sequence[Tensor]) -> FFNWeights:
         return FFNWeights(**dict(zip(names, slices, strict=True)))
 
-    def forward(x, *slices):
+    def forward(x: Tensor, *slices: Tensor) -> Outputs:
         w = named(slices)
         before = before_activation(x, w)
         return after_activation(activation, before, w), []
 
-    def first(args, _, dy):
+    def first(args: Sequence[Tensor], _: Any, dy: Tensor) -> Any:
         x, *slices = args
         return with_gradient(backward, second, x, *slices, dy)
 
-    def backward(*args):
-        # Else the optimizer of graphs takes what the forward pass computed.
+    def backward(*args: Tensor) -> Outputs:
+        # Otherwise the graph optimizer reuses the forward pass's results.
         with tf.control_dependencies(args[-1:]):
             x, *slices = [tf.identity(tensor) for tensor in args[:-1]]
         w, dy = named(slices), args[-1]
@@ -90,10 +95,12 @@ def recomputed(
         dx, dw = gradients(x, dy, before, w, activation, x.dtype)
         return (dx, *dw), []
 
-    def second(args, _, *cotangents):
+    def second(
+        args: Sequence[Tensor], _: Any, *cotangents: Tensor
+    ) -> Sequence[Tensor]:
         x, *slices, dy = args
 
-        def compose(x, slices):
+        def compose(x: Tensor, slices: Sequence[Tensor]) -> Tensor:
             return reference.ffn(x, named(slices), activation)
 
         return gradients_of(compose, x, slices, dy, cotangents)
@@ -109,29 +116,30 @@ def gradients(
     activation: Activation,
     sum_dtype: tf.DType,
 ) -> tuple[Tensor, list[Tensor]]:
-    """Returns the gradients of the rows and of the weights there are.
+    """Return the gradients of the rows and of the weights.
 
     Args:
-        x: `(P, D)`, the expert's rows.
-        dy: `(P, D)`, the gradient of its outputs.
-        before: as `before_activation` returns it.
-        w: the expert's weights.
-        activation: elementwise function.
-        sum_dtype: in which the weights' gradients are summed and returned.
+        x: `(P, D)`. The expert's rows.
+        dy: `(P, D)`. The gradient of its outputs.
+        before: The result of `before_activation`.
+        w: The expert's weights.
+        activation: Elementwise function.
+        sum_dtype: The dtype in which the gradients of the weights are summed
+            and returned.
 
     Returns:
-        `(P, D)`, and a list in the order of the fields of `FFNWeights`,
-        without the fields that are None.
+        The gradient of the rows, `(P, D)`, and a list of gradients in the
+        order of the fields of `FFNWeights`, without the fields that are None.
     """
 
-    def product(a, b, **transposed):
+    def product(a: Tensor, b: Tensor, **transposed: bool) -> Tensor:
         a, b = tf.cast(a, sum_dtype), tf.cast(b, sum_dtype)
         return tf.matmul(a, b, **transposed)
 
-    def outer(a, b):
+    def outer(a: Tensor, b: Tensor) -> Tensor:
         return product(a, b, transpose_a=True, transpose_b=True)
 
-    def total(values, like, axis):
+    def total(values: Tensor, like: Tensor | None, axis: int) -> Tensor | None:
         wide = tf.cast(values, wide_dtype(values.dtype))
         sums = tf.reduce_sum(wide, axis=axis)
         return None if like is None else tf.cast(sums, sum_dtype)
@@ -156,17 +164,17 @@ def gradients(
 
 
 def wide_dtype(dtype: tf.DType) -> tf.DType:
-    """Returns the dtype long sums are taken in: float32 or better."""
+    """Return the dtype in which long sums are computed: float32 or better."""
     return dtype if dtype.size >= 4 else tf.float32
 
 
-def _units(x, kernel, bias):
-    """`(x kernel + bias)^T`: (F, P)."""
+def _units(x: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor:
+    """Return `(x kernel + bias)^T`, `(F, P)`."""
 
-    def few():
+    def few() -> Tensor:
         return tf.transpose(tf.matmul(x, kernel))
 
-    def many():
+    def many() -> Tensor:
         return tf.matmul(kernel, x, transpose_a=True, transpose_b=True)
 
     if x.shape[0] is None:
@@ -176,12 +184,16 @@ def _units(x, kernel, bias):
     return units if bias is None else units + bias[:, None]
 
 
-def _hidden(activation, *before):
+def _hidden(activation: Activation, *before: Tensor) -> Tensor:
     return reference.hidden_units(partial(_activated, activation), *before)
 
 
-def _activated(activation, units):
-    """Of units (F, P); only Keras's own are known to be elementwise."""
+def _activated(activation: Activation, units: Tensor) -> Tensor:
+    """Apply an activation to units `(F, P)`.
+
+    Only Keras's own activations are known to be elementwise. Others are
+    applied to the transposed units.
+    """
     name = getattr(activation, "__name__", "")
     own = getattr(keras.activations, name, None) is activation
     if own and name not in ALONG_ROWS:
@@ -189,8 +201,10 @@ def _activated(activation, units):
     return tf.transpose(activation(tf.transpose(units)))
 
 
-def _hidden_gradients(activation, d_hidden, *before):
-    """Returns the hidden units, and the gradients before the activation."""
+def _hidden_gradients(
+    activation: Activation, d_hidden: Tensor, *before: Tensor
+) -> tuple[Tensor, Sequence[Tensor]]:
+    """Return the hidden units and the gradients before the activation."""
     if activation is keras.activations.silu and len(before) == 2:
         return _swiglu_gradients(d_hidden, *before)
     with tf.GradientTape() as tape:
@@ -199,9 +213,13 @@ def _hidden_gradients(activation, d_hidden, *before):
     return hidden, tape.gradient(hidden, before, output_gradients=d_hidden)
 
 
-def _swiglu_gradients(d_hidden, up, gate):
-    """The same for `silu(gate) * up`, with one sigmoid where the tape's has
-    three, and no multiplication by one.
+def _swiglu_gradients(
+    d_hidden: Tensor, up: Tensor, gate: Tensor
+) -> tuple[Tensor, list[Tensor]]:
+    """Return the same for `silu(gate) * up`.
+
+    It computes one sigmoid, of which the gradient of a tape has three, and
+    does not multiply by one.
     """
     sigmoid = tf.sigmoid(gate)
     silu = gate * sigmoid

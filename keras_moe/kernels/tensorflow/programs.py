@@ -1,19 +1,23 @@
-"""TensorFlow: whole programs and gradients."""
+"""TensorFlow: compile and differentiate whole functions."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
+import keras
 import tensorflow as tf
 
 from keras_moe.types import Tensor
 
 
 def compiled(
-    function: Callable, variables: Sequence, written: Sequence = ()
-) -> Callable:
-    """A graph refers to variables by itself."""
+    function: Callable[..., Any],
+    variables: Sequence[keras.Variable],
+    written: Sequence[keras.Variable] = (),
+) -> Callable[..., Any]:
+    """Use `tf.function`, whose graphs refer to variables."""
     program = tf.function(function, autograph=False)
 
-    def call(*args):
+    def call(*args: Any) -> Any:
         return program(*tf.nest.map_structure(tf.convert_to_tensor, args))
 
     return call
@@ -22,7 +26,7 @@ def compiled(
 def value_and_gradient(
     function: Callable[[Tensor], Tensor], x: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """By a tape of its own."""
+    """Use a tape of its own."""
     with tf.GradientTape(watch_accessed_variables=False) as tape:
         tape.watch(x)
         value = function(x)

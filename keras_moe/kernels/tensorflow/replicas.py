@@ -6,17 +6,17 @@ from keras_moe._tensorflow import inside_xla
 from keras_moe.types import Tensor
 
 NOT_TOGETHER = (
-    "`fn` of `strategy.run(fn)` must be a plain function for a model with a "
-    "mixture in training: the mixture sums its load over the replicas, and "
-    "TensorFlow cannot wait for other replicas in a nested `tf.function` or in "
-    "a program that XLA compiles for CPUs. Received: {}. Decorate the function "
-    "that calls `strategy.run` with `@tf.function` instead, without "
+    "`fn` of `strategy.run(fn)` must be a plain function to train a model with "
+    "a mixture: the mixture sums its load over the replicas, and TensorFlow "
+    "cannot wait for other replicas in a nested `tf.function` or in a program "
+    "that XLA compiles for CPUs. Received: {}. Decorate the function that "
+    "calls `strategy.run` with `@tf.function` instead, without "
     "`jit_compile=True`."
 )
 
 
 def sum_over_replicas(x: Tensor) -> Tensor:
-    """Over the replicas of a `tf.distribute` strategy."""
+    """Sum over the replicas of a `tf.distribute` strategy."""
     if num_replicas() == 1:
         return x
     if inside_xla() and tf.config.list_logical_devices("GPU") == []:
@@ -33,6 +33,9 @@ def sum_over_replicas(x: Tensor) -> Tensor:
 
 
 def num_replicas() -> int:
-    """Outside of a replica's computation there is one."""
+    """Return the number of replicas; 1 outside of a replica's computation."""
     context = tf.distribute.get_replica_context()
-    return 1 if context is None else context.num_replicas_in_sync
+    if context is None:
+        return 1
+    replicas: int = context.num_replicas_in_sync
+    return replicas

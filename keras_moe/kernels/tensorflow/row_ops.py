@@ -1,6 +1,6 @@
-"""TensorFlow: what is known of sizes and values while a graph is traced.
+"""TensorFlow: sizes and values that are known while a graph is traced.
 
-`protocol.py` says what each function does.
+`protocol/` describes what each function does.
 """
 
 import tensorflow as tf
@@ -10,7 +10,7 @@ from keras_moe.types import Tensor
 
 
 def require(valid: Tensor, message: str) -> Tensor:
-    """In a graph an operation of its own, which fails when it runs."""
+    """Check the values; in a graph by an operation that fails when it runs."""
     if tf.executing_eagerly():
         if not bool(tf.reduce_all(valid)):
             raise ValueError(message)
@@ -21,16 +21,16 @@ def require(valid: Tensor, message: str) -> Tensor:
 
 
 def known_int(value: Tensor) -> int | None:
-    """Not of a tensor of a graph."""
+    """Read the value of an eager tensor."""
     eager = isinstance(value, tf.Tensor) and hasattr(value, "numpy")
     return int(value) if eager else None
 
 
 def shapes_known(x: Tensor) -> str:
-    """Under XLA all, but a trace may not know the batch; else none."""
+    """Return `"whole"` inside of XLA, whose trace may not know the batch."""
     return "whole" if inside_xla() else "at run time"
 
 
 def shape_of_count(count: Tensor, otherwise: int) -> int | Tensor:
-    """A scalar of the graph, unless XLA compiles it."""
+    """Return the count, unless XLA compiles the graph."""
     return otherwise if inside_xla() else count

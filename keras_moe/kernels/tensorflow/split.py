@@ -1,11 +1,11 @@
-"""TensorFlow: split by counts, one network an expert.
+"""TensorFlow: split by counts, one network per expert.
 
 P rows, sorted by group; E groups; D input and F output width. `tf.split` and
 `tf.unstack` along the first axis share their input's buffer, and a matmul of
-no rows costs nothing, so the work follows the rows. It has no loop and no
-operation that LiteRT lacks, so this is what exported models hold. Where a tape
-records, the products are `tensorflow_ffn`'s; the gradients of the experts'
-parts are stacked once more, and can be differentiated again.
+no rows costs nothing, so that the cost follows the number of rows. It uses no
+loop and no operation that LiteRT lacks, so that exported models use it. If a
+tape records, the networks are those of `one_expert.py`; the gradients of the
+experts' parts are stacked, and can be differentiated again.
 
 The weights must reach `tf.unstack` as tensors: a `tf.gather` from a variable
 anywhere would turn every later read of that variable into a copy.
@@ -22,7 +22,7 @@ from keras_moe.types import Activation, Tensor
 
 
 def grouped_matmul(x: Tensor, kernel: Tensor, group_sizes: Tensor) -> Tensor:
-    """Multiplies each row by its group's matrix: `(P, D) -> (P, F)`."""
+    """Multiply each row by its group's matrix: `(P, D) -> (P, F)`."""
     return map_groups(tf.matmul, x, [kernel], group_sizes, kernel.shape[-1])
 
 
@@ -33,10 +33,10 @@ def grouped_ffn(
     activation: Activation,
     remat: bool = False,
 ) -> Tensor:
-    """Up, gate, activation and down of one expert before the next one's."""
+    """Run the whole network of one expert before that of the next one."""
     banks = {n: w for n, w in weights._asdict().items() if w is not None}
 
-    def predicted(rows, *slices):
+    def predicted(rows: Tensor, *slices: Tensor) -> Tensor:
         own = FFNWeights(**dict(zip(banks, slices, strict=True)))
         return ffn(rows, own, activation)
 
@@ -55,7 +55,7 @@ def map_groups(
     group_sizes: Tensor,
     width: int,
 ) -> Tensor:
-    """Calls `expert(rows, *slices)` for each group, in order: (P, width)."""
+    """Call `expert(rows, *slices)` for each group, in order: `(P, width)`."""
     num_groups = group_sizes.shape[0]
     rest = tf.shape(x)[0] - tf.reduce_sum(group_sizes)
     sizes = tf.concat([group_sizes, rest[None]], axis=0)

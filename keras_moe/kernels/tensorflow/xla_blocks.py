@@ -1,13 +1,15 @@
-"""TensorFlow under XLA: blocks of sorted rows, one expert a block.
+"""TensorFlow under XLA: blocks of sorted rows, one expert per block.
 
-P rows, sorted by group; E groups; D input and F output width; B rows a block.
+P rows, sorted by group; E groups; D input and F output width; B rows per block.
 
-The loop is `xla_loop.py`'s; the gradient is a loop of the same
-shape, written by hand. Forward, the products are not `one_expert.py`'s
-transposed ones: under XLA L takes 1.10 times `limit` as it is, 1.45 so.
+The loop is in `xla_loop.py`. The gradient is another such loop, written by
+hand. The forward pass does not use the transposed products of `one_expert.py`,
+which are slower under XLA.
 """
 
+from collections.abc import Sequence
 from functools import partial
+from typing import Any, TypeAlias
 
 import tensorflow as tf
 
@@ -19,35 +21,50 @@ from keras_moe.kernels.reference import (
     linear,
 )
 from keras_moe.kernels.tensorflow import one_expert as one
-from keras_moe.kernels.tensorflow.gradients import gradients_of, with_gradient
+from keras_moe.kernels.tensorflow.gradients import (
+    Outputs,
+    gradients_of,
+    with_gradient,
+)
 from keras_moe.kernels.tensorflow.xla_loop import map_blocks
 from keras_moe.types import Activation, Tensor
 
+_Static: TypeAlias = tuple[Sequence[str], Activation]
+"""The names of the weights, and the activation."""
+
 
 def grouped_matmul(x: Tensor, kernel: Tensor, group_sizes: Tensor) -> Tensor:
-    """Multiplies each row by its group's matrix: `(P, D) -> (P, F)`."""
+    """Multiply each row by its group's matrix: `(P, D) -> (P, F)`."""
     return with_gradient(_multiply, _product_gradients, x, kernel, group_sizes)
 
 
-def _multiply(x, kernel, group_sizes):
-    def block(rows, slices):
+def _multiply(x: Tensor, kernel: Tensor, group_sizes: Tensor) -> Outputs:
+    def block(
+        rows: Sequence[Tensor], slices: Sequence[Tensor]
+    ) -> tuple[list[Tensor], list[Tensor]]:
         return [tf.matmul(rows[0], slices[0])], []
 
     (y,), _ = map_blocks(block, [x], [kernel], group_sizes, [kernel.shape[-1]])
     return y, []
 
 
-def _product_gradients(args, _, dy):
-    """`dy kernel^T` and, of each group, `x^T dy`. Their own gradients are
-    such products again."""
+def _product_gradients(args: Sequence[Tensor], _: Any, dy: Tensor) -> Any:
+    """Return `dy kernel^T`, and `x^T dy` of each group.
+
+    The gradients of these products are such products again.
+    """
     x, kernel, group_sizes = args
     return with_gradient(
         _multiply_transposed, _second_gradients, x, kernel, dy, group_sizes
     )
 
 
-def _multiply_transposed(x, kernel, dy, group_sizes):
-    def block(rows, slices):
+def _multiply_transposed(
+    x: Tensor, kernel: Tensor, dy: Tensor, group_sizes: Tensor
+) -> Outputs:
+    def block(
+        rows: Sequence[Tensor], slices: Sequence[Tensor]
+    ) -> tuple[list[Tensor], list[Tensor]]:
         dx_rows = tf.matmul(rows[1], slices[0], transpose_b=True)
         return [dx_rows], [_outer(rows[0], rows[1])]
 
@@ -57,7 +74,9 @@ def _multiply_transposed(x, kernel, dy, group_sizes):
     return (dx, dkernel), []
 
 
-def _second_gradients(args, _, d_dx, d_dkernel):
+def _second_gradients(
+    args: Sequence[Tensor], _: Any, d_dx: Tensor, d_dkernel: Tensor
+) -> Sequence[Tensor]:
     x, kernel, dy, group_sizes = args
     own = _product_gradients((d_dx, d_dkernel, group_sizes), [], dy)
     d_dy = grouped_matmul(d_dx, kernel, group_sizes)
@@ -71,7 +90,7 @@ def grouped_ffn(
     activation: Activation,
     remat: bool = False,
 ) -> Tensor:
-    """Up, gate, activation and down of one block before the next one's."""
+    """Run the whole network on one block before the next block."""
     names = [n for n, w in weights._asdict().items() if w is not None]
     banks = [getattr(weights, name) for name in names]
     static = names, activation
@@ -84,13 +103,17 @@ def grouped_ffn(
     )
 
 
-def _ffn_forward(static, remat, x, *args):
+def _ffn_forward(
+    static: _Static, remat: bool, x: Tensor, *args: Tensor
+) -> Outputs:
     names, activation = static
     *banks, group_sizes = args
     _, inner, width = _named(names, banks).down_kernel.shape
     kept = 0 if remat else 1 + ("gate_kernel" in names)
 
-    def block(rows, slices):
+    def block(
+        rows: Sequence[Tensor], slices: Sequence[Tensor]
+    ) -> tuple[list[Tensor], list[Tensor]]:
         w = _named(names, slices)
         before = before_activation(rows[0], w)
         hidden = hidden_units(activation, *before)
@@ -103,8 +126,13 @@ def _ffn_forward(static, remat, x, *args):
     return y, before
 
 
-def _ffn_gradients(static, args, before, dy):
-    """Their own gradients are those of the composition."""
+def _ffn_gradients(
+    static: _Static,
+    args: Sequence[Tensor],
+    before: Sequence[Tensor],
+    dy: Tensor,
+) -> Any:
+    """Return the gradients, whose gradients are those of the composition."""
     x, *others = args
     second = partial(_second_ffn_gradients, static)
     return with_gradient(
@@ -112,11 +140,15 @@ def _ffn_gradients(static, args, before, dy):
     )
 
 
-def _ffn_backward(static, x, dy, *args):
+def _ffn_backward(
+    static: _Static, x: Tensor, dy: Tensor, *args: Tensor
+) -> Outputs:
     names, activation = static
     banks, (group_sizes, *before) = args[: len(names)], args[len(names) :]
 
-    def block(rows, slices):
+    def block(
+        rows: Sequence[Tensor], slices: Sequence[Tensor]
+    ) -> tuple[list[Tensor], list[Tensor]]:
         (x, dy, *before), w = rows, _named(names, slices)
         before = before or before_activation(x, w)
         before = [tf.transpose(b) for b in before]
@@ -131,12 +163,14 @@ def _ffn_backward(static, x, dy, *args):
     return (dx, *dbanks), []
 
 
-def _second_ffn_gradients(static, args, _, *cotangents):
+def _second_ffn_gradients(
+    static: _Static, args: Sequence[Tensor], _: Any, *cotangents: Tensor
+) -> Sequence[Tensor]:
     names, activation = static
     x, dy, *others = args
     banks, group_sizes = others[: len(names)], others[len(names)]
 
-    def compose(x, banks):
+    def compose(x: Tensor, banks: Sequence[Tensor]) -> Tensor:
         weights = _named(names, banks)
         return composition(x, weights, group_sizes, activation, grouped_matmul)
 
@@ -144,11 +178,11 @@ def _second_ffn_gradients(static, args, _, *cotangents):
     return dx, d_dy, *dbanks
 
 
-def _named(names, banks):
+def _named(names: Sequence[str], banks: Sequence[Tensor]) -> FFNWeights:
     return FFNWeights(**dict(zip(names, banks, strict=True)))
 
 
-def _outer(a, b):
-    """`a^T b`, summed over the rows: `(., .)`."""
+def _outer(a: Tensor, b: Tensor) -> Tensor:
+    """Return `a^T b`, summed over the rows in float32 or better."""
     wide = one.wide_dtype(a.dtype)
     return tf.matmul(tf.cast(a, wide), tf.cast(b, wide), transpose_a=True)

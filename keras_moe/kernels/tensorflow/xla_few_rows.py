@@ -1,12 +1,14 @@
-"""TensorFlow under XLA on CPU, few rows an expert: products without copies.
+"""TensorFlow under XLA on CPU, few rows per expert: products without copies.
 
-P rows, sorted by group; E groups; D input and F output width; B rows a block.
+P rows, sorted by group; E groups; D input and F output width; B rows per block.
 
-What `jax/few_rows.py` is to JAX, and why a product is a sum of multiples of a
-matrix's rows is said there. Where a tape records, all is `xla_blocks.py`'s.
+`jax/few_rows.py` is the same for JAX, and describes why a product is a sum of
+multiples of a matrix's rows. If a tape records, `xla_blocks.py` runs instead.
 """
 
+from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import tensorflow as tf
 
@@ -15,19 +17,21 @@ from keras_moe.kernels.block_sizes import few_rows_size
 from keras_moe.kernels.reference import FFNWeights, ffn
 from keras_moe.kernels.tensorflow import xla_blocks
 from keras_moe.kernels.tensorflow.one_expert import wide_dtype
-from keras_moe.kernels.tensorflow.xla_loop import map_blocks
+from keras_moe.kernels.tensorflow.xla_loop import Block, map_blocks
 from keras_moe.types import Activation, Tensor
 
-AT_ONCE = 8  # rows of a matrix
+AT_ONCE = 8  # rows of a matrix per step
 
 
 def grouped_matmul(x: Tensor, kernel: Tensor, group_sizes: Tensor) -> Tensor:
-    """Multiplies each row by its group's matrix: `(P, D) -> (P, F)`."""
+    """Multiply each row by its group's matrix: `(P, D) -> (P, F)`."""
     if not _only_predicts(x):
         return xla_blocks.grouped_matmul(x, kernel, group_sizes)
     bank = tf.convert_to_tensor(kernel)
 
-    def block(rows, own):
+    def block(
+        rows: Sequence[Tensor], own: Sequence[Tensor]
+    ) -> tuple[list[Tensor], list[Tensor]]:
         return [_product(rows[0], bank, own[0])], []
 
     return _map(block, x, group_sizes, kernel.shape[-1])
@@ -40,7 +44,7 @@ def grouped_ffn(
     activation: Activation,
     remat: bool = False,
 ) -> Tensor:
-    """Up, gate, activation and down of one block before the next one's."""
+    """Run the whole network on one block before the next block."""
     if not _only_predicts(x):
         return xla_blocks.grouped_ffn(
             x, weights, group_sizes, activation, remat
@@ -49,23 +53,27 @@ def grouped_ffn(
         *(None if w is None else tf.convert_to_tensor(w) for w in weights)
     )
 
-    def linear(expert, rows, bank, bias):
+    def linear(
+        expert: Tensor, rows: Tensor, bank: Tensor, bias: Tensor | None
+    ) -> Tensor:
         y = _product(rows, bank, expert)
         return y if bias is None else y + tf.gather(bias, expert)
 
-    def block(rows, own):
+    def block(
+        rows: Sequence[Tensor], own: Sequence[Tensor]
+    ) -> tuple[list[Tensor], list[Tensor]]:
         return [ffn(rows[0], banks, activation, partial(linear, own[0]))], []
 
     return _map(block, x, group_sizes, weights.down_kernel.shape[-1])
 
 
-def _only_predicts(x):
-    """Whether there is no gradient to be had, and the trace knows P."""
+def _only_predicts(x: Tensor) -> bool:
+    """Return whether no gradient is recorded and P is known."""
     return x.shape[0] is not None and not is_recorded()
 
 
-def _map(block, x, group_sizes, width):
-    """`map_blocks` with the number of the expert in place of its weights."""
+def _map(block: Block, x: Tensor, group_sizes: Tensor, width: int) -> Tensor:
+    """Run `map_blocks` with the expert's number instead of its weights."""
     num_groups = group_sizes.shape[0]
     sizes = (few_rows_size(x.shape[0], num_groups),)
     experts = tf.range(num_groups)
@@ -75,12 +83,12 @@ def _map(block, x, group_sizes, width):
     return y
 
 
-def _product(rows, bank, expert):
-    """`rows @ bank[expert]`, (B, F), a few rows of the matrix at a time."""
+def _product(rows: Tensor, bank: Tensor, expert: Tensor) -> Tensor:
+    """Return `rows @ bank[expert]`, `(B, F)`, a few matrix rows at a time."""
     _, depth, width = bank.shape
     wide = wide_dtype(rows.dtype)
 
-    def add(y, start, count):
+    def add(y: Tensor, start: Any, count: int) -> Tensor:
         for d in range(count):
             row = xla_slice(
                 bank, tf.stack([expert, start + d, 0]), [1, 1, width]

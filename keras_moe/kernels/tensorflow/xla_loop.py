@@ -1,16 +1,17 @@
-"""One loop over blocks of rows, for TensorFlow inside an XLA computation.
+"""TensorFlow under XLA: the loop over blocks of rows.
 
-P rows, sorted by group; E groups; B rows a block.
+P rows, sorted by group; E groups; B rows per block.
 
-What `jax/loop.py` is to JAX, and why it looks as it does is said there: a
-loop over a number of blocks that is data, and a switch for the least size
-that holds a block. XLA fixes P when it compiles, after this code has been
-traced; where the trace does not know P, B has one size. The
-`xla.dynamic_slice` family exists only inside an XLA computation.
+`jax/loop.py` is the same for JAX, and describes its design: a loop over the
+blocks, whose number is data, and a switch for the smallest size that holds a
+block. XLA fixes P when it compiles, after this code was traced. If P is
+unknown during the trace, B has a single size. `xla.dynamic_slice` and its
+relatives run only inside of XLA.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any, TypeAlias
 
 import tensorflow as tf
 
@@ -22,33 +23,41 @@ from keras_moe.types import Tensor
 UNKNOWN_P_BLOCK_ROWS = 64
 
 
+Block: TypeAlias = Callable[
+    [Sequence[Tensor], Sequence[Tensor]], tuple[list[Tensor], list[Tensor]]
+]
+"""`block(rows, slices)`: outputs of one block, and gradients or none."""
+
+
 def map_blocks(
-    block: Callable,
-    rows: list[Tensor],
-    banks: list[Tensor],
+    block: Block,
+    rows: Sequence[Tensor],
+    banks: Sequence[Tensor],
     group_sizes: Tensor,
-    widths: list[int],
+    widths: Sequence[int],
     summed: bool = False,
     sizes: tuple[int, ...] | None = None,
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Runs `block(rows, slices)` over every group's blocks.
+    """Run a function on the blocks of all groups.
 
     Args:
-        block: function of a list of (B, .) row blocks, zero outside the
-            group where `summed`, and a list of one expert's weights; returns
-            a list of (B, width) outputs and, where `summed`, a list like the
-            banks.
-        rows: list of (P, .) tensors.
-        banks: list of (E, ...) tensors.
-        group_sizes: (E,) int32.
-        widths: the widths of the outputs.
-        summed: whether the second result is summed over the blocks.
-        sizes: the values B may have, ascending; None for those of
-            `block_sizes.py`, or one where the trace does not know P.
+        block: `block(rows, slices)`. Its arguments are a list of row blocks
+            `(B, .)`, zero outside of the group if `summed`, and a list of one
+            expert's weights. It returns a list of outputs `(B, width)` and, if
+            `summed`, a list like the banks, otherwise an empty list.
+        rows: Tensors `(P, .)`.
+        banks: Tensors `(E, ...)`.
+        group_sizes: int32 `(E,)`. The number of rows per group.
+        widths: The widths of the outputs.
+        summed: bool. Whether the second result is summed over the blocks.
+            Defaults to `False`.
+        sizes: The sizes that B may have, in ascending order. `None` (the
+            default) for those of `block_sizes.py`, or for a single size if P
+            is unknown during the trace.
 
     Returns:
-        The outputs, each (P, width), zero behind the last group, and the sums
-        (an empty list unless `summed`), each (E, ...).
+        The outputs, each `(P, width)`, zero behind the last group; and the
+        sums, each `(E, ...)`, or an empty list unless `summed`.
     """
     dtype, num_rows = rows[0].dtype, tf.shape(rows[0])[0]
     if sizes is None:
@@ -61,10 +70,12 @@ def map_blocks(
     outputs = [tf.zeros((num_rows + largest, w), dtype) for w in widths]
     sums = [tf.zeros(b.shape, wide_dtype(b.dtype)) for b in banks if summed]
     variants = [(size, False) for size in sizes]
-    if summed:  # of a group's later blocks, which add to the sums
+    if summed:  # the variant of a group's later blocks, which add to the sums
         variants.append((largest, True))
 
-    def step(i, outputs, sums):
+    def step(
+        i: Tensor, outputs: list[Tensor], sums: list[Tensor]
+    ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         start, expert = starts[i], experts[i]
         length = tf.minimum(ends[i] - start, largest)
         choice = tf.reduce_sum(tf.cast(length > tf.constant(sizes), tf.int32))
@@ -91,23 +102,34 @@ def map_blocks(
     return [o[:num_rows] for o in outputs], sums
 
 
-def _sizes(num_rows, num_groups):
+def _sizes(num_rows: int | None, num_groups: int) -> tuple[int, ...]:
     if num_rows is None:
         return (UNKNOWN_P_BLOCK_ROWS,)
     return block_sizes(num_rows, num_groups)
 
 
-def _switch(choice, branches):
+def _switch(choice: Tensor, branches: Sequence[Callable[[], Any]]) -> Any:
     if len(branches) == 1:
         return branches[0]()
     return tf.switch_case(choice, branches)
 
 
-def _run(block, largest, rows, own, sums, start, length, expert, size, adds):
-    """One block of a static size: its outputs, filled up, and its sums."""
+def _run(
+    block: Block,
+    largest: int,
+    rows: Sequence[Tensor],
+    own: list[Tensor],
+    sums: list[Tensor],
+    start: Tensor,
+    length: Tensor,
+    expert: Tensor,
+    size: int,
+    adds: bool,
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Run one block of a static size; return padded outputs and its sums."""
     mine = (tf.range(size) < length)[:, None]
     blocks = [_slice(r, start, size) for r in rows]
-    if sums:  # where rows of another group would be summed
+    if sums:  # rows of other groups must not be summed
         blocks = [_where(mine, b) for b in blocks]
     values, parts = block(blocks, own)
     values = [
@@ -124,9 +146,15 @@ def _run(block, largest, rows, own, sums, start, length, expert, size, adds):
     return values, parts
 
 
-def _blocks(group_sizes, num_rows, size):
-    """Each block's first row, its group's end, its expert, whether it is its
-    group's first; and how many there are."""
+def _blocks(
+    group_sizes: Tensor, num_rows: Tensor, size: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Return the blocks of all groups.
+
+    Returns:
+        For each block its first row, the end of its group, its expert, and
+        whether it is the first one of its group; and the number of blocks.
+    """
     num_groups = group_sizes.shape[0]
     limit = -(-num_rows // size) + num_groups
     blocks = -(-group_sizes // size)
@@ -140,16 +168,16 @@ def _blocks(group_sizes, num_rows, size):
     return start, end, expert, before == 0, last[-1]
 
 
-def _slice(tensor, start, length):
-    """`tensor[start : start + length]` with a start that is data."""
+def _slice(tensor: Tensor, start: Tensor, length: int) -> Tensor:
+    """Return `tensor[start : start + length]`, with a start that is data."""
     starts = tf.pad(start[None], [[0, len(tensor.shape) - 1]])
     return xla_slice(tensor, starts, [length, *tensor.shape[1:]])
 
 
-def _update(tensor, part, start):
+def _update(tensor: Tensor, part: Tensor, start: Tensor) -> Tensor:
     starts = tf.pad(start[None], [[0, len(tensor.shape) - 1]])
     return xla_update_slice(tensor, part, starts)
 
 
-def _where(mine, rows):
+def _where(mine: Tensor, rows: Tensor) -> Tensor:
     return tf.where(mine, rows, tf.zeros_like(rows))
