@@ -1,19 +1,15 @@
-"""Floor 0: what differs between the backends, and the only heavy work.
+"""Floor 0: the heavy work, and everything that differs between backends.
 
-`backend.py` selects the running backend's folder once, `protocol.py` lists
-what each folder provides, and `reference.py` is what all of it is compared
-with. `grouped.py` has the kernels, `row_ops.py` what dispatch and combine are
-made of, `layer_hooks.py` what layers ask a backend.
+`backend.py` selects the running backend's folder once, `protocol/` lists what
+each folder provides, and the tests compare every formulation with
+`reference.py`. `grouped.py` has the kernels, `row_ops.py` the operations of
+dispatch and combine, and `layer_hooks.py` the functions by which layers use
+their backend.
 """
 
 from keras_moe.kernels.backend import backend
 from keras_moe.kernels.captured import captured_by
-from keras_moe.kernels.exchange import (
-    Bank,
-    ExpertShard,
-    Pairs,
-    Part,
-)
+from keras_moe.kernels.exchange import Bank, ExpertShard, Pairs, Part
 from keras_moe.kernels.formulations import formulations, use
 from keras_moe.kernels.grouped import (
     grouped_ffn,
@@ -37,11 +33,7 @@ from keras_moe.kernels.layer_hooks import (
     writes_leave_traces,
 )
 from keras_moe.kernels.map_groups import map_groups
-from keras_moe.kernels.programs import (
-    Programs,
-    compiled,
-    value_and_gradient,
-)
+from keras_moe.kernels.programs import Programs, compiled, value_and_gradient
 from keras_moe.kernels.quantized import QuantizedKernel, Rounding
 from keras_moe.kernels.reference import FFNWeights, ffn
 from keras_moe.kernels.replicas import (
@@ -127,7 +119,7 @@ __all__ = [
     "writes_leave_traces",
 ]
 
-# As the backend has them; `protocol.py` says what they do.
+# The running backend's functions, which `protocol/` describes.
 is_spread = backend.is_spread
 mix_across = backend.mix_across
 num_token_shards = backend.num_token_shards

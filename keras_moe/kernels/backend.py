@@ -1,4 +1,7 @@
-"""The running backend's folder, selected once: Keras cannot change it later."""
+"""The running backend's folder, selected once.
+
+Keras does not change its backend while a process runs.
+"""
 
 import keras
 

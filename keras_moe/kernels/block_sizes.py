@@ -1,4 +1,4 @@
-"""How large the blocks of rows are that XLA's loops go through."""
+"""Sizes of the blocks of rows in the loops that XLA compiles."""
 
 import math
 
@@ -9,13 +9,12 @@ UNKNOWN_P_SIZES = (8, 32, 128)
 
 
 def block_sizes(num_rows: int | Tensor, num_groups: int) -> tuple[int, ...]:
-    """Returns the sizes a block may have, ascending; a group takes the least.
+    """Return the sizes that a block may have, in ascending order.
 
-    XLA compiles each size by itself and the rows of a group are data, so a
-    group is filled up to the next size, and one above the largest is cut.
-    The sizes lie close around the even share P / E, where a balanced router
-    puts the groups. One size of 1.25 shares cost 5 to 20 % more at the shapes
-    S, M and L of `benchmarks/`; more sizes than these gained nothing clear.
+    XLA compiles each size separately, and the number of rows in a group is
+    data. So a group is padded to the next size, and a group above the largest
+    size is cut into several blocks. The sizes lie close around the even share
+    P / E, the size of the groups of a balanced router.
 
     Args:
         num_rows: P. If it is symbolic (JAX), the even share is unknown and the
@@ -30,11 +29,13 @@ def block_sizes(num_rows: int | Tensor, num_groups: int) -> tuple[int, ...]:
 
 
 def few_rows_size(num_rows: int | Tensor, num_groups: int) -> int:
-    """Returns the one size of a block where a group has a few rows: twice the
-    even share, so that one block holds almost every group.
+    """Return the single block size for groups of few rows.
+
+    It is twice the even share P / E, so that almost every group fits into one
+    block.
 
     Args:
-        num_rows: P; symbolic as in `block_sizes`.
+        num_rows: P. It may be symbolic (JAX).
         num_groups: E.
     """
     if not isinstance(num_rows, int):

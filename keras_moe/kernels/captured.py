@@ -1,8 +1,8 @@
-"""What a function has captured, as a key.
+"""Keys of what functions have captured.
 
 A compiled program holds as constants whatever its function did not take as an
 argument: numbers in closures, attributes of layers, dtype policies. Two
-functions may share a program only if all of that is equal.
+functions may share a program only if all of these are equal.
 """
 
 import functools
@@ -15,10 +15,11 @@ import numpy as np
 
 SCALARS = (bool, int, float, complex, str, bytes, type(None), type(Ellipsis))
 CONTAINERS = (list, tuple, set, frozenset, dict)
-# Modules of these packages keep no state that a program depends on, except
-# for what `forced.context` returns.
+# No program depends on the state of these packages' modules, except for what
+# `forced.context` returns.
 LIBRARIES = {"jax", "keras", "keras_hub", "keras_moe", "numpy", "tensorflow"}
-# What `compile`, `fit`, and `predict` set. `generate` may run in a callback.
+# Attributes that `compile`, `fit`, and `predict` set on a model. They are left
+# out of its key, since `generate` may run in a callback.
 OF_TRAINING = {
     "history",
     "make_predict_function",
@@ -32,11 +33,14 @@ OF_TRAINING = {
 
 
 class Same:
-    """Compares by identity, and keeps its value alive: no id is used twice."""
+    """Compare a value by identity.
+
+    The value is kept alive, so that no other object gets its id.
+    """
 
     __slots__ = ("value",)
 
-    def __init__(self, value: Any):
+    def __init__(self, value: Any) -> None:
         self.value = value
 
     def __eq__(self, other: object) -> bool:
@@ -46,16 +50,18 @@ class Same:
         return id(self.value)
 
 
-def captured_by(function: Callable) -> tuple[Hashable, list[keras.Variable]]:
-    """Returns a key of what a function captured, and the variables in it.
+def captured_by(
+    function: Callable[..., Any],
+) -> tuple[Hashable, list[keras.Variable]]:
+    """Return a key of what a function captured, and the variables in it.
 
-    Numbers, strings, arrays, and containers count by value; functions by
-    their code, closure, defaults, and the globals they name; layers by
-    identity, dtype policy, and attributes; other objects by identity, and
-    those that the function holds directly by their attributes, too.
+    Numbers, strings, arrays, and containers are compared by value; functions
+    by their code, closure, defaults, and the globals that they name; layers by
+    identity, dtype policy, and attributes; other objects by identity. Objects
+    that the function holds directly are also compared by their attributes.
 
     Args:
-        function: any callable.
+        function: Any callable.
 
     Returns:
         A hashable key, which keeps alive what it compares by identity, and
@@ -67,13 +73,13 @@ def captured_by(function: Callable) -> tuple[Hashable, list[keras.Variable]]:
 
 
 class Keyed:
-    """A function that equals others of equal captures."""
+    """A function that equals every function with the same captures."""
 
-    def __init__(self, function: Callable):
+    def __init__(self, function: Callable[..., Any]) -> None:
         self.function = function
         self.key, _ = captured_by(function)
 
-    def __call__(self, *args):
+    def __call__(self, *args: Any) -> Any:
         return self.function(*args)
 
     def __eq__(self, other: object) -> bool:
@@ -83,12 +89,12 @@ class Keyed:
         return hash(self.key)
 
 
-def keyed(function: Callable) -> Callable:
-    """Returns a function by which a traced function may be kept.
+def keyed(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function that can be the key of a cache of traced functions.
 
     Args:
-        function: any callable. One of a library comes back unchanged, and so
-            does each on PyTorch, which traces nothing.
+        function: Any callable. A function of a library is returned unchanged,
+            and on PyTorch, which traces nothing, so is every function.
     """
     plain = isinstance(function, types.FunctionType)
     plain = plain and _is_of_library(function) and not function.__closure__
@@ -98,10 +104,11 @@ def keyed(function: Callable) -> Callable:
 
 
 class _Walk:
-    """One pass over what a function reaches.
+    """One pass over the objects that a function reaches.
 
-    variables: those met so far. seen: the place of each object in the order
-    of visits, by its id; the objects are alive as long as the function.
+    variables: the variables found so far.
+    seen: the place of each object in the order of visits, by its id. The
+        objects live as long as the function.
     """
 
     def __init__(self) -> None:
@@ -109,7 +116,7 @@ class _Walk:
         self.seen: dict[int, int] = {}
 
     def key_of(self, value: Any, depth: int = 0) -> Hashable:
-        """Returns the key of any value; `depth` objects are around it."""
+        """Return the key of a value that is nested in `depth` objects."""
         if isinstance(value, SCALARS):
             return type(value), repr(value)
         if isinstance(value, (np.ndarray, np.generic)):
@@ -128,7 +135,7 @@ class _Walk:
             return self._of_layer(value)
         return self._of_object(value, depth)
 
-    def _of_container(self, value, depth):
+    def _of_container(self, value: Any, depth: int) -> Hashable:
         if isinstance(value, dict):
             return tuple(
                 (self.key_of(name, depth), self.key_of(part, depth))
@@ -138,12 +145,12 @@ class _Walk:
         is_set = isinstance(value, (set, frozenset))
         return frozenset(parts) if is_set else tuple(parts)
 
-    def _of_layer(self, layer):
+    def _of_layer(self, layer: keras.layers.Layer) -> Hashable:
         self.variables.extend(layer.variables)
         return Same(layer), self._of_part(layer)
 
-    def _of_part(self, layer):
-        """A layer's own attributes, those of its base class left out."""
+    def _of_part(self, layer: keras.layers.Layer) -> Hashable:
+        """Return the key of a layer's attributes, except those of Keras."""
         skipped, is_model = _names_of_keras(), isinstance(layer, keras.Model)
         parts: list[Hashable] = [Same(layer.dtype_policy)]
         for name, value in vars(layer).items():
@@ -154,8 +161,12 @@ class _Walk:
             parts.extend(self._of_attribute(part) for part in layer.layers)
         return tuple(parts)
 
-    def _of_attribute(self, value):
-        """Most are what a layer was built with, and are never changed."""
+    def _of_attribute(self, value: Any) -> Hashable:
+        """Return the key of an attribute of a layer.
+
+        Most attributes are arguments of the layer, which never change, so
+        they are compared by identity.
+        """
         if isinstance(value, keras.Variable):  # among the layer's variables
             return Same(value)
         if isinstance(value, keras.layers.Layer):
@@ -172,7 +183,7 @@ class _Walk:
             return self.key_of(value)
         return Same(value)
 
-    def _of_object(self, value, depth):
+    def _of_object(self, value: Any, depth: int) -> Hashable:
         if isinstance(value, types.FunctionType):
             return self._of_function(value, depth)
         if isinstance(value, types.MethodType):
@@ -190,7 +201,9 @@ class _Walk:
             (name, self.key_of(part, depth + 1)) for name, part in known.items()
         )
 
-    def _of_function(self, function, depth):
+    def _of_function(
+        self, function: types.FunctionType, depth: int
+    ) -> Hashable:
         code = function.__code__
         held = [_content(cell) for cell in function.__closure__ or ()]
         held += [function.__defaults__, function.__kwdefaults__]
@@ -201,21 +214,26 @@ class _Walk:
             parts += [self._of_global(space[n], space, depth) for n in names]
         return code, Same(function.__globals__), tuple(parts)
 
-    def _of_global(self, value, space, depth):
-        """Functions of other modules count by identity: each reaches others."""
+    def _of_global(
+        self, value: Any, space: dict[str, Any], depth: int
+    ) -> Hashable:
+        """Return the key of a global; of other modules' functions by identity.
+
+        Such a function may reach any number of others.
+        """
         if getattr(value, "__globals__", space) is not space:
             return Same(value)
         return self.key_of(value, depth)
 
 
-def _key_of_array(array):
+def _key_of_array(array: Any) -> Hashable:
     if array.dtype.hasobject:
         return Same(array)
     return type(array), array.dtype.str, array.shape, array.tobytes()
 
 
-def _content(cell):
-    """What a closure's cell holds; nothing before its variable is set."""
+def _content(cell: Any) -> Any:
+    """Return what a closure's cell holds; None if its variable is unset."""
     try:
         return cell.cell_contents
     except ValueError:
@@ -223,20 +241,20 @@ def _content(cell):
 
 
 def _names_in(code: types.CodeType) -> Iterable[str]:
-    """Names of globals and attributes, those of inner functions included."""
+    """Yield names of globals and attributes, including inner functions'."""
     yield from code.co_names
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
             yield from _names_in(constant)
 
 
-def _is_of_library(value):
+def _is_of_library(value: Any) -> bool:
     module = getattr(value, "__module__", None) or ""
     return module.partition(".")[0] in LIBRARIES
 
 
-def _is_of_user(value):
-    """Whether an attribute may be a function that a user wrote."""
+def _is_of_user(value: Any) -> bool:
+    """Return whether an attribute may be a function that a user wrote."""
     if isinstance(value, (types.FunctionType, types.MethodType)):
         return not _is_of_library(value)
     if isinstance(value, functools.partial):
@@ -246,6 +264,6 @@ def _is_of_user(value):
 
 @functools.cache
 def _names_of_keras() -> frozenset[str]:
-    """Attributes that every layer or model has from Keras."""
+    """Return the attributes that every layer and model has from Keras."""
     layer = keras.layers.Layer(name="layer")
     return frozenset({*vars(layer), *vars(keras.Model(name="model"))})

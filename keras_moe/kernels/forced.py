@@ -1,7 +1,7 @@
-"""What `kernels.use` forces, and what else a traced program depends on."""
+"""The forced formulation, and what else a traced program depends on."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 
 import keras
 
@@ -9,7 +9,7 @@ _forced: list[str] = []
 
 
 def forced() -> str | None:
-    """Return the name of the formulation that is forced now."""
+    """Return the name of the formulation that is forced now, or None."""
     return _forced[-1] if _forced else None
 
 
@@ -20,7 +20,7 @@ def is_reference() -> bool:
 
 @contextlib.contextmanager
 def forcing(name: str) -> Iterator[None]:
-    """Force a formulation, of any name, inside the `with`."""
+    """Force a formulation inside the `with` block; the name is not checked."""
     _forced.append(name)
     try:
         yield
@@ -28,8 +28,10 @@ def forcing(name: str) -> Iterator[None]:
         _forced.pop()
 
 
-def context() -> tuple:
-    """Return what a traced program depends on beside its function: the forced
-    formulation, `keras.distribution`, and the floatx."""
+def context() -> tuple[Hashable, ...]:
+    """Return what a traced program depends on besides its function.
+
+    These are the forced formulation, `keras.distribution`, and the floatx.
+    """
     distribution = keras.distribution.distribution()
     return tuple(_forced), distribution, keras.config.floatx()

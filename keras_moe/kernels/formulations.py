@@ -1,4 +1,4 @@
-"""The switch by which users force a formulation."""
+"""The switch with which users force a formulation."""
 
 import contextlib
 from collections.abc import Iterator
@@ -8,33 +8,40 @@ from keras_moe.kernels.forced import forcing
 
 
 def formulations() -> tuple[str, ...]:
-    """Returns the names of the running backend's formulations."""
+    """Return the names of the running backend's formulations.
+
+    Example:
+
+    ```python
+    names = keras_moe.kernels.formulations()
+    ```
+    """
     return tuple(backend.FORMULATIONS)
 
 
 @contextlib.contextmanager
 def use(name: str) -> Iterator[None]:
-    """Forces a formulation for what is traced or run inside the `with`.
+    """Force a formulation for what is traced or run inside the `with` block.
 
-    `tensorflow_xla...` run inside `jit_compile=True` alone, TensorFlow's others
-    outside of it.
+    The formulations `tensorflow_xla...` run only inside `jit_compile=True`,
+    TensorFlow's others only outside of it.
 
-    `"reference"` is also the switch for derivatives of every kind: it consists
-    of operations that the backend itself differentiates, in both modes and to
-    any order. Its cost is that of all E experts. Without it:
+    `"reference"` also enables derivatives of every kind: it consists of
+    operations that the backend itself differentiates, in both modes and to
+    any order. It costs as much as all E experts. Without it:
 
     - Second derivatives in reverse mode are right on every backend
       (`torch.autograd.grad` with `create_graph=True`, `jax.grad` of
       `jax.grad`, nested `tf.GradientTape`s), e.g. for a gradient penalty.
     - Forward mode (`jax.jvp`, `jax.jacfwd`, `jax.hessian`) raises a
       `NotImplementedError` on JAX that names this switch. On TensorFlow
-      it works, at the cost of the reference, where the block is traced or run
+      it works, at the cost of the reference, if the block is traced or run
       inside the `tf.autodiff.ForwardAccumulator`.
     - `torch.func` and forward mode work on PyTorch. Under `torch.func.vmap`
       the cost is that of the reference.
 
     Args:
-        name: `"reference"`, or one of `formulations()`.
+        name: str. `"reference"`, or one of `formulations()`.
 
     Example:
 
@@ -44,14 +51,15 @@ def use(name: str) -> Iterator[None]:
     ```
 
     Raises:
-        ValueError: where `name` is neither.
+        ValueError: If `name` is neither `"reference"` nor in
+            `formulations()`.
     """
     allowed = ("reference", *formulations())
     if name not in allowed:
         raise ValueError(
-            f"`name` must be one of {allowed}: kernels run on the backend that "
-            f"is running. Received: name={name!r}. Set KERAS_BACKEND to use "
-            "another backend's."
+            f"`name` must be one of {allowed}, the formulations of the running "
+            f"backend. Received: name={name!r}. To use a formulation of "
+            "another backend, set KERAS_BACKEND."
         )
     with forcing(name):
         yield

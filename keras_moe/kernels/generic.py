@@ -1,7 +1,7 @@
-"""What a backend need not write itself, in plain `keras.ops`.
+"""Default functions of a backend, in plain `keras.ops`.
 
-Keras's other backends (NumPy, OpenVINO) run with this alone. `protocol.py`
-says what each function does.
+Keras's other backends (NumPy, OpenVINO) use only these. `protocol/` describes
+what each function does; the docstrings here describe how.
 """
 
 import contextlib
@@ -12,7 +12,7 @@ import keras
 from keras import ops
 
 from keras_moe.kernels import reference
-from keras_moe.kernels.exchange import Bank, Pairs
+from keras_moe.kernels.exchange import Bank, ExpertShard, Mix, Pairs
 from keras_moe.kernels.protocol import Formulation, QuantizedFormulation
 from keras_moe.types import Tensor
 
@@ -21,52 +21,54 @@ FORMULATIONS: dict[str, Formulation] = {}
 
 
 def formulation_for(x: Tensor, num_groups: int) -> str:
-    """Every expert on every row."""
+    """Return the reference, which runs every expert on every row."""
     return "reference"
 
 
 def quantized_formulation() -> QuantizedFormulation:
-    """Every expert on every row."""
+    """Return the reference, which runs every expert on every row."""
     return reference
 
 
 def top_k_index(scores: Tensor, top_k: int) -> Tensor:
-    """By `ops.top_k`, for which NaN and -0.0 are made 0.0."""
+    """Use `ops.top_k`, with NaN and -0.0 replaced by 0.0."""
     ordered = ops.abs(scores) > 0
     scores = ops.where(ordered, scores, ops.zeros_like(scores))
     return ops.cast(ops.top_k(scores, top_k)[1], "int32")
 
 
 def take_columns(table: Tensor, columns: Tensor) -> Tensor:
-    """By `ops.take_along_axis`."""
+    """Use `ops.take_along_axis`."""
     return ops.take_along_axis(table, columns, axis=-1)
 
 
 def take_rows(table: Tensor, rows: Tensor) -> Tensor:
-    """By `ops.take`."""
+    """Use `ops.take`."""
     return ops.take(table, rows, axis=0)
 
 
 def row_of_each(table: Tensor) -> Tensor:
-    """By a division."""
+    """Divide the entries' numbers by the number of columns."""
     num_rows, num_columns = ops.shape(table)
     return ops.arange(num_rows * num_columns, dtype="int32") // num_columns
 
 
 def linear_map(
-    forward: Callable, transpose: Callable, x: Tensor, *index: Tensor
+    forward: Callable[..., Tensor],
+    transpose: Callable[..., Tensor],
+    x: Tensor,
+    *index: Tensor,
 ) -> Tensor:
-    """The rule captures the indices."""
+    """Use a custom gradient, whose rule captures the indices."""
 
-    @ops.custom_gradient
-    def apply(x):
-        def backward(*args, upstream=None):
+    def apply(x: Tensor) -> tuple[Tensor, Callable[..., Tensor]]:
+        def backward(*args: Tensor, upstream: Tensor | None = None) -> Tensor:
             dy = args[0] if upstream is None else upstream
             return linear_map(transpose, forward, dy, *index)
 
         return forward(x, *index), backward
 
-    return apply(x)
+    return ops.custom_gradient(apply)(x)
 
 
 def gathered_sum(
@@ -76,19 +78,19 @@ def gathered_sum(
     num_terms: int,
     weights: Tensor | None = None,
 ) -> Tensor | None:
-    """There is no operation for all of it."""
+    """Return None: `keras.ops` has no single operation for it."""
     return None
 
 
 def inverse_permutation(order: Tensor) -> Tensor:
-    """By a scatter."""
+    """Use a scatter."""
     size = ops.shape(order)[0]
     places = ops.arange(size, dtype="int32")
     return ops.scatter(ops.expand_dims(order, -1), places, (size,))
 
 
 def group_sizes_of(expert_index: Tensor, num_experts: int) -> Tensor:
-    """By a comparison with each expert."""
+    """Compare the indices with each expert."""
     experts = ops.arange(num_experts, dtype="int32")
     chosen = ops.equal(ops.reshape(expert_index, (-1, 1)), experts)
     return ops.sum(ops.cast(chosen, "int32"), axis=0)
@@ -97,125 +99,130 @@ def group_sizes_of(expert_index: Tensor, num_experts: int) -> Tensor:
 def sort_few_groups(
     group_index: Tensor, num_groups: int
 ) -> tuple[Tensor, ...] | None:
-    """The host does not look at values."""
+    """Return None: reading the values would make the host wait."""
     return None
 
 
 def map_entries(
-    function: Callable[[tuple[Tensor, ...]], Tensor], tensors: tuple
+    function: Callable[[tuple[Tensor, ...]], Tensor],
+    tensors: tuple[Tensor, ...],
 ) -> Tensor:
-    """All at once."""
+    """Use `ops.vectorized_map`."""
     return ops.vectorized_map(function, tensors)
 
 
 def shapes_known(x: Tensor) -> str:
-    """Nothing is traced."""
+    """Return `"at run time"`: no operation is traced."""
     return "at run time"
 
 
 def shape_of_count(count: Tensor, otherwise: int) -> int | Tensor:
-    """Values are at hand."""
+    """Return the count: no operation is traced."""
     return count
 
 
 def smaller_size(one: Any, other: Any) -> Any:
-    """Of scalars."""
+    """Use `ops.minimum`."""
     return ops.minimum(one, other)
 
 
-def output_shapes(function: Callable, *args: Any) -> Any:
-    """Only JAX has a need for it."""
+def output_shapes(function: Callable[..., Any], *args: Any) -> Any:
+    """Raise: only JAX needs it."""
     raise NotImplementedError(
-        "`output_shapes` must run on JAX: elsewhere a tensor's shape is known "
-        f"at run time. Received: {keras.backend.backend()!r}. Use `ops.shape`."
+        "`output_shapes` runs only on JAX. Received: backend="
+        f"{keras.backend.backend()!r}. Use `ops.shape`, since the shape of a "
+        "tensor is known at run time."
     )
 
 
 def known_int(value: Tensor) -> int | None:
-    """No value is read."""
+    """Return None: values are not read."""
     return None
 
 
 def require(valid: Tensor, message: str) -> Tensor:
-    """No value is read."""
+    """Check nothing: values are not read."""
     return valid
 
 
 def varying_alike(values: Any, *others: Any) -> Any:
-    """There is no `shard_map`."""
+    """Change nothing: there is no `shard_map`."""
     return values
 
 
 def compiled(
-    function: Callable, variables: Sequence, written: Sequence = ()
-) -> Callable:
-    """There is no compiler."""
+    function: Callable[..., Any],
+    variables: Sequence[keras.Variable],
+    written: Sequence[keras.Variable] = (),
+) -> Callable[..., Any]:
+    """Return the function itself: there is no compiler."""
     return function
 
 
 def value_and_gradient(
     function: Callable[[Tensor], Tensor], x: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """There are no gradients."""
+    """Raise: Keras's other backends have no gradients."""
     raise NotImplementedError(
-        f"{keras.backend.backend()!r} has no gradients here. Use jax, "
-        "tensorflow or torch."
+        "`value_and_gradient` runs only on a backend with gradients. Received: "
+        f"backend={keras.backend.backend()!r}. Set KERAS_BACKEND to jax, "
+        "tensorflow, or torch."
     )
 
 
 def keep_losses_apart(layer: keras.layers.Layer) -> None:
-    """Replicas are no threads."""
+    """Do nothing: replicas are not threads of one process."""
 
 
 def needs_a_full_call(
     owner: keras.layers.Layer, layer: keras.layers.Layer
 ) -> bool:
-    """A compiled program has no trace of it."""
+    """Return True: compiled programs do not contain Keras's extra work."""
     return True
 
 
 def is_recomputing() -> bool:
-    """Operations are repeated, not calls."""
+    """Return False: these backends repeat operations, not calls."""
     return False
 
 
 def first_value(read: Callable[[], Tensor]) -> Tensor:
-    """The value now."""
+    """Return the present value: calls are not repeated."""
     return read()
 
 
 def may_be_repeated() -> bool:
-    """Operations are repeated, not calls."""
+    """Return False: these backends repeat operations, not calls."""
     return False
 
 
 def repeatable(pure: bool) -> contextlib.AbstractContextManager[None]:
-    """Nothing to declare."""
+    """Return a context that does nothing: calls are not repeated."""
     return contextlib.nullcontext()
 
 
 def trace_here() -> object:
-    """Nothing is traced that a value could not leave."""
+    """Return None: values may leave every trace."""
     return None
 
 
 def is_traced_here(value: Tensor) -> bool:
-    """Nothing is traced that a value could not leave."""
+    """Return False: values may leave every trace."""
     return False
 
 
 def writes_leave_traces() -> bool:
-    """They do."""
+    """Return True: values may leave every trace."""
     return True
 
 
 def outside_of_traces() -> contextlib.AbstractContextManager[Any]:
-    """Anywhere."""
+    """Return a context that does nothing: values may leave every trace."""
     return contextlib.nullcontext()
 
 
 def settle(variable: keras.Variable) -> None:
-    """It lies well."""
+    """Leave the weights where they are."""
 
 
 def adam_step(
@@ -226,40 +233,41 @@ def adam_step(
     betas: tuple[float, float],
     epsilon: float,
 ) -> bool:
-    """Keras's own steps are fused by the compiler."""
+    """Return False: the compiler fuses the operations of Keras's own step."""
     return False
 
 
 def num_replicas() -> int:
-    """One program has the whole batch."""
+    """Return 1: one program computes the whole batch."""
     return 1
 
 
 def sum_over_replicas(x: Tensor) -> Tensor:
-    """One program has the whole batch."""
+    """Return `x`: one program computes the whole batch."""
     return x
 
 
-def is_spread(shard: Any, num_rows: int | Tensor) -> bool:
-    """A bank knows its part of the experts."""
+def is_spread(shard: ExpertShard | None, num_rows: int | Tensor) -> bool:
+    """Return whether a bank is a part of the experts."""
     return shard is not None
 
 
 def num_token_shards(bank: Bank) -> int:
-    """They lie together."""
+    """Return 1: a program's tokens lie on one device."""
     return 1
 
 
 def mix_across(
-    mix: Callable,
+    mix: Mix,
     bank: Bank,
     rows: Tensor,
     pairs: Pairs,
     pairs_per_token: int | None,
     most_rows: int | Tensor | None = None,
 ) -> Tensor:
-    """There is no exchange of rows."""
+    """Raise: these backends do not exchange rows between devices."""
     raise NotImplementedError(
-        f"{keras.backend.backend()!r} has no exchange of rows. Use jax or "
+        "Experts can lie on several devices only on JAX and PyTorch. Received: "
+        f"backend={keras.backend.backend()!r}. Set KERAS_BACKEND to jax or "
         "torch."
     )

@@ -1,11 +1,14 @@
-"""The only heavy work: rows through their groups' matrices and networks.
+"""The heavy work: multiply rows by matrices, or run networks, by group.
 
 P routed pairs sorted by expert (the rows), E experts (the groups), D
-hidden_dim, F intermediate_dim. A formulation is a module with the same two
-functions. `use` forces one; otherwise `formulation_for` in the running
-backend's folder decides from the device and from sizes that are known when the
-call is traced. All of them give the values and the gradients of `reference.py`.
+hidden_dim, F intermediate_dim. A formulation is a module with the functions
+`grouped_matmul` and `grouped_ffn`. `use` forces one. Otherwise
+`formulation_for` in the running backend's folder chooses one by the device and
+by sizes that are known when the call is traced. Every formulation gives the
+values and the gradients of `reference.py`.
 """
+
+from typing import Any
 
 from keras import ops
 
@@ -21,35 +24,38 @@ from keras_moe.types import Activation, Tensor
 
 
 def implementation(x: Tensor, kernel: Tensor) -> Formulation:
-    """Returns the module for rows `x` `(P, D)` and a kernel `(E, D, F)`."""
+    """Return the module for rows `x` `(P, D)` and a kernel `(E, D, F)`."""
     name = forced() or backend.formulation_for(x, kernel.shape[0])
     return reference if name == "reference" else backend.FORMULATIONS[name]
 
 
 def quantized_implementation() -> QuantizedFormulation:
-    """Returns the module for kernels of 8 or 4 bits."""
+    """Return the module for kernels of 8 or 4 bits."""
     return reference if is_reference() else backend.quantized_formulation()
 
 
 def grouped_matmul(
     x: Tensor, kernel: Tensor | QuantizedKernel, group_sizes: Tensor
 ) -> Tensor:
-    """Multiplies each row by its group's matrix.
+    """Multiply each row by its group's matrix.
 
-    Row p of group e becomes `x[p] @ kernel[e]`; rows behind the last group
-    become zero. Only the matrices of non-empty groups are read.
+    Row p of group e becomes `x[p] @ kernel[e]`. Rows behind the last group
+    become zero. Only the matrices of groups with rows are read.
 
     Args:
-        x: float `(P, D)`, rows sorted by group.
-        kernel: `(E, D, F)`, the dtype of `x`; or a `QuantizedKernel`, which
-            is given no gradient.
-        group_sizes: int32 `(E,)`, rows of each group; the sum is at most P.
+        x: float `(P, D)`. The rows, sorted by group.
+        kernel: `(E, D, F)`, in the dtype of `x`, or a `QuantizedKernel`, which
+            gets no gradient.
+        group_sizes: int32 `(E,)`. The number of rows per group; their sum is
+            at most P.
 
     Returns:
-        `(P, F)`, the dtype of `x`.
+        `(P, F)`, in the dtype of `x`.
 
     Raises:
-        ValueError: where ranks, widths or dtypes do not fit.
+        ValueError: If `x` does not have two axes, if the first axes of
+            `kernel` are not E and D, or if the dtypes of `x` and a `kernel`
+            that is not quantized differ.
     """
     x = light_ops.convert_to_tensor(x)
     group_sizes = light_ops.cast(group_sizes, "int32")
@@ -71,30 +77,38 @@ def grouped_ffn(
     dropout: Activation | None = None,
     remat: bool = False,
 ) -> Tensor:
-    """Runs each row through its group's feed-forward network, in one pass.
+    """Run each row through its group's feed-forward network, in one pass.
 
-    Equal by definition to its grouped matmuls: `down(activation(up(x)))`, or
-    `down(activation(gate(x)) * up(x))` where there is a gate (Shazeer 2020,
-    "GLU Variants Improve Transformer", eq. 5-6). Rows behind the last group
-    become zero.
+    By definition, the outputs equal those of grouped matmuls:
+    `down(activation(up(x)))`, or `down(activation(gate(x)) * up(x))` if there
+    is a gate. Rows behind the last group become zero.
 
     Args:
-        x: float `(P, D)`, rows sorted by group.
-        weights: stacked kernels and biases, the dtype of `x`; kernels may be
-            `QuantizedKernel`s, all of them, and are given no gradient then.
-        group_sizes: int32 `(E,)`, rows of each group; the sum is at most P.
-        activation: elementwise function.
-        dropout: function of the hidden rows `(P, F)`, or None. With one, the
-            composition runs instead of the single pass.
-        remat: whether the gradient computes the hidden rows a second time
-            and nothing of width F is kept between. It is what gradient
-            checkpointing is; not for use with `dropout`.
+        x: float `(P, D)`. The rows, sorted by group.
+        weights: `FFNWeights`. Stacked kernels and biases, in the dtype of `x`.
+            Either all kernels are `QuantizedKernel`s, which get no gradient,
+            or none is.
+        group_sizes: int32 `(E,)`. The number of rows per group; their sum is
+            at most P.
+        activation: Elementwise function.
+        dropout: Function of the hidden rows `(P, F)`. With a function, separate
+            grouped matmuls run instead of the single pass. `None` (the
+            default) applies no dropout.
+        remat: bool. Whether the backward pass computes the hidden rows again
+            (gradient checkpointing), so that nothing of width F is kept.
+            Defaults to `False`. It has no effect with `dropout` or quantized
+            kernels.
 
     Returns:
-        `(P, D)`, the dtype of `x`.
+        `(P, D)`, in the dtype of `x`.
 
     Raises:
-        ValueError: where ranks, widths or dtypes do not fit.
+        ValueError: If `x` does not have two axes, if the first axes of
+            `up_kernel` are not E and D or those of `down_kernel` not E and F,
+            or if the dtypes of `x` and a kernel that is not quantized differ.
+
+    Reference:
+        Shazeer (2020), "GLU Variants Improve Transformer", eq. 5-6.
     """
     x = light_ops.convert_to_tensor(x)
     weights = FFNWeights(*(_as_tensor(w, x) for w in weights))
@@ -119,8 +133,14 @@ def grouped_ffn(
     return chosen.grouped_ffn(x, weights, group_sizes, keyed(activation), remat)
 
 
-def _quantized_ffn(x, weights, group_sizes, activation, dropout):
-    """`grouped_ffn` of `QuantizedKernel`s; keeps nothing of width F."""
+def _quantized_ffn(
+    x: Tensor,
+    weights: FFNWeights,
+    group_sizes: Tensor,
+    activation: Activation,
+    dropout: Activation | None,
+) -> Tensor:
+    """Run `grouped_ffn` with `QuantizedKernel`s."""
     inner = weights.up_kernel.values.shape[-1]
     for name, width in (("up_kernel", x.shape[-1]), ("down_kernel", inner)):
         kernel = getattr(weights, name)
@@ -133,8 +153,8 @@ def _quantized_ffn(x, weights, group_sizes, activation, dropout):
     return chosen.grouped_ffn(x, weights, group_sizes, keyed(activation))
 
 
-def _as_tensor(weight, x):
-    """A weight, or the parts of a quantised one, as tensors."""
+def _as_tensor(weight: Any, x: Tensor) -> Any:
+    """Convert a weight, or the parts of a quantized kernel, to tensors."""
     if isinstance(weight, QuantizedKernel):
         return weight._replace(
             values=ops.convert_to_tensor(weight.values),
@@ -149,32 +169,38 @@ def stacked_ffn(
     activation: Activation,
     dropout: Activation | None = None,
 ) -> Tensor:
-    """Runs all feed-forward networks, each on as many rows R.
+    """Run all feed-forward networks, each on R rows.
 
-    `grouped_ffn` of equal groups, as one product of stacks of matrices: there
-    is nothing to sort and no group to skip.
+    This is `grouped_ffn` for groups of equal size, computed as batched matrix
+    products: there is nothing to sort and no group to skip.
 
     Args:
-        x: float `(E, R, D)`, or `(1, R, D)`, the same for all.
-        weights: stacked kernels and biases, the dtype of `x`.
-        activation: elementwise function.
-        dropout: function of the hidden rows `(E, R, F)`, or None.
+        x: float `(E, R, D)`, or `(1, R, D)` if all networks get the same rows.
+        weights: `FFNWeights`. Stacked kernels and biases, in the dtype of `x`.
+        activation: Elementwise function.
+        dropout: Function of the hidden rows `(E, R, F)`. `None` (the default)
+            applies no dropout.
 
     Returns:
-        `(E, R, D)`, the dtype of `x`.
+        `(E, R, D)`, in the dtype of `x`.
     """
     if isinstance(weights.up_kernel, QuantizedKernel):
         return _quantized_stack(x, weights, activation, dropout)
 
-    def linear(x, kernel, bias):
+    def linear(x: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor:
         y = ops.matmul(x, ops.convert_to_tensor(kernel))
         return y if bias is None else ops.add(y, ops.expand_dims(bias, 1))
 
     return ffn(x, weights, activation, linear, dropout)
 
 
-def _quantized_stack(x, weights, activation, dropout):
-    """`stacked_ffn` as groups of R rows each: none is widened with another."""
+def _quantized_stack(
+    x: Tensor,
+    weights: FFNWeights,
+    activation: Activation,
+    dropout: Activation | None,
+) -> Tensor:
+    """Run `stacked_ffn` as groups, so that one kernel is widened at a time."""
     num_groups = weights.up_kernel.values.shape[0]
     num_rows, width = ops.shape(x)[1:]
     rows = ops.broadcast_to(x, (num_groups, num_rows, width))
@@ -188,28 +214,39 @@ def _quantized_stack(x, weights, activation, dropout):
     return ops.reshape(y, (num_groups, num_rows, y.shape[-1]))
 
 
-def _check_quantized(x, name, kernel, group_sizes, width):
+def _check_quantized(
+    x: Tensor,
+    name: str,
+    kernel: QuantizedKernel,
+    group_sizes: Tensor,
+    width: int,
+) -> None:
     stored = -(-width // 2) if kernel.packed else width
-    expected = (group_sizes.shape[0], stored)
+    num_groups = group_sizes.shape[0]
+    expected = (num_groups, stored)
     if len(x.shape) == 2 and tuple(kernel.values.shape[:-1]) == expected:
         return
     raise ValueError(
-        f"`x` must be (P, D) and the values of `{name}` {expected} and F, with "
-        f"E = len(group_sizes). Received: x of shape {tuple(x.shape)}, values "
-        f"of shape {tuple(kernel.values.shape)}, group_sizes of shape "
+        f"`x` must be of shape (P, D) and the values of `{name}` must have "
+        f"shape ({num_groups}, {stored}, F), with E = len(group_sizes). "
+        f"Received: x of shape {tuple(x.shape)}, values of shape "
+        f"{tuple(kernel.values.shape)}, group_sizes of shape "
         f"{tuple(group_sizes.shape)}. Flatten the leading axes of `x`."
     )
 
 
-def _check_operands(x, name, kernel, group_sizes, width):
+def _check_operands(
+    x: Tensor, name: str, kernel: Tensor, group_sizes: Tensor, width: int
+) -> None:
     expected = (group_sizes.shape[0], width)
     if len(x.shape) == 2 and tuple(kernel.shape[:-1]) == expected:
         if x.dtype == kernel.dtype:
             return
     raise ValueError(
-        f"`x` must be (P, D) and `{name}` (E, {width}, ...) of the same dtype, "
-        f"with E = len(group_sizes). Received: x of shape {tuple(x.shape)} and "
-        f"dtype {x.dtype}, {name} of shape {tuple(kernel.shape)} and dtype "
-        f"{kernel.dtype}, group_sizes of shape {tuple(group_sizes.shape)}. "
-        "Flatten the leading axes of `x` and cast both to one dtype."
+        f"`x` must be of shape (P, D) and `{name}` must have shape "
+        f"(E, {width}, ...) and the dtype of `x`, with E = len(group_sizes). "
+        f"Received: x of shape {tuple(x.shape)} and dtype {x.dtype}, {name} of "
+        f"shape {tuple(kernel.shape)} and dtype {kernel.dtype}, group_sizes of "
+        f"shape {tuple(group_sizes.shape)}. Flatten the leading axes of `x` "
+        "and cast both to one dtype."
     )

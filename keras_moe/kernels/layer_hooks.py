@@ -1,4 +1,4 @@
-"""What a backend does to layers and variables: calls, losses, state, Adam."""
+"""Calls, losses, state, and Adam steps of layers, as the backend needs them."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ import keras
 from keras_moe.kernels.backend import backend
 from keras_moe.types import Tensor
 
-# As the backend has them; `protocol.py` says what they do.
+# The running backend's functions, which `protocol/` describes.
 adam_step = backend.adam_step
 first_value = backend.first_value
 is_recomputing = backend.is_recomputing
@@ -26,17 +26,21 @@ def call_part(
     *args: Any,
     **kwargs: Any,
 ) -> Any:
-    """Calls a layer from inside the layer that owns it, `layer(...)`.
+    """Call a layer from inside the layer that owns it.
 
-    A call of Keras looks through its arguments and outputs for what to
-    convert, to mask or to regularise: nothing to a compiled program, and up
-    to half a millisecond on PyTorch. There it is `layer.call(...)` where that
-    is all that would happen.
+    `layer(...)` searches its arguments and outputs for tensors to convert, to
+    mask, or to regularize. A compiled program does not contain this search,
+    but on PyTorch it runs in every call. So there `layer.call(...)` is called
+    instead, if `layer(...)` would do nothing else.
 
     Args:
-        owner: a layer in whose `call` this is.
-        layer: what is called.
-        *args, **kwargs: what the owner's call has converted to tensors.
+        owner: Layer whose `call` is running.
+        layer: Layer to call.
+        *args, **kwargs: Arguments of `layer`. The call of `owner` has
+            converted them to tensors.
+
+    Returns:
+        The outputs of `layer`.
     """
     if backend.needs_a_full_call(owner, layer):
         return layer(*args, **kwargs)
@@ -44,17 +48,17 @@ def call_part(
 
 
 def assign_once(variable: keras.Variable, value: Tensor) -> None:
-    """Assigns a value, unless the forward pass is repeated.
+    """Assign a value, unless the forward pass is being repeated.
 
     Args:
-        variable: state of a layer, read by `first_value`.
-        value: the new value.
+        variable: State of a layer, read by `first_value`.
+        value: The new value.
     """
     if not is_recomputing():
         variable.assign(value)
 
 
 def untraced_zero() -> Tensor:
-    """Returns a scalar zero in the floatx that may be used in any trace."""
+    """Return a scalar zero in the floatx that may be used in any trace."""
     with backend.outside_of_traces():
         return keras.ops.zeros((), keras.config.floatx())

@@ -1,14 +1,15 @@
-"""Runs a function of its own on each group's rows, whatever they compute.
+"""Run a different function on the rows of each group.
 
-P rows sorted by group, E groups. `grouped_ffn` is for groups that differ in
-their weights alone; this is for whole layers and models, which may have
-nothing in common. A group without rows is not run. How depends on what the
-backend must know about shapes when it traces, see `shapes_known`.
+P rows sorted by group, E groups. `grouped_ffn` is for groups that differ only
+in their weights; `map_groups` is for whole layers and models, which may have
+nothing in common. A function whose group has no rows does not run, except in
+a program that keeps no branches. What the backend must know about shapes when
+it traces decides how the functions run: see `shapes_known`.
 """
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 import keras
 from keras import ops, tree
@@ -22,8 +23,15 @@ from keras_moe.kernels.row_ops import (
 )
 from keras_moe.types import Tensor
 
-Nest = Any  # a tensor, or lists, tuples and dicts of them
-GroupFunction = Callable[[Nest, Nest, Tensor | None], tuple[Nest, Nest]]
+Nest: TypeAlias = Any
+"""A tensor, or nested lists, tuples, and dicts of tensors."""
+
+GroupFunction: TypeAlias = Callable[
+    [Nest, Nest, Tensor | None], tuple[Nest, Nest]
+]
+"""`f(rows, state, real)`, which returns outputs and the new state."""
+
+_Group: TypeAlias = tuple[GroupFunction, Nest, Sequence[Tensor], Tensor]
 
 
 def map_groups(
@@ -35,24 +43,26 @@ def map_groups(
     weights: Sequence[Sequence[Tensor]],
     most_rows: int | None = None,
 ) -> tuple[Nest, list[Nest]]:
-    """Returns each row's output under its group's function, and the states.
+    """Return each row's output under its group's function, and the states.
 
     Args:
-        functions: E functions `f(rows, state, real)` of `(n, ...)` rows,
-            which return `(outputs, state)`, outputs `(n, ...)`. They touch no
-            variable but through `state`. `real` is bool `(n,)`, False for
-            rows that are there for their number alone, or None.
-        rows: nest of `(P, ...)`, sorted by group.
-        group_sizes: int32 `(E,)`, rows of each group; the sum is at most P.
-        states: E nests of tensors; that of a group without rows comes back
-            as it was.
-        outputs_spec: nest of `keras.KerasTensor` `(None, ...)`, what every
-            function returns.
-        weights: E lists of tensors that a function reads; their gradient is
-            zero, and not missing, where it did not run.
-        most_rows: rows that no group has more of, if that is known. Programs
-            of static shapes run a group on this many rows; otherwise on the
-            least of three sizes, the last of which is P.
+        functions: E functions `f(rows, state, real)` of `(n, ...)` rows. Each
+            returns `(outputs, state)` with outputs `(n, ...)`, and reads and
+            writes variables only through `state`. `real` is bool `(n,)`,
+            False for rows that are padding; None if all rows are real.
+        rows: Nest of `(P, ...)`, sorted by group.
+        group_sizes: int32 `(E,)`. The number of rows per group; their sum is
+            at most P.
+        states: E nests of tensors. The state of a group without rows is
+            returned unchanged.
+        outputs_spec: Nest of `keras.KerasTensor` `(None, ...)`. The outputs of
+            every function.
+        weights: E lists with the tensors that each function reads. Their
+            gradient is zero, rather than missing, if the function did not run.
+        most_rows: int. An upper bound of the rows per group. Programs of
+            static shapes run every group on this many rows. With `None` (the
+            default) they run it on the smallest of up to three sizes that
+            holds it, of which the last is P.
 
     Returns:
         A nest like `outputs_spec` of `(P, ...)`, zero behind the last group,
@@ -71,7 +81,7 @@ def map_groups(
 
 
 class Groups(NamedTuple):
-    """The arguments of `map_groups` that stand for one group each."""
+    """The arguments of `map_groups` with one entry per group, and P."""
 
     functions: Sequence[GroupFunction]
     states: Sequence[Nest]
@@ -79,14 +89,14 @@ class Groups(NamedTuple):
     sizes: Tensor
     num_rows: int | Tensor
 
-    def each(self):
-        """Yields each group's function, state, weights and size."""
+    def each(self) -> Iterator[_Group]:
+        """Yield each group's function, state, weights, and size."""
         for e, function in enumerate(self.functions):
             yield function, self.states[e], self.weights[e], self.sizes[e]
 
 
-def _exact(groups, rows, spec):
-    """Slices of exactly the rows of each group."""
+def _exact(groups: Groups, rows: Nest, spec: Nest) -> tuple[Nest, list[Nest]]:
+    """Run each function on a slice of exactly its group's rows."""
     parts, new_states = [], []
     start = 0
     for group in groups.each():
@@ -98,7 +108,7 @@ def _exact(groups, rows, spec):
         new_states.append(state)
         start = stop
 
-    def join(*leaves):
+    def join(*leaves: Tensor) -> Tensor:
         shape = (groups.num_rows - start, *ops.shape(leaves[0])[1:])
         rest = ops.zeros(shape, dtype=leaves[0].dtype)
         return ops.concatenate([*leaves, rest], axis=0)
@@ -106,44 +116,53 @@ def _exact(groups, rows, spec):
     return tree.map_structure(join, *parts), new_states
 
 
-def _run_unless_empty(group, rows, spec):
-    """One group; where its outputs' shape is unknown, on a row at least."""
+def _run_unless_empty(
+    group: _Group, rows: Nest, spec: Nest
+) -> tuple[Nest, Nest]:
+    """Run one group, unless it is empty.
+
+    If the shape of its outputs is unknown, an empty group runs on one row.
+    """
     function, state, weights, size = group
     empty = _empty_outputs(rows, spec)
     if empty is not None:
-        return ops.cond(
+        found: tuple[Nest, Nest] = ops.cond(
             size > 0,
             lambda: function(rows, state, None),
             lambda: (_leading_to(weights, empty), state),
         )
-    longer = tree.map_structure(_with_one_row, rows)
+        return found
+    longer: Nest = tree.map_structure(_with_one_row, rows)
     real = ops.arange(ops.shape(tree.flatten(longer)[0])[0]) < size
     outputs, new_state = function(longer, state, real)
     outputs = _between(outputs, 0, size)
     return outputs, _where(size > 0, new_state, state)
 
 
-def _leading_to(weights, outputs):
-    """Outputs plus sums of nothing: a program that takes steps one by one has
-    not seen the other branch, and would give the weights no gradient."""
+def _leading_to(weights: Sequence[Tensor], outputs: Nest) -> Nest:
+    """Return outputs that depend on the weights, by sums over no elements.
+
+    A program that runs operation by operation has not recorded the other
+    branch, and would give the weights no gradient.
+    """
     nothing = [ops.sum(ops.reshape(w, (-1,))[:0]) for w in weights]
 
-    def add(x):
+    def add(x: Tensor) -> Tensor:
         return sum((ops.cast(n, x.dtype) for n in nothing), x)
 
     return tree.map_structure(add, outputs)
 
 
-def _with_one_row(x):
+def _with_one_row(x: Tensor) -> Tensor:
     more = ops.zeros((1, *ops.shape(x)[1:]), dtype=x.dtype)
     return ops.concatenate([x, more], axis=0)
 
 
-def _empty_outputs(rows, spec):
-    """Outputs of no rows; None where their shape cannot be told."""
+def _empty_outputs(rows: Nest, spec: Nest) -> Nest:
+    """Return outputs of no rows; None if their shape is unknown."""
     like = tree.flatten(rows)[0]
 
-    def empty(output):
+    def empty(output: keras.KerasTensor) -> Tensor | None:
         shape = tuple(output.shape[1:])
         if shape == tuple(like.shape[1:]):
             return ops.zeros((0, *ops.shape(like)[1:]), dtype=output.dtype)
@@ -157,16 +176,16 @@ def _empty_outputs(rows, spec):
     return tree.pack_sequence_as(spec, leaves)
 
 
-def _take(rows, index):
+def _take(rows: Nest, index: Tensor) -> Nest:
     return tree.map_structure(lambda x: take_rows(x, index), rows)
 
 
-def _between(rows, start, stop):
+def _between(rows: Nest, start: Any, stop: Any) -> Nest:
     return tree.map_structure(lambda x: x[start:stop], rows)
 
 
-def _sizes(num_rows, num_groups, most_rows):
-    """The row counts a group is compiled for, rising."""
+def _sizes(num_rows: Any, num_groups: int, most_rows: Any) -> list[Any]:
+    """Return the numbers of rows to compile a group for, in ascending order."""
     if most_rows is not None:
         fitting = smaller_size(most_rows, num_rows)
         return [max(1, fitting) if isinstance(fitting, int) else fitting]
@@ -177,19 +196,21 @@ def _sizes(num_rows, num_groups, most_rows):
     return [*sorted(n for n in smaller if n <= 0.75 * num_rows), num_rows]
 
 
-def _symbolic_sizes(num_rows, num_groups):
-    """1.25 and 2.5 even shares, rounded up, where these are less than P."""
+def _symbolic_sizes(num_rows: Any, num_groups: int) -> list[Any]:
+    """Return 1.25 and 2.5 even shares, rounded up, if less than P; and P."""
     quarters = [n for n in (5, 10) if n <= 3 * num_groups]
     parts = 4 * num_groups
     return [*((n * num_rows + parts - 1) // parts for n in quarters), num_rows]
 
 
-def _padded(groups, rows, spec, sizes):
-    """Static shapes: each group on the least of the sizes that holds it.
+def _padded(
+    groups: Groups, rows: Nest, spec: Nest, sizes: list[Any]
+) -> tuple[Nest, list[Nest]]:
+    """Run each group on the smallest of the static sizes that holds it.
 
-    What is missing to that size are copies of the group's last row, so that
-    a function sees nothing foreign to it; the next group's outputs are
-    written over theirs.
+    The remainder is padded with copies of the group's last row, so that a
+    function gets no other group's rows. The outputs of the padding are
+    overwritten by those of the next group.
     """
     buffers = tree.map_structure(
         lambda s, like: ops.zeros(
@@ -222,51 +243,61 @@ def _padded(groups, rows, spec, sizes):
     return outputs, new_states
 
 
-def _shaped(groups, rows, spec):
-    """The spec, or what has symbolic dimensions where the spec has None."""
+def _shaped(groups: Groups, rows: Nest, spec: Nest) -> Nest:
+    """Return the spec, with symbolic dimensions instead of None."""
     if all(None not in s.shape[1:] for s in tree.flatten(spec)):
         return spec
     return output_shapes(groups.functions[0], rows, groups.states[0], None)[0]
 
 
-def _skip(buffers, state):
+def _skip(buffers: Nest, state: Nest) -> tuple[Nest, Nest]:
     return buffers, state
 
 
-def _branch(function, rows, place, padded_size, remat):
-    """Runs a group padded to a size and writes its outputs.
+def _branch(
+    function: GroupFunction,
+    rows: Nest,
+    place: tuple[Tensor, Tensor],
+    padded_size: Any,
+    remat: bool,
+) -> Callable[[Nest, Nest], tuple[Nest, Nest]]:
+    """Return a function that runs a padded group and writes its outputs.
 
-    With `remat` they are computed again for the gradient: a program keeps
-    room for all that each branch would keep, whether it is taken or not.
+    With `remat` the outputs are computed again for the gradient: a program
+    reserves memory for what each branch keeps, whether it is taken or not.
     """
     start, size = place
 
-    def compute(rows, state):
+    def compute(rows: Nest, state: Nest) -> tuple[Nest, Nest]:
         row = ops.arange(padded_size, dtype="int32")
         own = start + ops.minimum(row, size - 1)
         return function(_take(rows, own), state, row < size)
 
-    def run(buffers, state):
-        outputs, state = (keras.remat(compute) if remat else compute)(
-            rows, state
-        )
+    computed = keras.remat(compute) if remat else compute
 
-        def write(buffer, x):
-            # Of one dtype, also where 64 bits are enabled on JAX.
+    def run(buffers: Nest, state: Nest) -> tuple[Nest, Nest]:
+        outputs, state = computed(rows, state)
+
+        def write(buffer: Tensor, x: Tensor) -> Tensor:
+            # All of one dtype, also if 64 bits are enabled on JAX.
             rest = [ops.zeros_like(start)] * (len(buffer.shape) - 1)
             origin = [start, *rest]
             return ops.slice_update(buffer, origin, ops.cast(x, buffer.dtype))
 
         buffers = tree.map_structure(write, buffers, outputs)
-        # A function may write a constant.
-        return varying_alike((buffers, state), rows, size)
+        # A function may return constants.
+        found: tuple[Nest, Nest] = varying_alike((buffers, state), rows, size)
+        return found
 
     return run
 
 
-def _whole(groups, rows):
-    """Every function on P rows, its own and copies of its last in place of
-    the others, where no shape may depend on values."""
+def _whole(groups: Groups, rows: Nest) -> tuple[Nest, list[Nest]]:
+    """Run every function on P rows, for programs without dynamic shapes.
+
+    Copies of the group's first and last row stand in for other groups' rows.
+    The outputs and the state of an empty group are ignored.
+    """
     row = ops.arange(groups.num_rows, dtype="int32")
     start = ops.zeros((), dtype="int32")
     parts, new_states = [], []
@@ -282,11 +313,11 @@ def _whole(groups, rows):
     return tree.map_structure(lambda *leaves: sum(leaves), *parts), new_states
 
 
-def _where(condition, new, old):
+def _where(condition: Tensor, new: Nest, old: Nest) -> Nest:
     return tree.map_structure(lambda a, b: ops.where(condition, a, b), new, old)
 
 
-def _only(condition, x):
-    """Zeroes the rows of `(P, ...)` where the condition `(P,)` is False."""
+def _only(condition: Tensor, x: Tensor) -> Tensor:
+    """Zero the rows of `(P, ...)` whose condition `(P,)` is False."""
     shape = (-1,) + (1,) * (len(x.shape) - 1)
     return ops.where(ops.reshape(condition, shape), x, ops.zeros_like(x))

@@ -1,16 +1,16 @@
-"""Stacked kernels of 8 or 4 bits, and what all backends do with them alike.
+"""Stacked kernels of 8 or 4 bits, and their operations on all backends.
 
-P rows, sorted by group; E groups; D input and F output width; G blocks of D
-that have a scale of their own (1: a scale for each output channel).
+P rows, sorted by group; E groups; D input and F output width; G blocks of D,
+each with scales of its own (with G = 1 there is one scale per output channel).
 
-A kernel is kept as integers. One group's matrix is widened at a time, to
-floats that hold the integers, and the outputs are scaled; with G > 1 the
+A kernel is stored as integers. One group's matrix at a time is widened to
+floats that hold the integers, and the outputs are scaled. With G > 1 the
 scales differ along the sum, so that the matrix is scaled instead. The whole
-bank is never there in floats.
+bank never exists as floats.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from keras import ops
 
@@ -20,9 +20,10 @@ ZERO_NIBBLE = 8  # four bits 0 ... 15 stand for -8 ... 7
 
 
 class Rounding(NamedTuple):
-    """How rows are brought to integers: their largest element to `high`.
+    """How rows are rounded to integers: their largest element becomes `high`.
 
-    low, high: the integers' range. epsilon: added to the largest element.
+    low, high: int, the range of the integers.
+    epsilon: float, added to the largest element.
     """
 
     low: int = -127
@@ -33,13 +34,14 @@ class Rounding(NamedTuple):
 class QuantizedKernel(NamedTuple):
     """The stacked matrices of E groups, `values * scale`.
 
-    values: `(E, D, F)` int8; or `(E, ceil(D / 2), F)` uint8, two rows a byte:
-        row d in the low four bits, row d + ceil(D / 2) in the high ones, each
-        with 8 added.
-    scale: float `(E, G, F)`, of blocks of `block_rows` rows.
-    rounding: None, or how the rows that meet the kernel are rounded, each by
-        itself ("dynamic" quantisation of the activations).
-    block_rows: rows of one block, or None where G is 1.
+    values: int8 `(E, D, F)`; or uint8 `(E, ceil(D / 2), F)` with two rows per
+        byte: row d in the low four bits, row d + ceil(D / 2) in the high ones,
+        each with 8 added.
+    scale: float `(E, G, F)`, the scales of blocks of `block_rows` rows.
+    rounding: how the rows that the kernel multiplies are rounded, each row by
+        itself (dynamic quantization of activations). None leaves them as
+        floats.
+    block_rows: int, the rows per block; None if G is 1.
     """
 
     values: Tensor
@@ -49,17 +51,17 @@ class QuantizedKernel(NamedTuple):
 
     @property
     def packed(self) -> bool:
-        """Whether two values share a byte."""
+        """Return whether two values share a byte."""
         return "uint8" in str(self.values.dtype)
 
 
-def widen(kernel: QuantizedKernel, depth: int, dtype) -> Tensor:
-    """Returns matrices as floats: `(..., D, F)`, scaled where G > 1.
+def widen(kernel: QuantizedKernel, depth: int, dtype: Any) -> Tensor:
+    """Return matrices as floats, `(..., D, F)`, scaled if G > 1.
 
     Args:
-        kernel: any number of groups, `(..., D, F)`.
-        depth: D.
-        dtype: of the result.
+        kernel: `QuantizedKernel` of any number of groups, `(..., D, F)`.
+        depth: int. D.
+        dtype: The dtype of the result.
     """
     values = ops.cast(kernel.values, dtype)
     if kernel.packed:
@@ -71,8 +73,8 @@ def widen(kernel: QuantizedKernel, depth: int, dtype) -> Tensor:
     return values * row_scales(kernel, depth, dtype)
 
 
-def row_scales(kernel: QuantizedKernel, depth: int, dtype) -> Tensor:
-    """Returns each row's scales, `(..., D, F)`, of a kernel in blocks."""
+def row_scales(kernel: QuantizedKernel, depth: int, dtype: Any) -> Tensor:
+    """Return the scales of each row, `(..., D, F)`, of a kernel in blocks."""
     scale = ops.expand_dims(ops.cast(kernel.scale, dtype), -2)
     *groups, blocks, _, width = ops.shape(scale)
     rows = ops.tile(scale, (*[1] * len(groups), 1, kernel.block_rows, 1))
@@ -80,17 +82,23 @@ def row_scales(kernel: QuantizedKernel, depth: int, dtype) -> Tensor:
     return rows[..., :depth, :]
 
 
-def output_scale(kernel: QuantizedKernel, dtype) -> Tensor | None:
-    """Returns what products with `widen`'s matrix must be multiplied by:
-    `(..., 1, F)`, or None where the matrix is scaled itself."""
+def output_scale(kernel: QuantizedKernel, dtype: Any) -> Tensor | None:
+    """Return the factors for products with the matrix of `widen`.
+
+    Their shape is `(..., 1, F)`. None if the matrix itself is scaled.
+    """
     return ops.cast(kernel.scale, dtype) if kernel.block_rows is None else None
 
 
 def round_rows(
     rows: Tensor, rounding: Rounding | None
 ) -> tuple[Tensor, Tensor | None]:
-    """Returns integers `(n, D)` in the dtype of the rows, and what products
-    with them must be divided by, `(n, 1)`; without `rounding` the rows."""
+    """Return rounded rows and the divisors of products with them.
+
+    Returns:
+        Integers `(n, D)` in the dtype of the rows, and the divisors `(n, 1)`;
+        without `rounding` the rows and None.
+    """
     if rounding is None:
         return rows, None
     largest = ops.max(ops.abs(rows), axis=-1, keepdims=True, initial=0)
@@ -100,14 +108,19 @@ def round_rows(
 
 
 def product(
-    rows: Tensor, kernel: QuantizedKernel, round_rows: Callable = round_rows
+    rows: Tensor,
+    kernel: QuantizedKernel,
+    round_rows: Callable[
+        [Tensor, Rounding | None], tuple[Tensor, Tensor | None]
+    ] = round_rows,
 ) -> Tensor:
-    """Multiplies rows by one group's matrix: `(n, D) -> (n, F)`.
+    """Multiply rows by one group's matrix: `(n, D) -> (n, F)`.
 
     Args:
         rows: `(n, D)`.
-        kernel: of one group, `(D, F)`.
-        round_rows: a backend's own form of it.
+        kernel: `QuantizedKernel` of one group, `(D, F)`.
+        round_rows: A backend's own `round_rows`. Defaults to the one of this
+            file.
     """
     rows, divisor = round_rows(rows, kernel.rounding)
     matrix = widen(kernel, rows.shape[-1], rows.dtype)
@@ -117,9 +130,10 @@ def product(
 
 
 def input_gradient(dy: Tensor, kernel: QuantizedKernel, depth: int) -> Tensor:
-    """Returns the gradient of `product` by its rows, `(n, D)`.
+    """Return the gradient of `product` by its rows, `(n, D)`.
 
-    Rounding the rows counts as the identity, as in Keras's quantised layers.
+    The gradient of the rounding is the identity, as in Keras's quantized
+    layers.
     """
     scale = output_scale(kernel, dy.dtype)
     dy = dy if scale is None else dy * scale
@@ -127,5 +141,5 @@ def input_gradient(dy: Tensor, kernel: QuantizedKernel, depth: int) -> Tensor:
 
 
 def group(kernel: QuantizedKernel, e: int) -> QuantizedKernel:
-    """Returns the matrix of group e."""
+    """Return the matrix of group e."""
     return kernel._replace(values=kernel.values[e], scale=kernel.scale[e])

@@ -1,13 +1,13 @@
-"""The grouped kernels in plain `keras.ops`: slow, short, and the oracle.
+"""The grouped kernels in plain `keras.ops`: short, slow, and the test oracle.
 
 P rows, sorted by group; E groups; D input and F output width. Every expert
-multiplies every row and a mask keeps what is its own, so the cost is E times
-what it need be. The backend files compute the same values and gradients from
-the rows of each group alone; the tests compare them with this file.
+multiplies every row and a mask selects its own, so that the cost is E times as
+high as necessary. The backends compute the same values and gradients from each
+group's rows alone; the tests compare them with this file.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from keras import ops
 
@@ -19,33 +19,39 @@ from keras_moe.types import Activation, Tensor
 class FFNWeights(NamedTuple):
     """The stacked weights of E feed-forward experts.
 
-    A kernel is a tensor, or a `QuantizedKernel` of that shape; all are alike.
+    Either all kernels are tensors, or all are `QuantizedKernel`s of the same
+    shapes.
 
     up_kernel: `(E, D, F)`.
     down_kernel: `(E, F, D)`.
     up_bias: `(E, F)` or None.
     down_bias: `(E, D)` or None.
-    gate_kernel: `(E, D, F)` or None; its presence makes the experts gated.
+    gate_kernel: `(E, D, F)` or None. With a kernel the experts are gated.
     gate_bias: `(E, F)` or None.
     """
 
     up_kernel: Tensor
     down_kernel: Tensor
-    up_bias: Tensor = None
-    down_bias: Tensor = None
-    gate_kernel: Tensor = None
-    gate_bias: Tensor = None
+    up_bias: Tensor | None = None
+    down_bias: Tensor | None = None
+    gate_kernel: Tensor | None = None
+    gate_bias: Tensor | None = None
+
+
+Linear: TypeAlias = Callable[[Tensor, Any, Any], Tensor]
+"""`linear(rows, kernel, bias)`: rows by one matrix or by a bank of them, plus
+a bias if it is not None."""
 
 
 def row_groups(group_sizes: Tensor, num_rows: int | Tensor) -> Tensor:
-    """Returns the group of each row, `(P,)` int32; E behind the last group."""
+    """Return the group of each row, int32 `(P,)`; E behind the last group."""
     ends = ops.cumsum(group_sizes)
     rows = ops.arange(num_rows, dtype=ends.dtype)
     return ops.sum(ops.cast(rows[:, None] >= ends[None, :], "int32"), axis=1)
 
 
 def grouped_matmul(x: Tensor, kernel: Tensor, group_sizes: Tensor) -> Tensor:
-    """Multiplies each row by its group's matrix: `(P, D) -> (P, F)`."""
+    """Multiply each row by its group's matrix: `(P, D) -> (P, F)`."""
     if isinstance(kernel, QuantizedKernel):
         x, kernel = _rounded_rows(x, kernel), _dequantized(x, kernel)
     groups = row_groups(group_sizes, ops.shape(x)[0])
@@ -57,22 +63,21 @@ def grouped_matmul(x: Tensor, kernel: Tensor, group_sizes: Tensor) -> Tensor:
     return y
 
 
-def _dequantized(x, kernel):
-    """The whole bank as floats, `(E, D, F)`."""
+def _dequantized(x: Tensor, kernel: QuantizedKernel) -> Tensor:
+    """Return the whole bank as floats, `(E, D, F)`."""
     matrices = quantized.widen(kernel, x.shape[-1], x.dtype)
     scale = quantized.output_scale(kernel, x.dtype)
     return matrices if scale is None else matrices * scale
 
 
-def _rounded_rows(x, kernel):
-    """The rows as they are after rounding, if they are rounded; the gradient
-    takes no notice of it."""
+def _rounded_rows(x: Tensor, kernel: QuantizedKernel) -> Tensor:
+    """Return the rows after rounding, whose gradient is the identity."""
     rows, divisor = quantized.round_rows(x, kernel.rounding)
     return x if divisor is None else x + ops.stop_gradient(rows / divisor - x)
 
 
 def add_grouped_bias(y: Tensor, bias: Tensor, group_sizes: Tensor) -> Tensor:
-    """Adds `bias[g]` to the rows of group g; rows behind the last stay."""
+    """Add `bias[g]` to the rows of group g, and zero behind the last group."""
     groups = row_groups(group_sizes, ops.shape(y)[0])
     nothing = ops.zeros_like(bias[:1])
     return y + ops.take(ops.concatenate([bias, nothing]), groups, axis=0)
@@ -85,7 +90,7 @@ def grouped_ffn(
     activation: Activation,
     remat: bool = False,
 ) -> Tensor:
-    """The whole expert; `remat` changes no value, and nothing here."""
+    """Run each row through its group's network; `remat` is ignored here."""
     return composition(x, weights, group_sizes, activation, grouped_matmul)
 
 
@@ -94,12 +99,21 @@ def composition(
     weights: FFNWeights,
     group_sizes: Tensor,
     activation: Activation,
-    matmul: Callable,
+    matmul: Callable[[Tensor, Any, Tensor], Tensor],
     dropout: Activation | None = None,
 ) -> Tensor:
-    """The whole expert, as the grouped matmuls that define it."""
+    """Run each row through its group's network, as separate grouped matmuls.
 
-    def linear(rows, kernel, bias):
+    Args:
+        x: `(P, D)`.
+        weights: `FFNWeights`. Stacked kernels and biases.
+        group_sizes: int32 `(E,)`. The number of rows per group.
+        activation: Elementwise function.
+        matmul: A formulation's `grouped_matmul`.
+        dropout: Function of the hidden rows, or None.
+    """
+
+    def linear(rows: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor:
         y = matmul(rows, kernel, group_sizes)
         return y if bias is None else add_grouped_bias(y, bias, group_sizes)
 
@@ -107,7 +121,7 @@ def composition(
 
 
 def linear(x: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor:
-    """Multiplies `(..., D)` by one matrix `(D, F)` and adds its bias."""
+    """Multiply `(..., D)` by one matrix `(D, F)` and add its bias."""
     y = ops.matmul(x, kernel)
     return y if bias is None else ops.add(y, bias)
 
@@ -116,21 +130,22 @@ def ffn(
     x: Tensor,
     weights: FFNWeights,
     activation: Activation,
-    linear=linear,
+    linear: Linear = linear,
     dropout: Activation | None = None,
 ) -> Tensor:
-    """One feed-forward network: what an expert is.
+    """Run one feed-forward network, which is an expert.
 
-    `down(activation(gate(x)) * up(x))` when gated, otherwise
+    It is `down(activation(gate(x)) * up(x))` with a gate, otherwise
     `down(activation(up(x)))`.
 
     Args:
         x: `(..., D)`.
-        weights: one expert's, `(D, F)` and so on without the axis E; stacked
-            ones where `linear` knows how to use them.
-        activation: elementwise function.
-        linear: function of rows, kernel and bias (or None).
-        dropout: function of the hidden units, or None.
+        weights: `FFNWeights` of one expert, without the axis E, or stacked
+            ones if `linear` is made for these.
+        activation: Elementwise function.
+        linear: Function of rows, kernel, and bias (or None). Defaults to one
+            matrix product and a sum.
+        dropout: Function of the hidden units, or None.
     """
     before = before_activation(x, weights, linear)
     hidden = hidden_units(activation, *before)
@@ -140,9 +155,9 @@ def ffn(
 
 
 def before_activation(
-    x: Tensor, weights: FFNWeights, linear=linear
+    x: Tensor, weights: FFNWeights, linear: Linear = linear
 ) -> list[Tensor]:
-    """Returns `[up]`, or `[up, gate]` of a gated expert: see `ffn`."""
+    """Return `[up]`, or `[up, gate]` of a gated expert: see `ffn`."""
     up = linear(x, weights.up_kernel, weights.up_bias)
     if weights.gate_kernel is None:
         return [up]
@@ -152,5 +167,5 @@ def before_activation(
 def hidden_units(
     activation: Activation, up: Tensor, gate: Tensor | None = None
 ) -> Tensor:
-    """Returns what the network's second half multiplies: see `ffn`."""
+    """Return the hidden units, which the down kernel multiplies: see `ffn`."""
     return activation(up) if gate is None else activation(gate) * up

@@ -1,8 +1,9 @@
 """Sums and means over the replicas of a data-parallel step.
 
-JAX has one program for the whole batch, however it is sharded: it has one
-replica here. PyTorch has as many as processes, TensorFlow as its strategy.
-Every replica of a step must make these calls, in the same order.
+On JAX one program computes the whole batch, however it is sharded, so that
+there is one replica. On PyTorch every process is a replica; on TensorFlow the
+strategy has replicas. Every replica of a step must make these calls, in the
+same order.
 """
 
 import math
@@ -11,7 +12,7 @@ from keras_moe.kernels.backend import backend
 from keras_moe.kernels.row_ops import light_ops
 from keras_moe.types import Tensor
 
-# As the backend has it; `protocol.py` says what it does.
+# The running backend's function, which `protocol/` describes.
 sum_over_replicas = backend.sum_over_replicas
 
 
@@ -36,7 +37,8 @@ def mean_over_replicas(total: Tensor, count: Tensor) -> Tensor:
     the same on each. The gradient is that of `R * total_r / max(sum_r count_r,
     1)`: a data-parallel step averages the replicas' gradients, and the average
     is the gradient of the batches of all replicas together. A mean of the
-    replicas' own means would weigh a token more where there is more padding.
+    replicas' own means would give more weight to tokens of a replica with more
+    padding.
 
     Args:
         total: float32, any static shape. The sum over this replica's units

@@ -1,8 +1,8 @@
 """Ranking, counting, sorting, gathering, and summing rows.
 
 T tokens, D width, E experts, K top_k, P routed pairs. Only `take_columns`,
-`linear_map`, and `gathered_sum` have a gradient. Each backend has a
-`row_ops.py` of its own for what `keras.ops` cannot do, or does slowly.
+`linear_map`, and `gathered_sum` have a gradient. Each backend has its own
+`row_ops.py` for operations that `keras.ops` lacks, or that are slow there.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from keras_moe.kernels.backend import backend
 from keras_moe.kernels.forced import is_reference
 from keras_moe.types import UNAVAILABLE, Tensor
 
-# As the backend has them; `protocol.py` says what they do.
+# The running backend's functions, which `protocol/` describes.
 light_ops = backend.light_ops
 map_entries = backend.map_entries
 output_shapes = backend.output_shapes
@@ -27,15 +27,15 @@ varying_alike = backend.varying_alike
 
 
 def top_k_index(scores: Tensor, top_k: int) -> Tensor:
-    """Returns the columns of each row's K largest scores, the best first.
+    """Return the columns of each row's K largest scores, the best first.
 
     Of equal scores the lower column comes first, on every backend. NaN is
-    read as zero, since a sort that meets one may do anything; and so is -0.0,
-    which some sorts put below 0.0.
+    replaced by zero, since a sort that meets one may do anything, and so is
+    -0.0, which some sorts put below 0.0.
 
     Args:
         scores: float32 `(T, E)`.
-        top_k: K.
+        top_k: int. K.
 
     Returns:
         int32 `(T, K)`.
@@ -45,19 +45,23 @@ def top_k_index(scores: Tensor, top_k: int) -> Tensor:
 
 
 def linear_map(
-    forward: Callable, transpose: Callable, x: Tensor, *index: Tensor
+    forward: Callable[..., Tensor],
+    transpose: Callable[..., Tensor],
+    x: Tensor,
+    *index: Tensor,
 ) -> Tensor:
-    """Returns `forward(x, *index)` with a gradient that is given.
+    """Return `forward(x, *index)` with a given gradient.
 
     The gradient is `transpose(dy, *index)`, whose own gradient is `forward`
-    again, and so on. Where `use("reference")` is in effect it is what the
-    backend derives from `forward`.
+    again, and so on. While `use("reference")` is in effect, the backend
+    differentiates `forward` itself.
 
     Args:
-        forward: a linear map of `x`. It and `transpose` capture no tensors.
-        transpose: the transposed map.
+        forward: Linear map of `x`. It and `transpose` must not capture
+            tensors.
+        transpose: The transposed map.
         x: float, any shape.
-        *index: tensors of integers that both maps need.
+        *index: Integer tensors that both maps need.
     """
     if is_reference():
         return forward(x, *index)
@@ -71,20 +75,21 @@ def gathered_sum(
     num_terms: int,
     weights: Tensor | None = None,
 ) -> Tensor:
-    """Sums K rows each, wherever they stand, with weights.
+    """Sum K gathered rows each, by weight.
 
-    `y[t] = sum_k weights[t * K + k] * rows[place[t * K + k]]`; differentiable
-    in the rows and the weights, with gathers alone.
+    `y[t] = sum_k weights[t * K + k] * rows[place[t * K + k]]`. The gradients
+    of the rows and the weights need only gathers.
 
     Args:
         rows: `(T * K, D)`.
         place: int32 `(T * K,)`, a permutation.
         order: int32 `(T * K,)`, its inverse.
-        num_terms: K.
-        weights: `(T * K,)`, the dtype of `rows`; None for ones.
+        num_terms: int. K.
+        weights: `(T * K,)`, in the dtype of `rows`. `None` (the default) for
+            ones.
 
     Returns:
-        `(T, D)`, the dtype of `rows`.
+        `(T, D)`, in the dtype of `rows`.
     """
     if not is_reference():
         y = backend.gathered_sum(rows, place, order, num_terms, weights)
@@ -99,19 +104,19 @@ def gathered_sum(
     return light_ops.sum(light_ops.reshape(found, shape), axis=1)
 
 
-def _taken_by_first(rows, place, order):
+def _taken_by_first(rows: Tensor, place: Tensor, order: Tensor) -> Tensor:
     return take_rows(rows, place)
 
 
-def _taken_by_second(rows, place, order):
+def _taken_by_second(rows: Tensor, place: Tensor, order: Tensor) -> Tensor:
     return take_rows(rows, order)
 
 
 def inverse_permutation(order: Tensor) -> Tensor:
-    """Returns where each element of a permutation went.
+    """Return the inverse of a permutation.
 
     Args:
-        order: int32 `(P,)`, the element at each place.
+        order: int32 `(P,)`. The element at each place.
 
     Returns:
         int32 `(P,)`, the place of each element.
@@ -120,12 +125,12 @@ def inverse_permutation(order: Tensor) -> Tensor:
 
 
 def group_sizes_of(expert_index: Tensor, num_experts: int) -> Tensor:
-    """Counts the pairs of each expert.
+    """Count the pairs per expert.
 
     Args:
-        expert_index: int32 `(P,)`; pairs with an index of E or above belong
-            to no group.
-        num_experts: E.
+        expert_index: int32 `(P,)`. Pairs with an index of E or above are not
+            counted.
+        num_experts: int. E.
 
     Returns:
         int32 `(E,)`.
@@ -135,18 +140,18 @@ def group_sizes_of(expert_index: Tensor, num_experts: int) -> Tensor:
 
 
 def num_available(router_logits: Tensor, num_experts: int) -> Tensor:
-    """Counts the experts that are on, by the logits of an `Assignment`.
+    """Count the experts that are on, by the logits of an `Assignment`.
 
     Args:
         router_logits: float32 `(T, E + N)`, `UNAVAILABLE` in the columns of
             experts that are off.
-        num_experts: E, the first columns.
+        num_experts: int. E; their columns come first.
 
     Returns:
         int32 scalar; E if there are no tokens.
     """
     off = router_logits[:1, :num_experts] <= UNAVAILABLE / 2
-    # Of floats, which `light_ops` sums faster.
+    # As floats, which `light_ops` sums faster.
     num_off = light_ops.sum(light_ops.cast(off, "float32"))
     return num_experts - light_ops.cast(num_off, "int32")
 
@@ -154,16 +159,16 @@ def num_available(router_logits: Tensor, num_experts: int) -> Tensor:
 def sort_groups(
     group_index: Tensor, num_groups: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Sorts elements by their group; those of one group keep their order.
+    """Sort elements by group; elements of one group keep their order.
 
     Args:
-        group_index: int32 `(P,)`; an index of E or above is of no group, and
-            comes last.
-        num_groups: E.
+        group_index: int32 `(P,)`. Elements with an index of E or above belong
+            to no group and come last.
+        num_groups: int. E.
 
     Returns:
-        The element at each sorted place, int32 `(P,)`; the place of each
-        element, its inverse; and the elements of each group, int32 `(E,)`.
+        The element at each sorted place, int32 `(P,)`; its inverse, the place
+        of each element; and the number of elements per group, int32 `(E,)`.
     """
     group_index = light_ops.convert_to_tensor(group_index)
     found = backend.sort_few_groups(group_index, num_groups)
@@ -176,10 +181,10 @@ def sort_groups(
 
 
 def smaller_size(one: int | Tensor, other: int | Tensor) -> int | Tensor:
-    """Returns the smaller of two sizes.
+    """Return the smaller of two sizes.
 
     Args:
-        one, other: numbers; on TensorFlow also scalars of a graph, and on JAX
+        one, other: Integers; on TensorFlow also scalars of a graph, and on JAX
             symbolic dimensions, which cannot be compared with a number.
     """
     if isinstance(one, int) and isinstance(other, int):
@@ -188,11 +193,11 @@ def smaller_size(one: int | Tensor, other: int | Tensor) -> int | Tensor:
 
 
 def known_int(value: int | Tensor) -> int | None:
-    """Returns an integer scalar, or None if its value is not known yet.
+    """Return the value of an integer scalar, or None if it is not known yet.
 
     Args:
-        value: int, or an integer scalar. A tensor's value is known if it is
-            not traced; on CUDA it is not read.
+        value: int, or an integer scalar tensor. The value of a tensor is
+            unknown while it is traced, and is not read on CUDA.
     """
     if isinstance(value, (int, np.integer)):
         return int(value)
