@@ -4,7 +4,7 @@ T tokens, U units (tokens or examples), W their width, E experts, F
 intermediate_dim, P routed pairs.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -130,13 +130,13 @@ def spread_bank(
         seeds = (experts.seed_generator.next(),)
 
     def run(
-        tensors: list[Tensor],
+        given: Sequence[Tensor],
         rows: Tensor,
         group_sizes: Tensor,
         part: Any,
     ) -> Tensor:
         # Cast like a call of the layer.
-        tensors = [_cast_float(x, experts.compute_dtype) for x in tensors]
+        tensors = [_cast_float(x, experts.compute_dtype) for x in given]
         rows = _cast_float(rows, experts.compute_dtype)
         seed = seed_of_part(tensors.pop(), part) if seeds else None
         outputs = experts.run(
