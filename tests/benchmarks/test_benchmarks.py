@@ -76,7 +76,7 @@ def test_a_fast_call_fills_its_turn_and_the_budget_sets_the_rounds():
     times = timing.interleave(calls, "a", limits, clock)
     # A round has four turns of half a second, so five fit into ten seconds.
     assert times == {"a": [0.25] * 5, "b": [0.125] * 5}
-    # Two calls of a or four calls of b fill a turn; each has one call at first.
+    # Two calls of a, or four of b, fill a turn. At first, a and b run once.
     assert clock.log.count("a") == 1 + 5 * 2 * 2
     assert clock.log.count("b") == 1 + 5 * 2 * 4
 

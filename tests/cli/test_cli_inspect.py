@@ -84,7 +84,7 @@ ODD = "a[red]b[bold]c:smile:"
     reason="TensorFlow refuses such names, and Keras keeps their scope",
 )
 def test_names_with_brackets_are_printed_unchanged(run, tmp_path, monkeypatch):
-    """Rich would parse them as markup, and `:smile:` as an emoji."""
+    """Rich would parse brackets as markup, and `:smile:` as an emoji."""
     monkeypatch.setenv("COLUMNS", "400")
     block = keras_moe.MoEBlock(2, 3, name=ODD)
     file = tmp_path / "[" / "b]" / f"{ODD}.keras"

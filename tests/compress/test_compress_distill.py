@@ -130,7 +130,7 @@ def test_the_loss_is_the_sum_of_its_parts(rng):
 
 
 def test_the_teacher_is_frozen_and_the_student_saves_plainly(rng, tmp_path):
-    """A MoE is distilled to a dense student; its projection learns, too."""
+    """A MoE is distilled to a dense student; the projection learns, too."""
     teacher = classifier(mixture(jitter=0.5), name="teacher")
     teacher.compile("adam", "sparse_categorical_crossentropy")
     student = classifier(Expert(6, name="moe"), width=5)

@@ -64,7 +64,7 @@ def test_arguments_that_are_not_built_models_with_experts(way):
     with pytest.raises(ValueError, match="`model` must .*Received"):
         way(block_model(keras.layers.Dense(WIDTH)))
     soft = block_model(SoftMoE(2, 6))
-    if way is not WAYS["prune_weights"]:  # `prune_weights` prunes SoftMoE, too
+    if way is not WAYS["prune_weights"]:  # it prunes the experts of SoftMoE
         with pytest.raises(ValueError, match="must contain.*Received"):
             way(soft)
 

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.one_backend
 
 
 @pytest.mark.parametrize("name", router_zoo.ROUTERS)
-def test_equal_experts_merge_exactly_whatever_the_router(name, rng):
+def test_equal_experts_merge_exactly_with_every_router(name, rng):
     """Expert 3 is a copy of expert 1, with permuted hidden units."""
     router = router_zoo.ROUTERS[name]()
     model = router_zoo.model_of(router)
@@ -144,7 +144,7 @@ def test_padding_is_not_routed_and_experts_can_be_disabled(rng):
     router, inner = merged_router(rng)
     x = draw(rng, 3, WIDTH)
     new = router_zoo.arrays(router(x, mask=np.array([True, False, True])))
-    assert new.expert_index[2:4].tolist() == [2, 2]  # 2 is "not computed"
+    assert new.expert_index[2:4].tolist() == [2, 2]  # 2 means "not computed"
     router.disable_experts([1])
     assert inner.disabled_experts == [1, 2]
     assert router.disabled_experts == [1]

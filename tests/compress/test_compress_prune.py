@@ -147,7 +147,7 @@ def test_models_that_build_their_blocks(name, rng, tmp_path):
 
 
 def test_the_saliency_is_that_of_reap(rng):
-    """It is the mean of weight times norm over the tokens of an expert."""
+    """REAP's saliency is the mean of weight times norm over experts' tokens."""
     model = block_model(MoEBlock(4, 6, top_k=2, activation="relu"))
     block = model.layers[-1]
     x = draw(rng, 5, 3, WIDTH)

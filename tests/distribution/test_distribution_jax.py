@@ -140,7 +140,7 @@ def test_weights_saved_on_eight_devices_load_on_one_and_on_four(found):
 def test_values_and_gradients_of_blocks(found):
     """The loads are uneven, and the tokens are not divisible by eight."""
     for name, difference in found["blocks"].items():
-        # bfloat16 has eight bits, and sums over two parts are rounded again.
+        # bfloat16 has eight bits, and sums in bfloat16 are rounded once more.
         assert difference < (2e-2 if "half" in name else 1e-5), name
 
 
@@ -197,7 +197,7 @@ def check_that_kernels_stay(programs):
 
 
 @pytest.mark.slow
-def test_kernels_stay_where_they_are(found):
+def test_kernels_are_neither_gathered_nor_summed(found):
     check_that_kernels_stay(found["programs"])
 
 
@@ -274,6 +274,6 @@ def test_a_mesh_that_does_not_fit(arguments, message):
         ("idle", ["data=2, expert=2", "devices=4"]),
     ],
 )
-def test_what_cannot_be_divided(uneven, name, words):
+def test_sizes_that_cannot_be_divided(uneven, name, words):
     for word in words:
         assert word in uneven["raised"][name]

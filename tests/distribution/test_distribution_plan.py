@@ -23,7 +23,7 @@ SIZES = {
 
 
 def test_state_and_traffic_by_hand():
-    """Eight devices: two for data, two for experts, and two for each F."""
+    """The eight devices are two for data, by two for experts, by two for F."""
     found = estimate(PlanConfig(**SIZES), data=2, expert=2, model=2)
     # A device has four experts of two 4 x 8 matrices, and the dense weights.
     assert found.parameters == 4 * 2 * 32 + 100
@@ -113,7 +113,7 @@ def test_the_sizes_of_a_model():
         ),
     ],
 )
-def test_what_cannot_be_planned(call, message):
+def test_plans_that_are_not_possible(call, message):
     with pytest.raises(ValueError, match=message):
         call()
 
@@ -127,7 +127,7 @@ def programs(tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.skipif(BACKEND != "jax", reason="XLA's analyses are JAX's")
-def test_plans_are_what_xla_compiles(programs):
+def test_plans_agree_with_xlas_programs(programs):
     """Memory agrees within 25 %, and traffic agrees with the programs."""
     assert len(programs) == 4
     for name, found in programs.items():
@@ -145,7 +145,7 @@ def test_plans_are_what_xla_compiles(programs):
 
 @pytest.mark.slow
 @pytest.mark.skipif(BACKEND != "jax", reason="XLA's analyses are JAX's")
-def test_planned_sums_are_what_xla_compiles(programs):
+def test_planned_sums_agree_with_xlas_programs(programs):
     """The sums are of gradients of weights, and of tokens of width D."""
     # The router is 64 x 8. An expert has two 64 x 128 matrices and biases.
     router, expert = 64 * 8, 2 * 64 * 128 + 128 + 64

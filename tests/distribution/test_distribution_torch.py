@@ -108,7 +108,7 @@ def check_exchange(both):
             for p, e in enumerate(expert):
                 y[p] = rows[rank][p] @ kernel[e]
                 dx[p] = kernel[e] @ upstream[rank][p]
-                # The mean of the two processes' losses.
+                # The loss is the mean of the losses of the two processes.
                 gradient[e] += np.outer(rows[rank][p], upstream[rank][p]) / 2
             close(found[f"{name}/y"], y)
             close(found[f"{name}/x gradient"], dx)
@@ -144,7 +144,7 @@ def check_state(both):
     for name, value in both[0].items():
         np.testing.assert_array_equal(value, both[1][name], err_msg=name)
     x = np.random.default_rng(0).normal(size=(2, 2, 4))
-    # After three steps from zero with momentum 0.5, it is 1 - 0.5 ** 3 of it.
+    # Three steps with momentum 0.5 move a mean from 0 by 1 - 0.5 ** 3.
     mean = x.reshape(-1, 4).mean(axis=0) * (1 - 0.5**3)
     close(both[0]["weight/norm/moving_mean"], mean)
     assert both[0]["frozen moved"] > 1e-4
@@ -154,7 +154,7 @@ def check_state(both):
     "runs", ["some", pytest.param("everything", marks=pytest.mark.slow)]
 )
 def test_two_processes_are_one(runs, tmp_path):
-    """All runs use one start of two Python processes."""
+    """Two Python processes are started once for all runs."""
     layouts = LAYOUTS[runs]
     penalty = keras.regularizers.L2(0.001)
     model = distributed_model.make_model(kernel_regularizer=penalty)

@@ -92,7 +92,7 @@ def test_each_process_receives_its_place(tmp_path, monkeypatch, backend):
     assert len({job.addresses for job in jobs}) == 1
     assert {job.processes for job in jobs} == {3}
     assert all(a.startswith("127.0.0.1:") for a in jobs[0].addresses)
-    if backend == "tensorflow":  # where every process listens
+    if backend == "tensorflow":  # every process has its own address
         assert len(set(jobs[0].addresses)) == 3
     if backend == "torch":
         assert [job.local_index for job in jobs] == [0, 1, 2]
@@ -140,7 +140,7 @@ sys.exit(3)
 """)
     assert launch(path, str(tmp_path), backend="torch") == 3
     assert is_gone(tmp_path, "pid0")
-    # It is killed, but is not our child, so its end may take a moment.
+    # The child is killed, but is not our child, so its end may take a moment.
     wait_until(lambda: is_gone(tmp_path, "child"))
     err = capfd.readouterr().err
     assert "[1] why it failed" in err

@@ -52,7 +52,7 @@ def test_shards_are_equal_and_whole(total, count, contiguous, rest, as_list):
 
 
 def test_shards_keep_the_global_batches():
-    """Batch b of 4 rows consists of batch b of 2 rows in both processes."""
+    """Batch b of 4 rows consists of batch b of 2 rows of each process."""
     x, y = np.arange(12), np.arange(12) * 10
     both = [local_shard(x, y, shard=DataShard(i, 2)) for i in range(2)]
     for b in range(3):

@@ -97,7 +97,7 @@ def test_some_cells_of_the_table(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_table_is_what_training_gives(tmp_path):
+def test_the_table_agrees_with_training(tmp_path):
     lines = as_table(found_cells(tmp_path, list(optimizer_layouts.ROWS)))
     text = "\n".join(["", *lines, ""])
     before, rest = PAGE.read_text().split(MARK)

@@ -156,7 +156,7 @@ def test_the_fault_of_one_process_reaches_all():
 
 @anywhere
 def test_a_process_that_ends_has_left():
-    """It leaves at once, because its backend may wait for the others' end."""
+    """The referee is informed before the backend waits for the others."""
     server = Referee(1, "token")
     watch = Watch("localhost", server.port, "token", 0)
     with watch.connection:

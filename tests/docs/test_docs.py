@@ -49,7 +49,7 @@ FREEZES = """        for part in (self.moe, self.norm):
 
 @pytest.mark.parametrize("freezes", [True, False])
 def test_a_frozen_custom_layer_needs_two_lines(freezes, tmp_path, rng):
-    """Otherwise, its parts train again: Keras restores the flag first."""
+    """Without these lines, the parts train again after loading or cloning."""
     *_, code = blocks_of(STEPS, BACKEND)
     assert FREEZES in code
     imports = "import keras\nfrom keras_moe import MoEBlock\n"

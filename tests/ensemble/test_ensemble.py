@@ -220,7 +220,7 @@ def test_stacking_learns_what_no_member_predicts():
 
 
 def test_a_custom_meta_model():
-    """From the concatenated probabilities, it outputs the second member's."""
+    """The model picks the second member's from concatenated probabilities."""
     inputs = keras.Input((6,))
     meta = keras.Model(inputs, keras.layers.Dense(3, use_bias=False)(inputs))
     meta.layers[-1].kernel.assign(np.concatenate([np.zeros((3, 3)), np.eye(3)]))

@@ -33,7 +33,7 @@ def test_the_example_runs(tmp_path):
 
 
 def test_the_claim_of_the_example_is_checked():
-    """It holds for a method above the mean member and not below the best."""
+    """The claim holds for a method above the mean, and not below the best."""
     import ensemble
 
     accuracies = {

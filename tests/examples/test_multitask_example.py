@@ -75,7 +75,7 @@ def test_no_feature_contains_the_answer():
 
 
 def test_which_results_miss_their_targets():
-    """A task misses it more than 0.002 below the mean of single-task models."""
+    """The target is 0.002 below the mean of the single-task models."""
     auc = {
         "single": [[0.90, 0.80], [0.92, 0.80]],
         "MMoE": [[0.9081, 0.81], [0.9081, 0.81]],

@@ -181,7 +181,7 @@ def test_a_cut_sentence_is_tagged_o_after_the_cut():
 
 
 def test_only_whole_entities_are_counted():
-    """One of two found entities is right, and one of two is found: all 1/2."""
+    """One of two found entities is right, and one of two is found."""
     from tagger import Sentence, scores
 
     gold = [Sentence(("a",) * 5, ("B-x", "I-x", "O", "B-y", "O"))]

@@ -149,7 +149,7 @@ def example_inputs(records, marker):
 
 
 def format_of_2024(records, marker):
-    """Use the format of PyTorch 2.7, which is PyTorch's fallback."""
+    """Use PyTorch 2.7's format, which `torch.export.load` tries as fallback."""
     program = records[MODEL]
     records.clear()
     records["version"] = b"8.1"
@@ -226,7 +226,7 @@ REAL = {
     "a file to map": in_graph(mapped_file),
     "a name": in_graph(name),
 }
-# PyTorch itself stops these later, or they do no harm by themselves.
+# PyTorch itself stops these attacks later, or they do no harm alone.
 OTHER = {
     "a function": in_graph(function),
     "a tensor to save": in_graph(saved_tensor),

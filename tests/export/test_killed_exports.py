@@ -25,7 +25,7 @@ SCRIPT = SUPPORT / "killed_exports.py"
 FORMAT = {"jax": "litert", "tensorflow": "tf_saved_model", "torch": "torch"}[
     BACKEND
 ]
-LONGEST = 120  # seconds of an export
+LONGEST = 120  # the most seconds that an export may take
 
 
 def begun(scratch):

@@ -76,7 +76,7 @@ def test_a_save(model, tmp_path, no_large_files):
         (RuntimeError("cannot convert"), None),
     ],
 )
-def test_what_a_library_raises(error, number, tmp_path):
+def test_errors_of_libraries(error, number, tmp_path):
     found = place_error(error, tmp_path / "artifact")
     assert (found and found.errno) == number
 
@@ -125,7 +125,7 @@ def test_no_folder_for_temporary_files_can_be_written(tmp_path, monkeypatch):
         ("/", errno.EACCES),  # parents of the target are created there
     ],
 )
-def test_an_error_of_another_file_is_no_place_error(tmp_path, name, number):
+def test_errors_of_the_place_and_of_other_files(tmp_path, name, number):
     name = name.format(tmp_path)
     error = PermissionError(errno.EACCES, "Permission denied", name)
     found = place_error(error, tmp_path / "artifact")

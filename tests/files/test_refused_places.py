@@ -78,7 +78,7 @@ def test_a_folder_without_a_manifest_and_a_file_are_refused(export, tmp_path):
 @pytest.mark.one_backend
 @pytest.mark.parametrize("where", [".", "artifact", "artifact/.."])
 def test_the_working_directory_is_refused(export, tmp_path, monkeypatch, where):
-    """It is refused if it is empty, an artifact, or an artifact's parent."""
+    """The folder may be empty, an artifact, or the parent of an artifact."""
     here = tmp_path / "empty"
     here.mkdir()
     if where != ".":

@@ -22,7 +22,7 @@ def is_root():
 
 @pytest.mark.one_backend
 def test_a_damaged_artifact_can_be_replaced(export, artifact):
-    """Only the names of its files must be those of the list."""
+    """Only the names of the files must be those of the manifest's list."""
     part = artifact / manifests.FORMATS[FORMAT].parts[0]
     part.write_text("damaged")
     export(artifact, "new")
@@ -89,7 +89,7 @@ def test_a_read_only_artifact_leaves_nothing_behind(export, read_only):
 def test_a_file_that_comes_during_the_export_is_kept(
     export, artifact, monkeypatch, moment
 ):
-    """It comes before the last check, or between the check and the swap."""
+    """The file comes before the last check, or between check and swap."""
     exchange, swap_in = replacing.exchange, replacing.swap_in
 
     def late(*args):
@@ -198,7 +198,7 @@ def test_an_export_is_on_the_disk_before_it_has_its_name(
     inside = {path.stat().st_ino for path in target.rglob("*")}
     assert until[-1] == target.stat().st_ino
     assert set(until[:-1]) == inside
-    # It is renamed within the hidden folder, and then to its own name.
+    # The folder is renamed within the hidden folder, then to its own name.
     after = forced[len(until) :]
     assert after.index(tmp_path.stat().st_ino) >= 2
 

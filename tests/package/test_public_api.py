@@ -105,7 +105,7 @@ def test_public_things_are_documented_and_typed(value):
         signature = inspect.signature(value)
         for parameter in signature.parameters.values():
             if parameter.name in ("linear", "matmul"):
-                continue  # functions of the same file, named by their default
+                continue  # their defaults are functions of the same file
             assert parameter.annotation is not parameter.empty, parameter
         assert signature.return_annotation is not signature.empty
 

@@ -20,7 +20,7 @@ from keras_moe import (
     training,
 )
 
-# Tokens, experts, width, intermediate width.
+# Tokens, experts, width, and intermediate width.
 T, E, D, F = 6, 4, 8, 6
 
 

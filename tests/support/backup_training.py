@@ -33,7 +33,7 @@ class StopAfter(keras.callbacks.Callback):
 
 
 class Shuffled(keras.utils.PyDataset):
-    """Data set that draws a new order in each epoch."""
+    """A data set that draws a new order in each epoch."""
 
     def __init__(self, x, y):
         super().__init__()

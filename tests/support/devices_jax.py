@@ -271,7 +271,7 @@ def use_after_failures():
     """Call a model with numbers of rows that do not divide; then use it again.
 
     Return, for each call, the error message and the largest change of the
-    outputs, and the number of steps that `fit` takes afterwards.
+    outputs, and the number of steps of the `fit` that follows.
     """
     keras.distribution.set_distribution(expert_parallel())
     x = np.random.default_rng(0).normal(size=(8, 3, D)).astype("float32")

@@ -26,7 +26,7 @@ def run_on(backend, script, *arguments):
         _processes[backend] = _start(backend)
     answer = _send(_processes[backend], [script, *map(str, arguments)])
     if not answer:
-        del _processes[backend]  # the next check starts another one
+        del _processes[backend]  # the next check starts another process
         raise AssertionError(f"The process of {backend} died in {script}.")
     error = json.loads(answer)
     assert error is None, error

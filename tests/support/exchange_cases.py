@@ -7,7 +7,7 @@ import numpy as np
 
 WIDTH, OUT, EXPERTS = 3, 2, 4  # D, D', E
 BEHIND = 2  # rows that belong to no expert
-# Rows of each expert, by process.
+# The number of rows of each expert, by process.
 SIZES = {
     "to each other": ([0, 0, 3, 2], [4, 1, 0, 0]),
     "anywhere": ([2, 0, 1, 3], [1, 4, 0, 1]),

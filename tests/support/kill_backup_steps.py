@@ -19,7 +19,7 @@ import disk_steps
 
 
 def load(path):
-    # A package of this name that imports nothing: no Keras, no layers.
+    # This package has the name of ours, but imports neither Keras nor layers.
     package = types.ModuleType("keras_moe")
     package.__path__ = [str(pathlib.Path(path).parents[2])]
     sys.modules["keras_moe"] = package

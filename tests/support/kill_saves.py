@@ -72,7 +72,7 @@ def main(folder):
     if ATTEMPT == 0 and process_index() == 0:
         (folder / "lines.txt").write_text(str(at.count))
     if ATTEMPT < LAST:
-        sys.exit("start all again")
+        sys.exit("restart all processes")
 
 
 if __name__ == "__main__":

@@ -83,7 +83,7 @@ def check_kind(folder, every, kind, without=""):
             break
     assert status == 0
     assert step > every
-    # Without an exchange the place is empty between two renames.
+    # Without an exchange, the place is empty between two renames.
     if every == 1:
         assert (missing > 0) == bool(without)
 

@@ -107,7 +107,7 @@ def saved():
     ],
     ids=lambda value: "" if isinstance(value, str) else next(iter(value)),
 )
-def test_what_changes_the_training_is_found(saved, changes, words):
+def test_changes_of_the_training_are_found(saved, changes, words):
     assert words in configurations.difference(saved, configs_of(**changes))
 
 
@@ -199,7 +199,7 @@ def test_a_fit_and_a_load_of_another_model_are_refused(tmp_path, rng):
     manifest = generations.generations(tmp_path)[0] / "manifest.json"
     manifest.write_text(json.dumps(old(json.loads(manifest.read_text()))))
     with pytest.warns(UserWarning, match="another model of the same shapes"):
-        load_backup(make(1), tmp_path)  # it has no configuration
+        load_backup(make(1), tmp_path)  # an old backup has no configuration
 
 
 def old(manifest):

@@ -169,7 +169,7 @@ def test_a_manifest_with_another_number(damaged, change):
 
 @pytest.mark.parametrize("key", ["checksum", "schema"])
 def test_a_manifest_without_its_checksum(damaged, key):
-    """It is not read as a manifest of the version before checksums either."""
+    """Removing the keys does not give a valid manifest of an old version."""
     path = damaged / NEWEST / "manifest.json"
     manifest = json.loads(path.read_text())
     del manifest[key]

@@ -77,7 +77,7 @@ def test_three_states_become_one(aggregation, expected, dtype):
 
 @pytest.mark.one_backend
 def test_which_states_are_restored():
-    """Two processes have saved; on JAX, each has the total of all processes."""
+    """Two processes have saved; on JAX, each of them has the states of both."""
 
     def processes(count, index=0, replicas=1):
         found = Processes()
@@ -169,13 +169,13 @@ def test_other_metrics_within_an_epoch_are_refused(within_epoch):
 
 
 def test_an_epoch_that_is_too_short_is_refused(within_epoch):
-    """Otherwise, batches of the next epoch would be skipped, too."""
+    """Without the error, batches of the next epoch would be skipped, too."""
     with pytest.warns(UserWarning, match="batch 3 of 4 of an epoch, which now"):
         with pytest.raises(ValueError, match="an epoch of 2 batches, of which"):
             fit(within_epoch, rows=8)
 
 
 def test_a_changed_number_of_batches_causes_a_warning(within_epoch):
-    """One process may have kept the batch size of one of two processes."""
+    """Another number of processes needs another batch size per process."""
     with pytest.warns(UserWarning, match="which now has 8 batches"):
         fit(within_epoch, batch_size=2)

@@ -117,7 +117,7 @@ def test_a_kill_at_each_step_of_a_save(tmp_path, epochs):
 
 @pytest.mark.one_backend
 def test_a_kill_at_each_step_of_deleting_the_saves(tmp_path):
-    """Saves are removed at the end of training, the newest one last."""
+    """`delete_checkpoint` removes the saves in the end, the newest one last."""
     folder, copies = tmp_path / "backup", tmp_path / "copies"
     callback = hand_saves.make_backup(folder, 3)
     callback.delete_checkpoint = True
