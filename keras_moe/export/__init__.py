@@ -1,10 +1,11 @@
-"""Floor 4: a trained model as an artifact that runs without Keras.
+"""Floor 4: export trained models as artifacts that run without Keras.
 
-model -> one form of inputs (`signature.py`) -> an artifact, written by the
-backend that can (`writers.py`; `elsewhere.py` starts `worker.py` for that) ->
-run in its own runtime (`runtimes.py`) on inputs that reach every expert
-(`probes.py`) and compared (`verifying.py`) -> `moe.json` beside it
-(`manifest.py`). `exporting.py` is that walk.
+`exporting.py` exports a model in five steps: wrap the model in one form of
+inputs (`signature.py`), write the artifact with the backend that supports its
+format (`writers.py`; `elsewhere.py` starts `worker.py` if that is another
+backend), run the artifact in its own runtime (`runtimes.py`) on inputs that
+reach every expert (`probes.py`), compare the outputs (`verifying.py`), and
+write `moe.json` beside the artifact (`manifest.py`).
 """
 
 from keras_moe.export.artifact import Artifact, load

@@ -1,7 +1,8 @@
-"""An artifact on disk, to be run like a function."""
+"""Load an artifact from disk and call it like a function."""
 
 import os
 import pathlib
+from typing import Any
 
 import numpy as np
 from keras import tree
@@ -13,9 +14,10 @@ from keras_moe.export.formats import FORMATS, require_packages
 
 
 class Artifact:
-    """An exported model in its runtime.
+    """Run an exported model in its runtime.
 
-    `load` makes it, and documents the checks, the arguments, and the errors.
+    `load` returns an `Artifact`. Its docstring describes the checks, the
+    arguments, and the errors.
 
     Args:
         path, threads: See `load`.
@@ -24,17 +26,20 @@ class Artifact:
         manifest: Dict, the content of `moe.json`.
 
     Call arguments:
-        inputs: An array, a list of arrays, or a dict by name.
+        inputs: Array, list of arrays, or dict from input names to arrays. The
+            arrays are cast to the dtypes of the model's inputs.
 
     Returns:
-        The list of output arrays.
+        List of the output arrays.
     """
 
-    def __init__(self, path: str | os.PathLike, threads: int | None = None):
+    def __init__(
+        self, path: str | os.PathLike[str], threads: int | None = None
+    ):
         threads = checks.check_optional_int("threads", threads)
         self.manifest = manifests.read_checked(path, stacklevel=4)
         format = self.manifest["format"]
-        # Only what runs it: the last of the packages, or the only one.
+        # The last package is the runtime; the others only write artifacts.
         require_packages(format, FORMATS[format].packages[-1:])
         file = pathlib.Path(path, FORMATS[format].file)
         try:
@@ -44,25 +49,26 @@ class Artifact:
         except Exception as error:
             reason = str(error).rstrip().rstrip(".")
             raise RuntimeError(
-                f"{path} could not be loaded by its runtime. Received: "
-                f"{type(error).__name__}: {reason}. The artifact is damaged, "
-                "or the runtime is of another version: export the model again."
+                f"`path` must be an artifact that its runtime can load. "
+                f"Received: {path}, which failed with {type(error).__name__}: "
+                f"{reason}. The artifact is damaged, or the runtime has "
+                "another version: export the model again."
             ) from error
 
-    def __call__(self, inputs) -> list[np.ndarray]:
-        """Runs the model; see the class."""
+    def __call__(self, inputs: Any) -> list[np.ndarray]:
+        """Return the model's outputs; see the class."""
         return self._run(named_inputs(inputs, self.manifest["inputs"]))
 
 
-def load(path: str | os.PathLike, threads: int | None = None) -> Artifact:
+def load(path: str | os.PathLike[str], threads: int | None = None) -> Artifact:
     """Load an artifact into its runtime.
 
-    All files are checked against the checksums in `moe.json` first. An artifact
-    that was written before keras_moe stored checksums loads with one warning.
-    Checksums find damage, not malice: whoever changes a file can write a new
-    checksum. A SavedModel is a program that runs with your rights, so load
-    artifacts only from people whom you trust. A PyTorch program that would be
-    unpickled, or would run other code of its author, is refused; see
+    All files are first compared with the checksums in `moe.json`. An artifact
+    that was written before keras_moe stored checksums loads with a warning.
+    Checksums detect damage, not tampering: anyone who changes a file can write
+    a new checksum. A SavedModel is a program that runs with your permissions,
+    so load artifacts only from sources that you trust. A PyTorch program that
+    would be unpickled, or would run other code of its author, is refused; see
     `SECURITY.md`.
 
     Args:
@@ -71,13 +77,14 @@ def load(path: str | os.PathLike, threads: int | None = None) -> Artifact:
             default) leaves the choice to the runtime.
 
     Returns:
-        An `Artifact`: a function of an array, a list of arrays, or a dict by
-        name, which returns the list of output arrays.
+        An `Artifact`. Call it with an array, a list of arrays, or a dict from
+        input names to arrays; it returns the list of output arrays.
 
     Raises:
-        FileNotFoundError: If the folder holds no `moe.json`.
-        ValueError: If `moe.json` or a file that it lists is damaged, or if a
-            PyTorch program holds what keras_moe does not write.
+        FileNotFoundError: If the folder does not contain a `moe.json`.
+        ValueError: If `threads` is not an integer above 0, if `moe.json` or a
+            file that it lists is damaged, or if a PyTorch program contains
+            anything that keras_moe does not write.
         ImportError: If the package of the runtime is missing.
         RuntimeError: If the runtime cannot load the artifact.
         OSError: If a file cannot be read.
@@ -92,16 +99,18 @@ def load(path: str | os.PathLike, threads: int | None = None) -> Artifact:
     return Artifact(path, threads)
 
 
-def named_inputs(inputs, specs: list[dict]) -> dict[str, np.ndarray]:
-    """Returns arrays by name, in the order of the manifest's inputs.
+def named_inputs(
+    inputs: Any, specs: list[dict[str, Any]]
+) -> dict[str, np.ndarray]:
+    """Return arrays by name, in the order of the manifest's inputs.
 
     Args:
-        inputs: an array, a list of arrays, or a dict by name.
-        specs: dicts with `name` and `dtype`.
+        inputs: Array, list of arrays, or dict from input names to arrays.
+        specs: Dicts with the `name` and `dtype` of each input.
 
     Raises:
-        ValueError: where there are more or fewer than the model takes, or a
-            name is none of its.
+        ValueError: If the number of arrays is not the number of `specs`, or if
+            the names are not those of `specs`.
     """
     names = [spec["name"] for spec in specs]
     if isinstance(inputs, dict):
@@ -114,7 +123,7 @@ def named_inputs(inputs, specs: list[dict]) -> dict[str, np.ndarray]:
         received = sorted(inputs) if isinstance(inputs, dict) else len(arrays)
         raise ValueError(
             f"`inputs` must be {len(names)} arrays, or a dict of {names}. "
-            f"Received: {received}. Pass one for each input of the model."
+            f"Received: {received}. Pass one array per input of the model."
         )
     return {
         spec["name"]: _cast(array, spec["dtype"])
@@ -122,6 +131,6 @@ def named_inputs(inputs, specs: list[dict]) -> dict[str, np.ndarray]:
     }
 
 
-def _cast(array, dtype):
-    array = np.asarray(array)
-    return array if dtype == "string" else array.astype(dtype)
+def _cast(array: Any, dtype: str) -> np.ndarray:
+    values = np.asarray(array)
+    return values if dtype == "string" else values.astype(dtype)

@@ -1,17 +1,22 @@
-"""SHA-256 of an artifact's files and of its manifest's own content."""
+"""Compute and compare the SHA-256 of an artifact's files and its manifest."""
 
 import hashlib
 import json
 import pathlib
+from typing import Any
 
 CHECKSUM = "checksum"
 
 
-def of_folder(folder: pathlib.Path) -> dict[str, dict]:
-    """Return `bytes` and `sha256` of each file of a folder, by relative path.
+def of_folder(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
+    """Return the size and SHA-256 of each file of a folder.
 
     Args:
         folder: Folder of an artifact that has just been written.
+
+    Returns:
+        Dict from the relative path of each file to a dict of its `bytes` and
+        `sha256`.
     """
     return {
         path.relative_to(folder).as_posix(): {
@@ -24,31 +29,33 @@ def of_folder(folder: pathlib.Path) -> dict[str, dict]:
 
 
 def of_file(path: pathlib.Path) -> str:
-    """Return the SHA-256 of a file, which is read in parts."""
+    """Return the SHA-256 of a file without reading it into memory at once."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def of_content(manifest: dict) -> str:
+def of_content(manifest: dict[str, Any]) -> str:
     """Return the SHA-256 of a manifest's content, without its own checksum.
 
-    Spaces and the order of keys do not count.
+    Whitespace and the order of keys do not change the result.
     """
     content = {k: v for k, v in manifest.items() if k != CHECKSUM}
     text = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def damage_of(manifest: dict, folder: pathlib.Path) -> str | None:
-    """Return what differs between a manifest's list of files and the files.
+def damage_of(manifest: dict[str, Any], folder: pathlib.Path) -> str | None:
+    """Return how an artifact's files differ from its manifest's list of files.
+
+    Sizes are compared first, because that is cheaper.
 
     Args:
-        manifest: Checked against the schema.
+        manifest: Manifest that the schema accepts.
         folder: The artifact's folder.
 
     Returns:
-        A sentence about the first file that is missing or differs; `None` if
-        all are as they were written. Sizes are compared first.
+        Description of the first file that is missing or differs; `None` if all
+        files are unchanged.
     """
     for name, entry in manifest["files"].items():
         path = folder / name

@@ -1,28 +1,40 @@
-"""What a model is made of: its mixtures, and the parameters of one token.
+"""Describe the mixtures of a model and count its parameters.
 
 E experts, K top_k.
 """
 
 import math
 import re
+from typing import Any
 
 import keras
 
+from keras_moe.layers.mixture import Mixture
 from keras_moe.model_surgery.find import blocks_of, paths_of
 
 
-def describe(model: keras.Model) -> dict:
-    """Return what a model's mixtures are, and which part a token passes.
+def describe(model: keras.Model) -> dict[str, Any]:
+    """Describe the mixtures of a model and count its parameters.
 
     Args:
         model: A built `keras.Model`.
 
     Returns:
-        `parameters`, `active_parameters` (a token's: K of each block's E
-        experts, and all that is not an expert), `parameter_bytes`, and
-        `mixtures`, one dict per block: `path`, `class`, `router`,
-        `num_experts`, `top_k`, `capacity_factor`, `eval_capacity_factor`,
-        `expert_parameters` (of all E), and `expert_bytes`.
+        A dict of `parameters`, `active_parameters` (those that one token uses:
+        K of the E experts of each block, and everything outside of experts),
+        `parameter_bytes`, and `mixtures`, a list of one dict per block:
+        `path`, `class`, `router`, `num_experts`, `top_k`, `capacity_factor`,
+        `eval_capacity_factor`, `expert_parameters` (of all E experts), and
+        `expert_bytes`.
+
+    Example:
+
+    ```python
+    inputs = keras.Input((5, 16))
+    outputs = keras_moe.MoEBlock(4, intermediate_dim=32, top_k=1)(inputs)
+    about = keras_moe.export.describe(keras.Model(inputs, outputs))
+    print(about["active_parameters"], "of", about["parameters"])
+    ```
     """
     blocks = blocks_of(model)
     mixtures = list(map(_describe_block, paths_of(blocks), blocks))
@@ -41,7 +53,7 @@ def describe(model: keras.Model) -> dict:
     }
 
 
-def _describe_block(path, block):
+def _describe_block(path: str, block: Mixture) -> dict[str, Any]:
     return {
         "path": path,
         "class": type(block).__name__,
@@ -55,16 +67,16 @@ def _describe_block(path, block):
     }
 
 
-def _parameters(layer):
-    """Counted as `model.summary()` does."""
+def _parameters(layer: keras.layers.Layer) -> int:
+    """Count the parameters of a layer like `model.summary()`."""
     return sum(math.prod(w.shape) for w in layer.weights)
 
 
-def _bytes(layer):
+def _bytes(layer: keras.layers.Layer) -> int:
     return sum(math.prod(w.shape) * _size_of(w.dtype) for w in layer.weights)
 
 
-def _size_of(dtype):
-    """Bytes of one number: the first number in a dtype's name are its bits."""
+def _size_of(dtype: str) -> int:
+    """Return the bytes of one number, from the bits in the dtype's name."""
     bits = re.search(r"\d+", keras.backend.standardize_dtype(dtype))
     return int(bits[0]) // 8 if bits else 1

@@ -1,4 +1,4 @@
-"""Sends a model to another backend, as a `.keras` file."""
+"""Write an artifact with another backend, in a process of its own."""
 
 import json
 import os
@@ -6,6 +6,7 @@ import pathlib
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 
 import keras
 
@@ -17,13 +18,19 @@ OWN = ("keras", "keras_moe", "builtins", "__main__")
 def write_elsewhere(
     model: keras.Model, format: str, backend: str, folder: pathlib.Path
 ) -> None:
-    """Saves the model and has a process of `backend` write the artifact.
+    """Save a model, and write its artifact in a process of another backend.
 
-    Temporary files lie beside `folder`, so that whoever removes what a killed
-    export left removes them, too.
+    Temporary files are written beside `folder`, so that they are removed
+    together with what a killed export leaves behind.
+
+    Args:
+        model: From `as_functional`.
+        format: One of `FORMATS` that `backend` writes.
+        backend: Name of the Keras backend that writes the artifact.
+        folder: Empty folder to write into.
 
     Raises:
-        RuntimeError: with what that process said, where it failed.
+        RuntimeError: If the process fails. The message ends with its stderr.
     """
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
         path = pathlib.Path(scratch, "model.keras")
@@ -45,15 +52,15 @@ def write_elsewhere(
         )
     if done.returncode:
         raise RuntimeError(
-            f"The format {format!r} is written by the {backend} backend, which "
-            "loads the model from a file; there it failed. Received:\n"
-            f"{done.stderr[-3000:]}\nClasses of your own must be registered "
+            f"The format {format!r} is written by the {backend} backend, in a "
+            "process that loads the model from a file. The process failed. "
+            f"Received:\n{done.stderr[-3000:]}\nRegister your own classes "
             "(keras.saving.register_keras_serializable) in a module that can "
             "be imported, not in a notebook or script."
         )
 
 
-def _environment(backend, scratch):
+def _environment(backend: str, scratch: str) -> dict[str, str]:
     paths = [path or os.getcwd() for path in sys.path]
     return {
         **os.environ,
@@ -64,8 +71,8 @@ def _environment(backend, scratch):
     }
 
 
-def _modules_of(model):
-    """The modules, beside ours and Keras's, that define the layers."""
+def _modules_of(model: keras.Model) -> Iterator[str]:
+    """Yield the modules of the user that define layers of a model."""
     for layer in _keras.every_layer_of(model):
         for kind in type(layer).__mro__:
             if kind.__module__.split(".")[0] not in OWN:

@@ -1,20 +1,34 @@
-"""The formats: who writes each, what it needs, how exact it is."""
+"""List the formats: their writers, files, packages, and tolerances."""
 
 import importlib.util
 from typing import NamedTuple
+
+import keras
 
 from keras_moe import _keras, checks
 
 
 class Format(NamedTuple):
-    """One kind of artifact.
+    """Describe one format of artifacts.
 
-    writer: the Keras backend that writes it.
-    file: the artifact's name inside its folder; `""` is the folder itself.
-    parts: the files that every artifact of the format consists of.
-    tolerance: the largest difference from the Keras model, in units of the
-        largest output, or of one where all outputs are smaller.
-    packages: what must be importable to write and to run it.
+    Attributes:
+        writer: Name of the Keras backend that writes the format.
+        file: Path of the artifact inside its folder. `""` is the folder
+            itself.
+        parts: Relative paths of the files that every artifact of the format
+            contains.
+        tolerance: Largest allowed difference from the outputs of the Keras
+            model, in units of the largest output, or of 1 if all outputs are
+            smaller.
+        packages: Packages that must be importable to write and to run the
+            artifact. The last one is the runtime.
+
+    Example:
+
+    ```python
+    for name, format in keras_moe.export.FORMATS.items():
+        print(name, "is written by", format.writer)
+    ```
     """
 
     writer: str
@@ -61,25 +75,24 @@ FORMATS = {
     "torch": Format("torch", "model.pt2", ("model.pt2",), 1e-5, ("torch",)),
 }
 
-# Half floats and quantised products round by as much at every layer.
+# Half-precision and quantized layers round by up to this much.
 LOW_PRECISION_TOLERANCE = 2e-2
 
 
 def format_of(name: str) -> Format:
-    """Returns the format of this name, all of whose packages are here.
+    """Return the format of a name, if all of its packages are installed.
 
     Raises:
-        ValueError: where there is no such format.
-        ImportError: where a package is missing; it says how to install it.
+        ValueError: If there is no format of this name.
+        ImportError: If a package is missing.
     """
     name = checks.check_choice("format", name, tuple(FORMATS))
     require_packages(name, FORMATS[name].packages)
     return FORMATS[name]
 
 
-def is_exact(model) -> bool:
-    """Whether all of a model computes in float32 with float32 weights; words
-    and indices are exact, half floats and quantised layers are not."""
+def is_exact(model: keras.Model) -> bool:
+    """Return whether no layer is quantized or computes in half precision."""
     return not any(
         layer.compute_dtype in ("float16", "bfloat16")
         or getattr(layer.dtype_policy, "quantization_mode", None)
@@ -88,7 +101,16 @@ def is_exact(model) -> bool:
 
 
 def require_packages(name: str, packages: tuple[str, ...]) -> None:
-    """Raises an ImportError that names the command to run."""
+    """Raise an ImportError if a package of a format is missing.
+
+    Args:
+        name: Name of the format.
+        packages: Packages that must be importable.
+
+    Raises:
+        ImportError: If a package is missing. The message names the
+            `pip install` command.
+    """
     missing = [p for p in packages if importlib.util.find_spec(p) is None]
     if missing:
         extra = "torch" if missing == ["torch"] else "export"

@@ -1,4 +1,4 @@
-"""`moe.json`: what an artifact is, and the checksums of its files."""
+"""Write, read, and check `moe.json`, the manifest of an artifact."""
 
 import importlib.metadata
 import json
@@ -7,6 +7,7 @@ import pathlib
 import platform
 import warnings
 from reprlib import repr as repr_of
+from typing import Any
 
 import keras
 
@@ -16,14 +17,26 @@ from keras_moe.export.describing import describe
 from keras_moe.export.formats import FORMATS
 
 NAME = "moe.json"
-# Increased when a reader of the old form would misread the new one.
+# Increase it if code that reads the old schema would misread the new one.
 SCHEMA = 2
 WITHOUT_CHECKSUMS = 1
 LARGEST = 2**24  # bytes of `moe.json`
 
 
-def make(model, format: str, folder: pathlib.Path, quantize) -> dict:
-    """Return the manifest of an artifact that has just been written."""
+def make(
+    model: keras.Model,
+    format: str,
+    folder: pathlib.Path,
+    quantize: str | None,
+) -> dict[str, Any]:
+    """Return the manifest of an artifact that has just been written.
+
+    Args:
+        model: Functional model that was exported.
+        format: Name of the artifact's format.
+        folder: The artifact's folder.
+        quantize: Quantization mode of the weights, or `None`.
+    """
     files = checksums.of_folder(folder)
     return {
         "schema": SCHEMA,
@@ -44,9 +57,12 @@ def make(model, format: str, folder: pathlib.Path, quantize) -> dict:
     }
 
 
-def input_specs(model: keras.Model) -> list[dict]:
-    """Returns `name`, `shape` and `dtype` of each input of a model, and of
-    indices `below`, the number that they must be below."""
+def input_specs(model: keras.Model) -> list[dict[str, Any]]:
+    """Return the `name`, `shape`, and `dtype` of each input of a model.
+
+    The dict of an integer input also has `below`, the exclusive upper bound
+    of its indices.
+    """
     below = vocabulary_size(model)
     return [
         {
@@ -60,7 +76,7 @@ def input_specs(model: keras.Model) -> list[dict]:
 
 
 def vocabulary_size(model: keras.Model) -> int:
-    """Returns how many indices every embedding of a model has; 2 without."""
+    """Return the smallest `input_dim` of a model's embeddings, or 2."""
     sizes = [
         layer.input_dim
         for layer in _keras.every_layer_of(model)
@@ -69,8 +85,8 @@ def vocabulary_size(model: keras.Model) -> int:
     return min(sizes, default=2)
 
 
-def _versions(format):
-    """The installed version of everything that had a hand in it."""
+def _versions(format: str) -> dict[str, str | None]:
+    """Return the installed versions of all packages that write a format."""
     versions: dict[str, str | None] = {"python": platform.python_version()}
     for package in ("keras-moe", "keras", *FORMATS[format].packages):
         name = package.replace("_", "-")
@@ -81,11 +97,11 @@ def _versions(format):
     return versions
 
 
-def save(manifest: dict, folder: pathlib.Path) -> None:
+def save(manifest: dict[str, Any], folder: pathlib.Path) -> None:
     """Write `moe.json`, and add the checksum of its content to `manifest`.
 
     Raises:
-        ValueError: If the manifest is not what `read` accepts.
+        ValueError: If `read` would not accept the manifest.
     """
     manifest[checksums.CHECKSUM] = checksums.of_content(manifest)
     _check(manifest)
@@ -93,15 +109,16 @@ def save(manifest: dict, folder: pathlib.Path) -> None:
     (folder / NAME).write_text(text + "\n", encoding="utf-8")
 
 
-def read(folder: str | os.PathLike) -> dict:
+def read(folder: str | os.PathLike[str]) -> dict[str, Any]:
     """Read the `moe.json` of an artifact's folder and check its content.
 
-    The files that it lists are not read; `read_checked` checks them, too.
+    The files that `moe.json` lists are not read; `read_checked` checks them,
+    too.
 
     Raises:
-        FileNotFoundError: If there is none.
-        ValueError: If it is damaged, or of a schema that this version of
-            keras_moe does not know.
+        FileNotFoundError: If there is no `moe.json`.
+        ValueError: If `moe.json` is damaged, or if its schema is unknown to
+            this version of keras_moe.
     """
     path = checks.check_path("path", folder) / NAME
     if not path.is_file():
@@ -110,7 +127,7 @@ def read(folder: str | os.PathLike) -> dict:
             f"Received: {folder}. Write one with keras_moe.export.export."
         )
     try:
-        manifest = _decoded(path)
+        manifest: dict[str, Any] = _decoded(path)
         _check(manifest)
     except ValueError as error:
         raise ValueError(
@@ -120,14 +137,18 @@ def read(folder: str | os.PathLike) -> dict:
     return manifest
 
 
-def read_checked(folder: str | os.PathLike, stacklevel: int = 3) -> dict:
+def read_checked(
+    folder: str | os.PathLike[str], stacklevel: int = 3
+) -> dict[str, Any]:
     """Read the manifest of an artifact and check all files that it lists.
 
-    A manifest from before keras_moe wrote checksums gives one warning.
+    A manifest that was written before keras_moe stored checksums gives a
+    warning.
 
     Args:
         folder: The artifact's folder.
-        stacklevel: Of the warning. 3, the default, is the caller's caller.
+        stacklevel: Stack level of the warning. 3 (the default) is the caller
+            of the caller.
 
     Raises:
         FileNotFoundError: If there is no manifest.
@@ -138,7 +159,7 @@ def read_checked(folder: str | os.PathLike, stacklevel: int = 3) -> dict:
     if manifest["schema"] == WITHOUT_CHECKSUMS:
         warnings.warn(
             f"The artifact in {folder} was written before keras_moe stored "
-            "checksums, so damaged files are not noticed. Export the model "
+            "checksums, so damaged files are not detected. Export the model "
             "again.",
             stacklevel=stacklevel,
         )
@@ -153,19 +174,19 @@ def read_checked(folder: str | os.PathLike, stacklevel: int = 3) -> dict:
     return manifest
 
 
-def listed_files(manifest: dict) -> set[str]:
-    """Return the relative paths of the files that an artifact consists of.
+def listed_files(manifest: dict[str, Any]) -> set[str]:
+    """Return the relative paths of an artifact's files, without `moe.json`.
 
-    A manifest that `read` accepts names no path outside of its folder.
-    `moe.json` is not among the paths. Old manifests have no list: the files
-    that their format always consists of are returned.
+    A manifest that `read` accepts contains no path outside of its folder. Old
+    manifests have no list of files; for them, the files that their format
+    always contains are returned.
     """
     if manifest["schema"] == WITHOUT_CHECKSUMS:
         return set(FORMATS[manifest["format"]].parts)
     return set(manifest["files"])
 
 
-def _decoded(path):
+def _decoded(path: pathlib.Path) -> Any:
     """Return the JSON of a file of bounded size and depth."""
     with open(path, "rb") as file:
         text = file.read(LARGEST + 1)
@@ -177,8 +198,8 @@ def _decoded(path):
         raise ValueError(f"Received: {error!r}") from None
 
 
-def _check(manifest):
-    """Raise a ValueError if a manifest is of no known schema, or damaged."""
+def _check(manifest: Any) -> None:
+    """Raise a ValueError if a manifest is damaged or has an unknown schema."""
     if not isinstance(manifest, dict):
         schema.fail(NAME, "an object", manifest)
     _check_schema(manifest)
@@ -198,7 +219,7 @@ def _check(manifest):
         schema.fail("bytes", "the sum of `files`", manifest["bytes"])
 
 
-def _check_schema(manifest):
+def _check_schema(manifest: dict[str, Any]) -> None:
     number, format = manifest.get("schema"), manifest.get("format")
     known = type(number) is int and number in (WITHOUT_CHECKSUMS, SCHEMA)
     if known and isinstance(format, str) and format in FORMATS:
@@ -206,7 +227,7 @@ def _check_schema(manifest):
     versions = manifest.get("versions")
     by = versions.get("keras-moe") if isinstance(versions, dict) else None
     raise ValueError(
-        f"It must be of schema {SCHEMA} and of a known format. Received: "
+        f"It must have schema {SCHEMA} and a known format. Received: "
         f"schema {repr_of(number)}, format {repr_of(format)}, written by "
         f"keras-moe {repr_of(by)}"
     )

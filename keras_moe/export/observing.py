@@ -1,4 +1,4 @@
-"""What a model says to a batch, and which experts it asked.
+"""Observe the outputs of a model, and which experts compute them.
 
 E experts.
 """
@@ -13,28 +13,35 @@ from keras import ops, tree
 from keras_moe import kernels
 from keras_moe.model_surgery.find import blocks_of, paths_of
 from keras_moe.model_surgery.observe import Call, computing_once, watching
+from keras_moe.types import Tensor
 
 
 class Observation(NamedTuple):
-    """outputs: list of arrays. pairs: from the path of each mixture that
-    chooses to int `(E,)`, the pairs that its experts computed."""
+    """Hold what a model computed for one batch.
+
+    Attributes:
+        outputs: List of the output arrays.
+        pairs: Dict from the path of each mixture whose experts were called to
+            an int array `(E,)`: the number of routed pairs of each expert.
+    """
 
     outputs: list[np.ndarray]
     pairs: dict[str, np.ndarray]
 
 
-def observer(model: keras.Model) -> Callable[..., Observation]:
-    """Returns a function of a batch that runs the model and watches it.
+def observer(model: keras.Model) -> Callable[[list[np.ndarray]], Observation]:
+    """Return a function that runs a model on a batch and observes it.
 
     Args:
-        model: from `as_functional`; it may have no mixture at all.
+        model: From `as_functional`. It may have no mixtures.
 
     Returns:
-        A function of the list of the model's input arrays.
+        Function of the list of the model's input arrays that returns an
+        `Observation`.
     """
     blocks = blocks_of(model)
 
-    def run(*inputs):
+    def run(*inputs: Tensor) -> tuple[list[Tensor], dict[str, list[Tensor]]]:
         batch = inputs[0] if len(inputs) == 1 else list(inputs)
         experts = [block.experts for block in blocks]
         with computing_once(model), watching(experts) as calls:
@@ -45,7 +52,7 @@ def observer(model: keras.Model) -> Callable[..., Observation]:
 
     programs = kernels.Programs(model)
 
-    def observe(arrays):
+    def observe(arrays: list[np.ndarray]) -> Observation:
         outputs, pairs = programs.of(run)(*map(ops.convert_to_tensor, arrays))
         return Observation(
             [ops.convert_to_numpy(y) for y in outputs],
@@ -58,6 +65,6 @@ def observer(model: keras.Model) -> Callable[..., Observation]:
     return observe
 
 
-def _pairs(calls: list[Call]):
-    """The pairs of each expert in all calls of a bank, a list of `(E,)`."""
+def _pairs(calls: list[Call]) -> list[Tensor]:
+    """Return the pairs of each expert, `(E,)`, in each call of a bank."""
     return [call.kwargs["group_sizes"] for call in calls]

@@ -1,10 +1,10 @@
-"""Inputs that try an artifact: two sizes of everything, every expert asked.
+"""Make inputs of two sizes that reach every expert, to verify an artifact.
 
 E experts. A batch is the list of a model's input arrays.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import keras
 import numpy as np
@@ -15,37 +15,44 @@ from keras_moe.export.manifest import input_specs
 from keras_moe.export.observing import Observation, observer
 
 SIZES = 2, 3
-# The first pair of lengths that the model takes; images want more than words.
+# The first pair that the model accepts is used. Images need longer axes.
 LENGTHS = ((5, 9), (16, 24), (32, 48), (2, 3))
 MANY = 32
 ROUNDS = 32
 WORDS = np.array(["a", "b"])
-BELOW = 2  # what indices are below where nothing is known of them
+BELOW = 2  # the upper bound of indices if the manifest has none
 
 
 class Probe(NamedTuple):
-    """A batch, and what the Keras model says to it."""
+    """Hold a batch and what the Keras model computes for it."""
 
     batch: list[np.ndarray]
     observation: Observation
 
 
-def probes_of(model: keras.Model, data=None, seed: int = 0) -> list[Probe]:
-    """Returns what to try an artifact with.
+Observe: TypeAlias = Callable[[list[np.ndarray]], Observation]
+Draw: TypeAlias = Callable[[int, int, float], list[np.ndarray]]
+"""A function of a batch size, a length, and a scale that returns a batch."""
 
-    Two batches of different sizes, with different lengths on the axes that may
-    have any. After them, of as many further batches as it takes (at most 32),
-    those that reach an expert that no batch before them reached.
+
+def probes_of(
+    model: keras.Model, data: Any = None, seed: int = 0
+) -> list[Probe]:
+    """Return the batches to verify an artifact with.
+
+    The first two batches have different sizes, and different lengths on the
+    axes of unknown length. Up to 32 further batches are drawn until every
+    expert is reached; those that reach a new expert are kept.
 
     Args:
-        model: from `as_functional`.
-        data: arrays to take the batches from, as the model takes them; None
-            draws numbers at random, words from the model's vocabulary, and
-            indices that every embedding has.
-        seed: int, of what is drawn.
+        model: From `as_functional`.
+        data: Arrays to choose the batches from, in the form in which the model
+            accepts them. `None` (the default) draws normal numbers, words
+            from the model's vocabulary, and indices that every embedding has.
+        seed: Int, seed of the random numbers. Default: 0.
 
     Raises:
-        ValueError: where the model takes none of the lengths that are tried.
+        ValueError: If the model accepts none of the lengths that are tried.
     """
     observe = observer(model)
     draw = _drawer(model, data, np.random.default_rng(seed))
@@ -64,7 +71,7 @@ def probes_of(model: keras.Model, data=None, seed: int = 0) -> list[Probe]:
 
 
 def unreached(probes: list[Probe]) -> list[tuple[str, int]]:
-    """Returns the path and the index of each expert that no probe asked."""
+    """Return the path and the index of each expert that no probe reaches."""
     return [
         (path, int(e))
         for path in probes[0].observation.pairs
@@ -74,8 +81,10 @@ def unreached(probes: list[Probe]) -> list[tuple[str, int]]:
     ]
 
 
-def _first_probe(model, observe, draw):
-    """The first probe, and the pair of lengths it showed to be possible."""
+def _first_probe(
+    model: keras.Model, observe: Observe, draw: Draw
+) -> tuple[Probe, tuple[int, int]]:
+    """Return the first probe and the first pair of lengths that works."""
     for lengths in LENGTHS:
         batch = draw(SIZES[0], lengths[0], 1.0)
         try:
@@ -84,20 +93,19 @@ def _first_probe(model, observe, draw):
         except Exception as error:  # noqa: BLE001  any backend's own
             failure = error
     raise ValueError(
-        "`model` must take inputs of some length for an artifact to be "
-        f"verified. Received: an error at each of {LENGTHS}: {failure!r}. Pass "
-        "`data`, or an `input_signature` that fixes the length, or "
-        "verify=False."
+        "`model` must accept inputs of one of the lengths that verification "
+        f"tries. Received: an error at each of {LENGTHS}: {failure!r}. Pass "
+        "`data`, an `input_signature` that fixes the length, or verify=False."
     )
 
 
-def _drawer(model, data, rng) -> Callable:
-    """Returns a function of a size, a length and a scale: a batch."""
+def _drawer(model: keras.Model, data: Any, rng: np.random.Generator) -> Draw:
+    """Return the function that draws batches, from `data` if there is any."""
     specs = input_specs(model)
     if data is None:
         words = _vocabulary(model)
 
-        def draw(size, length, scale):
+        def draw(size: int, length: int, scale: float) -> list[np.ndarray]:
             return [
                 random_input(
                     rng, shape_of(spec, size, length), spec, scale, words
@@ -108,15 +116,15 @@ def _drawer(model, data, rng) -> Callable:
         return draw
     arrays = list(named_inputs(data, specs).values())
 
-    def choose(size, length, scale):
+    def choose(size: int, length: int, scale: float) -> list[np.ndarray]:
         rows = rng.choice(len(arrays[0]), min(size, len(arrays[0])), False)
         return [array[rows] for array in arrays]
 
     return choose
 
 
-def shape_of(spec: dict, size: int, length: int) -> tuple[int, ...]:
-    """Returns the shape of an input for a batch's size and a length."""
+def shape_of(spec: dict[str, Any], size: int, length: int) -> tuple[int, ...]:
+    """Return the shape of an input for a batch size and a length."""
     first, *rest = spec["shape"]
     return (first or size, *(length if n is None else n for n in rest))
 
@@ -124,18 +132,18 @@ def shape_of(spec: dict, size: int, length: int) -> tuple[int, ...]:
 def random_input(
     rng: np.random.Generator,
     shape: tuple[int, ...],
-    spec: dict,
+    spec: dict[str, Any],
     scale: float = 1.0,
     words: np.ndarray = WORDS,
 ) -> np.ndarray:
-    """Draws one input: normal numbers, indices that there are, or words.
+    """Draw one input: normal numbers, valid indices, or words.
 
     Args:
-        rng: to draw from.
-        shape: of the array.
-        spec: of the input, as in the manifest.
-        scale: standard deviation of the numbers.
-        words: to choose from.
+        rng: Random generator.
+        shape: Shape of the array.
+        spec: Spec of the input, as in the manifest.
+        scale: Standard deviation of the numbers. Default: 1.
+        words: Words to choose from. Default: `WORDS`.
     """
     dtype = spec["dtype"]
     if dtype == "string":
@@ -147,8 +155,8 @@ def random_input(
     return (scale * rng.normal(size=shape)).astype(dtype)
 
 
-def _vocabulary(model):
-    """Words and pairs of words that the model's `TextVectorization` knows."""
+def _vocabulary(model: keras.Model) -> np.ndarray:
+    """Return the words of a model's `TextVectorization`, and a text of 40."""
     for layer in _keras.every_layer_of(model):
         if isinstance(layer, keras.layers.TextVectorization):
             words = [w for w in layer.get_vocabulary() if w] or ["a"]

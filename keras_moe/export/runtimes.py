@@ -1,11 +1,12 @@
-"""Runs an artifact in its own runtime, without keras_moe.
+"""Run an artifact in its own runtime, without keras_moe.
 
     python runtimes.py FORMAT ARTIFACT INPUTS.npz OUTPUTS.npz
 
-`INPUTS.npz` holds arrays named `0/tokens`: the batch, then the input. The
-outputs are named `0/0`: the batch, then the output. Run as a script this file
-shows that an artifact needs nothing of what made it; it must import nothing
-from the package.
+Arrays in `INPUTS.npz` are named like `0/tokens`: the number of the batch, then
+the name of the input. Outputs are named like `0/0`: the number of the batch,
+then that of the output. When this file runs as a script, it proves that an
+artifact needs neither Keras nor keras_moe, so it must import nothing from the
+package.
 """
 
 import contextlib
@@ -16,25 +17,31 @@ import re
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from types import ModuleType
+from typing import Any, TypeAlias
 
 import numpy as np
 
-Run = Callable[[dict[str, np.ndarray]], list[np.ndarray]]
+Run: TypeAlias = Callable[[dict[str, np.ndarray]], list[np.ndarray]]
+"""A function from the inputs by name to the list of outputs."""
 
 
 class RefusedError(ValueError):
-    """An artifact may run code of its author when it is loaded."""
+    """Report that an artifact may run code of its author when it is loaded."""
 
 
 def load(format: str, path: str, threads: int | None = None) -> Run:
-    """Return a function from named inputs to the list of outputs.
+    """Load an artifact into its runtime.
 
     Args:
-        format: One of the formats.
-        path: Path of the artifact's file, or folder.
+        format: Name of the artifact's format.
+        path: Path of the artifact's file or folder.
         threads: Number of threads that the runtime may use. `None` (the
             default) leaves the choice to the runtime.
+
+    Returns:
+        Function from a dict of inputs by name to the list of outputs.
 
     Raises:
         RefusedError: If a PyTorch program could run code of its author.
@@ -42,29 +49,30 @@ def load(format: str, path: str, threads: int | None = None) -> Run:
     return _LOADERS[format](path, threads)
 
 
-def _saved_model(path, threads):
+def _saved_model(path: str, threads: int | None) -> Run:
     import tensorflow as tf
 
-    if threads:  # an error where TensorFlow already computes
+    if threads:  # an error if TensorFlow has already computed anything
         tf.config.threading.set_intra_op_parallelism_threads(threads)
     with _found_by_pattern(path) as found:
         module = tf.saved_model.load(found)
     serve = module.signatures["serve"]
 
-    def run(inputs):
+    def run(inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
         tensors = {name: tf.constant(x) for name, x in inputs.items()}
         return _in_order(serve(**tensors))
 
-    # Its variables live as long as it does.
+    # The variables of a SavedModel live as long as its module.
     run.module = module  # type: ignore[attr-defined]
     return run
 
 
 @contextlib.contextmanager
-def _found_by_pattern(path):
-    """Yield a path that TensorFlow reads as it is, a link to it if need be.
+def _found_by_pattern(path: str) -> Iterator[str]:
+    """Yield a path that TensorFlow finds: the path itself, or a link to it.
 
-    It takes brackets and backslashes in the path of variables for a pattern.
+    TensorFlow matches the path of variables as a pattern, so brackets and
+    backslashes in it have another meaning.
     """
     plain = pathlib.Path(path).as_posix()
     if fnmatch.fnmatchcase(plain, plain) and "\\" not in plain:
@@ -76,7 +84,7 @@ def _found_by_pattern(path):
         yield str(link)
 
 
-def _litert(path, threads):
+def _litert(path: str, threads: int | None) -> Run:
     from ai_edge_litert.interpreter import Interpreter
 
     interpreter = Interpreter(path, num_threads=threads)
@@ -84,7 +92,7 @@ def _litert(path, threads):
     return lambda inputs: _in_order(serve(**inputs))
 
 
-def _onnx(path, threads):
+def _onnx(path: str, threads: int | None) -> Run:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -97,9 +105,9 @@ def _onnx(path, threads):
     return lambda inputs: session.run(None, inputs)
 
 
-def _openvino(path, threads):
+def _openvino(path: str, threads: int | None) -> Run:
     with warnings.catch_warnings():
-        # It counts imports in a forked process, of which JAX warns.
+        # The import forks a process, and JAX warns of that.
         warnings.simplefilter("ignore", RuntimeWarning)
         import openvino
 
@@ -108,14 +116,14 @@ def _openvino(path, threads):
         properties["INFERENCE_NUM_THREADS"] = str(threads)
     compiled = openvino.Core().compile_model(path, "CPU", properties)
 
-    def run(inputs):
+    def run(inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
         outputs = compiled(inputs)
         return _in_order({p.any_name: outputs[p] for p in compiled.outputs})
 
     return run
 
 
-def _torch(path, threads):
+def _torch(path: str, threads: int | None) -> Run:
     import torch
 
     if threads:
@@ -123,7 +131,7 @@ def _torch(path, threads):
     _refuse_pickles(path)
     module = torch.export.load(path).module()
 
-    def run(inputs):
+    def run(inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
         with torch.no_grad():
             outputs = module(*(torch.as_tensor(x) for x in inputs.values()))
         return [y.numpy() for y in outputs]
@@ -131,18 +139,18 @@ def _torch(path, threads):
     return run
 
 
-def _refuse_pickles(path):
+def _refuse_pickles(path: str) -> None:
     refusal = _beside("torch_archive").refusal(path)
     if refusal:
         raise RefusedError(
-            f"{path} must hold nothing that could run code when it is loaded, "
-            f"only what keras_moe writes. Received: {refusal}. Load it with "
-            "torch.export.load only if you trust its author."
+            f"{path} must contain only what keras_moe writes, and nothing "
+            f"that could run code when it is loaded. Received: {refusal}. Load "
+            "it with torch.export.load only if you trust its author."
         )
 
 
-def _beside(name):
-    """Import a module that lies beside this file, without the package."""
+def _beside(name: str) -> ModuleType:
+    """Import a module from the folder of this file, without the package."""
     path = pathlib.Path(__file__).with_name(f"{name}.py")
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
@@ -152,17 +160,17 @@ def _beside(name):
     return module
 
 
-def _in_order(outputs):
-    """A dict's values by name, `output_10` after `output_9`."""
+def _in_order(outputs: Mapping[str, Any]) -> list[np.ndarray]:
+    """Return the values in the order of names, `output_10` after `output_9`."""
 
-    def key(name):
+    def key(name: str) -> list[int | str]:
         parts = re.split(r"(\d+)", name)
         return [int(p) if p.isdigit() else p for p in parts]
 
     return [np.asarray(outputs[name]) for name in sorted(outputs, key=key)]
 
 
-_LOADERS = {
+_LOADERS: dict[str, Callable[[str, int | None], Run]] = {
     "tf_saved_model": _saved_model,
     "litert": _litert,
     "onnx": _onnx,
@@ -172,7 +180,7 @@ _LOADERS = {
 
 
 def main(format: str, path: str, inputs_path: str, outputs_path: str) -> None:
-    """Runs every batch of a file."""
+    """Run an artifact on every batch of a file, and write the outputs."""
     batches: dict[str, dict[str, np.ndarray]] = {}
     with np.load(inputs_path) as arrays:
         for key, array in arrays.items():

@@ -1,17 +1,18 @@
-"""What `moe.json` may hold: one table of rules, and the check that reads it.
+"""Define the schema of `moe.json` as a table of rules, and check it.
 
-A rule is a function of a value and of the place where it stands. It raises a
-ValueError that names the place, the rule, and what was received.
+A rule is a function of a value and of the value's place in the manifest. If
+the value breaks the rule, the function raises a ValueError that names the
+place, the rule, and the value.
 """
 
 import math
 import reprlib
 import unicodedata
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn, TypeAlias
 
-Rule = Callable[[Any, str], None]
-LARGEST = 2**40  # elements of a shape
+Rule: TypeAlias = Callable[[Any, str], None]
+LARGEST = 2**40  # the number of elements of a shape
 LONGEST = 2**31 - 1
 MOST_AXES = 32
 DTYPES = (
@@ -21,16 +22,22 @@ DTYPES = (
 )
 
 
-def fail(where: str, rule: str, value: Any) -> None:
-    """Raise a ValueError about the value at a place."""
+def fail(where: str, rule: str, value: Any) -> NoReturn:
+    """Raise a ValueError about the value at a place of the manifest.
+
+    Args:
+        where: The place, such as `inputs[0].shape`.
+        rule: What the value must be.
+        value: The value that breaks the rule.
+    """
     received = reprlib.repr(value)
     raise ValueError(f"`{where}` must be {rule}. Received: {received}")
 
 
 def integer(low: int, high: int = 2**63 - 1) -> Rule:
-    """Accept an int between two bounds."""
+    """Accept an int in `low ... high`."""
 
-    def check(value, where):
+    def check(value: Any, where: str) -> None:
         # A bool is an int.
         if type(value) is not int or not low <= value <= high:
             fail(where, f"an integer from {low} to {high}", value)
@@ -39,9 +46,9 @@ def integer(low: int, high: int = 2**63 - 1) -> Rule:
 
 
 def number(low: float) -> Rule:
-    """Accept a finite number that is not below a bound."""
+    """Accept a finite number that is at least `low`."""
 
-    def check(value, where):
+    def check(value: Any, where: str) -> None:
         known = type(value) in (int, float) and abs(value) <= 1e300
         if not known or not value >= low:
             fail(where, f"a number from {low:g}", value)
@@ -50,7 +57,7 @@ def number(low: float) -> Rule:
 
 
 def text(value: Any, where: str) -> None:
-    """Accept characters that can be printed and written as UTF-8."""
+    """Accept text that can be printed and encoded as UTF-8."""
     # Control characters and halves of surrogate pairs.
     bad = ("Cc", "Cs")
     if not isinstance(value, str) or any(
@@ -59,10 +66,10 @@ def text(value: Any, where: str) -> None:
         fail(where, "text without control characters", value)
 
 
-def choice(choices: tuple) -> Rule:
-    """Accept one of several strings or `None`."""
+def choice(choices: tuple[str | None, ...]) -> Rule:
+    """Accept one of `choices`."""
 
-    def check(value, where):
+    def check(value: Any, where: str) -> None:
         if not (value is None or isinstance(value, str)):
             fail(where, f"one of {choices}", value)
         if value not in choices:
@@ -72,14 +79,14 @@ def choice(choices: tuple) -> Rule:
 
 
 def optional(rule: Rule) -> Rule:
-    """Accept `None`, and what a rule accepts."""
+    """Accept `None` and what `rule` accepts."""
     return lambda value, where: None if value is None else rule(value, where)
 
 
 def sequence(rule: Rule, least: int = 0, most: int = LONGEST) -> Rule:
-    """Accept a list whose elements a rule accepts."""
+    """Accept a list of `least ... most` elements that `rule` accepts."""
 
-    def check(value, where):
+    def check(value: Any, where: str) -> None:
         if not isinstance(value, list) or not least <= len(value) <= most:
             fail(where, f"a list of {least} to {most} elements", value)
         for i, element in enumerate(value):
@@ -89,9 +96,9 @@ def sequence(rule: Rule, least: int = 0, most: int = LONGEST) -> Rule:
 
 
 def mapping(key_rule: Rule, rule: Rule) -> Rule:
-    """Accept an object whose keys and values rules accept."""
+    """Accept an object whose keys and values are accepted by two rules."""
 
-    def check(value, where):
+    def check(value: Any, where: str) -> None:
         if not isinstance(value, dict):
             fail(where, "an object", value)
         for key, element in value.items():
@@ -102,14 +109,14 @@ def mapping(key_rule: Rule, rule: Rule) -> Rule:
 
 
 def record(rules: dict[str, Rule], maybe: tuple[str, ...] = ()) -> Rule:
-    """Accept an object of exactly these keys.
+    """Accept an object with the keys of `rules`.
 
     Args:
         rules: The rule of each key.
-        maybe: Keys that may be absent.
+        maybe: Keys that may be absent. Default: none.
     """
 
-    def check(value, where):
+    def check(value: Any, where: str) -> None:
         if not isinstance(value, dict):
             fail(where, "an object", value)
         keys = set(value)
@@ -125,13 +132,14 @@ def shape(low: int, known: bool = False) -> Rule:
     """Accept a shape.
 
     Args:
-        low: The shortest axis.
-        known: Whether no axis may be `None`, of any length.
+        low: Smallest length of an axis.
+        known: Whether every axis must have a length. If `False` (the default),
+            an axis may be `None`.
     """
     axis = integer(low, LONGEST)
     axes = sequence(axis if known else optional(axis), 0, MOST_AXES)
 
-    def check(value, where):
+    def check(value: Any, where: str) -> None:
         axes(value, where)
         if math.prod(n for n in value if n is not None) > LARGEST:
             fail(where, f"a shape of at most {LARGEST} elements", value)
@@ -140,7 +148,7 @@ def shape(low: int, known: bool = False) -> Rule:
 
 
 def file_name(value: Any, where: str) -> None:
-    """Accept a relative path, with `/`, that stays inside its folder."""
+    """Accept a relative path with `/` that stays inside its folder."""
     text(value, where)
     parts = value.split("/")
     if "\\" in value or ":" in value or {"", ".", ".."} & set(parts):
@@ -168,7 +176,7 @@ MIXTURE = record(
         "class": text,
         "router": text,
         "num_experts": integer(1),
-        "top_k": number(0),  # a mean, if experts choose tokens
+        "top_k": number(0),  # a mean if experts choose tokens
         "capacity_factor": optional(number(0)),
         "eval_capacity_factor": optional(number(0)),
         "expert_parameters": count,
@@ -202,7 +210,7 @@ MANIFEST: dict[str, Rule] = {
     "files": mapping(file_name, FILE),
     "checksum": sha256,
 }
-# Before files had checksums.
+# The schema of manifests that were written before files had checksums.
 OLD_MANIFEST = {
     key: rule
     for key, rule in MANIFEST.items()
@@ -210,15 +218,16 @@ OLD_MANIFEST = {
 }
 
 
-def check(manifest: dict, old: bool) -> None:
+def check(manifest: dict[str, Any], old: bool) -> None:
     """Check a manifest against the schema.
 
     Args:
-        manifest: Decoded JSON, an object.
-        old: Whether it was written before files had checksums.
+        manifest: Decoded JSON object.
+        old: Whether the manifest was written before files had checksums.
 
     Raises:
-        ValueError: If anything is missing, unknown, or not what it must be.
+        ValueError: If a key is missing or unknown, or if a value breaks its
+            rule.
     """
     record(OLD_MANIFEST if old else MANIFEST)(manifest, "")
     inputs = manifest["inputs"]

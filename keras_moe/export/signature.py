@@ -1,8 +1,8 @@
-"""One form for every model: a functional one of named tensors.
+"""Wrap any model as a functional model with a list of named inputs.
 
-An artifact has a flat list of named inputs, and only named, symbolic inputs
-say which of their axes may be of any length. Whatever a model is (functional,
-sequential, a subclass; one tensor, a list, a dict) it is wrapped into that.
+An artifact has a flat list of named inputs, and only symbolic inputs define
+which of their axes may have any length. Functional, sequential, and subclassed
+models of one tensor, a list, or a dict are all wrapped in this form.
 """
 
 from typing import Any
@@ -11,18 +11,22 @@ import keras
 from keras import tree
 
 
-def as_functional(model: keras.Model, input_signature: Any = None):
-    """Returns a functional model of the same weights, one list of inputs.
+def as_functional(
+    model: keras.Model, input_signature: Any = None
+) -> keras.Model:
+    """Return a functional model with the same weights and a list of inputs.
 
     Args:
-        model: built.
-        input_signature: what `keras.Model.export` takes: a nest of things
-            with `shape`, `dtype` and maybe `name`, such as
-            `keras.InputSpec`. None takes the model's own inputs.
+        model: A built `keras.Model`.
+        input_signature: Nest of objects with a `shape`, a `dtype`, and perhaps
+            a `name`, such as `keras.InputSpec`, as in `keras.Model.export`.
+            `None` (the default) uses the model's own inputs.
 
     Raises:
-        TypeError: where `model` is no Keras model.
-        ValueError: where the inputs are not known, or not of the model.
+        TypeError: If `model` is not a Keras model.
+        ValueError: If `input_signature` is `None` and the model has no
+            symbolic inputs, if the number of specs is not the number of the
+            model's inputs, or if an input has the name of the model.
     """
     if not isinstance(model, keras.Model):
         raise TypeError(
@@ -33,7 +37,7 @@ def as_functional(model: keras.Model, input_signature: Any = None):
     if input_signature is None:
         if not own:
             raise ValueError(
-                "`input_signature` is needed where a model has no symbolic "
+                "`input_signature` is needed if a model has no symbolic "
                 f"inputs. Received: model {model.name!r} of class "
                 f"{type(model).__name__}. Pass, for instance, "
                 'input_signature=[keras.InputSpec(shape=(None, 16), dtype="'
@@ -44,9 +48,9 @@ def as_functional(model: keras.Model, input_signature: Any = None):
     names = [t.name for t in own] if own else [None] * len(specs)
     if len(names) != len(specs):
         raise ValueError(
-            "`input_signature` must hold one spec for each input of the model."
-            f" Received: {len(specs)} specs, {len(names)} inputs {names}. Pass "
-            "them in the order of `model.inputs`."
+            "`input_signature` must have one spec per input of the model. "
+            f"Received: {len(specs)} specs, {len(names)} inputs {names}. Pass "
+            "the specs in the order of `model.inputs`."
         )
     inputs = [
         _input(spec, name, i)
@@ -63,16 +67,16 @@ def as_functional(model: keras.Model, input_signature: Any = None):
     return keras.Model(_unwrapped(inputs), outputs, name=model.name)
 
 
-def _own(model, name):
-    """The model's symbolic `inputs`, or `input`, their nest; or None."""
+def _own(model: keras.Model, name: str) -> Any:
+    """Return the attribute `inputs` or `input` of a model, or `None`."""
     try:
         return getattr(model, name)
     except AttributeError:
         return None
 
 
-def _structure(model, own, input_signature):
-    """The nest that the model is called on."""
+def _structure(model: keras.Model, own: Any, input_signature: Any) -> Any:
+    """Return the nest of inputs that the model is called with."""
     if own:
         nest = _own(model, "input")
         return own[0] if nest is None else nest
@@ -81,12 +85,12 @@ def _structure(model, own, input_signature):
     return input_signature
 
 
-def _unwrapped(inputs):
-    """Keras warns of a list of one where a call passes its tensor."""
+def _unwrapped(inputs: list[keras.KerasTensor]) -> Any:
+    """Return one input without its list, which Keras would warn of."""
     return inputs[0] if len(inputs) == 1 else list(inputs)
 
 
-def _input(spec, name, position):
+def _input(spec: Any, name: str | None, position: int) -> keras.KerasTensor:
     name = getattr(spec, "name", None) or name or f"input_{position}"
     return keras.Input(
         shape=tuple(spec.shape)[1:],
@@ -96,6 +100,6 @@ def _input(spec, name, position):
     )
 
 
-def _name_of(dtype):
-    """`"float32"` of anything that says so; a `tf.DType` by its name."""
+def _name_of(dtype: Any) -> Any:
+    """Return the name of a dtype object, a dtype without one, or float32."""
     return getattr(dtype, "name", None) or dtype or "float32"

@@ -1,12 +1,12 @@
 """Refuse PyTorch programs that run code of their author when they are loaded.
 
 `torch.export.load` (2.13) unpickles weights, constants, custom objects, and
-example inputs; it loads compiled libraries; and from the program's JSON it
+example inputs, and loads compiled libraries. From the program's JSON, it
 evaluates sizes (`sympify`) and guards (`exec`), writes names into generated
-code, and looks operators up by `getattr`, `torch.os.system` included. So an
-archive may hold only what keras_moe writes, and everything else is refused:
-records by their names, configurations by their entries, and every string of
-the program by the key that it stands under.
+code, and looks operators up by `getattr`, including `torch.os.system`.
+Therefore an archive may contain only what keras_moe writes. Everything else is
+refused: records by their names, configurations by their entries, and every
+string of the program by its key.
 
 Like `runtimes.py`, this file imports nothing from the package.
 """
@@ -16,12 +16,12 @@ import io
 import json
 import re
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 MODEL = "models/model.json"
 EXAMPLES = "data/sample_inputs/model.pt"
-# The configuration of weights or constants, and the names of its records.
+# The configurations of weights and constants, and the prefix of their records.
 CONFIGS = {
     "data/weights/model_weights_config.json": "weight",
     "data/constants/model_constants_config.json": "tensor",
@@ -33,7 +33,7 @@ RECORD = re.compile(
 )
 
 WORD = re.compile(r"-?\w*", re.ASCII)
-# Attributes that are set: none of Python's own.
+# Attributes that are set, except those of Python with double underscores.
 PATH = re.compile(r"(?!.*__)\w*(\.\w+)*", re.ASCII)
 VERSION = re.compile(r"[\w.+]*", re.ASCII)
 ANY = re.compile(r".*", re.DOTALL)
@@ -76,7 +76,7 @@ SIZES = "|".join(
     ]
 )
 SYMBOL = r"[a-z]+\d{1,6}"
-# Whatever order these parts are in, they name nothing but arithmetic.
+# These parts are arithmetic in any order.
 EXPRESSION = re.compile(
     rf"(?>\b(?:{SIZES}|and|or|not|True|False)\b|'{SYMBOL}'|\d++|\.\d++"
     r"|\b(?:integer|positive|nonnegative|real|finite)="
@@ -87,17 +87,18 @@ EXPRESSION = re.compile(
 
 
 class _Refused(Exception):
-    """What an archive may not hold."""
+    """Report what an archive may not contain."""
 
 
 def refusal(path: str) -> str | None:
-    """Return what an archive holds that keras_moe does not write.
+    """Return what an archive contains that keras_moe does not write.
 
     Args:
         path: File that `torch.export.save` wrote.
 
     Returns:
-        What it is; `None` if the archive may be loaded.
+        Description of the first such content; `None` if the archive may be
+        loaded.
     """
     from torch.export.pt2_archive import PT2ArchiveReader
 
@@ -120,8 +121,8 @@ def refusal(path: str) -> str | None:
     return None
 
 
-def _check_records(records, path):
-    """Check the names as PyTorch reads them, and as Python's zipfile does."""
+def _check_records(records: Sequence[str], path: str) -> None:
+    """Check the names that PyTorch reads, and those that `zipfile` reads."""
     for record in records:
         if not RECORD.fullmatch(record):
             raise _Refused(f"the record {record!r}")
@@ -139,14 +140,14 @@ def _check_records(records, path):
         raise _Refused("records that are hidden or listed twice")
 
 
-def _decoded(content, name):
+def _decoded(content: bytes, name: str) -> Any:
     try:
         return json.loads(content.decode())
     except ValueError as error:
         raise _Refused(f"no JSON in {name!r} ({error})") from None
 
 
-def _check_config(config, name, prefix):
+def _check_config(config: Any, name: str, prefix: str) -> None:
     """Check that weights or constants are plain arrays in their records."""
     entries = config.get("config") if isinstance(config, dict) else None
     if not isinstance(entries, dict):
@@ -164,7 +165,7 @@ def _check_config(config, name, prefix):
 
 
 def _check_strings(value: Any, key: str) -> None:
-    """Check each string of a program by the key that it stands under."""
+    """Check each string of a program by its key."""
     if isinstance(value, str):
         check = _CHECKS.get(key)
         if check is not None:
@@ -180,19 +181,19 @@ def _check_strings(value: Any, key: str) -> None:
             _check_strings(element, name)
 
 
-def _check_key(name, value):
+def _check_key(name: str, value: Any) -> None:
     if not WORD.fullmatch(name):
         raise _Refused(f"the key {name[:80]!r}")
     if name in FORBIDDEN or (name == "custom_obj_values" and value):
         raise _Refused(f"a custom object or operator under `{name}`")
-    # PyTorch counts up to the number of a symbol when it loads it.
+    # When PyTorch loads a symbol, it counts up to the symbol's number.
     if re.fullmatch(r"[a-z]+\d{7,}", name):
         raise _Refused(f"the symbol {name[:80]!r}")
 
 
 @functools.cache
-def _check_operator(name):
-    """Accept PyTorch's own operators on tensors and on sizes."""
+def _check_operator(name: str) -> None:
+    """Accept PyTorch's own operators on tensors and sizes."""
     import torch
 
     if OPERATOR.fullmatch(name):
@@ -206,15 +207,15 @@ def _check_operator(name):
     raise _Refused(f"the operator {name[:80]!r}")
 
 
-def _check_expression(text):
+def _check_expression(text: str) -> None:
     """Accept arithmetic on sizes."""
     if not EXPRESSION.fullmatch(text):
         raise _Refused(f"the expression {text[:80]!r}")
 
 
 @functools.cache
-def _check_structure(text):
-    """Accept nests of tuples, lists, and dicts, of inputs or outputs."""
+def _check_structure(text: str) -> None:
+    """Accept nests of tuples, lists, and dicts of inputs or outputs."""
     try:
         version, spec = json.loads(text)
         _check_spec(spec)
@@ -222,7 +223,7 @@ def _check_structure(text):
         raise _Refused(f"the structure {text[:80]!r} ({error})") from None
 
 
-def _check_spec(spec):
+def _check_spec(spec: Any) -> None:
     kind, context = spec["type"], spec["context"]
     if kind == "builtins.dict":
         names = json.loads(context)
@@ -247,8 +248,8 @@ _CHECKS: dict[str, Callable[[str], None]] = {
 }
 
 
-def _check_examples(content):
-    """Check that example inputs are unpickled without running code."""
+def _check_examples(content: bytes) -> None:
+    """Check that example inputs can be unpickled without running code."""
     import torch
 
     try:

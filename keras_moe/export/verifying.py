@@ -1,10 +1,12 @@
-"""Runs an artifact in a process of its own and compares it with its model."""
+"""Run an artifact in a process of its own and compare it with its model."""
 
 import pathlib
 import subprocess
 import sys
 import tempfile
 import warnings
+from collections.abc import Sequence
+from typing import Any
 
 import keras
 import numpy as np
@@ -20,27 +22,29 @@ from keras_moe.export.probes import Probe, probes_of, unreached
 
 def verify_folder(
     model: keras.Model,
-    manifest: dict,
+    manifest: dict[str, Any],
     folder: pathlib.Path,
-    data=None,
+    data: Any = None,
     scratch: pathlib.Path | None = None,
-) -> dict:
-    """Compares an artifact with its model; returns what was seen.
+) -> dict[str, Any]:
+    """Compare the outputs of an artifact with those of its model.
 
     Args:
-        model: from `as_functional`.
-        manifest: of the artifact.
-        folder: that the artifact is in.
-        data: see `probes_of`.
-        scratch: Folder for temporary files. `None` is the system's.
+        model: From `as_functional`.
+        manifest: Manifest of the artifact.
+        folder: The artifact's folder.
+        data: See `probes_of`.
+        scratch: Folder for temporary files. `None` (the default) is the
+            system's folder for temporary files.
 
     Returns:
-        `largest_difference`, `tolerance`, `shapes` (of each batch's inputs)
-        and `unreached` (experts that no batch asked, by block).
+        Dict of `largest_difference`, `tolerance`, `shapes` (of the inputs of
+        each batch), and `unreached` (the experts that no batch reaches, by
+        block).
 
     Raises:
-        ValueError: where a difference exceeds the tolerance.
-        RuntimeError: where the artifact does not run.
+        ValueError: If a difference exceeds the tolerance.
+        RuntimeError: If the artifact does not run.
     """
     probes = probes_of(model, data)
     missing: dict[str, list[int]] = {}
@@ -48,8 +52,8 @@ def verify_folder(
         missing.setdefault(path, []).append(expert)
     if missing:
         warnings.warn(
-            f"No input reached the experts {missing}: whether the artifact has "
-            "them right is not known. Pass `data` that the model was made for.",
+            f"No input reached the experts {missing}, so they were not "
+            "verified. Pass `data` of the kind that the model was trained on.",
             stacklevel=3,
         )
     names = [t.name for t in model.inputs]
@@ -61,10 +65,10 @@ def verify_folder(
     )
     if not largest <= tolerance:
         raise ValueError(
-            f"The {manifest['format']} artifact must say what its model says, "
-            f"to {tolerance:g} of the largest output. Received: a difference "
-            f"of {largest:g}. `export` does not keep such an artifact but with "
-            "verify=False; please report it."
+            f"The outputs of the {manifest['format']} artifact must equal the "
+            f"model's within {tolerance:g} of the largest output. Received: a "
+            f"difference of {largest:g}. Please report it. `export` keeps such "
+            "an artifact only with verify=False."
         )
     return {
         "largest_difference": largest,
@@ -74,8 +78,14 @@ def verify_folder(
     }
 
 
-def _run(format, folder, names, probes: list[Probe], scratch):
-    """The outputs of each probe, by the artifact in its own process."""
+def _run(
+    format: str,
+    folder: pathlib.Path,
+    names: list[str],
+    probes: list[Probe],
+    scratch: pathlib.Path | None,
+) -> list[list[np.ndarray]]:
+    """Return the artifact's outputs for each probe, from a new process."""
     arrays = {
         f"{i}/{name}": array
         for i, probe in enumerate(probes)
@@ -109,26 +119,36 @@ def _run(format, folder, names, probes: list[Probe], scratch):
             ]
 
 
-def _largest_difference(expected, received):
-    """The largest difference, in units of the largest output or of one."""
+def _largest_difference(
+    expected: Sequence[np.ndarray], received: Sequence[np.ndarray]
+) -> float:
+    """Return the largest difference, in units of the largest output or of 1."""
     largest = 0.0
     for mine, other in zip(expected, received, strict=True):
         if mine.shape != other.shape:
             return float("inf")
-        # The maximum of anything and NaN is NaN, and fails.
+        # The maximum of a number and NaN is NaN, which exceeds any tolerance.
         largest = float(np.maximum(largest, difference(mine, other)[1]))
     return largest
 
 
 def difference(mine: np.ndarray, other: np.ndarray) -> tuple[float, float]:
-    """Returns the largest difference of two arrays of one shape, and the same
-    in units of the largest element of `mine`, or of one."""
+    """Return the largest absolute and relative difference of two arrays.
+
+    Args:
+        mine: Array of the expected values.
+        other: Array of the same shape.
+
+    Returns:
+        The largest difference, and the same in units of the largest absolute
+        value of `mine`, or of 1 if that is larger.
+    """
     mine, other = mine.astype("float64"), other.astype("float64")
     absolute = np.abs(mine - other).max(initial=0.0)
     return absolute, absolute / max(1.0, np.abs(mine).max(initial=0.0))
 
 
-def _tolerance(model, manifest):
+def _tolerance(model: keras.Model, manifest: dict[str, Any]) -> float:
     if is_exact(model):
         return FORMATS[manifest["format"]].tolerance
     return LOW_PRECISION_TOLERANCE

@@ -1,10 +1,10 @@
-"""Another backend at work: a `.keras` file in, an artifact out.
+"""Write the artifact of a `.keras` file in a process of another backend.
 
     KERAS_BACKEND=tensorflow python -m keras_moe.export.worker JOB.json
 
-The job names the model's file, the format, the folder to write into, the
-modules whose import registers the classes that the model is made of, and the
-process that waits for the artifact.
+The job consists of the model's file, the format, the folder to write into, the
+modules whose import registers the user's classes, and the id of the process
+that waits for the artifact.
 """
 
 import importlib
@@ -23,7 +23,7 @@ from keras_moe.export.writers import write
 
 
 def main(job_path: str) -> None:
-    """Does one job."""
+    """Do the job of a file, which `write_elsewhere` wrote."""
     job = json.loads(pathlib.Path(job_path).read_text())
     parent = job["parent"]
     threading.Thread(target=_end_with, args=[parent], daemon=True).start()

@@ -1,38 +1,45 @@
-"""Writes an artifact with the backend that runs; one function a format.
+"""Write an artifact with the running backend, one function per format.
 
-Keras's own exporters do the work. What they do not, and what is added here:
-LiteRT without TensorFlow's operators, an ONNX operator set of this decade with
-one operation more, OpenVINO without the outputs of inner functions, and
-PyTorch programs of any batch size.
+Most of the work is done by Keras's own exporters. This module adds LiteRT
+without TensorFlow's operators, a recent ONNX operator set with one more
+operation, OpenVINO without the outputs of inner functions, and PyTorch programs
+of any batch size.
 """
 
 import io
 import pathlib
 import warnings
+from collections.abc import Callable
 from itertools import count
+from typing import Any
 
 import keras
 from keras import ops
+
+from keras_moe.types import Tensor
 
 ONNX_OPSET = 18
 
 
 def write(model: keras.Model, format: str, folder: pathlib.Path) -> None:
-    """Writes the artifact of `model` into an empty folder.
+    """Write the artifact of a model into an empty folder.
 
     Args:
-        model: from `as_functional`.
-        format: one of `FORMATS` that the running backend writes.
-        folder: Empty folder to write into. Temporary files lie beside it.
+        model: From `as_functional`.
+        format: One of `FORMATS` that the running backend writes.
+        folder: Empty folder to write into. Temporary files are written beside
+            it.
     """
     with warnings.catch_warnings():
-        # Converters warn of NumPy, of each other and of their own age.
+        # Converters warn of NumPy, of each other, and of their own age.
         warnings.simplefilter("ignore")
         _WRITERS[format](model, pathlib.Path(folder))
 
 
-def _export(model, path, format, **options):
-    """Keras's own export, of inputs under their names."""
+def _export(
+    model: keras.Model, path: pathlib.Path, format: str, **options: Any
+) -> None:
+    """Export a model with Keras's own exporter, under its inputs' names."""
     nest = model.inputs if len(model.inputs) > 1 else model.inputs[0]
     model.export(
         str(path),
@@ -43,18 +50,18 @@ def _export(model, path, format, **options):
     )
 
 
-def _saved_model(model, folder):
+def _saved_model(model: keras.Model, folder: pathlib.Path) -> None:
     _export(model, folder, "tf_saved_model")
 
 
-def _litert(model, folder):
+def _litert(model: keras.Model, folder: pathlib.Path) -> None:
     import tensorflow as tf
 
     operators = {"supported_ops": [tf.lite.OpsSet.TFLITE_BUILTINS]}
     _export(model, folder / "model.tflite", "litert", target_spec=operators)
 
 
-def _onnx(model, folder):
+def _onnx(model: keras.Model, folder: pathlib.Path) -> None:
     import onnx
 
     _teach_erfc()
@@ -63,23 +70,24 @@ def _onnx(model, folder):
     onnx.checker.check_model(str(path), full_check=True)
 
 
-def _openvino(model, folder):
+def _openvino(model: keras.Model, folder: pathlib.Path) -> None:
     import openvino
 
-    # It is removed with all else beside `folder`.
+    # The caller removes this folder with everything else beside `folder`.
     scratch = folder.parent / "saved_model"
     _saved_model(model, scratch)
     converted = openvino.convert_model(scratch)
     openvino.save_model(converted, folder / "model.xml", compress_to_fp16=False)
 
 
-def _torch(model, folder):
+def _torch(model: keras.Model, folder: pathlib.Path) -> None:
     import torch
 
     any_length = torch.export.Dim.DYNAMIC
     examples, shapes = [], []
     for tensor in model.inputs:
-        # Equal lengths would be taken for one; 0 and 1 for themselves.
+        # torch.export assumes that equal lengths are one dimension, and it
+        # treats lengths of 0 and 1 as constants.
         lengths = count(2)
         shape = [next(lengths) if n is None else n for n in tensor.shape]
         examples.append(ops.zeros(shape, dtype=tensor.dtype))
@@ -93,22 +101,22 @@ def _torch(model, folder):
             dynamic_shapes=tuple([tuple(shapes)]),
             strict=False,
         )
-    # To memory first: if its file cannot be written, torch ends the process.
+    # To memory first: torch kills the process if it cannot write its file.
     archive = io.BytesIO()
     torch.export.save(program, archive)
     (folder / "model.pt2").write_bytes(archive.getvalue())
 
 
-def _Positional(model):
-    """The model as a torch module of one tensor an argument.
+def _Positional(model: keras.Model) -> Any:
+    """Return a torch module that calls the model with one tensor per argument.
 
-    It is no submodule: Keras reads its weights from variables, so that they
-    become constants of the program, and would be stored a second time.
+    The model is not a submodule of it: Keras reads the weights from variables,
+    so they become constants of the program and would be stored twice.
     """
     import torch
 
     class Positional(torch.nn.Module):
-        def forward(self, *inputs):
+        def forward(self, *inputs: Tensor) -> Any:
             outputs = model(
                 inputs[0] if len(inputs) == 1 else list(inputs), training=False
             )
@@ -117,14 +125,14 @@ def _Positional(model):
     return Positional()
 
 
-def _teach_erfc():
-    """Lets tf2onnx write `erfc(x)`, which exact GELU is, as `1 - erf(x)`."""
+def _teach_erfc() -> None:
+    """Make tf2onnx write `erfc(x)`, a part of exact GELU, as `1 - erf(x)`."""
     import numpy as np
     from tf2onnx.handler import tf_op
 
     class Erfc:
         @classmethod
-        def version_9(cls, graph, node, **kwargs):
+        def version_9(cls, graph: Any, node: Any, **kwargs: Any) -> None:
             dtype = graph.get_dtype(node.input[0])
             output, shapes = node.output[0], node.output_shapes
             graph.remove_node(node.name)
@@ -142,7 +150,7 @@ def _teach_erfc():
     tf_op("Erfc")(Erfc)
 
 
-_WRITERS = {
+_WRITERS: dict[str, Callable[[keras.Model, pathlib.Path], None]] = {
     "tf_saved_model": _saved_model,
     "litert": _litert,
     "onnx": _onnx,

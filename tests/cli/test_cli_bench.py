@@ -62,5 +62,5 @@ def test_an_artifact_that_its_runtime_cannot_load(run, manifest):
     pytest.importorskip("onnxruntime")
     code, out, err = run("bench", manifest)
     assert (code, out) == (1, "")
-    assert "could not be loaded by its runtime" in err
+    assert "must be an artifact that its runtime can load" in err
     assert err.count("\n") == 1

@@ -76,7 +76,7 @@ def test_a_place_that_cannot_be_written(run, path, tmp_path):
     (full / "mine.txt").write_text("mine")
     code, _, err = run("export", path, "--format", "torch", "--out", full)
     assert code == 1
-    assert "holds something else" in err
+    assert "contains something else" in err
     assert (full / "mine.txt").read_text() == "mine"
 
 

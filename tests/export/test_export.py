@@ -118,7 +118,7 @@ def test_one_flipped_expert_is_found(artifact_path):
     flipped = kept.copy()
     flipped[E - 1] *= -1
     kernel.assign(flipped)
-    with pytest.raises(ValueError, match="must say what its model says"):
+    with pytest.raises(ValueError, match="must equal the model's"):
         verify(model, path)
     kernel.assign(kept)
 
@@ -129,7 +129,7 @@ def test_an_expert_that_no_input_reaches_is_named(artifact_path):
     block = model.layers[-1]
     block.disable_experts([2])
     with pytest.warns(UserWarning, match=r"No input reached .*\[2\]"):
-        with pytest.raises(ValueError, match="must say what"):
+        with pytest.raises(ValueError, match="must equal the"):
             verify(model, path)
     block.enable_experts()
 

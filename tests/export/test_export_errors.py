@@ -67,7 +67,7 @@ def test_unknown_quantization(model, tmp_path):
 
 def test_a_signature_of_other_inputs(model, tmp_path):
     spec = keras.InputSpec(shape=(None, 4), dtype="float32")
-    with pytest.raises(ValueError, match="one spec for each input"):
+    with pytest.raises(ValueError, match="one spec per input"):
         export(model, tmp_path / "a", OWN, [spec, spec])
 
 
@@ -143,7 +143,7 @@ def test_no_length_fits():
     inputs = keras.Input((None, 4))
     outputs = keras.layers.Reshape((7, 2, 2))(inputs)
     model = as_functional(keras.Model(inputs, outputs))
-    with pytest.raises(ValueError, match="of some length"):
+    with pytest.raises(ValueError, match="of one of the lengths"):
         probes_of(model)
 
 

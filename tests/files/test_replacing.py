@@ -39,7 +39,7 @@ def test_links_are_followed(export, artifact, tmp_path):
     assert content(artifact) == content(tmp_path / "elsewhere")
     assert set(content(artifact).values()) >= {"new"}
     (tmp_path / "circle").symlink_to("circle")
-    with pytest.raises(ValueError, match="which is no path"):
+    with pytest.raises(ValueError, match="which is not a path"):
         export(tmp_path / "circle", "new")
     assert names(tmp_path) == [
         *("artifact", "circle", "elsewhere", "link", "to_nothing")
