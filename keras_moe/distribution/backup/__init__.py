@@ -1,4 +1,4 @@
-"""Training that goes on after its processes were killed."""
+"""Resume training after its processes were killed."""
 
 from keras_moe.distribution.backup.callback import BackupAndResume
 from keras_moe.distribution.backup.loading import load_backup

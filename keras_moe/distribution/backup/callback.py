@@ -1,6 +1,7 @@
-"""The callback that makes a training outlive its processes."""
+"""Save a training regularly, and resume it after a crash."""
 
-import pathlib
+import os
+from typing import Any
 
 import keras
 
@@ -19,67 +20,69 @@ from keras_moe.distribution.backup.replaying import Replay
 
 
 class BackupAndResume(keras.callbacks.Callback):
-    """Save the training regularly; `fit` resumes from the last save.
+    """Save the training regularly, and make `fit` resume from the last save.
 
     Start the same script again after any of its processes was killed, at any
-    time, in the middle of a save too: `fit` continues, and its losses are those
-    of a run that was never killed. The `History` that it returns also holds the
-    epochs before. Put the callback last: what other callbacks change at the end
-    of an epoch is then saved.
+    time, even during a save: `fit` continues, and its losses are those of a run
+    that was never killed. The `History` that it returns includes the epochs
+    before. Put the callback last in the list, so that it saves what other
+    callbacks change at the end of an epoch.
 
-    A save holds the weights, statistics, states of seeds, and the optimizer's
-    variables as whole arrays, whatever the layout, so that it loads under
-    another number of devices or processes. For each process it holds the epoch
-    and batch, the history, and the states of Python's, NumPy's, and PyTorch's
-    generators, so that the data are shuffled as they would have been. Arrays
-    in `fit`, shuffled or not, are exact; so is a `PyDataset` that draws its
-    order from NumPy's global generator in `on_epoch_begin`. A
-    `tf.data.Dataset` that shuffles anew in each epoch, a generator, and
-    `steps_per_epoch` below the data's length start from their beginning
-    instead. What other callbacks count, such as `EarlyStopping`'s patience,
-    starts anew, and so does what `keras.random` draws without a
-    `SeedGenerator`.
+    A save contains the weights, statistics, states of seeds, and the
+    optimizer's variables as whole arrays. They do not depend on the layout, so
+    that a save loads with another number of devices or processes. For each
+    process, it contains the epoch and batch, the history, and the states of
+    Python's, NumPy's, and PyTorch's generators, so that data are shuffled as in
+    a run that was never killed. `fit` resumes exactly on arrays, shuffled or
+    not, and on a `PyDataset` that draws its order from NumPy's global generator
+    in `on_epoch_begin`. A `tf.data.Dataset` that shuffles differently in each
+    epoch, a generator, and data with `steps_per_epoch` below their length
+    restart from their beginning. The counts of other callbacks, such as the
+    patience of `EarlyStopping`, and the random numbers of `keras.random`
+    without a `SeedGenerator` start again, too.
 
-    On another number of processes or devices, pass the same global batches.
-    Metrics within an epoch are combined by their variables' `aggregation`:
-    totals and counts are added, so that the epoch's logs are those of all its
-    batches. Process `i` takes the generators of the saved process `i % N`, N
-    being the saved number; so without `shuffle=False` the remaining data come
-    in another order than in a run that was never killed.
+    With another number of processes or devices, pass the same global batches.
+    Metrics within an epoch are combined by the `aggregation` of their
+    variables: totals and counts are added, so that the logs of the epoch are
+    those of all its batches. Process `i` uses the generators of the saved
+    process `i % N`, if N processes were saved. Therefore, without
+    `shuffle=False`, the remaining data have another order than in a run that
+    was never killed.
 
-    With several processes, each of them passes the callback. The chief
-    (index 0) writes and decides which save to resume from; the others read it.
-    `directory` must therefore lie on a file system that all of them see, and
-    that renames a folder atomically (POSIX, NFS; not an object store).
+    With several processes, pass the callback in each of them. Process 0 writes
+    the saves and decides which one to resume from; the others read it.
+    Therefore `directory` must be on a file system that all processes can
+    access, and that renames a folder atomically (POSIX, NFS; not an object
+    store).
 
-    A save that is damaged or malformed in any part is passed over with a
-    warning, and removed once an older one is loaded. Checksums detect damage,
-    not malice. Saves of a version without a checksum of the manifest load with
-    a warning. The layers' configurations must be those of the save, as far as
-    Keras can save them; names, initializers, and `remat` may differ, and the
+    A save that is damaged or malformed in any part is skipped with a warning,
+    and removed after an older save is loaded. Checksums detect damage, not
+    tampering. Saves of a version without a checksum of the manifest load with a
+    warning. The layers' configurations must be those of the save, as far as
+    Keras can save them. Names, initializers, and `remat` may differ, and the
     code of lambdas is not compared.
 
     Args:
-        directory: str or path. Folder of the saves, of this training only.
-        save_freq: `"epoch"`, or the number of batches, 1 or more, after which
-            to save. Within an epoch, a resumed `fit` reads the data again up
-            to the batch of the save, without computing. Defaults to
-            `"epoch"`.
-        keep: int, 2 or more. How many saves to keep; the disk needs room for
-            one more. Defaults to 2.
-        delete_checkpoint: bool. Whether to delete the saves once the training
-            has finished. By default they stay: `fit` on them loads the result
-            and returns at once, or trains further if `epochs` is raised. A
-            launcher that restarts all processes after one died late needs
-            that.
+        directory: Str or path. Folder for the saves of this training only.
+        save_freq: `"epoch"` (the default) saves at the end of each epoch. An
+            int of 1 or more saves after that many batches. If `fit` resumes
+            within an epoch, it reads the data up to the batch of the save again
+            without computing.
+        keep: Int, 2 or more, number of saves to keep. The disk needs room for
+            one more. Default: 2.
+        delete_checkpoint: Bool, whether to delete the saves at the end of the
+            training. If `False` (the default), another `fit` loads the result
+            and returns at once, or continues if `epochs` is larger. A launcher
+            that restarts all processes after a late crash of one needs this.
 
     Raises:
-        ValueError: if an argument is out of its range; at the start of
-            training, if the model is not built, `directory` holds another
-            model's save, or all saves are torn; within a resumed epoch, if the
-            metrics are not those of the save.
-        OSError: if a save fails, on every process; earlier saves are intact.
-            At the start, if a file cannot be read or removed.
+        ValueError: If an argument is not one of the values above. At the start
+            of training, if the model is not built, if `directory` contains the
+            save of another model, or if all saves are damaged. Within a resumed
+            epoch, if the metrics differ from those of the save, or if the epoch
+            has fewer batches than were trained.
+        OSError: If a save fails, in every process; earlier saves are unchanged.
+            At the start of training, if a file cannot be read or removed.
 
     Example:
 
@@ -91,7 +94,7 @@ class BackupAndResume(keras.callbacks.Callback):
 
     def __init__(
         self,
-        directory: str | pathlib.Path,
+        directory: str | os.PathLike[str],
         save_freq: str | int = "epoch",
         keep: int = 2,
         delete_checkpoint: bool = False,
@@ -107,22 +110,22 @@ class BackupAndResume(keras.callbacks.Callback):
             "delete_checkpoint", delete_checkpoint
         )
         self.processes: Processes = Processes()
-        # Then nothing waits for a step's logs: see Keras's CallbackList.
+        # If it is True, Keras's CallbackList does not wait for a step's logs.
         self.async_safe = save_freq == "epoch"
 
-    def on_train_begin(self, logs=None):
-        """Loads the newest whole save, where there is one."""
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Load the newest undamaged save if there is one."""
         _check_built(self.model)
         self.processes = processes_of(self.model)
         if not self.model.optimizer.built:
             self.processes.build_optimizer(self.model)
-        self._records: list = []
+        self._records: list[list[Any]] = []
         self._own: state.Own | None = None
         self._replay: Replay | None = None
         self._unsaved, self._stopped = 0, False
         self._given_epoch = _keras.initial_epoch_of(self.model)
         generation, manifest = choosing.choose(self.directory, self.processes)
-        # Now, as other callbacks may change what a configuration holds.
+        # Now, because other callbacks may change configurations later.
         self._described = identity.describe(self.model, self.processes)
         if generation is not None:
             self._own, self._metrics = loading.load_training(
@@ -141,9 +144,13 @@ class BackupAndResume(keras.callbacks.Callback):
         self._manifest = manifest
         choosing.tidy(self.directory, generation, self.processes)
 
-    def on_epoch_begin(self, epoch, logs=None):
-        """Remembers the generators' states, from which the data's order
-        follows; has the batches of a save within the epoch replayed."""
+    def on_epoch_begin(
+        self, epoch: int, logs: dict[str, Any] | None = None
+    ) -> None:
+        """Keep the generators' states, which determine the order of the data.
+
+        If the save is within the epoch, its batches are replayed.
+        """
         own, self._own = self._own, None
         self._epoch, self._seen = epoch, 0
         if own is not None:
@@ -154,8 +161,10 @@ class BackupAndResume(keras.callbacks.Callback):
                 self._replay_batches(own)
         self._epoch_random = self.processes.random()
 
-    def on_train_batch_end(self, batch, logs=None):
-        """Saves, where it is time and the batch is not one of a replay."""
+    def on_train_batch_end(
+        self, batch: int, logs: dict[str, Any] | None = None
+    ) -> None:
+        """Save after `save_freq` batches, but not during a replay."""
         if _keras.unsynchronized_model_of(self).stop_training:
             self._stopped = True
         if isinstance(self.save_freq, str) or batch < self._seen:
@@ -165,8 +174,10 @@ class BackupAndResume(keras.callbacks.Callback):
         if self._unsaved >= self.save_freq:
             self._save(self._epoch, batch + 1, logs)
 
-    def on_epoch_end(self, epoch, logs=None):
-        """Saves, unless the epoch was stopped within."""
+    def on_epoch_end(
+        self, epoch: int, logs: dict[str, Any] | None = None
+    ) -> None:
+        """Save, unless the epoch was stopped before its end."""
         if self._stopped:
             return
         if self._replay is not None:
@@ -177,19 +188,19 @@ class BackupAndResume(keras.callbacks.Callback):
         if over or self.save_freq == "epoch":
             self._save(epoch + 1, 0, {}, target if over else None)
 
-    def on_train_end(self, logs=None):
-        """Deletes the saves, where asked to."""
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        """Delete the saves if `delete_checkpoint` is `True`."""
         _keras.set_initial_epoch(self.model, self._given_epoch)
         if self._own is not None:  # no epoch was left to train
             records.show(self.model.history, self._records)
         if self.delete_checkpoint and not self._stopped:
-            self.processes.agree(None)  # nobody needs them any more
+            self.processes.agree(None)  # wait until all have finished
             if self.processes.index == 0:
                 for generation in generations.generations(self.directory)[::-1]:
                     generations.remove(generation)
 
-    def _replay_batches(self, own):
-        """Have the batches skipped that were trained before the save."""
+    def _replay_batches(self, own: state.Own) -> None:
+        """Skip the batches of the epoch that were trained before the save."""
         self.processes.set_random(own.epoch_random)
         loading.warn_of_other_batches(
             self.directory, self._manifest, self.params.get("steps")
@@ -198,8 +209,17 @@ class BackupAndResume(keras.callbacks.Callback):
             self.model, self.processes, self._seen, own, self._metrics
         )
 
-    def _save(self, epoch, batch, logs, finished=None):
-        """Every process takes part; the chief writes; all fail together."""
+    def _save(
+        self,
+        epoch: int,
+        batch: int,
+        logs: dict[str, Any] | None,
+        finished: int | None = None,
+    ) -> None:
+        """Save in process 0, with the help of all processes.
+
+        If it fails, an error is raised in every process.
+        """
         model, processes = self.model, self.processes
         self._unsaved = 0
         described = {
@@ -220,7 +240,7 @@ class BackupAndResume(keras.callbacks.Callback):
             processes,
         )
 
-    def _collect(self, logs, batch):
+    def _collect(self, logs: dict[str, Any] | None, batch: int) -> state.Own:
         metrics = self.model.metrics_variables if batch else []
         return state.Own(
             self._records,
@@ -231,20 +251,20 @@ class BackupAndResume(keras.callbacks.Callback):
         )
 
 
-def _check_keep(keep):
+def _check_keep(keep: Any) -> int:
     if isinstance(keep, int) and not isinstance(keep, bool) and keep >= 2:
         return keep
     raise ValueError(
-        "`keep` must be an integer of 2 or more: one save that is whole while "
-        f"the next is written or torn. Received: keep={keep!r}. Pass keep=2."
+        "`keep` must be an integer of 2 or more, because the last save may be "
+        f"damaged while it is written. Received: keep={keep!r}. Pass keep=2."
     )
 
 
-def _check_built(model):
+def _check_built(model: keras.Model) -> None:
     if model.built:
         return
     raise ValueError(
-        "The model must be built before `fit` where its training is backed up. "
+        "The model must be built before `fit` if BackupAndResume is used. "
         f"Received: model {model.name!r}, not built. Call it on a batch, or "
-        "begin it with a keras.Input."
+        "start it with a keras.Input."
     )

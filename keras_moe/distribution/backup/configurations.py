@@ -1,8 +1,8 @@
-"""What a model is built of, without what may differ between two runs of it.
+"""Describe a model's layers without what may differ between two runs.
 
-A script that is started again builds the same model, but Keras counts the
-names of layers for each process, and a batch is smaller where more processes
-share it. Initial values are those of the backup.
+A script that is started again builds the same model. But Keras numbers the
+names of layers in each process, and a batch is smaller if more processes share
+it. Initial values do not matter, because the values of the backup are loaded.
 """
 
 import json
@@ -23,15 +23,14 @@ IGNORED = {
     "shared_object_id",
     "shared_part",
 }
-OPAQUE = {"__lambda__", "SeedGenerator"}  # bytes of code; a drawn seed
+OPAQUE = {"__lambda__", "SeedGenerator"}  # bytecode; a random seed
 
 
 def layer_configs(model: keras.Model) -> list[list[Any]]:
-    """Return `[class, config]` of each layer of a model, as JSON holds them.
+    """Return `[class, config]` of each layer of a model, as plain JSON.
 
-    The model itself is the first. Layers that stand in the config of another
-    one are not repeated there. The config of a layer that cannot be saved is
-    None.
+    The first entry is the model itself. A config does not repeat the configs of
+    other layers. The config of a layer that cannot be saved is `None`.
     """
     names: dict[str, int] = {}
     return [
@@ -40,8 +39,16 @@ def layer_configs(model: keras.Model) -> list[list[Any]]:
     ]
 
 
-def difference(there: list, here: list) -> str:
-    """Return in words where two results of `layer_configs` differ, or ""."""
+def difference(there: list[list[Any]], here: list[list[Any]]) -> str:
+    """Describe the first difference of two results of `layer_configs`.
+
+    Args:
+        there: Configs of the saved model.
+        here: Configs of the present model.
+
+    Returns:
+        A description, or `""` if there is no difference.
+    """
     pairs = list(zip(there, here, strict=False))
     for (kind, config), (other, own) in [*pairs[1:], *pairs[:1]]:
         if kind != other:
@@ -57,8 +64,11 @@ def difference(there: list, here: list) -> str:
     return ""
 
 
-def _first_unlike(there, here, path=()):
-    """Return the path to two parts of configs that differ, and both."""
+def _first_unlike(
+    there: Any, here: Any, path: tuple[str, ...] = ()
+) -> tuple[tuple[str, ...], Any, Any]:
+    """Return the path to the first parts that differ, and both parts."""
+    parts: list[tuple[str, Any, Any]]
     if isinstance(there, dict) and isinstance(here, dict):
         keys = sorted({*there, *here})
         parts = [(key, there.get(key), here.get(key)) for key in keys]
@@ -73,15 +83,15 @@ def _first_unlike(there, here, path=()):
     return path, there, here
 
 
-def _short(value):
+def _short(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:60]}..."
 
 
-def _config_of(layer, names):
+def _config_of(layer: keras.layers.Layer, names: dict[str, int]) -> Any:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a lambda cannot be loaded safely
+            warnings.simplefilter("ignore")  # Keras warns of lambdas
             config = keras.saving.serialize_keras_object(layer.get_config())
         config.pop("name", None)
         return json.loads(json.dumps(_lasting(config, names)))
@@ -89,8 +99,8 @@ def _config_of(layer, names):
         return None
 
 
-def _lasting(value, names):
-    """Return a part of a config with numbers in place of layers' names."""
+def _lasting(value: Any, names: dict[str, int]) -> Any:
+    """Return a part of a config, with layers' names replaced by numbers."""
     if isinstance(value, dict):
         return _lasting_dict(value, names)
     if isinstance(value, (list, tuple)):
@@ -98,7 +108,7 @@ def _lasting(value, names):
     return value
 
 
-def _lasting_dict(value, names):
+def _lasting_dict(value: dict[str, Any], names: dict[str, int]) -> Any:
     if value.get("class_name") in OPAQUE:
         return value["class_name"]
     if "keras_history" in value:  # a tensor of a functional model
@@ -107,10 +117,10 @@ def _lasting_dict(value, names):
     config = value.get("config")
     if isinstance(config, dict):
         if "trainable" in config or "batch_shape" in config:
-            del value["config"]  # a layer, which has an entry of its own
+            del value["config"]  # a layer, which has its own entry
         elif "inbound_nodes" in value:  # an operation
             value["config"] = {k: config[k] for k in config if k != "name"}
-    found = {}
+    found: dict[str, Any] = {}
     for key, part in sorted(value.items()):
         if key in ("input_layers", "output_layers"):
             found[key] = _numbered(part, names)
@@ -123,11 +133,11 @@ def _lasting_dict(value, names):
     return found
 
 
-def _is_ignored(key):
+def _is_ignored(key: str) -> bool:
     return key in IGNORED or str(key).endswith("initializer")
 
 
-def _numbered(value, names):
+def _numbered(value: Any, names: dict[str, int]) -> Any:
     if isinstance(value, str):
         return names.setdefault(value, len(names))
     if isinstance(value, dict):

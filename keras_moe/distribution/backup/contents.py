@@ -1,5 +1,6 @@
-"""What a save of a training must hold besides whole files."""
+"""Check that the content of a save's files can resume a training."""
 
+from collections.abc import Callable
 from typing import Any
 
 from keras_moe.distribution.backup import generations, state
@@ -25,16 +26,17 @@ SECOND_SCHEMA = FIRST_SCHEMA | {
 }
 
 
-def check(generation: Path, manifest: dict) -> None:
+def check(generation: Path, manifest: dict[str, Any]) -> None:
     """Raise if a training cannot be resumed from a generation.
 
     Raises:
-        ValueError: that tells what is malformed.
+        ValueError: If the manifest or a file is malformed. The message names
+            it.
     """
     _check_manifest(manifest)
     shapes = state.shapes_of(generation / state.ARRAYS)
     if shapes != [shape for _, shape in manifest["variables"]]:
-        raise ValueError(f"{state.ARRAYS} holds other shapes than the manifest")
+        raise ValueError(f"{state.ARRAYS} has other shapes than the manifest")
     for index in range(manifest["processes"]):
         name = state.own_name(index)
         own = state.unpack(generation / name)
@@ -45,12 +47,12 @@ def check(generation: Path, manifest: dict) -> None:
             )
 
 
-def is_unchecked(manifest: dict) -> bool:
-    """Return whether damage to a manifest would go unnoticed."""
+def is_unchecked(manifest: dict[str, Any]) -> bool:
+    """Return whether a manifest has no checksum of its own content."""
     return "schema" not in manifest
 
 
-def _check_manifest(manifest):
+def _check_manifest(manifest: dict[str, Any]) -> None:
     keys = FIRST_SCHEMA if is_unchecked(manifest) else SECOND_SCHEMA
     wrong = sorted(keys ^ manifest.keys())
     if not wrong:
@@ -61,8 +63,8 @@ def _check_manifest(manifest):
         )
 
 
-def _fitting(manifest) -> dict[str, bool]:
-    """Return for each key whether its value is of the right kind."""
+def _fitting(manifest: dict[str, Any]) -> dict[str, bool]:
+    """Return, for each key, whether its value has the right type."""
     m = manifest
     own = {state.own_name(i) for i in range(_limit(m["processes"]))}
     fits = {
@@ -84,8 +86,8 @@ def _fitting(manifest) -> dict[str, bool]:
     return fits
 
 
-def _limit(processes):
-    """Return a number of processes, 0 if it is none."""
+def _limit(processes: Any) -> int:
+    """Return a number of processes, or 0 if the value is not one."""
     return processes if _is_count(processes, 1) and processes < 1 << 20 else 0
 
 
@@ -93,17 +95,17 @@ def _is_count(value: Any, least: int = 0) -> bool:
     return type(value) is int and value >= least
 
 
-def _is_list(value, is_part) -> bool:
+def _is_list(value: Any, is_part: Callable[[Any], bool]) -> bool:
     return isinstance(value, list) and all(map(is_part, value))
 
 
-def _is_variable(value):
+def _is_variable(value: Any) -> bool:
     if not isinstance(value, list) or len(value) != 2:
         return False
     return isinstance(value[0], str) and _is_list(value[1], _is_count)
 
 
-def _is_layer(value):
+def _is_layer(value: Any) -> bool:
     if not isinstance(value, list) or len(value) != 2:
         return False
     kind, config = value

@@ -1,15 +1,15 @@
-"""A folder of generations, each written whole or not at all.
+"""Write and read generations, each written completely or not at all.
 
     directory/generation-00000004/manifest.json, arrays.npz, process-0.npz
     directory/generation-00000005/...
-    directory/generation-00000006.writing/...      one that is not complete
-    directory/generation-00000003.removing/...     one that is being removed
+    directory/generation-00000006.writing/...      incomplete
+    directory/generation-00000003.removing/...     being removed
 
-A generation is written beside, its manifest last, forced to the disk and then
-renamed, which POSIX does at once or not at all; it is removed in the opposite
-order. The manifest holds each file's size and checksum, and a checksum of its
-own content, so that whatever a failing disk tore is noticed and passed over.
-Nothing here imports Keras.
+A generation is written under another name, the manifest last. It is forced to
+the disk and then renamed, which POSIX does atomically. It is removed in the
+opposite order. The manifest contains the size and checksum of each file and a
+checksum of its own content, so that damage is detected. This module does not
+import Keras.
 """
 
 import contextlib
@@ -21,36 +21,39 @@ import pathlib
 import re
 import shutil
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from keras_moe.files.forcing import force, force_names
 
 Path = pathlib.Path
 MANIFEST = "manifest.json"
 CHECKSUM = "checksum"
-SCHEMA = 2  # 1 has neither this number nor a checksum
+SCHEMA = 2  # schema 1 has neither this number nor a checksum
 NAME = re.compile(r"generation-(\d{8,})")
 LEFT_OVER = re.compile(r"generation-\d{8,}\.(writing|removing)")
 CHUNK = 1 << 22
-# Errors of a file that is missing, of another kind, shorter than it should be,
-# or on a broken disk.
+# The errors of a file that is missing, of another type, too short, or on a
+# broken disk.
 TORN = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EINVAL, errno.EIO}
 
 
-def write(directory: Path, fill: Callable[[Path], dict], keep: int) -> Path:
-    """Add a generation and remove all but the newest `keep`.
+def write(
+    directory: Path, fill: Callable[[Path], dict[str, Any]], keep: int
+) -> Path:
+    """Add a generation, and remove all but the newest `keep`.
 
     Args:
-        directory: of the generations; made if it is missing.
-        fill: function `(folder)` that writes the files into `folder` and
-            returns what the manifest is to hold besides.
-        keep: 1 or more.
+        directory: Folder of the generations. It is made if it is missing.
+        fill: Function of the generation's folder that writes files into it and
+            returns the other entries of the manifest.
+        keep: Number of generations to keep, 1 or more.
 
     Returns:
-        The new generation's folder.
+        The folder of the new generation.
 
     Raises:
-        OSError: if the disk is full or not writable. The earlier generations
+        OSError: If the disk is full or not writable. The earlier generations
             are unchanged.
     """
     directory.mkdir(parents=True, exist_ok=True)
@@ -68,7 +71,7 @@ def write(directory: Path, fill: Callable[[Path], dict], keep: int) -> Path:
 
 
 def generations(directory: Path) -> list[Path]:
-    """Return the generations of a folder, the newest first, whole or torn."""
+    """Return all generations of a folder, damaged or not, the newest first."""
     if not directory.is_dir():
         return []
     found = [p for p in directory.iterdir() if NAME.fullmatch(p.name)]
@@ -76,14 +79,15 @@ def generations(directory: Path) -> list[Path]:
     return sorted(folders, key=_number, reverse=True)
 
 
-def read_manifest(generation: Path) -> dict:
-    """Return a generation's manifest if it and all files are whole.
+def read_manifest(generation: Path) -> dict[str, Any]:
+    """Return the manifest of a generation, after a check of all files.
 
-    A manifest of schema 1 has no checksum: what it holds may be damaged.
+    A manifest of schema 1 has no checksum, so its content may be damaged.
 
     Raises:
-        ValueError: that tells what is torn.
-        OSError: if the files cannot be read now, for want of permission, say.
+        ValueError: If the manifest or a file is damaged. The message names it.
+        OSError: If a file cannot be read for another reason, such as missing
+            permission.
     """
     try:
         manifest = _parse((generation / MANIFEST).read_bytes())
@@ -102,19 +106,22 @@ def read_manifest(generation: Path) -> dict:
 
 
 def newest_whole(
-    directory: Path, check: Callable[[Path, dict], None] | None = None
-) -> tuple[Path | None, dict, list[str]]:
-    """Return the newest whole generation.
+    directory: Path,
+    check: Callable[[Path, dict[str, Any]], None] | None = None,
+) -> tuple[Path | None, dict[str, Any], list[str]]:
+    """Return the newest undamaged generation.
 
     Args:
-        directory: of the generations.
-        check: function `(generation, manifest)` that raises a ValueError for a
-            generation that is not to be taken for whole either.
+        directory: Folder of the generations.
+        check: Function of a generation and its manifest that raises a
+            ValueError if the generation must be skipped, too. `None` (the
+            default) skips only damaged ones.
 
     Returns:
-        The generation or None, its manifest, and why newer ones are not whole.
+        The generation or `None`, its manifest, and a list of messages about
+        the newer generations that were skipped.
     """
-    torn = []
+    torn: list[str] = []
     for generation in generations(directory):
         try:
             manifest = read_manifest(generation)
@@ -128,8 +135,10 @@ def newest_whole(
 
 
 def remove(generation: Path) -> None:
-    """Remove a generation. It is renamed first, so that no part of it is left
-    under its name."""
+    """Remove a generation.
+
+    It is renamed first, so that no incomplete generation has its name.
+    """
     folder = generation.with_suffix(".removing")
     with _leaving_no_part(generation.parent):
         _delete(folder)
@@ -138,7 +147,7 @@ def remove(generation: Path) -> None:
 
 
 def clear(directory: Path) -> None:
-    """Remove what processes that were killed were writing or removing."""
+    """Remove what killed processes were writing or removing."""
     if not directory.is_dir():
         return
     for path in list(directory.iterdir()):
@@ -147,7 +156,7 @@ def clear(directory: Path) -> None:
 
 
 @contextlib.contextmanager
-def _leaving_no_part(directory):
+def _leaving_no_part(directory: Path) -> Iterator[None]:
     """Remove parts of generations after an error or an interrupt."""
     try:
         yield
@@ -156,7 +165,7 @@ def _leaving_no_part(directory):
         raise
 
 
-def _fill(folder, fill):
+def _fill(folder: Path, fill: Callable[[Path], dict[str, Any]]) -> None:
     """Write a generation's files and manifest, and force them to the disk."""
     described = fill(folder)
     files = {path.name: _seal(path) for path in sorted(folder.iterdir())}
@@ -166,10 +175,10 @@ def _fill(folder, fill):
     force(folder)
 
 
-def _parse(data):
-    """Return the manifest that a file's bytes hold; a ValueError if torn."""
+def _parse(data: bytes) -> dict[str, Any]:
+    """Return the manifest in a file's bytes; raise a ValueError if damaged."""
     try:
-        manifest = json.loads(data.decode())
+        manifest: dict[str, Any] = json.loads(data.decode())
         if not isinstance(manifest, dict):
             raise ValueError("it is not an object")
         if _is_sealed(manifest):
@@ -182,8 +191,8 @@ def _parse(data):
     return manifest
 
 
-def _is_sealed(manifest):
-    """Whether there is a checksum; only schema 1 may have none."""
+def _is_sealed(manifest: dict[str, Any]) -> bool:
+    """Return whether there is a checksum, which only schema 1 may lack."""
     if CHECKSUM in manifest:
         return True
     if "schema" in manifest:
@@ -191,8 +200,8 @@ def _is_sealed(manifest):
     return False
 
 
-def _check_files(files):
-    """Raise unless these are names in a folder with sizes and checksums."""
+def _check_files(files: Any) -> None:
+    """Raise unless `files` has names in a folder, with sizes and checksums."""
     if not isinstance(files, dict):
         raise ValueError("it lists no files")
     for name, sealed in files.items():
@@ -202,7 +211,7 @@ def _check_files(files):
             raise ValueError(f"it lists {name!r} as {sealed!r}"[:200])
 
 
-def _check_file(path, size, checksum):
+def _check_file(path: Path, size: int, checksum: int) -> None:
     found = path.stat().st_size if path.is_file() else None
     if found != size:
         raise ValueError(f"{path.name} has {found} of {size} bytes")
@@ -210,38 +219,38 @@ def _check_file(path, size, checksum):
         raise ValueError(f"{path.name} is not what was written")
 
 
-def _raise_if_whole(error):
-    """Raise an error that does not mean that the file is torn."""
+def _raise_if_whole(error: OSError) -> None:
+    """Raise an error unless it means that the file is damaged."""
     if error.errno not in TORN:
         raise error
 
 
-def _number(generation):
-    return int(NAME.fullmatch(generation.name)[1])  # type: ignore[index]
+def _number(generation: Path) -> int:
+    return int(generation.name.removeprefix("generation-"))
 
 
-def _next_number(directory):
+def _next_number(directory: Path) -> int:
     taken = [p for p in directory.iterdir() if NAME.fullmatch(p.name)]
     return max(map(_number, taken), default=-1) + 1
 
 
-def _delete(folder):
+def _delete(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def _checksum_of(manifest):
-    """Return the SHA-256 of all that a manifest holds but the checksum."""
+def _checksum_of(manifest: dict[str, Any]) -> str:
+    """Return the SHA-256 of a manifest's content without its checksum."""
     content = {k: v for k, v in manifest.items() if k != CHECKSUM}
     text = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _seal(path):
-    """Return a file's size and checksum."""
+def _seal(path: Path) -> list[int]:
+    """Return the size and checksum of a file."""
     return [path.stat().st_size, _checksum(path)]
 
 
-def _checksum(path):
+def _checksum(path: Path) -> int:
     checksum = 0
     with open(path, "rb") as file:
         while chunk := file.read(CHUNK):

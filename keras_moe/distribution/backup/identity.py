@@ -1,4 +1,6 @@
-"""What tells one model, and its optimizer, from another."""
+"""Describe a model and its optimizer, and compare it with a saved one."""
+
+from typing import Any
 
 import keras
 import numpy as np
@@ -9,8 +11,14 @@ from keras_moe.distribution.backup.processes import Processes
 
 def describe(
     model: keras.Model, processes: Processes, optimizer: bool = True
-) -> dict:
-    """Return what a manifest holds of a model, and of its optimizer."""
+) -> dict[str, Any]:
+    """Return the entries of a manifest that describe a model.
+
+    Args:
+        model: A built model.
+        processes: The processes of the training.
+        optimizer: Whether to describe the optimizer, too. Default: `True`.
+    """
     own = state.own_variables_of(model)
     variables = state.variables_of(model) if optimizer else own
     return {
@@ -25,12 +33,22 @@ def describe(
     }
 
 
-def check_same(directory: state.Path, saved: dict, mine: dict) -> None:
-    """Raise if the backup is another model's.
+def check_same(
+    directory: state.Path, saved: dict[str, Any], mine: dict[str, Any]
+) -> None:
+    """Raise if a backup belongs to another model.
 
-    Names may differ: they count what was made before in the process. Without
-    an optimizer of mine, those of its variables are not compared. A backup of
-    schema 1 has no configuration.
+    Names may differ, because Keras numbers them in each process. If `mine` has
+    no optimizer, the variables of the saved optimizer are not compared. A
+    backup of schema 1 has no configuration to compare.
+
+    Args:
+        directory: Folder of the backup.
+        saved: Manifest of the backup.
+        mine: From `describe`.
+
+    Raises:
+        ValueError: If the models or optimizers differ.
     """
     there, here = saved["variables"], mine["variables"]
     alone = mine["optimizer"] is None
@@ -44,14 +62,14 @@ def check_same(directory: state.Path, saved: dict, mine: dict) -> None:
         unlike = configurations.difference(layers, mine["layers"])
     if unlike:
         raise ValueError(
-            "`directory` must hold the backup of the model that is trained. "
-            f"Received: directory={str(directory)!r}, which holds "
+            "`directory` must contain the backup of the model that is trained. "
+            f"Received: directory={str(directory)!r}, which contains "
             f"{_say(saved)}, and {_say(mine)} to train; {unlike}. Pass another "
-            "directory, or delete this one to start anew."
+            "directory, or delete this one to start again."
         )
 
 
-def _say(described):
+def _say(described: dict[str, Any]) -> str:
     variables = described["variables"]
     numbers = sum(int(np.prod(shape)) for _, shape in variables)
     optimizer = described["optimizer"] or "no optimizer"
@@ -61,7 +79,7 @@ def _say(described):
     )
 
 
-def _difference(there, here):
+def _difference(there: list[list[Any]], here: list[list[Any]]) -> str:
     for (path, shape), (other, found) in zip(there, here, strict=False):
         if shape != found:
             return f"{path} {tuple(shape)} there is {other} {tuple(found)} here"

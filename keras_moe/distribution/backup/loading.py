@@ -1,7 +1,9 @@
-"""Load the weights of a save, and the state of the training within."""
+"""Load the weights of a save, and the state of its training."""
 
+import os
 import pathlib
 import warnings
+from typing import Any
 
 import keras
 
@@ -17,22 +19,24 @@ from keras_moe.distribution.backup.processes import Processes, processes_of
 Path = pathlib.Path
 
 
-def load_backup(model: keras.Model, directory: str | pathlib.Path) -> None:
+def load_backup(model: keras.Model, directory: str | os.PathLike[str]) -> None:
     """Load the weights of the newest save of `BackupAndResume`.
 
-    The optimizer is left alone, and the model need not be compiled. It may lie
-    on other devices, or on one: so a training of several processes becomes a
-    `.keras` file. Every process of a model that several hold must call it.
-    Nothing in `directory` is changed.
+    The optimizer is not changed, and the model need not be compiled. The
+    devices may differ from those of the save, so you can write a training of
+    several processes as a `.keras` file in one process. If several processes
+    hold the model, each of them must call this function. Nothing in `directory`
+    is changed.
 
     Args:
-        model: built, and of the same configuration as the one that was saved.
-        directory: of the saves.
+        model: A built model with the configuration of the saved one.
+        directory: Str or path. Folder of the saves.
 
     Raises:
-        FileNotFoundError: if there is no save.
-        ValueError: if it is another model's, or if all saves are torn.
-        OSError: if a file cannot be read.
+        FileNotFoundError: If there is no save.
+        ValueError: If `model` is not a Keras model, if the save belongs to
+            another model, or if all saves are damaged.
+        OSError: If a file cannot be read.
 
     Example:
 
@@ -48,9 +52,9 @@ def load_backup(model: keras.Model, directory: str | pathlib.Path) -> None:
     generation, manifest = choosing.choose(directory, processes)
     if generation is None:
         raise FileNotFoundError(
-            "`directory` must hold a save of BackupAndResume. Received: "
+            "`directory` must contain a save of BackupAndResume. Received: "
             f"directory={str(directory)!r}, without one. Train with the "
-            "callback before."
+            "callback first."
         )
     mine = identity.describe(model, processes, optimizer=False)
     identity.check_same(directory, manifest, mine)
@@ -61,26 +65,32 @@ def load_backup(model: keras.Model, directory: str | pathlib.Path) -> None:
 def load_training(
     model: keras.Model,
     generation: Path,
-    manifest: dict,
-    described: dict,
+    manifest: dict[str, Any],
+    described: dict[str, Any],
     processes: Processes,
 ) -> tuple[state.Own, metric_states.MetricStates]:
-    """Load the variables of a save; fail on all processes if one cannot.
+    """Load the variables and the state of a save.
 
     Args:
-        model: That trains.
-        generation, manifest: Of the save.
-        described: The configuration of the model, as of `describing`.
-        processes: That train it.
+        model: Model that is trained.
+        generation: Folder of the save.
+        manifest: Manifest of the save.
+        described: Description of the model, from `identity.describe`.
+        processes: The processes of the training.
 
     Returns:
-        What this process had of its own, and what the metrics had counted.
+        The saved state of this process, and the states of the metrics.
+
+    Raises:
+        ValueError: If the save belongs to another model or is malformed.
+        OSError: If a file cannot be read, or if another process fails.
     """
 
-    def read(index):
+    def read(index: int) -> state.Own:
         return state.unpack(generation / state.own_name(index))
 
-    error = own = metrics = None
+    error: Exception | None = None
+    own = metrics = None
     try:
         identity.check_same(generation.parent, manifest, described)
         path = generation / state.ARRAYS
@@ -95,23 +105,23 @@ def load_training(
     return own, metrics  # type: ignore[return-value]
 
 
-def first_epoch(directory: Path, manifest: dict, epochs: int) -> int:
-    """Return the epoch with which `fit` begins after a save.
+def first_epoch(directory: Path, manifest: dict[str, Any], epochs: int) -> int:
+    """Return the epoch with which `fit` starts after a save.
 
-    It warns if fewer epochs are to be trained than are begun.
+    It warns if `epochs` is below the number of epochs that have started.
 
     Args:
-        directory: Of the saves.
-        manifest: Of the save.
-        epochs: Of `fit`.
+        directory: Folder of the saves.
+        manifest: Manifest of the save.
+        epochs: The `epochs` of `fit`.
     """
     done = manifest["epoch"]
     begun = done + (manifest["batch"] > 0)
     if epochs < begun:
         warnings.warn(
-            f"`epochs` must be {begun} or more: so many are begun in "
-            f"{str(directory)!r}. Received: epochs={epochs}. The model is "
-            "loaded and not trained.",
+            f"`epochs` must be {begun} or more, because {begun} epochs have "
+            f"started in {str(directory)!r}. Received: epochs={epochs}. The "
+            "model is loaded but not trained.",
             stacklevel=3,
         )
     over = epochs <= (manifest["finished"] or done)
@@ -119,14 +129,14 @@ def first_epoch(directory: Path, manifest: dict, epochs: int) -> int:
 
 
 def warn_of_other_batches(
-    directory: Path, manifest: dict, steps: int | None
+    directory: Path, manifest: dict[str, Any], steps: int | None
 ) -> None:
-    """Warn if a save within an epoch is of an epoch of another length.
+    """Warn if the epoch of a save has another number of batches now.
 
     Args:
-        directory: Of the saves.
-        manifest: Of the save.
-        steps: Batches of the epoch now; None if they are not known.
+        directory: Folder of the saves.
+        manifest: Manifest of a save within an epoch.
+        steps: Number of batches of the epoch now; `None` if it is unknown.
     """
     saved = manifest.get("steps")
     if None in (steps, saved) or steps == saved:
@@ -134,7 +144,7 @@ def warn_of_other_batches(
     warnings.warn(
         f"The save in {str(directory)!r} is after batch {manifest['batch']} "
         f"of {saved} of an epoch, which now has {steps} batches. The first "
-        "ones are skipped, and may not be those that were trained. Pass the "
-        "same data in the same global batches.",
+        "batches are skipped, but may differ from those that were trained. "
+        "Pass the same data in the same global batches.",
         stacklevel=3,
     )

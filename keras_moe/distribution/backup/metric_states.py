@@ -1,11 +1,11 @@
-"""What a model's metrics have counted within an epoch.
+"""Save and restore the states of a model's metrics within an epoch.
 
-R states of one variable: each process of PyTorch counts by itself, and each
-replica of TensorFlow. JAX counts once for all, R = 1.
+R states of one variable: each process of PyTorch and each replica of TensorFlow
+has a state of its own. On JAX, there is one state for all, R = 1.
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -14,22 +14,22 @@ from keras_moe.distribution.backup.processes import Processes
 
 
 class MetricStates(NamedTuple):
-    """The saved states of a model's metrics.
+    """Hold the saved states of a model's metrics.
 
     Attributes:
-        rows: for each variable an array `(R, ...)`.
-        own: whether they belong to this process's replicas, one by one.
-            Otherwise they are those of all, to be combined.
+        rows: List of one array `(R, ...)` per variable.
+        own: Whether the R states are those of this process's replicas. If not,
+            they are those of all replicas and must be combined.
     """
 
     rows: list[np.ndarray]
     own: bool
 
     def wholes(self, variables: Sequence[keras.Variable]) -> list[np.ndarray]:
-        """Return what all replicas together have counted, by variable.
+        """Return the combined state of all replicas for each variable.
 
         Raises:
-            ValueError: if the variables are not those that were saved.
+            ValueError: If the variables have other shapes than the saved ones.
         """
         self._check(variables)
         pairs = zip(self.rows, variables, strict=True)
@@ -38,10 +38,10 @@ class MetricStates(NamedTuple):
     def restore(
         self, variables: Sequence[keras.Variable], processes: Processes
     ) -> None:
-        """Give the variables their states.
+        """Assign the states to the variables.
 
         Raises:
-            ValueError: if the variables are not those that were saved.
+            ValueError: If the variables have other shapes than the saved ones.
         """
         self._check(variables)
         for rows, variable in zip(self.rows, variables, strict=True):
@@ -51,7 +51,7 @@ class MetricStates(NamedTuple):
                 whole = combine(rows, variable.aggregation)
                 processes.assign_whole(variable, whole)
 
-    def _check(self, variables):
+    def _check(self, variables: Sequence[keras.Variable]) -> None:
         there = [list(rows.shape[1:]) for rows in self.rows]
         here = [list(variable.shape) for variable in variables]
         if there != here:
@@ -65,18 +65,20 @@ class MetricStates(NamedTuple):
 
 def saved_states(
     read: Callable[[int], list[np.ndarray]],
-    manifest: dict,
+    manifest: dict[str, Any],
     processes: Processes,
 ) -> MetricStates:
-    """Return the states of a save, for the processes that train now.
+    """Return the states of a save for the processes that train now.
 
-    They are this process's own if as many replicas train as before, and then
-    bitwise equal. Otherwise they are those of all replicas, to be combined.
+    If the number of replicas is that of the save, they are the states of this
+    process's replicas, bitwise equal. Otherwise they are those of all replicas,
+    which must be combined.
 
     Args:
-        read: function that returns the metrics of the saved process `index`.
-        manifest: of the save.
-        processes: that train now.
+        read: Function of an index that returns the states of the saved process
+            of this index.
+        manifest: Manifest of the save.
+        processes: The processes that train now.
     """
     backend, count = manifest["backend"], manifest["processes"]
     if "schema" not in manifest and backend != "tensorflow":
@@ -85,30 +87,38 @@ def saved_states(
         rows = read(processes.index)
         if all(len(states) == processes.replicas for states in rows):
             return MetricStates(rows, own=True)
-    if backend == "jax":  # each process has saved what all have counted
+    if backend == "jax":  # each process has saved the state of all
         return MetricStates(read(0), own=False)
     parts = zip(*map(read, range(count)), strict=True)
     return MetricStates([np.concatenate(rows) for rows in parts], own=False)
 
 
-def _with_axis(read):
-    """The first schema had one state without the axis R."""
+def _with_axis(
+    read: Callable[[int], list[np.ndarray]],
+) -> Callable[[int], list[np.ndarray]]:
+    """Add the axis R, which states of schema 1 do not have."""
     return lambda index: [state[None] for state in read(index)]
 
 
 def combine(rows: np.ndarray, aggregation: str | None) -> np.ndarray:
-    """Return one state of R, `(R, ...)`, by their variable's aggregation.
+    """Combine R states, `(R, ...)`, by the aggregation of their variable.
 
-    Totals and counts add up ("sum"). "only_first_replica" takes the first;
-    whatever else is averaged, of equal states one of them.
+    Args:
+        rows: The states.
+        aggregation: `"sum"` adds states, such as totals and counts.
+            `"only_first_replica"` selects the first state. Any other value
+            averages them, which does not change equal states.
     """
+    whole: np.ndarray
     if aggregation == "sum":
-        return rows.sum(axis=0, dtype=_wide(rows.dtype)).astype(rows.dtype)
-    if aggregation == "only_first_replica":
-        return rows[0]
-    return rows.mean(axis=0, dtype=_wide(rows.dtype)).astype(rows.dtype)
+        whole = rows.sum(axis=0, dtype=_wide(rows.dtype))
+    elif aggregation == "only_first_replica":
+        whole = rows[0]
+    else:
+        whole = rows.mean(axis=0, dtype=_wide(rows.dtype))
+    return whole.astype(rows.dtype, copy=False)
 
 
-def _wide(dtype):
-    """Return a dtype in which sums are exact, or almost."""
+def _wide(dtype: np.dtype) -> str | None:
+    """Return a dtype in which sums are exact or nearly exact."""
     return "float64" if dtype.kind == "f" else None

@@ -1,4 +1,4 @@
-"""The processes that train together, as a backup needs them."""
+"""Read and assign variables, and exchange bytes, in a backup's processes."""
 
 import keras
 import numpy as np
@@ -12,12 +12,14 @@ from keras_moe.types import Tensor
 
 
 class Processes:
-    """One process, alone; the backends' own subclasses know of more.
+    """Use a single process; a subclass per backend uses several.
 
     Attributes:
-        index: of this process; 0 is the chief, the only one that writes.
-        count: how many there are.
-        replicas: of the model in this process, which count metrics apart.
+        index: Index of this process. Process 0 is the chief, the only one that
+            writes.
+        count: Number of processes.
+        replicas: Number of replicas of the model in this process, each with
+            its own metric states.
     """
 
     index = 0
@@ -25,56 +27,56 @@ class Processes:
     replicas = 1
 
     def gather(self, row: np.ndarray) -> list[np.ndarray]:
-        """Returns the rows `(N,)` uint8 of all processes, N equal."""
+        """Return the rows `(N,)`, uint8, of all processes, with the same N."""
         return [row]
 
     def read(self, variable: keras.Variable) -> np.ndarray:
-        """Returns the whole array of a variable, wherever its parts are."""
+        """Return the whole array of a variable, also if it is sharded."""
         raise NotImplementedError
 
     def assign(self, variable: keras.Variable, array: np.ndarray) -> None:
-        """Gives a variable its part of a whole array."""
+        """Assign to a variable its part of a whole array."""
         variable.assign(array)
 
     def read_own(self, metric: keras.Variable) -> np.ndarray:
-        """Return what each replica of this process has counted, `(R, ...)`."""
+        """Return the metric states of this process's replicas, `(R, ...)`."""
         return self.read(metric)[None]
 
     def assign_own(self, metric: keras.Variable, rows: np.ndarray) -> None:
-        """Give each replica's variable what `read_own` returned."""
+        """Assign to each replica's variable what `read_own` returned."""
         self.assign(metric, rows[0])
 
     def assign_whole(self, metric: keras.Variable, whole: np.ndarray) -> None:
-        """Give the replicas of all processes what is `whole` combined."""
+        """Assign states to all replicas that combine to `whole`."""
         self.assign(metric, whole)
 
     def place(self, array: np.ndarray, like: Tensor) -> Tensor:
-        """Returns a whole array as a tensor with the layout of another."""
+        """Return a whole array as a tensor with the layout of another."""
         raise NotImplementedError
 
     def shape(self, variable: keras.Variable) -> tuple[int, ...]:
-        """Returns the shape of a variable's whole array."""
+        """Return the shape of a variable's whole array."""
         return tuple(variable.shape)
 
     def build_optimizer(self, model: keras.Model) -> None:
-        """Makes the optimizer's variables, where the model's are."""
+        """Make the optimizer's variables, on the devices of the model's."""
         model.optimizer.build(model.trainable_variables)
 
     def random(self) -> Arrays:
-        """Returns the states of this process's generators."""
+        """Return the states of this process's random generators."""
         return random_states()
 
     def set_random(self, states: Arrays) -> None:
-        """Puts the generators into the states that `random` returned."""
+        """Set the generators to the states that `random` returned."""
         set_random_states(states)
 
     def gather_bytes(self, data: bytes) -> list[bytes]:
-        """Returns what each process gave, of whatever length."""
+        """Return the bytes of each process, which may differ in length."""
         size = np.array([len(data)], "int64")
         sizes = [
             int(s.view("int64")[0]) for s in self.gather(size.view("uint8"))
         ]
-        row = np.zeros(max(1, *sizes), "uint8")  # TensorFlow's dies of 0
+        row = np.zeros(max(1, *sizes), "uint8")  # TensorFlow crashes at 0
         row[: len(data)] = np.frombuffer(data, "uint8")
         rows = self.gather(row)
         return [
@@ -83,31 +85,34 @@ class Processes:
         ]
 
     def from_chief(self, data: bytes) -> bytes:
-        """Returns what the chief gave, on every process."""
+        """Return the bytes of the chief in every process."""
         return self.gather_bytes(data if self.index == 0 else b"")[0]
 
     def agree(self, error: BaseException | None) -> None:
-        """Raises on every process where any has an error.
+        """Raise in every process if any process has an error.
+
+        Args:
+            error: The error of this process, or `None`.
 
         Raises:
-            OSError: that names the process and its error; the error itself on
-                the process that has it.
+            OSError: If another process has an error. The message names both.
+                The process that has the error raises it unchanged.
         """
         if self.count == 1:
             if error:
                 raise error
             return
-        said = f"{type(error).__name__}: {error}" if error else ""
-        everybody = self.gather_bytes(said.encode())
+        text = f"{type(error).__name__}: {error}" if error else ""
+        texts = self.gather_bytes(text.encode())
         if error:
             raise error
-        for index, other in enumerate(everybody):
+        for index, other in enumerate(texts):
             if other:
                 raise OSError(f"Process {index} failed with {other.decode()}")
 
 
 def processes_of(model: keras.Model) -> Processes:
-    """Returns the processes that train `model`, by the running backend."""
+    """Return the processes that train a model, on the running backend."""
     backend = keras.backend.backend()
     if backend == "jax":
         from keras_moe.distribution.backup.jax_processes import JaxProcesses

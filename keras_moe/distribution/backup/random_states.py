@@ -1,17 +1,19 @@
-"""The states of Python's and NumPy's own generators, as arrays.
+"""Read and set the states of Python's and NumPy's generators, as arrays.
 
-Keras shuffles arrays by NumPy's under JAX, a `PyDataset` by Python's.
+On JAX, Keras shuffles arrays with NumPy's generator, and a `PyDataset` with
+Python's.
 """
 
 import random
+from typing import TypeAlias
 
 import numpy as np
 
-Arrays = dict[str, np.ndarray]
+Arrays: TypeAlias = dict[str, np.ndarray]
 
 
 def random_states() -> Arrays:
-    """Returns both generators' states by name."""
+    """Return the states of both generators by name."""
     version, words, gauss = random.getstate()
     _, keys, *rest = np.random.get_state()
     return {
@@ -23,7 +25,7 @@ def random_states() -> Arrays:
 
 
 def set_random_states(states: Arrays) -> None:
-    """Puts both generators into the states that `random_states` returned."""
+    """Set both generators to the states that `random_states` returned."""
     version, *words = states["python"].tolist()
     gauss = states["python_gauss"].tolist()
     random.setstate((version, tuple(words), gauss[0] if gauss else None))

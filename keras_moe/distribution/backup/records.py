@@ -1,16 +1,18 @@
-"""The logs of the epochs that are over, as a save has them."""
+"""Convert the logs of finished epochs for a save, and restore them."""
+
+from typing import Any
 
 import keras
 import numpy as np
 
 
-def plain(logs: dict | None) -> dict:
-    """Return numbers, or lists of them, as JSON has them."""
+def plain(logs: dict[str, Any] | None) -> dict[str, Any]:
+    """Return logs as plain numbers, or lists of them, for JSON."""
     return {name: np.asarray(v).tolist() for name, v in (logs or {}).items()}
 
 
-def show(history: keras.callbacks.History, records: list) -> None:
-    """Put records, `[epoch, logs]` each, into a history in place of its own."""
+def show(history: keras.callbacks.History, records: list[list[Any]]) -> None:
+    """Replace the records of a history by others, `[epoch, logs]` each."""
     history.epoch = [epoch for epoch, _ in records]
     history.history = {}
     for _, logs in records:

@@ -1,4 +1,4 @@
-"""The arrays of a save: variables, and what each process has of its own."""
+"""Write and read the arrays of a save, and the state of each process."""
 
 import contextlib
 import io
@@ -6,7 +6,7 @@ import json
 import pathlib
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import keras
 import numpy as np
@@ -20,15 +20,15 @@ ARRAYS = "arrays.npz"
 
 
 class Own(NamedTuple):
-    """What a process has of its own.
+    """Hold the state of one process.
 
     Attributes:
-        records: `[epoch, logs]` of each epoch that is over.
-        logs: of the last step of the epoch that is not, or `{}`.
-        epoch_random: generators' states at that epoch's begin.
-        random: the same now.
-        metrics: the metrics' states, in order, if the epoch is not over: of
-            each variable an array `(R, ...)`, see `MetricStates`.
+        records: List of `[epoch, logs]` of each finished epoch.
+        logs: Logs of the last step of the unfinished epoch, or `{}`.
+        epoch_random: States of the generators at the start of that epoch.
+        random: States of the generators now.
+        metrics: Metric states within an epoch, one array `(R, ...)` per
+            variable; see `MetricStates`. Empty at the end of an epoch.
     """
 
     records: list[list[Any]]
@@ -39,21 +39,22 @@ class Own(NamedTuple):
 
 
 def variables_of(model: keras.Model) -> list[keras.Variable]:
-    """Weights, statistics, states of seeds, the optimizer's variables."""
+    """Return the variables of a model, and then those of its optimizer."""
     return [*own_variables_of(model), *model.optimizer.variables]
 
 
 def own_variables_of(model: keras.Model) -> list[keras.Variable]:
-    """The same without the optimizer's, which are the last."""
+    """Return the weights, statistics, and states of seeds of a model."""
     return [*model.trainable_variables, *model.non_trainable_variables]
 
 
 def arrays_of(
     model: keras.Model, processes: Processes
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Yields each variable's name and whole array, one at a time.
+    """Yield the name and the whole array of each variable, one at a time.
 
-    Every process must go through all of them: some are gathered from all.
+    Every process must iterate to the end, because some arrays are gathered from
+    all processes.
     """
     for number, variable in enumerate(variables_of(model)):
         array = processes.read(variable)
@@ -63,7 +64,7 @@ def arrays_of(
 
 
 def write_arrays(path: Path, arrays: Iterable[tuple[str, np.ndarray]]) -> None:
-    """Writes an `.npz`, one array in memory at a time."""
+    """Write an `.npz` file with one array in memory at a time."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
         for name, array in arrays:
             with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
@@ -74,7 +75,7 @@ def shapes_of(path: Path) -> list[list[int]]:
     """Return the shapes of the arrays that `write_arrays` wrote, in order.
 
     Raises:
-        ValueError: if the file is malformed.
+        ValueError: If the file is malformed.
     """
     with _reading(path) as data:
         archive = zipfile.ZipFile(data)
@@ -84,7 +85,7 @@ def shapes_of(path: Path) -> list[list[int]]:
 def load_arrays(
     path: Path, variables: Sequence[keras.Variable], processes: Processes
 ) -> None:
-    """Give each variable its array of the file, or its part of it."""
+    """Assign to each variable its array of the file, or its part of it."""
     with np.load(path, allow_pickle=False) as arrays:
         names = sorted(arrays.files)
         for name, variable in zip(names, variables, strict=False):
@@ -92,7 +93,7 @@ def load_arrays(
 
 
 def pack(own: Own) -> bytes:
-    """Returns the bytes of an `.npz`."""
+    """Return the state of a process as the bytes of an `.npz` file."""
     text = json.dumps([own.records, own.logs]).encode()
     arrays: dict[str, Any] = {
         "text": np.frombuffer(text, "uint8"),
@@ -106,10 +107,10 @@ def pack(own: Own) -> bytes:
 
 
 def unpack(path: Path) -> Own:
-    """Return what `pack` made a file's bytes of.
+    """Return the state of a process from a file with the bytes of `pack`.
 
     Raises:
-        ValueError: if the file is malformed.
+        ValueError: If the file is malformed.
     """
     with _reading(path) as data:
         arrays = dict(np.load(data, allow_pickle=False))
@@ -125,8 +126,8 @@ def unpack(path: Path) -> Own:
         )
 
 
-def _shape(archive, name):
-    """Return the shape of an array of numbers from the head of its file."""
+def _shape(archive: zipfile.ZipFile, name: str) -> list[int]:
+    """Return the shape of an array of numbers from its file's header."""
     with archive.open(name) as file:
         version = np.lib.format.read_magic(file)
         if version == (1, 0):
@@ -134,16 +135,16 @@ def _shape(archive, name):
         else:
             shape, _, dtype = np.lib.format.read_array_header_2_0(file)
     if dtype.kind not in "biuf":
-        raise ValueError(f"{name} holds {dtype}")
+        raise ValueError(f"{name} contains {dtype}")
     return list(shape)
 
 
 def own_name(index: int) -> str:
-    """Return the name of the file in which a process's own state is."""
+    """Return the name of the file with the state of a process."""
     return f"process-{index}.npz"
 
 
-def _part(arrays, prefix):
+def _part(arrays: Arrays, prefix: str) -> Arrays:
     return {
         name.removeprefix(prefix): array
         for name, array in sorted(arrays.items())
@@ -152,8 +153,8 @@ def _part(arrays, prefix):
 
 
 @contextlib.contextmanager
-def _reading(path):
-    """Raise a ValueError for whatever a malformed file leads to."""
+def _reading(path: Path) -> Iterator[IO[bytes]]:
+    """Raise a ValueError for every error of a malformed file inside."""
     with open(path, "rb") as data:
         try:
             yield data

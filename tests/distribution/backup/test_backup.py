@@ -129,7 +129,7 @@ def test_weights_load_into_a_model_that_is_not_compiled(tmp_path):
     load_backup(other, tmp_path)
     x, _ = make_data()
     np.testing.assert_array_equal(other.predict(x), model.predict(x))
-    with pytest.raises(FileNotFoundError, match="must hold a save"):
+    with pytest.raises(FileNotFoundError, match="must contain a save"):
         load_backup(other, tmp_path / "none")
 
 
@@ -161,7 +161,7 @@ def test_eight_devices_are_resumed_on_four_and_on_one(tmp_path):
 
 def test_another_models_saves_are_refused(tmp_path):
     fit(BackupAndResume(tmp_path))
-    with pytest.raises(ValueError, match="`directory` must hold") as error:
+    with pytest.raises(ValueError, match="`directory` must contain") as error:
         fit(BackupAndResume(tmp_path), model=make_model(5, name="other"))
     text = str(error.value)
     assert "'model' with Adam" in text and "'other' with Adam" in text
@@ -210,5 +210,5 @@ def test_training_resumes_from_the_previous_save(tmp_path, undisturbed):
     for generation in saves:
         generations.read_manifest(generation)  # both are whole
         (generation / "manifest.json").unlink()
-    with pytest.raises(ValueError, match="Delete it to start anew"):
+    with pytest.raises(ValueError, match="Delete it to start again"):
         fit(BackupAndResume(tmp_path))

@@ -49,7 +49,7 @@ def assert_passed_over(folder):
     assert name == GOOD
     assert manifest["epoch"] == 2
     (text,) = texts
-    assert text.startswith("Torn saves are passed over: ")
+    assert text.startswith("Damaged saves are skipped: ")
     assert text.endswith(f"{GOOD} is loaded.")
 
 
@@ -98,7 +98,7 @@ def flip_each(folder, name, bits):
         else:
             assert found == GOOD, bit
             assert len(texts) == 1, bit
-            assert texts[0].startswith("Torn saves are passed over"), bit
+            assert texts[0].startswith("Damaged saves are skipped"), bit
     path.write_bytes(whole)
     assert unchanged < len(bits) / 10
 
@@ -258,7 +258,7 @@ def test_arrays_of_other_shapes(damaged):
 def test_training_resumes_from_the_older_save(damaged):
     (damaged / NEWEST / "manifest.json").write_text("{}")
     model = hand_saves.make_model()
-    with pytest.warns(UserWarning, match="Torn saves are passed over"):
+    with pytest.warns(UserWarning, match="Damaged saves are skipped"):
         callback = hand_saves.begin(damaged, model)
     assert hand_saves.epoch_of(model) == 1
     assert model._initial_epoch == 2
@@ -270,7 +270,7 @@ def test_training_resumes_from_the_older_save(damaged):
 def test_only_malformed_saves_are_an_error(damaged):
     for name in (GOOD, NEWEST):
         (damaged / name / "manifest.json").write_text("[]")
-    with pytest.raises(ValueError, match="`directory` must hold a save"):
+    with pytest.raises(ValueError, match="`directory` must contain an"):
         hand_saves.begin(damaged)
     assert len(list(damaged.iterdir())) == 2
 

@@ -171,7 +171,7 @@ def test_other_metrics_within_an_epoch_are_refused(within_epoch):
 def test_an_epoch_that_is_too_short_is_refused(within_epoch):
     """Without the error, batches of the next epoch would be skipped, too."""
     with pytest.warns(UserWarning, match="batch 3 of 4 of an epoch, which now"):
-        with pytest.raises(ValueError, match="an epoch of 2 batches, of which"):
+        with pytest.raises(ValueError, match="an epoch of 2 batches, but 3"):
             fit(within_epoch, rows=8)
 
 

@@ -166,7 +166,7 @@ def test_loading_changes_no_file(tmp_path):
     (tmp_path / "generation-00000002.writing").mkdir()
     before = sorted(tmp_path.rglob("*"))
     model = hand_saves.make_model()
-    with pytest.warns(UserWarning, match="Torn saves are passed over"):
+    with pytest.warns(UserWarning, match="Damaged saves are skipped"):
         load_backup(model, tmp_path)
     assert hand_saves.epoch_of(model) == 0
     assert sorted(tmp_path.rglob("*")) == before
@@ -201,7 +201,7 @@ def test_another_models_backup_is_left_unchanged(tmp_path):
     newest = generations.generations(tmp_path)[0]
     (newest / "arrays.npz").unlink()
     before = sorted(tmp_path.rglob("*"))
-    with pytest.warns(UserWarning, match="Torn saves are passed over"):
-        with pytest.raises(ValueError, match="`directory` must hold"):
+    with pytest.warns(UserWarning, match="Damaged saves are skipped"):
+        with pytest.raises(ValueError, match="`directory` must contain"):
             fit(BackupAndResume(tmp_path))
     assert sorted(tmp_path.rglob("*")) == before
