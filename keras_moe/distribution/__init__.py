@@ -1,4 +1,4 @@
-"""From one device to many, on the engines of each backend."""
+"""Floor 4: train on several devices, with the engines of each backend."""
 
 from keras_moe.distribution.backup import BackupAndResume, load_backup
 from keras_moe.distribution.data import DataShard, data_shard, local_shard

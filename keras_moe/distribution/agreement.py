@@ -1,9 +1,9 @@
-"""What processes agree on through their backend, before they train."""
+"""Let the processes of a job agree through their backend before training."""
 
 import contextlib
 import os
 import socket
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import keras
 
@@ -13,12 +13,13 @@ from keras_moe.distribution.variables import read_job
 
 
 class Place(NamedTuple):
-    """This process among all of a job.
+    """Hold this process's place in its job.
 
     Attributes:
-        number: Of this process.
-        processes: How many there are.
-        host: Address of process 0; empty where the job does not name it.
+        number: Index of this process.
+        processes: Number of processes.
+        host: Address of process 0; empty if the job's variables do not have
+            it.
     """
 
     number: int
@@ -27,7 +28,7 @@ class Place(NamedTuple):
 
 
 def place() -> Place:
-    """Return this process's place in the job that it joined."""
+    """Return the place of this process in the job that it joined."""
     job = read_job(os.environ, keras.backend.backend())
     job = job or read_slurm_job(os.environ)
     first = job.addresses[0] if job and job.addresses else ""
@@ -36,19 +37,19 @@ def place() -> Place:
 
 
 def own_address() -> list[int]:
-    """Return the four numbers of this host's address in its network."""
+    """Return the four numbers of this host's IPv4 address in its network."""
     udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     with contextlib.suppress(OSError), udp:
-        udp.connect(("192.0.2.1", 9))  # finds the route, and sends nothing
+        udp.connect(("192.0.2.1", 9))  # selects a route, sends nothing
         return [int(n) for n in udp.getsockname()[0].split(".")]
     return [127, 0, 0, 1]
 
 
 def is_collective(model: keras.Model, name: str) -> bool:
-    """Return whether each step of a call is one of all processes.
+    """Return whether all processes take part in each step of a call.
 
     Args:
-        model: Whose method is called.
+        model: Model whose method is called.
         name: `"fit"`, `"evaluate"`, or `"predict"`.
     """
     backend = keras.backend.backend()
@@ -70,29 +71,31 @@ def is_collective(model: keras.Model, name: str) -> bool:
     return getattr(call, "fully_sharded", False) or bool(sharded_banks(model))
 
 
-def _spans_processes(distribution):
+def _spans_processes(distribution: Any) -> bool:
     import jax
 
     if distribution is None:
         return False
-    return distribution.device_mesh.devices.size > jax.local_device_count()
+    devices: int = distribution.device_mesh.devices.size
+    return devices > jax.local_device_count()
 
 
 def is_between_steps(in_step: bool) -> bool:
-    """Return whether metrics are read now that follow an epoch's last step.
+    """Return whether metrics are read now outside of the model's steps.
 
     Args:
-        in_step: Whether a step of the model runs.
+        in_step: Whether a step of the model is running.
     """
     if keras.backend.backend() == "torch":
         return not in_step
     import tensorflow as tf
 
-    return tf.executing_eagerly() and tf.distribute.in_cross_replica_context()
+    eager = tf.executing_eagerly()
+    return bool(eager and tf.distribute.in_cross_replica_context())
 
 
 def failures() -> tuple[type[Exception], ...]:
-    """Return what `from_first` raises if a process is gone."""
+    """Return the errors that `from_first` raises if a process has ended."""
     if keras.backend.backend() == "tensorflow":
         import tensorflow as tf
 
@@ -103,11 +106,14 @@ def failures() -> tuple[type[Exception], ...]:
 def from_first(
     numbers: list[int], model: keras.Model | None = None
 ) -> list[int]:
-    """Return the numbers of process 0, each below 2 ** 16; collective.
+    """Return the numbers that process 0 passes.
+
+    All processes must call this function together.
 
     Args:
-        numbers: In process 0; zeros elsewhere.
-        model: That all processes train; TensorFlow needs its strategy.
+        numbers: List of integers below 2 ** 16 in process 0; zeros, as many,
+            in the other processes.
+        model: Model that all processes train. TensorFlow needs its strategy.
     """
     backend = keras.backend.backend()
     if backend == "torch":
@@ -128,8 +134,8 @@ def from_first(
     return _from_first_worker(numbers, strategy)
 
 
-def _from_first_worker(numbers, strategy):
-    """By the sum over the replicas, as many on each worker."""
+def _from_first_worker(numbers: list[int], strategy: Any) -> list[int]:
+    """Return the numbers of worker 0, by a sum over all replicas."""
     import tensorflow as tf
 
     own = strategy.num_replicas_in_sync // process_count()

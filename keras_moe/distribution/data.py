@@ -1,4 +1,4 @@
-"""Each process reads its own part of the data.
+"""Read a part of the data in each process.
 
 N examples, S shards.
 
@@ -7,8 +7,8 @@ N examples, S shards.
     dataset.shard(part.count, part.index)  # tf.data
     grain.MapDataset.source(source)[part.index :: part.count]
 
-A TFDS `data_source` is such a `source`. docs/from-laptop-to-cluster.md says
-what `batch_size` means then.
+A TFDS `data_source` is such a `source`. docs/from-laptop-to-cluster.md explains
+the meaning of `batch_size` in this case.
 """
 
 from collections.abc import Sequence
@@ -24,18 +24,26 @@ from keras_moe.distribution.environment import process_count, process_index
 
 @dataclass(frozen=True)
 class DataShard:
-    """The part of the data that a process reads.
+    """Identify the part of the data that a process reads.
 
     Attributes:
-        index: of the part, 0 ... `count` - 1.
-        count: of parts.
+        index: Int, index of the part, 0 ... `count` - 1.
+        count: Int, number of parts.
+
+    Example:
+
+    ```python
+    x = np.arange(10)
+    part = keras_moe.distribution.DataShard(index=1, count=2)
+    x = keras_moe.distribution.local_shard(x, shard=part)  # 1, 3, 5, 7, 9
+    ```
     """
 
     index: int
     count: int
 
-    def __post_init__(self):
-        """Raise if there is no such part."""
+    def __post_init__(self) -> None:
+        """Raise a ValueError if there is no such part."""
         index = checks.check_count("index", self.index)
         if index >= checks.check_positive_int("count", self.count):
             raise ValueError(
@@ -45,11 +53,11 @@ class DataShard:
 
 
 def data_shard() -> DataShard:
-    """Returns which part of the data this process reads, of how many.
+    """Return the part of the data that this process reads.
 
-    One part a process; alone, the whole. On JAX, where a
-    `keras.distribution` may spread one replica of the model over several
-    processes, these read the same part: set the distribution first.
+    There is one part per process; a process that runs alone reads all data. On
+    JAX, a `keras.distribution` may spread one replica of the model over several
+    processes, which then read the same part, so set the distribution first.
     """
     if keras.backend.backend() == "jax":
         distribution = keras.distribution.distribution()
@@ -62,33 +70,41 @@ def data_shard() -> DataShard:
 
 
 def local_shard(
-    *data: Sequence | np.ndarray,
+    *data: Sequence[Any] | np.ndarray,
     contiguous: bool = False,
     rest: str = "drop",
     shard: DataShard | None = None,
 ) -> Any:
-    """Returns this process's part of arrays or lists.
+    """Return this process's part of arrays or lists.
 
-    Every part has the same length: a process that has a batch more than the
-    others would wait for them forever. NumPy arrays are not copied, and of a
-    memory-mapped one only the part is read.
+    All parts have the same length, because a process with one more batch than
+    the others would wait for them forever. NumPy arrays are not copied, and
+    only the part of a memory-mapped array is read.
 
     Args:
-        *data: arrays `(N, ...)` or lists of N, of equal N.
-        contiguous: parts of neighbours; else every S-th example. Every S-th
-            keeps the global batches of a process that is alone and does not
-            shuffle, in which B examples are B / S of each process; neighbours
-            are read faster from a disk.
-        rest: `"drop"` leaves out the last N mod S examples; `"repeat"` fills
-            up the parts with the first ones, so that all are read (as for
-            predictions, which are then cut to N).
-        shard: which part; None is `data_shard()`.
+        *data: Arrays `(N, ...)` or lists of length N, with the same N.
+        contiguous: Whether a part consists of consecutive examples, which are
+            read faster from a disk. If `False` (the default), it consists of
+            every S-th example, so that without shuffling the batches of all
+            processes together are those of one process.
+        rest: `"drop"` (the default) drops the last N mod S examples.
+            `"repeat"` pads the parts with the first examples, so that all
+            examples are read. Use it for predictions, and cut them to N.
+        shard: `DataShard`, the part. `None` (the default) is `data_shard()`.
 
     Returns:
-        The part, or a tuple of parts where several are passed.
+        The part, or a tuple of parts if several arrays or lists are passed.
 
     Raises:
-        ValueError: for unequal N, or fewer examples than parts.
+        ValueError: If the lengths differ, if there are fewer examples than
+            parts, or if an argument is not one of the values above.
+
+    Example:
+
+    ```python
+    x, y = keras_moe.distribution.local_shard(x, y)
+    model.fit(x, y)
+    ```
     """
     checks.check_choice("rest", rest, ("drop", "repeat"))
     checks.check_bool("contiguous", contiguous)
@@ -112,8 +128,8 @@ def local_shard(
     return parts[0] if len(parts) == 1 else tuple(parts)
 
 
-def _take(data, part, size):
-    """A slice of N, filled up to `size` from the first examples on."""
+def _take(data: Any, part: slice, size: int) -> Any:
+    """Return a slice of the data, padded to `size` with the first examples."""
     taken = data[part]
     missing = size - len(taken)
     if not missing:
@@ -125,7 +141,7 @@ def _take(data, part, size):
     return type(data)(data[i] for i in wanted)
 
 
-def _length(data, shard):
+def _length(data: Sequence[Any], shard: DataShard) -> int:
     for one in data:
         if not hasattr(one, "__len__") or isinstance(one, (str, bytes, dict)):
             raise ValueError(
@@ -142,7 +158,8 @@ def _length(data, shard):
     (total,) = lengths
     if total < shard.count:
         raise ValueError(
-            "`data` must have an example for each process at least. Received: "
-            f"{total} examples for {shard.count} processes. Start fewer."
+            "`data` must have at least one example per process. Received: "
+            f"{total} examples for {shard.count} processes. Start fewer "
+            "processes."
         )
     return total

@@ -1,18 +1,19 @@
-"""Joining the processes that train together.
+"""Join the processes that train together.
 
-The first line of a script, on every backend:
+A script starts with these lines, on every backend:
 
     import keras_moe
 
     keras_moe.distribution.initialize()
 
-The same script runs alone, by `keras-moe launch`, by torchrun, under SLURM's
-`srun`, on a TPU slice of GKE, or with a TF_CONFIG of one's own.
+The same script runs alone, and under `keras-moe launch`, torchrun, SLURM's
+`srun`, a TPU slice of GKE, or a `TF_CONFIG` that you set yourself.
 """
 
 import atexit
 import os
 import socket
+from collections.abc import Callable
 
 import keras
 
@@ -21,30 +22,39 @@ from keras_moe.distribution.variables import Job, read_job, write_job
 
 
 def initialize() -> bool:
-    """Joins the job that this process was started for.
+    """Join the job that this process was started for.
 
-    It reads what the backend's own launchers write, and SLURM's variables on
-    every backend:
+    The job is read from the variables of the backend's own launchers, and from
+    SLURM's variables on every backend:
 
-    - JAX: `KERAS_DISTRIBUTION_JOB_ADDRESSES`, `_NUM_PROCESSES`, `_PROCESS_ID`
-      (or `TPU_WORKER_HOSTNAMES` of GKE) by `keras.distribution.initialize`;
-    - PyTorch: torchrun's `RANK`, `WORLD_SIZE`, `MASTER_ADDR`, `MASTER_PORT`,
-      by `torch.distributed.init_process_group`, over gloo on a CPU and NCCL
-      on GPUs, of which `LOCAL_RANK` takes one;
-    - TensorFlow: `TF_CONFIG` is checked, and written under SLURM:
-      `MultiWorkerMirroredStrategy` joins by it when it is made.
+    - JAX: `keras.distribution.initialize` joins by
+      `KERAS_DISTRIBUTION_JOB_ADDRESSES`, `_NUM_PROCESSES`, and `_PROCESS_ID`,
+      or by `TPU_WORKER_HOSTNAMES` of GKE.
+    - PyTorch: `torch.distributed.init_process_group` joins by torchrun's
+      `RANK`, `WORLD_SIZE`, `MASTER_ADDR`, and `MASTER_PORT`, with gloo on CPUs
+      and NCCL on GPUs. A process uses the GPU number `LOCAL_RANK`.
+    - TensorFlow: `TF_CONFIG` is checked, and written under SLURM. The process
+      joins when it creates a `MultiWorkerMirroredStrategy`.
 
-    Call it before anything is computed: before a layer, a tensor or
-    `keras.distribution.list_devices()`. A second call does nothing. Leaving
-    the job is seen to when Python ends.
+    Call this function before anything is computed: before you create a layer
+    or a tensor or call `keras.distribution.list_devices()`. A second call does
+    nothing. The process leaves the job when Python exits.
 
     Returns:
-        Whether this process is one of a job; False alone, where nothing was
-        done.
+        Whether this process is part of a job. If not, nothing is changed.
 
     Raises:
-        ValueError: where the variables do not make a job.
-        RuntimeError: on JAX, where something was computed before.
+        ValueError: If the variables of a job are incomplete or invalid.
+        RuntimeError: If something was computed before on JAX, or if another
+            program uses the port of the job.
+
+    Example:
+
+    ```python
+    import keras_moe
+
+    keras_moe.distribution.initialize()  # before anything is computed
+    ```
     """
     backend = keras.backend.backend()
     job = read_job(os.environ, backend)
@@ -57,26 +67,26 @@ def initialize() -> bool:
         from keras_moe.distribution import even_batches
 
         even_batches.install()
-        if backend != "tensorflow":  # whose strategy joins later
+        if backend != "tensorflow":  # its strategy joins later
             even_batches.connect()
     return True
 
 
 def process_index() -> int:
-    """Returns the number of this process in the job it joined; 0 alone."""
+    """Return the index of this process in its job; 0 without a job."""
     return _place()[0]
 
 
 def process_count() -> int:
-    """Returns how many processes the joined job has; 1 alone."""
+    """Return the number of processes of the job; 1 without a job."""
     return _place()[1]
 
 
-def _place():
-    """(index, count), from the backend itself where it has joined.
+def _place() -> tuple[int, int]:
+    """Return the index of this process and the number of processes.
 
-    Not from the variables: JAX and PyTorch can be joined without, and a job
-    that is not joined has no processes to share work with.
+    They come from JAX and PyTorch themselves, because a process can join a job
+    without the variables, or have the variables without having joined.
     """
     backend = keras.backend.backend()
     if backend == "torch":
@@ -105,22 +115,25 @@ def _join_jax(job: Job) -> None:
     if job.addresses and job.index == 0:
         _check_free(job.addresses[0])
     try:
-        # A TPU slice tells JAX the rest.
+        # On a TPU slice, JAX finds the addresses by itself.
         keras.distribution.initialize(*known if job.addresses else ())
     except RuntimeError as error:
         if "must be called before" not in str(error):
             raise
         raise RuntimeError(
-            "`initialize()` must come before anything is computed on JAX, "
-            "which has made its devices already and cannot join other "
-            "processes any more. Received: a call afterwards. Make it the "
-            "first line after the imports: before a layer, a tensor or "
+            "`initialize()` must be called before anything is computed on JAX, "
+            "because JAX cannot join other processes after it has created its "
+            "devices. Received: a later call. Make it the first line after the "
+            "imports: before a layer, a tensor, or "
             "keras.distribution.list_devices()."
         ) from error
 
 
 def _check_free(address: str) -> None:
-    """JAX would wait on another program's port, and name none."""
+    """Raise a RuntimeError if another program uses the port of the job.
+
+    JAX itself would wait without naming the port.
+    """
     port = int(address.rsplit(":", 1)[1])
     try:
         with socket.socket() as server:
@@ -128,9 +141,9 @@ def _check_free(address: str) -> None:
             server.bind(("", port))
     except OSError as error:
         raise RuntimeError(
-            "The first process of a job must have its port for itself. "
-            f"Received: port {port} of {address!r}, {error.strerror}. Pass "
-            "another one, `keras-moe launch --port`, or let it find one."
+            "The port of the first process of a job must be free. Received: "
+            f"port {port} of {address!r}, {error.strerror}. Pass another port "
+            "to `keras-moe launch --port`, or leave it out."
         ) from error
 
 
@@ -149,8 +162,8 @@ def _join_torch(job: Job) -> None:
     atexit.register(_leave_torch)
 
 
-def _leave_torch():
-    """Ends the group, which complains of one that nobody ended."""
+def _leave_torch() -> None:
+    """End the process group, so that PyTorch does not warn at exit."""
     from torch import distributed
 
     if distributed.is_initialized():
@@ -158,9 +171,13 @@ def _leave_torch():
 
 
 def _join_tensorflow(job: Job) -> None:
-    """The strategy joins when it is made; it reads TF_CONFIG."""
+    """Write the `TF_CONFIG` by which the strategy joins when it is created."""
     if "TF_CONFIG" not in os.environ:
         os.environ.update(write_job(job, "tensorflow"))
 
 
-JOIN = {"jax": _join_jax, "tensorflow": _join_tensorflow, "torch": _join_torch}
+JOIN: dict[str, Callable[[Job], None]] = {
+    "jax": _join_jax,
+    "tensorflow": _join_tensorflow,
+    "torch": _join_torch,
+}

@@ -1,8 +1,9 @@
 """End `fit`, `evaluate`, and `predict` if processes have uneven batches.
 
-Where a step is one of all processes, one that has fewer batches leaves the
-others waiting forever, or answers their gradients with its metrics. A callback
-that every such call is given notes its batches; see `referee.py`.
+If all processes take part in each step, a process with fewer batches leaves the
+others waiting forever, or sends metrics when they expect gradients. Each call
+of these methods therefore gets a callback that counts its batches; see
+`referee.py`.
 """
 
 import contextlib
@@ -25,50 +26,59 @@ from keras_moe.distribution.steps import (
 )
 from keras_moe.distribution.watching import CONNECT, Referee, Watch
 
-JOINED = "KERAS_MOE_JOINED"  # a file by which `launch` sees that one joined
+JOINED = "KERAS_MOE_JOINED"  # names a file that a process creates as it joins
 NOT_THERE = (
     "Uneven batches: every process of a job must call `fit`, `evaluate`, or "
-    "`predict` as often as the others, because each step is one of all "
-    "processes. Received: a first call that not every process makes. Make the "
-    "same calls everywhere."
+    "`predict` as often as the others, because all processes take part in each "
+    "step. Received: a first call that not every process makes. Make the same "
+    "calls in every process."
 )
 UNREACHED = (
-    "Uneven batches will not be noticed, and a process that has fewer leaves "
-    "the others waiting: not every process reaches process 0 at {}, whose port "
-    "the system chooses. Let the hosts of a job reach each other's ports."
+    "Uneven batches will not be detected, so a process with fewer batches "
+    "would leave the others waiting: not every process can reach process 0 at "
+    "{}, on a port that the system chooses. Allow the hosts of a job to "
+    "connect to each other on all ports."
 )
-_watches: list[Watch | None] = []  # of this process, one at most
-_calls: list[str] = []  # that run now, the outermost first
+_watches: list[Watch | None] = []  # of this process, at most one
+_calls: list[str] = []  # the running calls, the outermost first
 
 
 def install() -> None:
-    """Let each call of a Keras model in this job count its batches."""
+    """Make each call of a Keras model in this job count its batches."""
     if os.environ.get(JOINED):
         pathlib.Path(os.environ[JOINED]).touch()
     around_calls("counts batches", _counted)
 
 
 def connect(model: keras.Model | None = None) -> None:
-    """Connect to process 0, once; all processes call it together.
+    """Connect to process 0, unless this process is connected already.
 
-    One that leaves from then on is noticed, before its first call too.
+    All processes must call this function together. From then on, a process
+    that leaves is detected, even before its first call.
 
     Args:
-        model: That all processes train; TensorFlow needs its strategy.
+        model: Model that all processes train. TensorFlow needs its strategy.
     """
     if not _watches:
         _watches.append(_connected(model))
 
 
-def _counted(own, model, args, kwargs):
+def _counted(
+    own: Callable[..., Any],
+    model: keras.Model,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> Any:
+    """Make a call of a model, and count its batches."""
     name = own.__name__
     if _calls or not agreement.is_collective(model, name):
         return own(model, *args, **kwargs)
     connect(model)
-    if _watches[0] is None:
+    watch = _watches[0]
+    if watch is None:
         return own(model, *args, **kwargs)
     bound = inspect.signature(own).bind(model, *args, **kwargs)
-    with _one_call(_watches[0], name) as watch:
+    with _one_call(watch, name):
         counter = BatchCounter(watch)
         given = bound.arguments.get("callbacks")
         bound.arguments["callbacks"] = _with(counter, given, model)
@@ -78,9 +88,13 @@ def _counted(own, model, args, kwargs):
         return result
 
 
-def _named(own, bound, watch):
-    """Make a call; tell all processes of uneven batches that its error
-    quotes, as TensorFlow's do."""
+def _named(
+    own: Callable[..., Any], bound: inspect.BoundArguments, watch: Watch
+) -> Any:
+    """Make a call, and report uneven batches that its error quotes.
+
+    Errors of TensorFlow quote the message of the process that failed.
+    """
     try:
         return own(*bound.args, **bound.kwargs)
     except Exception as error:
@@ -90,7 +104,8 @@ def _named(own, bound, watch):
         raise
 
 
-def _with(counter, given, model):
+def _with(counter: "BatchCounter", given: Any, model: keras.Model) -> Any:
+    """Return the callbacks of a call, with the counter."""
     if isinstance(given, keras.callbacks.CallbackList):
         counter.set_model(model)
         counter.set_params(given.params)
@@ -102,21 +117,26 @@ def _with(counter, given, model):
 
 
 @contextlib.contextmanager
-def _one_call(watch: Watch, name: str) -> Iterator[Watch]:
-    """Notes a call's begin and its end."""
+def _one_call(watch: Watch, name: str) -> Iterator[None]:
+    """Record the start and the end of a call."""
     _calls.append(name)
     watch.progress.call += 1
     try:
-        yield watch
+        yield
     finally:
         watch.progress.calls_ended += 1
         _calls.pop()
 
 
-def _connected(model) -> Watch | None:
-    """Starts the referee in process 0; all processes call it together."""
+def _connected(model: keras.Model | None) -> Watch | None:
+    """Start the referee in process 0, and connect every process to it.
+
+    All processes must call this function together. It returns `None` if one
+    of them cannot connect.
+    """
     place = agreement.place()
-    referee, first = None, [0] * 9
+    referee: Referee | None = None
+    first = [0] * 9
     if place.number == 0:
         token = [secrets.randbelow(2**15) for _ in range(4)]
         referee = Referee(place.processes, _text(token))
@@ -133,27 +153,32 @@ def _connected(model) -> Watch | None:
         if referee is not None:
             warnings.warn(UNREACHED.format(host), stacklevel=2)
         return None
-    for one in (referee, watch):
-        if one is not None:
-            one.start()
+    if referee is not None:
+        referee.start()
+    if watch is not None:
+        watch.start()
     return watch
 
 
-def _from_first(numbers, model):
+def _from_first(numbers: list[int], model: keras.Model | None) -> list[int]:
     try:
         return agreement.from_first(numbers, model)
     except agreement.failures() as error:
         raise RuntimeError(NOT_THERE) from error
 
 
-def _text(token):
+def _text(token: list[int]) -> str:
     return "-".join(map(str, token))
 
 
-def _compared(model, counter):
-    """Inside, an epoch's steps are compared before metrics bring processes
-    together: where they are reset, before an epoch's callbacks, and where they
-    are summed, after its last step and before its callbacks."""
+def _compared(
+    model: keras.Model, counter: "BatchCounter"
+) -> contextlib.AbstractContextManager[None]:
+    """Compare the steps of an epoch before metrics synchronize processes.
+
+    Keras resets metrics before the callbacks of an epoch's start, and sums
+    them between an epoch's last step and the callbacks of its end.
+    """
     own_reset, own_result = model.reset_metrics, model.get_metrics_result
 
     def reset_metrics() -> None:
@@ -165,19 +190,19 @@ def _compared(model, counter):
             counter.finish()
         return own_result()
 
-    methods: dict[str, Callable] = {}
-    if keras.backend.backend() != "torch":  # resets them alone
+    methods: dict[str, Callable[..., Any]] = {}
+    if keras.backend.backend() != "torch":  # each process resets its own
         methods["reset_metrics"] = reset_metrics
-    if keras.backend.backend() != "jax":  # sums them alone
+    if keras.backend.backend() != "jax":  # each process sums its own
         methods["get_metrics_result"] = get_metrics_result
     return replaced(model, methods)
 
 
 class BatchCounter(keras.callbacks.Callback):
-    """Counts the batches of one call.
+    """Count the batches of one call of `fit`, `evaluate`, or `predict`.
 
     Args:
-        watch: Of this process.
+        watch: The `Watch` of this process.
     """
 
     def __init__(self, watch: Watch):
@@ -186,14 +211,14 @@ class BatchCounter(keras.callbacks.Callback):
         self.in_step = False
         self.open = False
 
-    def step(self, kind: str, own: Callable) -> Callable:
-        """Return a step's function that is counted.
+    def step(self, kind: str, own: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a step's function that counts its calls.
 
-        It may find on JAX and TensorFlow that there is no batch; PyTorch calls
-        it with one.
+        On JAX and TensorFlow, a step may end because there are no more
+        batches. On PyTorch, Keras calls it only with a batch.
         """
 
-        def run(*args, **kwargs):
+        def run(*args: Any, **kwargs: Any) -> Any:
             self.watch.check()
             place = self.watch.progress
             place.begun += self.open
@@ -208,7 +233,7 @@ class BatchCounter(keras.callbacks.Callback):
         return run
 
     def enter(self, name: str, planned: int | None = None) -> None:
-        """Begin a section, together with the other processes."""
+        """Start a section together with the other processes."""
         self.finish()
         place = self.watch.progress
         place.name, place.planned = name, planned
@@ -219,7 +244,7 @@ class BatchCounter(keras.callbacks.Callback):
         self.watch.meet()
 
     def finish(self) -> None:
-        """End the section, if one is open, and compare its batches."""
+        """End the section if one is open, and compare its batches."""
         if not self.open:
             return
         self.open = False
@@ -227,43 +252,47 @@ class BatchCounter(keras.callbacks.Callback):
         self.watch.meet()
 
     def announce(self) -> None:
-        """Wait until every process is before a further epoch."""
+        """Wait until every process reaches another epoch."""
         if not self.open:
             self._meet_at("a further epoch")
 
     def close(self, name: str) -> None:
-        """Wait until every process is at the end of the call."""
+        """Wait until every process reaches the end of the call."""
         self._meet_at(f"the end of `{name}`")
 
-    def _meet_at(self, name):
+    def _meet_at(self, name: str) -> None:
         """Enter a section without batches."""
         self.enter(name)
         self.open = False
         self.watch.progress.finished = True
 
-    def on_epoch_begin(self, epoch, logs=None):
-        """Begin an epoch."""
+    def on_epoch_begin(
+        self, epoch: int, logs: dict[str, Any] | None = None
+    ) -> None:
+        """Start an epoch."""
         planned = self.params.get("steps")
         self.enter(f"epoch {epoch + 1} of `fit`", planned)
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(
+        self, epoch: int, logs: dict[str, Any] | None = None
+    ) -> None:
         """End the epoch, or the evaluation at its end."""
         self.finish()
 
-    def on_test_begin(self, logs=None):
-        """Begin an evaluation, if its steps are of all processes."""
+    def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Start an evaluation if all processes take part in its steps."""
         self.finish()
         if agreement.is_collective(self.model, "evaluate"):
             self.enter("`evaluate`")
 
-    def on_test_end(self, logs=None):
-        """End it."""
+    def on_test_end(self, logs: dict[str, Any] | None = None) -> None:
+        """End the evaluation."""
         self.finish()
 
-    def on_predict_begin(self, logs=None):
-        """Begin a prediction."""
+    def on_predict_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Start a prediction."""
         self.enter("`predict`", self.params.get("steps"))
 
-    def on_predict_end(self, logs=None):
-        """End it."""
+    def on_predict_end(self, logs: dict[str, Any] | None = None) -> None:
+        """End the prediction."""
         self.finish()

@@ -1,4 +1,4 @@
-"""How a model lies on a mesh of devices, data x expert x model, on JAX.
+"""Lay a model out on a mesh of devices, data x expert x model, on JAX.
 
 D hidden_dim, F intermediate_dim, E experts.
 """
@@ -6,6 +6,7 @@ D hidden_dim, F intermediate_dim, E experts.
 import math
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import keras
 
@@ -29,52 +30,65 @@ HEADS = {
 
 
 def expert_parallel(
-    devices: Sequence | int | None = None,
+    devices: Sequence[Any] | int | None = None,
     data: int | None = None,
     expert: int | None = None,
     model: int = 1,
 ) -> "ExpertParallel":
-    """Returns a distribution that spreads experts over devices, for
-    `keras.distribution.set_distribution`, before the model is built.
+    """Return a distribution that spreads experts over devices, on JAX.
 
-    The batch lies on all `data * expert` devices. Each group of `expert`
-    devices holds every expert once, E / expert on each, and tokens go to the
-    device of their expert by all-to-all and back (GShard, Lepikhin et al.
-    2020, section 3.2); `data` such groups are replicas of each other. With
-    `model` above 1 each expert's inner width F, and the heads of attention
-    where their number can be divided, lie on that many devices (Shoeybi et
-    al. 2019, "Megatron-LM", section 3). All else is whole on each device. One
-    step computes what it computes on one device, losses included; capacity is
-    for each device's tokens by themselves.
+    Pass it to `keras.distribution.set_distribution` before the model is built.
+
+    The batch is divided over all `data * expert` devices. Each group of
+    `expert` devices holds every expert once, E / expert on each device, and an
+    all-to-all sends tokens to the device of their expert and back. `data` such
+    groups are replicas of each other. If `model` is above 1, the inner width F
+    of each expert is divided over that many devices, as are the heads of
+    attention if their number is divisible. Each device holds all other weights.
+    A step computes the same as on one device, including losses, but capacity
+    is applied to the tokens of each device separately.
+
+    Reference: GShard (Lepikhin et al. 2020, section 3.2) for experts;
+    "Megatron-LM" (Shoeybi et al. 2019, section 3) for `model`.
 
     Args:
-        devices: names as of `keras.distribution.list_devices()`, or how many
-            of these; None is all.
-        data: groups; None is what is left, or 1 where `expert` is None, too.
-        expert: devices that share the experts, a divisor of E; None is all
-            that are left.
-        model: devices that share one expert's F.
+        devices: List of names from `keras.distribution.list_devices()`, or
+            int, how many of them to use. `None` (the default) uses all.
+        data: Int, number of groups. `None` (the default) uses the remaining
+            devices, or is 1 if `expert` is `None`, too.
+        expert: Int, number of devices that share the experts, a divisor of E.
+            `None` (the default) uses all remaining devices.
+        model: Int, number of devices that share the F of one expert.
+            Default: 1.
 
     Returns:
-        A `keras.distribution.ModelParallel` whose mesh has the axes "data",
-        "expert" and "model", those of more than one device. More layouts can
-        be put into its `layout_map`.
+        An `ExpertParallel` whose mesh has the axes "data", "expert", and
+        "model", without axes of one device. You can add layouts to its
+        `layout_map`.
 
     Raises:
-        RuntimeError: on another backend, which would ignore it.
-        ValueError: for sizes that do not fit the devices.
+        RuntimeError: If the backend is not JAX.
+        ValueError: If the sizes do not fit the number of devices.
+
+    Example:
+
+    ```python
+    layout = keras_moe.distribution.expert_parallel(expert=4)
+    keras.distribution.set_distribution(layout)
+    model = make_model()  # its experts are spread over 4 devices
+    ```
     """
     if keras.backend.backend() != "jax":
         raise RuntimeError(
-            "`expert_parallel` needs JAX: keras.distribution does nothing on "
-            f"{keras.backend.backend()!r}, and says nothing. Set KERAS_BACKEND"
-            "=jax; or, on torch, use keras_moe.distribution.data_parallel("
-            "shard_experts(model)); on tensorflow, the scope of a tf.distribute"
-            " strategy."
+            "`expert_parallel` needs JAX, because other backends ignore "
+            f"keras.distribution. Received: {keras.backend.backend()!r}. Set "
+            "KERAS_BACKEND=jax; or, on torch, use keras_moe.distribution."
+            "data_parallel(shard_experts(model)); on tensorflow, the scope of "
+            "a tf.distribute strategy."
         )
     names = _names_of(devices)
     sizes = _mesh_sizes(len(names), data, expert, model)
-    # The program would sum over an axis of one device, to no end.
+    # Summing over an axis of one device would be overhead.
     shared = {axis: size for axis, size in sizes.items() if size > 1}
     if not shared.keys() & set(BATCH_AXES):
         shared = {"data": 1, **shared}
@@ -89,7 +103,12 @@ def expert_parallel(
 
 
 class ExpertParallel(keras.distribution.ModelParallel):
-    """What `expert_parallel` returns."""
+    """Spread experts over devices; `expert_parallel` returns it.
+
+    Args:
+        layout_map: `keras.distribution.LayoutMap` from weight paths to mesh
+            axes.
+    """
 
     def __init__(self, layout_map: keras.distribution.LayoutMap):
         checks.check_is_a(
@@ -108,34 +127,37 @@ class ExpertParallel(keras.distribution.ModelParallel):
         jax_state.install()
 
     def devices_along(self, *axes: str) -> int:
-        """Returns the number of devices along mesh axes, 1 without any."""
+        """Return the number of devices along mesh axes; 1 without axes."""
         mesh = self.device_mesh
         sizes = dict(zip(mesh.axis_names, mesh.shape, strict=True))
         return math.prod(sizes.get(axis, 1) for axis in axes)
 
     @property
     def num_model_replicas(self) -> int:
-        """Parts that a batch is cut into."""
+        """Number of parts that a batch is divided into."""
         return self.devices_along(*BATCH_AXES)
 
-    def get_data_layout(self, data_shape):
-        """Returns the layout of a batch `(B, ...)`: B on all but "model".
+    def get_data_layout(self, data_shape: Sequence[int]) -> "BatchLayout":
+        """Return the layout of a batch `(B, ...)`: B on all axes but "model".
 
         Raises:
-            ValueError: where B, of this process, cannot be cut evenly.
+            ValueError: If the B examples of this process cannot be divided
+                evenly over its devices.
         """
         parts = max(1, self.num_model_replicas // self.num_processes)
         if data_shape[0] % parts:
             raise ValueError(
                 "The batch must be a multiple of the devices that it lies on. "
                 f"Received: {data_shape[0]} examples in this process, for "
-                f"{parts} devices. Choose another `batch_size`, and leave "
-                "out what is over (`drop_remainder=True`)."
+                f"{parts} devices. Choose another `batch_size`, and drop the "
+                "remainder (`drop_remainder=True`)."
             )
         return BatchLayout(self.batch_axes, len(data_shape), self.device_mesh)
 
-    def get_variable_layout(self, variable):
-        """Returns the layout of a weight, by its path and its shape."""
+    def get_variable_layout(
+        self, variable: keras.Variable
+    ) -> keras.distribution.TensorLayout:
+        """Return the layout of a weight, from its path and its shape."""
         layout = super().get_variable_layout(variable)
         end = variable.path.rsplit("/", 1)[-1]
         if len(layout.axes) != len(variable.shape):
@@ -146,25 +168,34 @@ class ExpertParallel(keras.distribution.ModelParallel):
         )
         return keras.distribution.TensorLayout(axes, self.device_mesh)
 
-    def _whole(self, variable, layout):
-        """The layout of what only has the name of a weight that is divided:
-        Adafactor's means of its rows, or a `Dense` layer called "query"."""
+    def _whole(
+        self,
+        variable: keras.Variable,
+        layout: keras.distribution.TensorLayout,
+    ) -> keras.distribution.TensorLayout:
+        """Return an undivided layout for a variable of unexpected rank.
+
+        It only has the name of a divided weight: Adafactor's means of that
+        weight's rows, or a `Dense` layer named "query".
+        """
         path, rank = variable.path, len(variable.shape)
         if any(re.fullmatch(f"(.*/)?{end}", path) for end in STACKED | HEADS):
             axes = (None,) * rank
             return keras.distribution.TensorLayout(axes, self.device_mesh)
         raise ValueError(
-            "`layout_map` must give a weight as many axes as it has. Received: "
+            "`layout_map` must have one entry per axis of a weight. Received: "
             f"{layout.axes} for {path!r}, of shape {tuple(variable.shape)}. "
-            f"Give it {rank} axes, or choose a key that does not match it."
+            f"Pass {rank} axes, or choose a key that does not match the path."
         )
 
-    def _fitting(self, variable, axis, size, end):
-        """The mesh axis on which a weight's axis lies, or None."""
-        if axis is None or size == 1:  # the only expert is everywhere
+    def _fitting(
+        self, variable: keras.Variable, axis: str | None, size: int, end: str
+    ) -> str | None:
+        """Return the mesh axis of a weight's axis of this size, or `None`."""
+        if axis is None or size == 1:  # each device holds the only expert
             return None
         integers = "int" in str(variable.dtype)
-        if axis == "model" and integers:  # rows are rounded whole
+        if axis == "model" and integers:  # a quantized row has one scale
             return None
         devices = self.devices_along(axis)
         if size % devices == 0:
@@ -181,23 +212,35 @@ class ExpertParallel(keras.distribution.ModelParallel):
 
 
 class BatchLayout(keras.distribution.TensorLayout):
-    """A first axis that lies on several axes of the mesh at once."""
+    """Divide the first axis of a batch over several axes of the mesh.
 
-    def __init__(self, batch_axes: tuple[str, ...], rank: int, mesh):
+    Args:
+        batch_axes: Names of the mesh axes.
+        rank: Int, rank of the batch.
+        mesh: `keras.distribution.DeviceMesh`.
+    """
+
+    def __init__(
+        self,
+        batch_axes: tuple[str, ...],
+        rank: int,
+        mesh: keras.distribution.DeviceMesh,
+    ):
         super().__init__((batch_axes[0], *[None] * (rank - 1)), mesh)
         self.batch_axes = batch_axes
 
     @property
-    def backend_layout(self):
-        """The layout as JAX has it."""
-        from jax.sharding import NamedSharding, PartitionSpec
+    def backend_layout(self) -> Any:
+        """The layout as a `jax.sharding.NamedSharding`."""
+        from jax import sharding
 
         mesh = self.device_mesh.backend_mesh
-        return NamedSharding(mesh, PartitionSpec(self.batch_axes))
+        spec: Any = sharding.PartitionSpec  # without annotations
+        return sharding.NamedSharding(mesh, spec(self.batch_axes))
 
 
-def _names_of(devices):
-    present = keras.distribution.list_devices()
+def _names_of(devices: Any) -> list[Any]:
+    present: list[Any] = keras.distribution.list_devices()
     if devices is None:
         return present
     if is_static(devices) and not isinstance(devices, (list, tuple)):
@@ -205,35 +248,37 @@ def _names_of(devices):
         if not 1 <= devices <= len(present):
             raise ValueError(
                 "`devices` must be at most the number of devices. Received: "
-                f"devices={devices}, where there are {len(present)}. Leave it "
-                "out to take all."
+                f"devices={devices}, but there are {len(present)}. Leave it "
+                "out to use all."
             )
         return present[:devices]
     return list(devices)
 
 
-def _mesh_sizes(count, data, expert, model):
-    """Returns devices by axis, whose product is at most `count`."""
+def _mesh_sizes(
+    count: int, data: int | None, expert: int | None, model: int
+) -> dict[str, int]:
+    """Return the number of devices along each axis, at most `count` in all."""
     given = {"data": data, "expert": expert, "model": model}
     for name, size in given.items():
         checks.check_optional_int(name, size)
     if data is None and expert is None:
-        data = 1  # all that are left share the experts
+        data = 1  # all remaining devices share the experts
     rest = math.prod(size for size in (data, expert, model) if size)
     free = data is None or expert is None
     asked = ", ".join(f"{k}={v}" for k, v in given.items() if v is not None)
     if rest > count:
         raise ValueError(
             "`data * expert * model` must be at most the number of devices. "
-            f"Received: {asked}, {rest} in all, where there are {count}. "
-            "Choose smaller ones; or, to try a layout on a CPU, set XLA_FLAGS="
-            f"--xla_force_host_platform_device_count={rest} before Keras is "
-            "imported."
+            f"Received: {asked}, {rest} in all, but there are {count}. Choose "
+            "smaller sizes; or, to try a layout on a CPU, set XLA_FLAGS="
+            f"--xla_force_host_platform_device_count={rest} before you import "
+            "Keras."
         )
     if (count % rest) if free else (rest < count):
         raise ValueError(
             "`data * expert * model` must be the number of devices. Received: "
-            f"{asked}, which does not share out {count} devices. Choose "
+            f"{asked}, which does not divide {count} devices evenly. Choose "
             f"divisors of {count}, or pass devices={rest} to leave the others "
             "idle."
         )

@@ -1,15 +1,18 @@
-"""Keep a model usable whose `fit`, `evaluate`, or `predict` fails on JAX.
+"""Keep a model usable if its `fit`, `evaluate`, or `predict` fails on JAX.
 
-Keras takes the values out of the variables as long as steps run, and puts them
-back after the last one. A batch that cannot be laid out on the devices ends
-the call before: the values are put back here.
+Keras takes the values out of the variables while steps run, and puts them back
+after the last step. If a batch cannot be laid out on the devices, the call
+ends before that, and this module puts the values back.
 """
+
+from collections.abc import Callable
+from typing import Any
 
 import keras
 
 from keras_moe.distribution.steps import around_calls, around_steps
 
-# What a step takes and returns, by its kind.
+# The parts of the state that a step receives and returns, by its kind.
 PARTS = {
     "train": ("trainable", "non_trainable", "optimizer", "metrics"),
     "test": ("trainable", "non_trainable", "metrics"),
@@ -18,15 +21,20 @@ PARTS = {
 
 
 def install() -> None:
-    """Let each call of a Keras model put the values back if it fails."""
+    """Make each call of a Keras model put the values back if it fails."""
     around_calls("keeps values", _keeping)
 
 
-def _keeping(own, model, args, kwargs):
-    kept: dict = {}
+def _keeping(
+    own: Callable[..., Any],
+    model: keras.Model,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> Any:
+    kept: dict[str, Any] = {}
 
-    def wrap(kind, function):
-        def step(state, batches):
+    def wrap(kind: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def step(state: tuple[Any, ...], batches: Any) -> Any:
             kept.update(kind=kind, state=state)
             logs, kept["state"] = function(state, batches)
             return logs, kept["state"]
@@ -42,8 +50,8 @@ def _keeping(own, model, args, kwargs):
         raise
 
 
-def _put_back(model: keras.Model, kind: str, state: tuple) -> None:
-    """Assign a state, but for what a failed program has used up."""
+def _put_back(model: keras.Model, kind: str, state: tuple[Any, ...]) -> None:
+    """Assign a state, except for values that a failed program has donated."""
     optimizer = getattr(model, "optimizer", None)
     variables = {
         "trainable": model.trainable_variables,

@@ -1,7 +1,7 @@
-"""What to hand to a cluster so that it runs a script on several hosts.
+"""Write the job files with which a cluster runs a script on several hosts.
 
-Texts to start from: names of partitions, images and accelerators are the
-cluster's, and stand in them in capital letters.
+The texts are templates. Replace the names in capital letters by the partitions,
+images, and accelerators of your cluster.
 """
 
 import os
@@ -32,8 +32,8 @@ srun --cpus-per-task=$SLURM_CPUS_PER_TASK --kill-on-bad-exit=1 \\
 REQUEUE = """\
 #SBATCH --requeue
 #SBATCH --open-mode=append
-# Started again after a failure, {restarts} times at most; the script goes on
-# from what it saved.
+# The job is started again after a failure, at most {restarts} times. The
+# script resumes from what it saved.
 again() {{
     if [ "${{SLURM_RESTART_COUNT:-0}}" -lt {restarts} ]; then
         scontrol requeue "$SLURM_JOB_ID"
@@ -49,7 +49,7 @@ kind: Service
 metadata:
   name: {name}
 spec:
-  clusterIP: None  # names for the pods, by which they find each other
+  clusterIP: None  # gives the pods names, by which they find each other
   publishNotReadyAddresses: true
   selector:
     job-name: {name}
@@ -83,8 +83,8 @@ spec:
 
 GKE_TPU = """\
 # Apply: kubectl apply -f job.yaml
-# One pod a host of the slice; GKE tells each its number and the others' names,
-# by which JAX finds them. 4x4 of v5e is 4 hosts of 4 chips.
+# One pod per host of the slice. GKE sets the index of each pod and the names of
+# all pods, by which JAX finds them. 4x4 of v5e is 4 hosts with 4 chips each.
 apiVersion: v1
 kind: Service
 metadata:
@@ -129,7 +129,7 @@ spec:
 """
 
 RAY = """\
-# From a host that reaches the cluster, in the folder of the script:
+# Run on a host that can reach the cluster, in the folder of the script:
 ray job submit --address http://HEAD:8265 --working-dir . -- \\
     keras-moe launch --on ray --backend {backend} --processes {total} \\
     --restarts {restarts} {command}
@@ -145,31 +145,46 @@ CLUSTERS = {
 
 def job_text(
     cluster: str,
-    script: str | os.PathLike,
+    script: str | os.PathLike[str],
     *arguments: str,
     backend: str | None = None,
     nodes: int = 2,
     processes: int = 1,
     restarts: int = 0,
 ) -> str:
-    """Returns a job that runs a script on several hosts of a cluster.
+    """Return the text of a job that runs a script on several hosts.
 
-    The script calls `keras_moe.distribution.initialize()` first.
+    The script must call `keras_moe.distribution.initialize()` first.
 
     Args:
         cluster: `"slurm"` (a batch script), `"kubernetes"` (an Indexed Job
-            and its Service), `"gke-tpu"` (the same on a slice of TPUs, JAX
-            only) or `"ray"` (the command that submits).
-        script: its path on the hosts.
-        *arguments: of the script.
-        backend: `"jax"`, `"tensorflow"` or `"torch"`; None takes
-            KERAS_BACKEND.
-        nodes: how many hosts.
-        processes: on each host.
-        restarts: how often the cluster starts all again after a failure.
+            and its Service), `"gke-tpu"` (the same on a slice of TPUs, only
+            for JAX), or `"ray"` (a command that submits the job).
+        script: Path of the script on the hosts.
+        *arguments: Arguments of the script.
+        backend: `"jax"`, `"tensorflow"`, or `"torch"`. `None` (the default)
+            uses `KERAS_BACKEND`.
+        nodes: Int, number of hosts. Default: 2.
+        processes: Int, number of processes per host. Default: 1.
+        restarts: Int, how often the cluster starts all processes again after a
+            failure. Default: 0.
+
+    Returns:
+        The text of the job. Its first lines explain how to submit it.
 
     Raises:
-        ValueError: where an argument breaks its rule.
+        ValueError: If an argument is not one of the values above, or if
+            `cluster` is `"gke-tpu"` with a backend other than JAX or with
+            several processes per host.
+
+    Example:
+
+    ```python
+    text = keras_moe.distribution.job_text(
+        "slurm", "train.py", "--epochs", "3", backend="jax", nodes=2
+    )
+    print(text)
+    ```
     """
     checks.check_choice("cluster", cluster, tuple(CLUSTERS))
     checks.check_path("script", script)
@@ -180,9 +195,9 @@ def job_text(
     if cluster == "gke-tpu" and (backend, processes) != ("jax", 1):
         raise ValueError(
             "`backend` must be 'jax' and `processes` 1 on a slice of TPUs: one "
-            "process has all of a host's. Received: "
-            f"backend={backend!r}, processes={processes}. Choose these, or "
-            "another cluster."
+            "process uses all TPUs of a host. Received: "
+            f"backend={backend!r}, processes={processes}. Pass these values, "
+            "or choose another cluster."
         )
     name = _name_of(script)
     return CLUSTERS[cluster].format(
@@ -192,7 +207,7 @@ def job_text(
         processes=processes,
         total=nodes * processes,
         restarts=restarts,
-        # Of all pods together: one that fails takes all with it.
+        # Counted over all pods: if one fails, all fail.
         failures=restarts * nodes,
         policy="OnFailure" if restarts else "Never",
         requeue=REQUEUE.format(restarts=restarts) if restarts else "",
@@ -202,7 +217,7 @@ def job_text(
     )
 
 
-def _name_of(script):
-    """A name that Kubernetes takes, after the script's."""
+def _name_of(script: str | os.PathLike[str]) -> str:
+    """Return a name for the script's job that Kubernetes accepts."""
     stem = pathlib.Path(script).stem.lower()
     return re.sub(r"[^a-z0-9]+", "-", stem).strip("-")[:40] or "train"

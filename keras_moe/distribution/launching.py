@@ -1,4 +1,4 @@
-"""Starting a script as several processes that train together.
+"""Start a script as several processes that train together.
 
 keras-moe launch --backend jax --processes 2 train.py --epochs 3
 """
@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from keras_moe import checks
 from keras_moe.distribution.even_batches import JOINED
@@ -24,71 +25,84 @@ from keras_moe.distribution.starting import (
     environment_of,
     jobs_of,
 )
+from keras_moe.distribution.variables import Job
 
 LAST_LINES = 30
 SECONDS_TO_JOIN = 120.0
 ALONE = (
     "warning: process {} never called keras_moe.distribution.initialize(), so "
-    "that it works alone, on all data that it reads, and does not train "
-    "together with the others. Call it in the script's first line after the "
-    "imports."
+    "it runs alone, on all data that it reads, and does not train together "
+    "with the others. Call it in the script's first line after the imports."
 )
 
 
 def launch(
-    script: str | os.PathLike,
+    script: str | os.PathLike[str],
     *arguments: str,
     backend: str | None = None,
     processes: int = 2,
     restarts: int = 0,
     devices_per_process: int | None = None,
-    logs: str | os.PathLike | None = None,
+    logs: str | os.PathLike[str] | None = None,
     port: int | None = None,
     hosts: Sequence[str] = ("127.0.0.1",),
     host: int = 0,
     module: bool = False,
 ) -> int:
-    """Runs a script as processes of one job on this host, and waits.
+    """Run a script as processes of one job on this host, and wait for them.
 
-    The script calls `keras_moe.distribution.initialize()` first; a warning
-    tells if it never does, since its processes then train alone. Process 0
-    writes where this one writes. The others' output goes to files, and the
-    end of that of a process that fails is shown. When one fails the others
-    are stopped, which might wait for it forever. Ctrl-C, SIGTERM and, on
-    Linux, kill -9 of this process stop them, too.
+    The script must call `keras_moe.distribution.initialize()` first. If it
+    does not, its processes train alone, and a warning is printed. Process 0
+    shares the output of the calling process. The output of the other processes
+    goes to files; if a process fails, the end of its file is printed. The other
+    processes, which might wait for it forever, are then stopped. Ctrl-C,
+    SIGTERM, and, on Linux, kill -9 of the calling process stop them, too.
 
-    The processes share the host: each gets its part of the CPU's cores
-    (`OMP_NUM_THREADS`, where you have not set it) and one GPU.
+    The processes share the host: each uses its part of the CPU cores
+    (`OMP_NUM_THREADS`, unless you have set it) and one GPU.
 
     Args:
-        script: the Python file to run; with `module`, a module's name.
-        *arguments: of the script.
-        backend: `"jax"`, `"tensorflow"` or `"torch"`; None takes
-            KERAS_BACKEND. On JAX one process can use all devices of a host:
-            start as many as there are hosts, or 1 without this function.
-        processes: how many on this host.
-        restarts: how often all are started again after a failure. The script
-            must then go on from what it saved, see
-            `keras_moe.distribution.BackupAndResume`.
-            `KERAS_MOE_ATTEMPT` counts from 0.
-        devices_per_process: virtual devices of each process, for trials of
-            JAX on a CPU.
-        logs: the folder for `process1.log`, `process2.log` ...; None takes a
-            temporary one.
-        port: the first of the ports; None finds free ones, or is 29500 with
-            several hosts.
-        hosts: the addresses of all hosts, in the same order everywhere; each
-            of them runs this function with the same arguments but `host`.
-        host: which of `hosts` this one is.
-        module: Whether `script` is run as `python -m` runs a module.
+        script: Path of the Python file to run, or the name of a module if
+            `module` is `True`.
+        *arguments: Arguments of the script.
+        backend: `"jax"`, `"tensorflow"`, or `"torch"`. `None` (the default)
+            uses `KERAS_BACKEND`. On JAX, one process can use all devices of a
+            host, so start one process per host.
+        processes: Int, number of processes on this host. Default: 2.
+        restarts: Int, how often all processes are started again after a
+            failure. The script must resume from what it saved; see
+            `keras_moe.distribution.BackupAndResume`. The variable
+            `KERAS_MOE_ATTEMPT` counts the attempts from 0. Default: 0.
+        devices_per_process: Int, number of virtual devices per process, to try
+            JAX on a CPU. `None` (the default) uses the real devices.
+        logs: Folder for `process1.log`, `process2.log`, ... `None` (the
+            default) uses a temporary folder.
+        port: Int, the first port. `None` (the default) finds free ports, or
+            is 29500 if there are several hosts.
+        hosts: Addresses of all hosts, in the same order on every host. Each
+            host must call this function with the same arguments except for
+            `host`. Default: only this host.
+        host: Int, index of this host in `hosts`. Default: 0.
+        module: Whether `script` is the name of a module, to be run like
+            `python -m`. Default: `False`.
 
     Returns:
-        0, or the exit code of the first process that failed (128 and the
-        signal's number where a signal ended it).
+        0, or the exit code of the first process that failed (128 plus the
+        number of the signal if a signal ended it).
 
     Raises:
-        ValueError: where an argument breaks its rule.
-        FileNotFoundError: where there is no such script.
+        ValueError: If an argument is not one of the values above, if
+            `devices_per_process` is passed for a backend other than JAX, or if
+            `restarts` is above 0 with several hosts.
+        FileNotFoundError: If the script does not exist.
+
+    Example:
+
+    ```python
+    code = keras_moe.distribution.launch(
+        "train.py", "--epochs", "3", backend="jax", processes=2
+    )
+    ```
     """
     checks.check_count("restarts", restarts)
     if logs is not None:
@@ -117,8 +131,10 @@ def launch(
     return failure.code  # type: ignore[union-attr]
 
 
-def _attempt(command, setup, folder, attempt) -> Failure | None:
-    """Starts all processes of this host once, on ports of their own."""
+def _attempt(
+    command: list[str], setup: Setup, folder: pathlib.Path, attempt: int
+) -> Failure | None:
+    """Run all processes of this host once, on ports of their own."""
     jobs = jobs_of(setup)
     joining = Joining(folder, [job.index for job in jobs])
     environments = [
@@ -131,11 +147,11 @@ def _attempt(command, setup, folder, attempt) -> Failure | None:
 
 
 class Joining:
-    """Whether processes join their job, which each notes in a file.
+    """Check whether processes join their job, by a file that each creates.
 
     Args:
-        folder: Of the files.
-        indices: Of the processes.
+        folder: Folder of the files.
+        indices: Indices of the processes.
     """
 
     def __init__(self, folder: pathlib.Path, indices: Sequence[int]):
@@ -147,7 +163,11 @@ class Joining:
             file.unlink(missing_ok=True)
 
     def check(self, codes: Sequence[int | None]) -> None:
-        """Warn once if a process has ended, or runs long, without joining."""
+        """Warn once of processes that end, or run long, without joining.
+
+        Args:
+            codes: Exit code of each process; `None` while it runs.
+        """
         if self.done:
             return
         late = time.monotonic() > self.until
@@ -167,7 +187,7 @@ class Joining:
 
 
 @contextlib.contextmanager
-def _folder(logs) -> Iterator[pathlib.Path]:
+def _folder(logs: str | os.PathLike[str] | None) -> Iterator[pathlib.Path]:
     if logs is None:
         with tempfile.TemporaryDirectory(prefix="keras-moe-") as folder:
             yield pathlib.Path(folder)
@@ -177,8 +197,8 @@ def _folder(logs) -> Iterator[pathlib.Path]:
     yield path
 
 
-def _log(folder, job):
-    """Process 0 writes where the launcher writes; so does one a host."""
+def _log(folder: pathlib.Path, job: Job) -> pathlib.Path | None:
+    """Return a process's log file; `None` for the first one of each host."""
     if job.local_index == 0:
         return None
     return folder / f"process{job.index}.log"
@@ -197,62 +217,67 @@ def _tell(failure: Failure, setup: Setup, folder: pathlib.Path) -> None:
     )
 
 
-def _say(text):
+def _say(text: str) -> None:
     print(f"keras-moe: {text}", file=sys.stderr, flush=True)
 
 
-def _check_script(script):
+def _check_script(script: str | os.PathLike[str]) -> str:
     path = checks.check_path("script", script)
     if path.is_file():
         return str(path)
     raise FileNotFoundError(
         f"`script` must be a Python file. Received: {str(script)!r}, which is "
-        f"no file in {os.getcwd()}. Pass its path."
+        f"not a file in {os.getcwd()}. Pass its path."
     )
 
 
-def _check_module(name):
+def _check_module(name: Any) -> str:
     if isinstance(name, str) and all(map(str.isidentifier, name.split("."))):
         return name
     raise ValueError(
-        "`script` must be the name of a module with `module=True`, as "
-        f"`python -m` takes it. Received: script={name!r}. Pass, for instance, "
+        "`script` must be the name of a module if `module=True`, as for "
+        f"`python -m`. Received: script={name!r}. Pass, for instance, "
         "'package.train'; or leave out `module` for a file."
     )
 
 
-def _check_devices(devices, backend):
+def _check_devices(devices: int | None, backend: str | None) -> int | None:
     if devices is None:
         return None
     if check_backend(backend) == "jax":
         return checks.check_positive_int("devices_per_process", devices)
     raise ValueError(
-        "`devices_per_process` must be None but for JAX, which alone has "
-        f"virtual devices. Received: devices_per_process={devices!r}, "
-        f"backend={check_backend(backend)!r}. Raise `processes`."
+        "`devices_per_process` must be None unless the backend is JAX, the "
+        "only one with virtual devices. Received: "
+        f"devices_per_process={devices!r}, backend={check_backend(backend)!r}. "
+        "Increase `processes` instead."
     )
 
 
-def _check_port(port):
+def _check_port(port: int | None) -> int | None:
     if port is None or 0 < checks.check_positive_int("port", port) < 65536:
         return port
     raise ValueError(
         f"`port` must be in 0 < port < 65536. Received: port={port!r}. Pass "
-        "None for one that is free."
+        "None to use a free port."
     )
 
 
-def _check_hosts(hosts, host, restarts):
+def _check_hosts(
+    hosts: Sequence[str], host: int, restarts: int
+) -> tuple[str, ...]:
     hosts = tuple(checks.check_list("hosts", hosts, "addresses"))
     if isinstance(host, bool) or host not in list(range(len(hosts))):
         raise ValueError(
-            "`host` must be the place of this host in `hosts`, from 0. "
-            f"Received: host={host!r}, hosts={hosts!r}. Pass 0 on the first."
+            "`host` must be the index of this host in `hosts`, from 0. "
+            f"Received: host={host!r}, hosts={hosts!r}. Pass 0 on the first "
+            "host."
         )
     if restarts and len(hosts) > 1:
         raise ValueError(
-            "`restarts` must be 0 with several hosts: all of them must start "
-            f"again together. Received: restarts={restarts!r}, {len(hosts)} "
-            "hosts. Let SLURM, Kubernetes or Ray start the job again."
+            "`restarts` must be 0 with several hosts, because all of them must "
+            f"start again together. Received: restarts={restarts!r}, "
+            f"{len(hosts)} hosts. Let SLURM, Kubernetes, or Ray start the job "
+            "again."
         )
     return hosts

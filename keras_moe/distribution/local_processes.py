@@ -1,4 +1,4 @@
-"""Processes of this host that live and die together."""
+"""Run processes on this host, and stop all of them if one fails."""
 
 import contextlib
 import os
@@ -10,11 +10,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from types import FrameType
 
-GRACE = 5.0  # seconds between asking a process to end and ending it
+GRACE = 5.0  # seconds between SIGTERM and SIGKILL
 PAUSE = 0.05
-# Runs before the script, in its place: on Linux the kernel then ends the
-# process when the one that started it is gone, even by kill -9.
+# Runs before the script, in the same process. On Linux, the kernel then kills
+# the process when its parent ends, even by kill -9.
 TETHER = """
 import ctypes, os, signal, sys
 if sys.platform == "linux":
@@ -27,12 +28,12 @@ os.execv(sys.argv[2], sys.argv[2:])
 
 @dataclass(frozen=True)
 class Failure:
-    """The first process that ended otherwise than with 0.
+    """Describe the first process that failed.
 
     Attributes:
-        index: which one, of those that were started.
-        code: its exit code; 128 and the signal where one ended it, as shells
-            have it.
+        index: Index of the process among those that were started.
+        code: Exit code, not 0. As in shells, it is 128 plus the number of the
+            signal if a signal ended the process.
     """
 
     index: int
@@ -45,22 +46,25 @@ def run_together(
     logs: Sequence[pathlib.Path | None],
     meanwhile: Callable[[list[int | None]], None] = lambda codes: None,
 ) -> Failure | None:
-    """Runs a Python command once in each environment, all at a time.
+    """Run a Python command in several processes at the same time.
+
+    If a process fails, the others, which might wait for it forever, are
+    stopped: by SIGTERM, and by SIGKILL after `GRACE` seconds. They are also
+    stopped if this function raises an error.
 
     Args:
-        command: what follows `python`.
-        environments: of each process, whole.
-        logs: the file to which each one's output is appended; None leaves it
-            where this process writes.
-        meanwhile: Called again and again with each one's exit code, None
-            while it runs.
+        command: Arguments of `python`.
+        environments: All environment variables of each process.
+        logs: Files to which the outputs of the processes are appended. A
+            process with `None` shares the output of this process.
+        meanwhile: Function that is called repeatedly with a list of the
+            processes' exit codes, `None` for those that run. Default: a
+            function that does nothing.
 
     Returns:
-        None where all ended with 0, else who failed first. The others, which
-        may wait for it forever, were stopped: asked first, and killed after
-        `GRACE` seconds. So they are, too, whatever ends this function.
+        `None` if all processes ended with 0, else the first `Failure`.
     """
-    started: list[subprocess.Popen] = []
+    started: list[subprocess.Popen[bytes]] = []
     try:
         for environment, log in zip(environments, logs, strict=True):
             started.append(_start(command, environment, log))
@@ -69,9 +73,16 @@ def run_together(
         stop(started)
 
 
-def _start(command, environment, log):
-    """A session of its own each: Ctrl-C reaches this process alone, and a
-    process is stopped together with those it started."""
+def _start(
+    command: Sequence[str],
+    environment: dict[str, str],
+    log: pathlib.Path | None,
+) -> subprocess.Popen[bytes]:
+    """Start a process in a session of its own.
+
+    Therefore Ctrl-C reaches only this process, and a process can be stopped
+    together with those that it started.
+    """
     tether = [sys.executable, "-ISc", TETHER, str(os.getpid())]
     with contextlib.ExitStack() as stack:
         output = stack.enter_context(log.open("ab")) if log else None
@@ -85,7 +96,10 @@ def _start(command, environment, log):
         )
 
 
-def _wait(started, meanwhile):
+def _wait(
+    started: Sequence[subprocess.Popen[bytes]],
+    meanwhile: Callable[[list[int | None]], None],
+) -> Failure | None:
     while True:
         codes = [process.poll() for process in started]
         meanwhile(codes)
@@ -97,36 +111,36 @@ def _wait(started, meanwhile):
         time.sleep(PAUSE)
 
 
-def stop(started: Sequence[subprocess.Popen]) -> None:
-    """Ends processes and what they started, in at most `GRACE` seconds."""
+def stop(started: Sequence[subprocess.Popen[bytes]]) -> None:
+    """Stop processes and those they started, within `GRACE` seconds."""
     for process in started:
         _signal(process, signal.SIGTERM)
     end = time.monotonic() + GRACE
     for process in started:
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(max(0.0, end - time.monotonic()))
-        # What it started may outlive it.
+        # Processes that it started may still run.
         _signal(process, signal.SIGKILL)
         process.wait()
 
 
-def _signal(process, number):
+def _signal(process: subprocess.Popen[bytes], number: int) -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, number)
 
 
 @contextlib.contextmanager
 def ended_by_signals() -> Iterator[None]:
-    """Lets SIGTERM and SIGHUP end a block as an exception does.
+    """Make SIGTERM and SIGHUP raise `SystemExit` inside a block.
 
-    A program that is ended by them runs no `finally`. Only the main thread
-    hears signals; elsewhere nothing is changed.
+    By default, they end a program without running its `finally` clauses. Only
+    the main thread receives signals; in other threads nothing is changed.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
-    def end(number, frame):
+    def end(number: int, frame: FrameType | None) -> None:
         sys.exit(128 + number)
 
     numbers = (signal.SIGTERM, signal.SIGHUP)

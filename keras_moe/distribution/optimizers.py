@@ -1,16 +1,17 @@
-"""Find the optimizers by which a model is trained."""
+"""Find the optimizers of a model."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import keras
 
 
 def optimizers_of(model: keras.Model) -> Iterator[keras.optimizers.Optimizer]:
-    """Yield a model's optimizer and those inside it; none if not compiled."""
+    """Yield a model's optimizer, if it is compiled, and those inside it."""
     yield from _with_inner(getattr(model, "optimizer", None))
 
 
-def _with_inner(optimizer):
+def _with_inner(optimizer: Any) -> Iterator[keras.optimizers.Optimizer]:
     if optimizer is None:
         return
     yield optimizer

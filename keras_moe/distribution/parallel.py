@@ -1,4 +1,4 @@
-"""What a model needs to train on several devices, on the running backend."""
+"""Make a model train on several devices, on the running backend."""
 
 import keras
 
@@ -13,25 +13,36 @@ ON_JAX = (
 def data_parallel(
     model: keras.Model, fully_sharded: bool = False
 ) -> keras.Model:
-    """Makes a model train on the batches of all replicas together.
+    """Make a model train on the batches of all replicas together.
 
-    On PyTorch by DDP or FSDP2 between the processes of torchrun; see
-    `torch_parallel.data_parallel`. On TensorFlow under the strategy in whose
-    scope the model was made, with what Keras lacks there; see
-    `tensorflow_workers.data_parallel`. The model stays the same object.
+    On PyTorch, it trains with DDP or FSDP2 in the processes of torchrun or
+    `keras-moe launch`; see `torch_parallel.data_parallel`. On TensorFlow, it
+    trains under the strategy in whose scope it was made, with corrections of
+    Keras's own training; see `tensorflow_workers.data_parallel`.
 
     Args:
-        model: a Keras model.
-        fully_sharded: PyTorch alone: whether each process keeps only its part
-            of the weights between steps.
+        model: A `keras.Model`, which must be built on PyTorch.
+        fully_sharded: Whether each process keeps only its part of the weights
+            between steps, on PyTorch only. Default: `False`.
 
     Returns:
-        The same model.
+        The same model object.
 
     Raises:
-        RuntimeError: on a backend where it means nothing, and on PyTorch
-            where no processes were started.
-        ValueError: for a model that does not suit.
+        RuntimeError: If the backend is JAX, or if no processes were started on
+            PyTorch.
+        ValueError: If `model` is not a Keras model, is not built on PyTorch,
+            or was not made in the scope of a strategy on TensorFlow; if a part
+            of the model is fully sharded already; or if `fully_sharded` is
+            `True` on TensorFlow.
+
+    Example:
+
+    ```python
+    keras_moe.distribution.initialize()
+    model = keras_moe.distribution.data_parallel(make_model())
+    model.fit(x, y)  # on PyTorch, in each process of `keras-moe launch`
+    ```
     """
     checks.check_model("model", model)
     checks.check_bool("fully_sharded", fully_sharded)
@@ -60,22 +71,34 @@ def data_parallel(
 def shard_experts(
     model: keras.Model, processes: int | None = None
 ) -> keras.Model:
-    """Leaves each process of PyTorch its part of every block's experts.
+    """Keep only a part of each block's experts in each process, on PyTorch.
 
-    `data_parallel(shard_experts(model))` trains as `data_parallel(model)`
-    does; see `torch_experts.shard_experts`.
+    `data_parallel(shard_experts(model))` trains like `data_parallel(model)`;
+    see `torch_experts.shard_experts`.
 
     Args:
-        model: a built model with blocks whose `experts` are an `Expert`.
-        processes: how many hold the experts together, those with consecutive
-            ranks; None is all.
+        model: A built model with blocks whose `experts` are an `Expert`.
+        processes: Int, number of processes with consecutive ranks that hold
+            all experts together. `None` (the default) is all processes.
 
     Returns:
-        The same model.
+        The same model object.
 
     Raises:
-        RuntimeError: on another backend, and where no processes were started.
-        ValueError: for a model, or a number of processes, that does not suit.
+        RuntimeError: If the backend is not PyTorch, or if no processes were
+            started.
+        ValueError: If the model has no such block or is sharded already, if
+            `processes` does not divide the number of processes, or if it does
+            not divide the number of experts of a block.
+
+    Example:
+
+    ```python
+    from keras_moe.distribution import data_parallel, shard_experts
+
+    keras_moe.distribution.initialize()
+    model = data_parallel(shard_experts(make_model()))
+    ```
     """
     checks.check_model("model", model)
     checks.check_optional_int("processes", processes)
@@ -86,17 +109,26 @@ def shard_experts(
 
 
 def gather_experts(model: keras.Model) -> keras.Model:
-    """Gives every process of PyTorch all experts again.
+    """Give every process all experts again, on PyTorch.
+
+    Every process must call this function.
 
     Args:
-        model: of `shard_experts`. Every process must call it.
+        model: Model that was passed to `shard_experts`. A model that is not
+            sharded is returned unchanged.
 
     Returns:
-        The same model.
+        The same model object.
 
     Raises:
-        RuntimeError: on another backend.
-        ValueError: for a model that is not sharded.
+        RuntimeError: If the backend is not PyTorch.
+        ValueError: If `model` is not a Keras model.
+
+    Example:
+
+    ```python
+    model = keras_moe.distribution.gather_experts(model)
+    ```
     """
     checks.check_model("model", model)
     _check_torch("gather_experts")
@@ -105,7 +137,7 @@ def gather_experts(model: keras.Model) -> keras.Model:
     return torch_experts.gather_experts(model)
 
 
-def _check_torch(name):
+def _check_torch(name: str) -> None:
     backend = keras.backend.backend()
     if backend == "torch":
         return

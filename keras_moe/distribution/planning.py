@@ -1,8 +1,8 @@
-"""What a layout costs before anything is built, and which one to take.
+"""Estimate the cost of layouts before a model is built, and choose one.
 
 T tokens of a step, D hidden_dim, F intermediate_dim, E experts, K top_k; d, e,
-m devices along the mesh axes data, expert and model; R rows that a device's
-experts compute, B rows of their largest block.
+m devices along the mesh axes data, expert, and model; R rows that the experts
+of a device compute, B rows of their largest block.
 """
 
 import math
@@ -15,14 +15,26 @@ from keras_moe.kernels.exchange import rows_of_way
 
 
 class Estimate(NamedTuple):
-    """One layout, and what each of its devices bears in a training step.
+    """Hold a layout and the cost of a training step on each of its devices.
 
-    data, expert, model: devices along each axis of the mesh.
-    parameters: weights.
-    state_bytes: of weights, gradients and the optimizer's slots.
-    activation_bytes: at the peak of the step.
-    all_to_all_bytes: sent to other devices, rows to experts and back.
-    all_reduce_bytes: sent to sum gradients, and parts of F.
+    Attributes:
+        data, expert, model: Number of devices along each axis of the mesh.
+        parameters: Number of parameters.
+        state_bytes: Bytes of weights, gradients, and optimizer slots.
+        activation_bytes: Bytes of activations at the peak of the step.
+        all_to_all_bytes: Bytes that are sent to other devices to bring rows to
+            their experts and back.
+        all_reduce_bytes: Bytes that are sent to sum gradients and parts of F.
+
+    Example:
+
+    ```python
+    config = keras_moe.distribution.PlanConfig(
+        tokens=4096, hidden_dim=512, intermediate_dim=2048, num_experts=8
+    )
+    cost = keras_moe.distribution.estimate(config, data=2, expert=4)
+    print(cost.memory_bytes, cost.sent_bytes)
+    ```
     """
 
     data: int
@@ -36,17 +48,17 @@ class Estimate(NamedTuple):
 
     @property
     def memory_bytes(self) -> int:
-        """State and activations."""
+        """Bytes of the state and the activations."""
         return self.state_bytes + self.activation_bytes
 
     @property
     def sent_bytes(self) -> int:
-        """All that a device sends in a step."""
+        """All bytes that a device sends in a step."""
         return self.all_to_all_bytes + self.all_reduce_bytes
 
     @property
-    def layout(self) -> dict:
-        """The arguments of `expert_parallel`."""
+    def layout(self) -> dict[str, int]:
+        """The layout as arguments of `expert_parallel`."""
         return {
             "data": self.data,
             "expert": self.expert,
@@ -55,42 +67,64 @@ class Estimate(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """The layout to take, and all that were compared, the best first."""
+    """Hold the best layout and all others that were compared.
+
+    Attributes:
+        best: The best `Estimate`.
+        estimates: List of all, the best first. Those that need too much memory
+            come last.
+    """
 
     best: Estimate
     estimates: list[Estimate]
 
 
 def plan(config: PlanConfig, devices: int, memory: float | None = None) -> Plan:
-    """Returns the layout whose devices send least and have room.
+    """Return the layout that fits into memory and sends the fewest bytes.
 
-    For each `d * e * m = devices` with e a divisor of E, m of F and d * e of
-    the batch size, a device has T / (d e) tokens and E / e experts, and
+    The layouts are all `d * e * m = devices` in which e divides E, m divides F,
+    and d * e divides the batch size. A device has T / (d e) tokens and E / e
+    experts. Its costs are
 
-    - state: `(2 + slots)` values for each weight: dense ones whole, experts'
-      over e and m (Rajbhandari et al. 2020, "ZeRO", section 3.1, without its
-      partition);
-    - activations: R = K T / (d e) rows, by the factor of the capacity, or a
-      quarter more where they travel without one. A block keeps
-      `R + B` rows of F / m (twice gated) and three of D; at the peak half a
-      row more of D lives, B rows of F for each matrix, and the gradient of the
-      experts. Dropless rounds behind the first have room for as much again;
-    - all-to-all: `4 R D (e - 1) / e` values a block, there and back, forward
-      and backward (GShard, Lepikhin et al. 2020, section 3.2);
-    - all-reduce of n devices: `2 (n - 1) / n` of the values (Patarasuk and
+    - state: `(2 + slots)` values per weight. Dense weights are whole, and
+      those of experts are divided over e and m (Rajbhandari et al. 2020,
+      "ZeRO", section 3.1, without its partition).
+    - activations: R = K T / (d e) rows, times the capacity factor, or a
+      quarter more if rows are exchanged without a capacity. A block keeps
+      `R + B` rows of F / m (twice that if gated) and three of D. The peak adds
+      half a row of D, B rows of F per matrix, and the gradient of the experts.
+      Further rounds of a dropless exchange need the same memory again.
+    - all-to-all: `4 R D (e - 1) / e` values per block, to the experts and back,
+      forward and backward (GShard, Lepikhin et al. 2020, section 3.2).
+    - all-reduce over n devices: `2 (n - 1) / n` of the values (Patarasuk and
       Yuan 2009, "Bandwidth optimal all-reduce", theorem 1): dense gradients
-      over d e, experts' over d, tokens of D over m three times a block
-      (Shoeybi et al. 2019, "Megatron-LM", section 3).
+      over d e, gradients of experts over d, and tokens of D over m three times
+      per block (Shoeybi et al. 2019, "Megatron-LM", section 3).
 
-    Balanced routing is taken for granted; an uneven router takes more rounds.
+    The estimates assume balanced routing. An imbalanced router needs more
+    rounds.
 
     Args:
-        config: the step.
-        devices: how many there are.
-        memory: bytes of each; None is any.
+        config: A `PlanConfig`, the training step.
+        devices: Int, number of devices.
+        memory: Float, bytes of memory per device. `None` (the default) sets no
+            limit.
+
+    Returns:
+        A `Plan`. Pass `plan.best.layout` to `expert_parallel`.
 
     Raises:
-        ValueError: where no layout fits the sizes, or the memory.
+        ValueError: If no layout fits the sizes, or if none fits the memory.
+
+    Example:
+
+    ```python
+    config = keras_moe.distribution.PlanConfig(
+        tokens=4096, hidden_dim=512, intermediate_dim=2048, num_experts=8
+    )
+    best = keras_moe.distribution.plan(config, devices=8, memory=80e9).best
+    print(best.layout)  # arguments of `expert_parallel`
+    ```
     """
     check_config(config)
     devices = checks.check_positive_int("devices", devices)
@@ -105,19 +139,19 @@ def plan(config: PlanConfig, devices: int, memory: float | None = None) -> Plan:
     if not found:
         raise ValueError(
             "`devices` must be a product of a divisor of num_experts, one of "
-            "intermediate_dim and a number of replicas that divide the batch."
-            f" Received: devices={devices}, {config}. Take fewer devices, or "
-            "a batch that is a multiple of them."
+            "intermediate_dim, and a number of replicas that divides the batch."
+            f" Received: devices={devices}, {config}. Use fewer devices, or a "
+            "batch that is a multiple of them."
         )
     found.sort(key=lambda e: (e.sent_bytes, e.model, e.memory_bytes))
     roomy = [e for e in found if memory is None or e.memory_bytes <= memory]
     if not roomy:
         least = min(found, key=lambda e: e.memory_bytes)
         raise ValueError(
-            f"`memory` must hold a device's part: {least.memory_bytes:,} bytes "
-            f"with {least.layout}, the least of all layouts. Received: memory="
-            f"{memory:,}, devices={devices}. Take more devices, a smaller "
-            "batch, a capacity, or half floats."
+            f"`memory` must be at least {least.memory_bytes:,} bytes, what a "
+            f"device needs with {least.layout}, the smallest layout. Received: "
+            f"memory={memory:,}, devices={devices}. Use more devices, a "
+            "smaller batch, a capacity, or half precision."
         )
     return Plan(roomy[0], [*roomy, *(e for e in found if e not in roomy)])
 
@@ -125,7 +159,28 @@ def plan(config: PlanConfig, devices: int, memory: float | None = None) -> Plan:
 def estimate(
     config: PlanConfig, data: int, expert: int, model: int = 1
 ) -> Estimate:
-    """Returns what a layout costs; see `plan`."""
+    """Estimate the cost of a layout; see `plan`.
+
+    Args:
+        config: A `PlanConfig`, the training step.
+        data: Int, d, number of devices along the mesh axis "data".
+        expert: Int, e, number of devices along the mesh axis "expert".
+        model: Int, m, number of devices along the mesh axis "model".
+            Default: 1.
+
+    Raises:
+        ValueError: If `expert` does not divide E, `model` does not divide F,
+            or `data * expert` does not divide the batch.
+
+    Example:
+
+    ```python
+    config = keras_moe.distribution.PlanConfig(
+        tokens=4096, hidden_dim=512, intermediate_dim=2048, num_experts=8
+    )
+    cost = keras_moe.distribution.estimate(config, data=2, expert=4)
+    ```
+    """
     check_config(config)
     data, expert, model = (
         checks.check_positive_int(name, value)
@@ -139,7 +194,8 @@ def estimate(
         raise ValueError(
             "`expert` must divide num_experts, `model` intermediate_dim, and "
             f"`data` * `expert` the batch. Received: data={data}, expert="
-            f"{expert}, model={model}, {config}. Call `plan` for what fits."
+            f"{expert}, model={model}, {config}. Call `plan` to find sizes "
+            "that fit."
         )
     shards = data * expert
     value = config.bytes_per_value
@@ -159,7 +215,7 @@ def estimate(
         expert,
         model,
         parameters,
-        # Slots are float32 whatever the weights are.
+        # Slots are float32 for weights of any dtype.
         parameters * (2 * value + 4 * config.optimizer_slots),
         value * _activations(config, tokens, expert, model),
         value * config.num_blocks * exchanged,
@@ -169,21 +225,22 @@ def estimate(
 
 def check_config(config: PlanConfig) -> PlanConfig:
     """Return `config` if it is a `PlanConfig`."""
-    return checks.check_is_a(
+    checked: PlanConfig = checks.check_is_a(
         "config",
         config,
         PlanConfig,
         "a PlanConfig",
         "Pass, for instance, PlanConfig.of_model(model, tokens=4096).",
     )
+    return checked
 
 
-def _all_reduced(values, devices):
+def _all_reduced(values: int, devices: int) -> int:
     return 2 * values * (devices - 1) // devices
 
 
-def _rows(config, tokens, expert):
-    """R: the rows that a device's experts have room for, in one round."""
+def _rows(config: PlanConfig, tokens: int, expert: int) -> int:
+    """Return R, the rows that a device's experts can hold in one round."""
     pairs = config.top_k * tokens
     if expert == 1:
         return pairs
@@ -194,8 +251,10 @@ def _rows(config, tokens, expert):
     return expert * rows_of_way(pairs, config.num_experts, expert, capacity)
 
 
-def _activations(config, tokens, expert, model):
-    """Values that live at the peak of a step."""
+def _activations(
+    config: PlanConfig, tokens: int, expert: int, model: int
+) -> int:
+    """Return the number of values in memory at the peak of a step."""
     rows = _rows(config, tokens, expert)
     block = block_sizes(rows, config.num_experts // expert)[-1]
     inner = config.intermediate_dim // model
@@ -210,7 +269,7 @@ def _activations(config, tokens, expert, model):
     return int(config.num_blocks * kept + working + dense)
 
 
-def _fits(config, data, expert, model):
+def _fits(config: PlanConfig, data: int, expert: int, model: int) -> bool:
     return (
         config.num_experts % expert == 0
         and config.intermediate_dim % model == 0
@@ -218,5 +277,5 @@ def _fits(config, data, expert, model):
     )
 
 
-def _divisors(number):
+def _divisors(number: int) -> list[int]:
     return [d for d in range(1, number + 1) if number % d == 0]

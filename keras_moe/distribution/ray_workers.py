@@ -1,9 +1,9 @@
-"""Starting the same processes as workers of Ray Train, on a Ray cluster.
+"""Start the processes of a job as workers of Ray Train, on a Ray cluster.
 
-Ray places the workers, gives each its GPU, and starts all again when one is
-lost. What they share is the job that `initialize()` joins, as under
-`keras-moe launch`; Ray's own set-up of TensorFlow is not used, which would
-switch Keras to version 2.
+Ray places the workers, assigns each a GPU, and starts all of them again if one
+is lost. The workers join their job by `initialize()`, as under `keras-moe
+launch`. Ray's own setup of TensorFlow is not used, because it would switch
+Keras to version 2.
 """
 
 import importlib.util
@@ -21,7 +21,7 @@ from keras_moe.distribution.variables import Job, write_job
 
 
 def launch_on_ray(
-    work: str | os.PathLike | Callable[..., Any],
+    work: str | os.PathLike[str] | Callable[..., Any],
     *arguments: Any,
     backend: str | None = None,
     processes: int = 2,
@@ -29,31 +29,42 @@ def launch_on_ray(
     use_gpu: bool = False,
     storage: str | None = None,
 ) -> Any:
-    """Runs a script or a function on workers of Ray Train, and waits.
+    """Run a script or a function on workers of Ray Train, and wait for them.
 
-    Without a cluster (`ray.init`, or RAY_ADDRESS) Ray starts one on this
-    host. A script must lie at the same path on every host.
+    If there is no cluster (`ray.init` or `RAY_ADDRESS`), Ray starts one on
+    this host. A script must have the same path on every host.
 
     Args:
-        work: a Python file, or a function that imports what it needs. It
-            calls `keras_moe.distribution.initialize()` first, and may call
-            `ray.train.report`.
-        *arguments: of the script or the function.
-        backend: `"jax"`, `"tensorflow"` or `"torch"`; None takes
-            KERAS_BACKEND.
-        processes: how many workers.
-        restarts: how often all are started again when one fails.
-        use_gpu: one GPU a worker.
-        storage: the folder or bucket for what is reported, which all hosts
-            must see; None takes Ray's.
+        work: Path of a Python file, or a function that imports what it needs.
+            It must call `keras_moe.distribution.initialize()` first, and may
+            call `ray.train.report`.
+        *arguments: Arguments of the script or the function.
+        backend: `"jax"`, `"tensorflow"`, or `"torch"`. `None` (the default)
+            uses `KERAS_BACKEND`.
+        processes: Int, number of workers. Default: 2.
+        restarts: Int, how often all workers are started again after a failure.
+            Default: 0.
+        use_gpu: Whether each worker has one GPU. Default: `False`.
+        storage: Folder or bucket for what is reported, which all hosts must be
+            able to access. `None` (the default) uses Ray's default.
 
     Returns:
-        Ray's `ray.train.Result`.
+        A `ray.train.Result`.
 
     Raises:
-        ImportError: without Ray.
-        ValueError: where an argument breaks its rule.
-        ray.train.TrainingFailedError: where a worker failed once too often.
+        ImportError: If Ray is not installed.
+        FileNotFoundError: If `work` is a path of no file.
+        ValueError: If an argument is not one of the values above.
+        ray.train.TrainingFailedError: If workers fail more than `restarts`
+            times.
+
+    Example:
+
+    ```python
+    result = keras_moe.distribution.launch_on_ray(
+        "train.py", "--epochs", "3", backend="torch", processes=2
+    )
+    ```
     """
     _check_ray()
     backend = check_backend(backend)
@@ -67,7 +78,7 @@ def launch_on_ray(
     _share_by_value(ray.cloudpickle)
     variables = {"env_vars": {"KERAS_BACKEND": backend}}
     if not ray.is_initialized():
-        # A cluster of this run's own needs no page to look at it.
+        # A cluster that is started for this run needs no dashboard.
         own: dict[str, Any] = {"include_dashboard": False}
         there = "RAY_ADDRESS" in os.environ
         ray.init(runtime_env=variables, **({} if there else own))
@@ -86,18 +97,21 @@ def launch_on_ray(
     ).fit()
 
 
-def _worker(work, arguments):
-    """The function of no arguments that Ray calls on each worker."""
+def _worker(
+    work: str | os.PathLike[str] | Callable[..., Any],
+    arguments: tuple[Any, ...],
+) -> Callable[[], Any]:
+    """Return the function without arguments that Ray calls on each worker."""
     if callable(work):
         return lambda: work(*arguments)
     path = pathlib.Path(work).absolute()
     if not path.is_file():
         raise FileNotFoundError(
             f"`work` must be a function or a Python file. Received: {path}, "
-            "which is no file. Pass its path."
+            "which is not a file. Pass the path of one."
         )
 
-    def run():
+    def run() -> None:
         sys.argv = [str(path), *map(str, arguments)]
         sys.path.insert(0, str(path.parent))
         try:
@@ -111,12 +125,12 @@ def _worker(work, arguments):
     return run
 
 
-def _settings(backend):
-    """Ray's hook that runs before the workers do."""
+def _settings(backend: str) -> Any:
+    """Return the Ray config that sets each worker's variables at its start."""
     from ray.train.backend import Backend, BackendConfig
 
     class Settings(Backend):
-        def on_start(self, worker_group, backend_config):
+        def on_start(self, worker_group: Any, backend_config: Any) -> None:
             addresses = tuple(worker_group.execute(_address))
             hosts = [address.rsplit(":", 1)[0] for address in addresses]
             for index, host in enumerate(hosts):
@@ -132,29 +146,33 @@ def _settings(backend):
     return SettingsConfig()
 
 
-def _address():
-    """This worker's, with a port that is free now."""
+def _address() -> str:
+    """Return this worker's address, with a port that is free now."""
     import ray
 
-    host = ray.util.get_node_ip_address()
+    util: Any = ray.util  # without annotations
+    host = util.get_node_ip_address()
     with socket.socket() as one:
         one.bind(("", 0))
         return f"{host}:{one.getsockname()[1]}"
 
 
-def _set_variables(variables):
+def _set_variables(variables: dict[str, str]) -> None:
     os.environ.update(variables)
 
 
-def _share_by_value(cloudpickle):
-    """Sends this file's functions as code: Ray's controller, which only
-    passes them on, then does not import Keras."""
+def _share_by_value(cloudpickle: Any) -> None:
+    """Pickle the functions of this file by value.
+
+    Therefore Ray's controller, which only passes them on, does not import
+    Keras.
+    """
     cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 
-def _check_ray():
+def _check_ray() -> None:
     if importlib.util.find_spec("ray") is None:
         raise ImportError(
-            "Ray is not installed, which would place the workers. Run: "
+            "`launch_on_ray` needs Ray, which is not installed. Run: "
             'pip install "keras-moe[ray]"'
         )

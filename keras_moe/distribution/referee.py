@@ -1,9 +1,9 @@
-"""Compare how many batches each process of a job has.
+"""Compare the numbers of batches of all processes of a job.
 
-Each process tells process 0 where it is: in which section (an epoch of `fit`,
-an `evaluate`, a `predict`), and how many of the section's batches it has begun
-and ended. Process 0 compares. No backend takes part, so that this works while
-all of them wait for each other.
+Each process sends its progress to process 0: the section (an epoch of `fit`, an
+`evaluate`, a `predict`), and the numbers of the section's batches that have
+begun and ended. Process 0 compares them. No backend is used, so that this works
+while all processes wait for each other in one.
 """
 
 import re
@@ -11,44 +11,46 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-PATIENCE = 15.0  # seconds that a process may take to find its data at an end
+PATIENCE = 15.0  # seconds that a process may take to reach its data's end
 REMEDY = (
-    "Give every process as many batches: cut the data with "
-    "`keras_moe.distribution.local_shard`, which leaves out the rest, or pass "
-    "the same `steps_per_epoch`, `validation_steps`, or `steps` everywhere."
+    "Give every process the same number of batches: divide the data with "
+    "`keras_moe.distribution.local_shard`, which drops the remainder, or pass "
+    "the same `steps_per_epoch`, `validation_steps`, or `steps` in every "
+    "process."
 )
 
 
 UNEVEN = (
     "Uneven batches: every process of a job must have as many batches as the "
-    "others, because each step is one of all processes. Received: {}. "
+    "others, because all processes take part in each step. Received: {}. "
     f"{REMEDY}"
 )
 
 
 def named_in(text: str) -> str | None:
-    """Return the error of uneven batches that a backend's error quotes."""
+    """Return the message about uneven batches in a backend's error, if any."""
     pattern = f"Uneven batches: .*?{re.escape(REMEDY)}"
     found = re.search(pattern, text, re.DOTALL)
-    return found and found[0]
+    return found[0] if found else None
 
 
 @dataclass
 class Progress:
-    """Where a process is.
+    """Hold the progress of a process.
 
     Attributes:
-        section: Number of sections that it has entered.
-        name: Of the section, e.g. "epoch 1 of `fit`".
-        planned: Batches of the section, None if it is not known.
-        begun, ended: Batches so far.
-        finished: Whether no batch of the section follows.
-        call: Number of calls of `fit`, `evaluate`, and `predict` begun.
-        calls_ended: Number of these that have ended.
-        meeting: Number of meetings at which it has waited.
-        left: Whether the process is gone.
-        found: What it found by itself; None if nothing.
-        since: When this changed, of `time.monotonic()`.
+        section: Number of sections that the process has entered.
+        name: Name of the section, such as "epoch 1 of `fit`".
+        planned: Number of batches of the section; `None` if it is unknown.
+        begun, ended: Number of the section's batches that have begun and ended.
+        finished: Whether the section has no further batches.
+        call: Number of calls of `fit`, `evaluate`, and `predict` that have
+            begun.
+        calls_ended: Number of those calls that have ended.
+        meeting: Number of meetings at which the process has waited.
+        left: Whether the process has ended.
+        found: Message about a fault that the process found itself, or `None`.
+        since: Time of the last change, from `time.monotonic()`.
     """
 
     section: int = 0
@@ -66,11 +68,11 @@ class Progress:
 
 
 def fault(jobs: Mapping[int, Progress], now: float) -> str | None:
-    """Return why the processes cannot go on together, or None.
+    """Return why the processes cannot continue together, or `None`.
 
     Args:
-        jobs: The progress of each process, by its index.
-        now: `time.monotonic()`.
+        jobs: Dict from the index of each process to its progress.
+        now: The time, from `time.monotonic()`.
     """
     for job in jobs.values():
         if job.found is not None:
@@ -86,14 +88,15 @@ def fault(jobs: Mapping[int, Progress], now: float) -> str | None:
     return None
 
 
-def _at_once(one, other):
-    """What two processes have, if it cannot become equal any more."""
+def _at_once(one: Progress, other: Progress) -> tuple[str, str] | None:
+    """Describe two processes whose progress can no longer become equal."""
     if one.section == other.section:
         if one.name != other.name:
             return f"is in {one.name}", f"is in {other.name}"
         planned = one.planned, other.planned
         if None not in planned and planned[0] != planned[1]:
-            return tuple(f"has {n} batches in {one.name}" for n in planned)
+            first, second = (f"has {n} batches in {one.name}" for n in planned)
+            return first, second
         if one.finished and other.finished and one.ended != other.ended:
             return _ended(one), _ended(other)
     if one.section < other.section and one.calls_ended >= other.call:
@@ -101,27 +104,27 @@ def _at_once(one, other):
     return None
 
 
-def _is_behind(one, other):
-    """Whether `other` waits for a batch that `one` seems not to have."""
+def _is_behind(one: Progress, other: Progress) -> bool:
+    """Return whether `other` waits for a batch that `one` may not have."""
     if one.section == other.section and one.finished and not other.finished:
         return other.begun > one.ended
     waits = not other.finished or other.meeting > one.meeting
     return one.left and waits and other.calls_ended < other.call
 
 
-def _ended(one):
+def _ended(one: Progress) -> str:
     if not one.name:
         return "has left before its first call"
     gone = ", and has left" if one.left else ""
     return f"had {one.ended} batches in {one.name}{gone}"
 
 
-def _begun(other):
+def _begun(other: Progress) -> str:
     if not other.name:
         return "is in its first call"
     return f"is at batch {other.begun} of {other.name}"
 
 
-def _message(received):
+def _message(received: Mapping[int, str]) -> str:
     parts = [f"process {i} {received[i]}" for i in sorted(received)]
     return UNEVEN.format("; ".join(parts))

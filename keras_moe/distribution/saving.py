@@ -1,4 +1,4 @@
-"""One file of a model that several processes hold."""
+"""Write one file of a model that several processes hold."""
 
 import contextlib
 import os
@@ -13,36 +13,44 @@ from keras_moe.distribution.environment import process_count, process_index
 from keras_moe.files import follow_links, replace_file, scratch_beside
 
 
-def save_model(model: keras.Model, path: str | os.PathLike) -> None:
-    """Writes a `.keras` file from a job of several processes.
+def save_model(model: keras.Model, path: str | os.PathLike[str]) -> None:
+    """Write a `.keras` file from a job of several processes.
 
-    Every process calls it, as it may take all of them to read a weight;
-    process 0 writes. The file holds whole weights, and is the same whatever
-    the layout: it loads on one device, on more, and on another backend. Alone
-    it is `model.save(path)`.
+    Every process must call this function, because all of them may be needed to
+    read a weight. Process 0 writes the file. It contains whole weights and is
+    the same for every layout, so it loads on one device, on several, and on
+    another backend. In a process without a job, this function writes what
+    `model.save(path)` does.
 
-    The file is written beside and renamed, so that a save that fails or is
-    killed leaves the earlier one. What a killed save left beside the file is
-    removed by the next one. (Keras's `model.save` writes the file in place: a
-    kill leaves a torn file.)
+    The file is written under another name and then renamed, so that a failed
+    or killed save leaves the earlier file unchanged. The next save removes what
+    a killed save left behind. (Keras's `model.save` writes the file in place,
+    so a kill leaves a damaged file.)
 
-    On JAX all weights must fit into the memory of process 0's first device
-    and those that are sharded over processes into that of each host.
+    On JAX, all weights must fit into the memory of process 0's first device,
+    and the weights that are sharded over processes into that of each host.
 
     Args:
-        model: built; with its optimizer where it is compiled.
-        path: of the file, ending in .keras. Process 0 alone writes to it. A
-            link is followed.
+        model: A built `keras.Model`. If it is compiled, the optimizer is saved,
+            too.
+        path: Path of the file, which must end in `.keras`. Only process 0
+            writes to it. Links are followed.
 
     Raises:
-        ValueError: for another ending, or if `path` is a folder or a circle of
-            links.
-        OSError: If the file cannot be written, e.g. on a full disk.
+        ValueError: If `model` is not a Keras model, or if `path` has another
+            ending, is a folder, or is a circle of links.
+        OSError: If the file cannot be written, for example on a full disk.
+
+    Example:
+
+    ```python
+    keras_moe.distribution.save_model(model, "model.keras")
+    ```
     """
     checks.check_model("model", model)
     named, file = _check_path(path)
     if process_index() > 0:
-        _write(model, named)  # reads its part, and writes nothing there
+        _write(model, named)  # helps to read the weights, writes nothing
         return
     with contextlib.ExitStack() as at_end:
         scratch, error = _scratch(file, at_end)
@@ -52,10 +60,13 @@ def save_model(model: keras.Model, path: str | os.PathLike) -> None:
         replace_file(scratch / named.name, file)
 
 
-def _scratch(file, at_end):
-    """Return a folder beside the file, or another one and why it failed.
+def _scratch(
+    file: pathlib.Path, at_end: contextlib.ExitStack
+) -> tuple[pathlib.Path, OSError | None]:
+    """Return a folder beside the file, or a temporary folder and the error.
 
-    The other processes wait for this one to take part in reading the model.
+    In a job, the other processes wait until this one has read the model, so
+    the error must be raised afterwards.
     """
     try:
         return at_end.enter_context(scratch_beside(file)), None
@@ -66,32 +77,34 @@ def _scratch(file, at_end):
         return pathlib.Path(folder), error
 
 
-def _check_path(path):
-    """Returns the path, and where its links lead."""
+def _check_path(
+    path: str | os.PathLike[str],
+) -> tuple[pathlib.Path, pathlib.Path]:
+    """Return the path, and the path with links followed."""
     path = checks.check_path("path", path)
     if path.suffix != ".keras":
         raise ValueError(
-            f"`path` must end in .keras. Received: path={str(path)!r}. The "
-            "file holds the whole model; its weights alone are in it, too."
+            f"`path` must end in .keras. Received: path={str(path)!r}. Rename "
+            "the file; it contains the whole model, including its weights."
         )
     try:
         file = follow_links(path)
     except (OSError, ValueError) as error:
-        # A circle of links, a null byte, or a working directory that is gone.
+        # A circle of links, a null byte, or a removed working directory.
         raise ValueError(
-            f"`path` must be a file's. Received: path={str(path)!r}, which is "
-            f"no path: {error}. Choose another name."
+            f"`path` must be the path of a file. Received: path={str(path)!r}, "
+            f"which is not a path: {error}. Choose another name."
         ) from None
     if path.is_dir():
         raise ValueError(
-            f"`path` must be a file's. Received: path={str(path)!r}, a "
-            "folder. Choose another name."
+            f"`path` must be the path of a file. Received: path={str(path)!r}, "
+            "a folder. Choose another name."
         )
     return path, file
 
 
-def _write(model, path):
-    """Writes a file on process 0, with the others' help."""
+def _write(model: keras.Model, path: pathlib.Path) -> None:
+    """Write a file in process 0, while the others help to read the model."""
     backend = keras.backend.backend()
     if process_count() == 1:
         model.save(path)
@@ -108,8 +121,11 @@ def _write(model, path):
         _save_on_all(model, path)
 
 
-def _save_on_all(model, path):
-    """TensorFlow reads a sum over the workers by asking all of them."""
+def _save_on_all(model: keras.Model, path: pathlib.Path) -> None:
+    """Save the model in all processes, in all but process 0 temporarily.
+
+    TensorFlow needs all workers to read a variable that is summed over them.
+    """
     if process_index() == 0:
         model.save(path)
         return
@@ -118,11 +134,11 @@ def _save_on_all(model, path):
 
 
 @contextlib.contextmanager
-def _whole_on_one_device(model) -> Iterator[None]:
-    """Takes the model off the mesh, of which other processes hold parts.
+def _whole_on_one_device(model: keras.Model) -> Iterator[None]:
+    """Put the whole model on one device inside, without a distribution.
 
-    Keras makes an optimizer to compare with while it saves; within a
-    distribution that is work of all processes, who would wait for it.
+    While Keras saves, it builds another optimizer to compare with. Inside a
+    distribution, that would need all processes.
     """
     import jax
     import numpy as np

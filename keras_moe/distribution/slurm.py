@@ -1,26 +1,27 @@
-"""A job of several processes, as SLURM's variables tell it.
+"""Read a job of several processes from SLURM's variables.
 
-`srun` starts one process a task and tells each of them its number and the
-step's hosts.
+`srun` starts one process per task, and sets the index of each process and the
+hosts of the step.
 """
 
 import re
+from collections.abc import Iterator
 
 from keras_moe.distribution.variables import Job, Variables
 
-FIRST_PORT = 15000  # below those that systems hand out by themselves
+FIRST_PORT = 15000  # below the ports that systems choose
 PORTS = 15000
 
 
 def read_slurm_job(variables: Variables) -> Job | None:
-    """Returns the job of an `srun` step of more than one task, or None.
+    """Return the job of an `srun` step of more than one task, or `None`.
 
-    The tasks must lie on the hosts in blocks, as they do by default
-    (`--distribution=block`). The port follows from the number of the job.
+    The tasks must be distributed over the hosts in blocks, which is the default
+    (`--distribution=block`). The port is computed from the id of the job.
     """
     names = {"SLURM_JOB_ID", "SLURM_PROCID", "SLURM_STEP_NODELIST"}
-    # The step's own number: an interactive shell is a step of one task within
-    # a job of many.
+    # The number of the step's tasks: an interactive shell is a step of one task
+    # in a job of many.
     tasks = variables.get("SLURM_STEP_NUM_TASKS")
     tasks = tasks or variables.get("SLURM_NTASKS", "1")
     if not names <= variables.keys() or int(tasks) < 2:
@@ -44,7 +45,7 @@ def read_slurm_job(variables: Variables) -> Job | None:
 
 
 def hosts_of(text: str) -> list[str]:
-    """Spells out a list of hosts: `"a[01-03,7]-x,b"` names five."""
+    """Expand a list of hosts: `"a[01-03,7]-x,b"` has five."""
     hosts = []
     for item in re.findall(r"(?:[^,\[]|\[[^\]]*\])+", text):
         names = [""]
@@ -56,7 +57,7 @@ def hosts_of(text: str) -> list[str]:
 
 
 def tasks_of(text: str) -> list[int]:
-    """Spells out the tasks of each host: `"2(x3),1"` is 2, 2, 2, 1."""
+    """Expand the numbers of tasks per host: `"2(x3),1"` is 2, 2, 2, 1."""
     counts = []
     for item in text.split(","):
         count, _, times = item.rstrip(")").partition("(x")
@@ -64,8 +65,8 @@ def tasks_of(text: str) -> list[int]:
     return counts
 
 
-def _numbers(ranges):
-    """`"08-10,3"` is 08, 09, 10, 3."""
+def _numbers(ranges: str) -> Iterator[str]:
+    """Expand ranges of numbers: `"08-10,3"` is 08, 09, 10, 3."""
     for part in ranges.split(","):
         first, _, last = part.partition("-")
         for number in range(int(first), int(last or first) + 1):

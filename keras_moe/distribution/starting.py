@@ -1,8 +1,9 @@
-"""What each process of a job on this host starts with."""
+"""Prepare the ports and variables of a job's processes on this host."""
 
 import contextlib
 import os
 import socket
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from keras_moe.distribution.variables import BACKENDS, Job, write_job
@@ -12,15 +13,16 @@ FIRST_PORT = 29500
 
 @dataclass(frozen=True)
 class Setup:
-    """What stays the same when all are started again.
+    """Hold the settings of a job that all attempts share.
 
     Attributes:
-        backend: `"jax"`, `"tensorflow"` or `"torch"`.
-        processes: how many on each host.
-        port: the first port; None for free ones.
-        hosts: the addresses of all.
-        host: which of them this one is.
-        devices: virtual devices of a process, on JAX; None for real ones.
+        backend: `"jax"`, `"tensorflow"`, or `"torch"`.
+        processes: Number of processes on each host.
+        port: The first port; `None` for free ports.
+        hosts: Addresses of all hosts.
+        host: Index of this host in `hosts`.
+        devices: Number of virtual devices of a process on JAX; `None` for real
+            devices.
     """
 
     backend: str
@@ -32,7 +34,11 @@ class Setup:
 
 
 def check_backend(backend: str | None) -> str:
-    """Returns the backend that is meant; None is that of KERAS_BACKEND."""
+    """Return a backend, or that of `KERAS_BACKEND` if it is `None`.
+
+    Raises:
+        ValueError: If there is no such backend.
+    """
     chosen = backend
     if backend is None:
         chosen = os.environ.get("KERAS_BACKEND") or "tensorflow"
@@ -45,7 +51,7 @@ def check_backend(backend: str | None) -> str:
 
 
 def jobs_of(setup: Setup) -> list[Job]:
-    """Returns the jobs of this host's processes, on ports that are free now."""
+    """Return the jobs of this host's processes, on ports that are free now."""
     owners = [host for host in setup.hosts for _ in range(setup.processes)]
     addresses = tuple(
         f"{owner}:{port}"
@@ -59,7 +65,7 @@ def jobs_of(setup: Setup) -> list[Job]:
 
 
 def environment_of(setup: Setup, job: Job) -> dict[str, str]:
-    """Returns all variables that one process starts with."""
+    """Return all environment variables of a process."""
     environment = {
         "OMP_NUM_THREADS": str(max(1, _cores() // setup.processes)),
         "PYTHONUNBUFFERED": "1",
@@ -77,15 +83,18 @@ def environment_of(setup: Setup, job: Job) -> dict[str, str]:
     return environment
 
 
-def _cores():
-    """That this process may use."""
+def _cores() -> int:
+    """Return the number of cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
-def _own_gpu(backend, local_index):
-    """One GPU a process, in the backend's words; `initialize` does torch's."""
+def _own_gpu(backend: str, local_index: int) -> dict[str, str]:
+    """Return the variables that assign one GPU to a process.
+
+    On PyTorch, `initialize` assigns it.
+    """
     if backend == "jax":
         return {"JAX_LOCAL_DEVICE_IDS": str(local_index)}
     if backend == "tensorflow":
@@ -97,8 +106,8 @@ def _own_gpu(backend, local_index):
     return {}
 
 
-def _ports(setup):
-    """A port a process; free ones where nothing is said."""
+def _ports(setup: Setup) -> Sequence[int]:
+    """Return one port per process; free ports if a single host sets none."""
     count = len(setup.hosts) * setup.processes
     if setup.port is None and len(setup.hosts) == 1:
         with contextlib.ExitStack() as stack:

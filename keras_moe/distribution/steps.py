@@ -3,18 +3,20 @@
 import contextlib
 import functools
 from collections.abc import Callable, Iterator
+from typing import Any, TypeAlias
 
 import keras
 
 METHODS = ("fit", "evaluate", "predict")
 KINDS = ("train", "test", "predict")  # of steps
+Function: TypeAlias = Callable[..., Any]
 
 
-def around_calls(mark: str, run: Callable) -> None:
-    """Let `run(own, model, args, kwargs)` make each outermost call.
+def around_calls(mark: str, run: Function) -> None:
+    """Make `run(own, model, args, kwargs)` run each outermost call.
 
     Args:
-        mark: A name by which a second time changes nothing.
+        mark: Name of the change. A second call with the same name does nothing.
         run: Function of the method, the model, and the arguments.
     """
     running: list[keras.Model] = []
@@ -24,9 +26,11 @@ def around_calls(mark: str, run: Callable) -> None:
             setattr(keras.Model, name, _around(own, mark, run, running))
 
 
-def _around(own, mark, run, running):
+def _around(
+    own: Function, mark: str, run: Function, running: list[keras.Model]
+) -> Function:
     @functools.wraps(own)
-    def call(self, *args, **kwargs):
+    def call(self: keras.Model, *args: Any, **kwargs: Any) -> Any:
         if self in running:
             return own(self, *args, **kwargs)
         running.append(self)
@@ -41,13 +45,15 @@ def _around(own, mark, run, running):
 
 
 @contextlib.contextmanager
-def around_steps(model: keras.Model, wrap: Callable) -> Iterator[None]:
-    """Inside, a model's steps are `wrap(kind, function)`.
+def around_steps(
+    model: keras.Model, wrap: Callable[[str, Function], Function]
+) -> Iterator[None]:
+    """Replace a model's steps by `wrap(kind, function)` inside.
 
     Args:
-        model: Any.
-        wrap: Function of one of `KINDS` and of the function that Keras made;
-            returns a function of the same arguments.
+        model: Any `keras.Model`.
+        wrap: Function of one of `KINDS` and of the step's function that Keras
+            made. It returns a function of the same arguments.
     """
     token = object()
     makers = {
@@ -67,9 +73,14 @@ def around_steps(model: keras.Model, wrap: Callable) -> Iterator[None]:
 
 @contextlib.contextmanager
 def replaced(
-    model: keras.Model, methods: dict[str, Callable]
+    model: keras.Model, methods: dict[str, Function]
 ) -> Iterator[None]:
-    """Inside, a model has other methods."""
+    """Replace methods of a model inside.
+
+    Args:
+        model: Any `keras.Model`.
+        methods: Dict from the names of the methods to the functions.
+    """
     before = {name: model.__dict__.get(name) for name in methods}
     model.__dict__.update(methods)
     try:
@@ -82,22 +93,28 @@ def replaced(
                 model.__dict__[name] = method
 
 
-def _maker(model, kind, wrap, token):
+def _maker(
+    model: keras.Model,
+    kind: str,
+    wrap: Callable[[str, Function], Function],
+    token: object,
+) -> Function:
     make, name = getattr(model, f"make_{kind}_function"), f"{kind}_function"
 
-    def make_wrapped(*args, **kwargs):
+    def make_wrapped(*args: Any, **kwargs: Any) -> Function:
         make(*args, **kwargs)
-        function = getattr(model, name)
+        function: Function = getattr(model, name)
         if not _is_wrapped(function, token):
-            wrapped = wrap(kind, function)
+            wrapped: Any = wrap(kind, function)
             wrapped.wrapped_step, wrapped.token = function, token
-            setattr(model, name, wrapped)
-        return getattr(model, name)
+            function = wrapped
+            setattr(model, name, function)
+        return function
 
     return make_wrapped
 
 
-def _is_wrapped(function, token):
+def _is_wrapped(function: Any, token: object) -> bool:
     while hasattr(function, "wrapped_step"):
         if function.token is token:
             return True

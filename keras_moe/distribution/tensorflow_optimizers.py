@@ -1,17 +1,18 @@
-"""Which options of an optimizer train several replicas of TensorFlow.
+"""Refuse optimizer options that fail with several replicas of TensorFlow.
 
-`docs/optimizers-and-layouts.md` has the table, which a test writes.
+`docs/optimizers-and-layouts.md` has a table of them, which a test checks.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import keras
 
 from keras_moe.distribution.optimizers import optimizers_of
 
 CLIPS = "each replica clips its own gradients, before their mean"
-MEETS = "the replicas cannot meet in some steps and not in others"
-# By option, why Keras 3.15 does not train as on one device.
+MEETS = "the replicas cannot synchronize in some steps and not in others"
+# For each option, why Keras 3.15 does not train as on one device.
 FAULTS = {
     "clipnorm": CLIPS,
     "global_clipnorm": CLIPS,
@@ -21,12 +22,12 @@ FAULTS = {
 }
 REMEDIES = {
     "gradient_accumulation_steps": "Pass None, and a larger batch.",
-    "ema_overwrite_frequency": "Pass None: `use_ema=True` takes the averages "
+    "ema_overwrite_frequency": "Pass None; `use_ema=True` assigns the averages "
     "at the end of `fit`.",
 }
 OTHER_BACKEND = (
-    "Pass None, or train on PyTorch or JAX, where the clipped gradients are "
-    "those of the whole batch."
+    "Pass None, or train on PyTorch or JAX, which clip the gradients of the "
+    "whole batch."
 )
 
 
@@ -34,7 +35,7 @@ def check_optimizer(model: keras.Model) -> None:
     """Raise if an option of the optimizer does not train as on one device.
 
     Args:
-        model: Made in the scope of a strategy.
+        model: Model that was made in the scope of a strategy.
 
     Raises:
         ValueError: If the strategy has several replicas, and Keras applies an
@@ -56,21 +57,24 @@ def check_optimizer(model: keras.Model) -> None:
             )
 
 
-def _is_used(optimizer, name):
-    return name != "ema_overwrite_frequency" or optimizer.use_ema
+def _is_used(optimizer: keras.optimizers.Optimizer, name: str) -> bool:
+    return name != "ema_overwrite_frequency" or bool(optimizer.use_ema)
 
 
 class CheckedMaker:
-    """A model's own `make_train_function`, after a check of the optimizer.
+    """Check the optimizer, then call a model's own `make_train_function`.
 
     `fit` and `train_on_batch` call it before the first step.
+
+    Args:
+        model: Model that was made in the scope of a strategy.
     """
 
     def __init__(self, model: keras.Model):
         self.model = model
-        self.own: Callable = model.make_train_function
+        self.own: Callable[..., Any] = model.make_train_function
 
-    def __call__(self, *args, **kwargs):
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Make the function of a training step."""
         check_optimizer(self.model)
         return self.own(*args, **kwargs)

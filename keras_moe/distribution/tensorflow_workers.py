@@ -1,13 +1,15 @@
-"""TensorFlow: what `model.fit` under `tf.distribute` lacks in Keras 3.15.
+"""Correct `model.fit` of Keras 3.15 under `tf.distribute`.
 
-Imported on the TensorFlow backend alone. `docs/keras-multi-worker.md` shows
-each cause without this package; the file may go once Keras has none of them.
+Import this module only on the TensorFlow backend. `docs/keras-multi-worker.md`
+shows each fault without this package. Delete this file once Keras has none of
+them.
 """
 
 import functools
 import inspect
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -25,54 +27,57 @@ STRATEGIES = (
     tf.distribute.TPUStrategy,
     tf.distribute.OneDeviceStrategy,
 )
-# A line of each fault in Keras 3.15.
+# A line of Keras 3.15 that has each fault.
 BUILD_FAULT = "self.distribute_strategy.reduce("
 LOGS_FAULT = 'strategy.reduce("MEAN", v, axis=0)'
 
 
 def data_parallel(model: keras.Model) -> keras.Model:
-    """Makes `fit`, `evaluate` and `predict` right under a strategy.
+    """Make `fit`, `evaluate`, and `predict` correct under a strategy.
 
-    It is the same object of the same class, and saved, cloned and compiled as
-    before. Neither a file nor a clone remembers the call: make it again after
-    either. A second one changes nothing.
+    The model remains the same object of the same class, and is saved, cloned,
+    and compiled as before. A loaded or cloned model needs another call. A
+    second call for the same model does nothing.
 
-    - Every strategy: a replica is given the losses that its own layers added,
-      whatever layers these are. (Those of keras_moe need no call.)
-    - `MultiWorkerMirroredStrategy`: Keras 3.15 can neither build nor log
-      there. Where the running Keras can, it is left as it is.
+    - Every strategy: each replica uses the losses that its own layers added,
+      for layers of any kind. (Layers of keras_moe do not need this call.)
+    - `MultiWorkerMirroredStrategy`: Keras 3.15 can neither build models nor
+      write logs under it, which this function corrects. A later Keras without
+      these faults is left unchanged.
 
-    Every worker runs the same lines. B is the batch of all replicas together:
+    Run the same lines in every worker. B is the batch size of all replicas
+    together:
 
-    - NumPy: `fit(x, y, batch_size=B, shuffle=False)` with the whole arrays on
-      every worker; TensorFlow gives each its rows of each batch.
-    - `tf.data` that every worker reads whole: `dataset.shuffle(n, seed=0)
-      .batch(B)`, and the same follows. The seed matters: without one, as in
-      `fit(x, y)` with its `shuffle=True`, each worker draws another order,
-      and an epoch holds some examples twice and others never.
-    - `tf.data` of which each worker reads its own shard: `fit(strategy.
-      distribute_datasets_from_function(make))`, where `make(context)` batches
-      by `context.get_per_replica_batch_size(B)`; or `AutoShardPolicy.OFF`,
-      `.batch(B)` and `steps_per_epoch`, examples of all workers over B.
-    - `predict` gives each worker the outputs of all. A file is written by
-      one: `if not task_index: model.save(path)`.
+    - NumPy: call `fit(x, y, batch_size=B, shuffle=False)` with the whole arrays
+      in every worker. TensorFlow selects the rows of each worker.
+    - `tf.data` that every worker reads completely: use
+      `dataset.shuffle(n, seed=0).batch(B)`. The seed is needed: without one, as
+      in `fit(x, y)` with its `shuffle=True`, each worker draws another order,
+      so an epoch contains some examples twice and others never.
+    - `tf.data` of which each worker reads its own shard: use
+      `fit(strategy.distribute_datasets_from_function(make))`, where
+      `make(context)` batches by `context.get_per_replica_batch_size(B)`; or
+      `AutoShardPolicy.OFF`, `.batch(B)`, and `steps_per_epoch`, the number of
+      examples of all workers divided by B.
+    - `predict` returns the outputs of all workers in each worker. Write a file
+      in one worker only: `if not task_index: model.save(path)`.
 
-    `steps_per_execution` above 1 and, in training, `jit_compile=True` fail
-    under these strategies on the CPU for every Keras model.
+    Under these strategies on the CPU, `steps_per_execution` above 1 and, in
+    training, `jit_compile=True` fail for every Keras model.
 
     Args:
-        model: made inside `strategy.scope()`; functional, `Sequential` or
-            subclassed, built or not, compiled or not.
+        model: Model that was made inside `strategy.scope()`: functional,
+            `Sequential`, or subclassed, built or not, compiled or not.
 
     Returns:
-        The model.
+        The same model object.
 
     Raises:
-        ValueError: for what is no model, and for one that was not made inside
-            the scope of a strategy under which Keras trains. In `fit`, for
-            `jit_compile=True` under several replicas of one process, and for
-            options of the optimizer that Keras applies to each replica's
-            gradients: `docs/optimizers-and-layouts.md` has the table.
+        ValueError: If `model` is not a Keras model, or if it was not made
+            inside the scope of a strategy under which Keras trains. In `fit`,
+            if `jit_compile` is `True` with several replicas of one process, or
+            if the optimizer has an option that Keras applies to the gradients
+            of each replica; see `docs/optimizers-and-layouts.md`.
     """
     strategy = _strategy_of(model)
     if getattr(model.train_step, "of_replicas", False):
@@ -94,18 +99,20 @@ def data_parallel(model: keras.Model) -> keras.Model:
     return model
 
 
-def _step(model, step: Callable, as_rows: bool) -> Callable:
-    """A step whose replicas keep their losses apart.
+def _step(
+    model: keras.Model, step: Callable[[Any], Any], as_rows: bool
+) -> Callable[[Any], Any]:
+    """Return a step whose replicas keep their losses apart.
 
     Args:
-        model: whose step it is.
-        step: function of a batch; returns the logs.
-        as_rows: whether each log is given an axis in front, over which Keras
-            takes the workers' mean.
+        model: Model of the step.
+        step: Function of a batch that returns the logs.
+        as_rows: Whether each log gets a first axis, over which Keras averages
+            the workers.
     """
 
     @functools.wraps(step)
-    def run(data):
+    def run(data: Any) -> Any:
         _check_not_compiled_around_replicas(model)
         for layer in _keras.every_layer_of(model):
             kernels.keep_losses_apart(layer)
@@ -118,17 +125,17 @@ def _step(model, step: Callable, as_rows: bool) -> Callable:
     return run
 
 
-def _of_rows(step: Callable) -> Callable:
-    """A training step that fails if this process has no rows for it.
+def _of_rows(step: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Return a training step that fails if this process has no rows for it.
 
-    TensorFlow gives a process whose data are over batches without rows. Its
-    gradients, zeros, would count as much in the mean as the others'.
+    After the end of a process's data, TensorFlow passes batches without rows.
+    Their gradients of zero would have the same weight in the mean as others.
     """
     received = f"a training step without rows in process {process_index()}"
     message = UNEVEN.format(received)
 
     @functools.wraps(step)
-    def run(data):
+    def run(data: Any) -> Any:
         tensors = [x for x in tree.flatten(data) if isinstance(x, tf.Tensor)]
         rows = tf.shape(tensors[0])[0]
         checked = tf.debugging.assert_positive(rows, message)
@@ -138,18 +145,22 @@ def _of_rows(step: Callable) -> Callable:
     return run
 
 
-def _after(value):
-    """A tensor as it is, after what it depends on now."""
+def _after(value: Any) -> Any:
+    """Return a copy of a tensor that has the current control dependencies."""
     return tf.identity(value) if isinstance(value, tf.Tensor) else value
 
 
-def _build_from_own_batch(strategy, build: Callable) -> Callable:
-    """Builds the model from the batch of this worker's first replica."""
+def _build_from_own_batch(
+    strategy: tf.distribute.Strategy, build: Callable[..., Any]
+) -> Callable[..., None]:
+    """Return a `build` that uses the batch of this worker's first replica."""
 
-    def own(value):
+    def own(value: Any) -> Any:
         return strategy.experimental_local_results(value)[0]
 
-    def build_from_own_batch(iterator=None, data_batch=None):
+    def build_from_own_batch(
+        iterator: Any = None, data_batch: Any = None
+    ) -> None:
         if iterator is not None:
             _, _, batches = next(iter(iterator))
             data_batch = tree.map_structure(own, next(batches))
@@ -158,8 +169,8 @@ def _build_from_own_batch(strategy, build: Callable) -> Callable:
     return build_from_own_batch
 
 
-def _strategy_of(model):
-    """The strategy in whose scope a model was made, checked."""
+def _strategy_of(model: keras.Model) -> tf.distribute.Strategy:
+    """Return the strategy in whose scope a model was made, after a check."""
     if not isinstance(model, keras.Model):
         raise ValueError(
             f"`model` must be a keras.Model. Received: {model!r}. Pass the "
@@ -178,36 +189,36 @@ def _strategy_of(model):
     )
 
 
-def _check_not_compiled_around_replicas(model):
-    """Keras puts XLA around all replicas, which may not share a program."""
+def _check_not_compiled_around_replicas(model: keras.Model) -> None:
+    """Raise if XLA would compile several replicas as one program."""
     strategy = model.distribute_strategy
     mirrored = isinstance(strategy, tf.distribute.MirroredStrategy)
     if mirrored and strategy.num_replicas_in_sync > 1 and model.jit_compile:
         raise ValueError(
             "`jit_compile` must be False for a model that is trained under "
-            "MirroredStrategy: one program of XLA cannot hold variables of "
+            "MirroredStrategy: one program of XLA cannot use variables of "
             "several devices. Received: jit_compile=True with "
             f"{strategy.num_replicas_in_sync} replicas. Compile the model with "
             "jit_compile=False, or 'auto'."
         )
 
 
-def has_several_workers(strategy) -> bool:
-    """Whether the strategy's replicas are in more than one process."""
+def has_several_workers(strategy: tf.distribute.Strategy) -> bool:
+    """Return whether a strategy's replicas are in more than one process."""
     if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
         return False
     return _tensorflow.has_several_workers(strategy)
 
 
-def _has_fault(function: Callable | None, line: str) -> bool:
-    """Whether a line stands in a function of the running Keras."""
+def _has_fault(function: Callable[..., Any] | None, line: str) -> bool:
+    """Return whether a function of the running Keras contains a line."""
     try:
         return line in inspect.getsource(function)  # type: ignore[arg-type]
     except (OSError, TypeError):
         warnings.warn(
-            f"Cannot tell whether Keras {keras.__version__} trains under "
-            "MultiWorkerMirroredStrategy: its trainer is not the one that was "
-            "tried, of Keras 3.15. It is left as it is. If `fit` fails, "
+            f"It is unknown whether Keras {keras.__version__} trains under "
+            "MultiWorkerMirroredStrategy, because its trainer is not that of "
+            "Keras 3.15. The trainer is left unchanged. If `fit` fails, "
             "install keras==3.15.1.",
             stacklevel=3,
         )

@@ -1,9 +1,11 @@
 """Expert parallelism on PyTorch: each process holds E / N of the E experts.
 
-N processes, E experts. Tokens travel to the process of their expert and back;
-see `keras_moe.kernels.torch.exchange`. Where there are more processes than N,
-each N of them hold a copy.
+N processes, E experts. Tokens are sent to the process of their expert and back;
+see `keras_moe.kernels.torch.exchange`. If there are more than N processes, each
+group of N holds a copy.
 """
+
+from typing import Any
 
 import keras
 from torch import distributed
@@ -26,40 +28,43 @@ from keras_moe.model_surgery.find import blocks_of, layers_of
 def shard_experts(
     model: keras.Model, processes: int | None = None
 ) -> keras.Model:
-    """Leaves each process E / N experts of every block, and frees the rest.
+    """Keep E / N experts of each block in each process, and free the others.
 
-    `data_parallel(shard_experts(model))` trains as `data_parallel(model)`
-    does, with the experts, their gradients and their optimizer's slots held
-    once by all processes together. Routers, shared experts and everything
-    else stay on each.
+    `data_parallel(shard_experts(model))` trains like `data_parallel(model)`,
+    but all processes together hold the experts, their gradients, and their
+    optimizer slots only once. Each process holds routers, shared experts, and
+    all other layers.
 
-    Every call of the model is then one of all processes: `fit`, `evaluate`
-    and `predict` need as many batches in each, of any size. `save`,
-    `save_weights` and `load_weights` must be called in every process; files
-    hold whole banks and are the same under every layout. A model that was
-    loaded with its optimizer can be sharded; its slots are, too.
+    All processes then take part in every call of the model: `fit`, `evaluate`,
+    and `predict` need the same number of batches in each process, of any size.
+    Call `save`, `save_weights`, and `load_weights` in every process; files
+    contain whole banks and are the same for every layout. If the model was
+    loaded with its optimizer, the optimizer slots are sharded, too.
 
-    An optimizer must treat each element of a weight by itself, as SGD, Adam,
-    AdamW, Lion, RMSprop, and Adagrad do. One whose step depends on a whole
-    weight (Adafactor, Lamb, Muon) is refused in the first step; the page
-    `docs/optimizers-and-layouts.md` has the table. A regularizer of the experts
-    must add up over them, as L1 and L2 do.
+    The optimizer must treat each element of a weight separately, like SGD,
+    Adam, AdamW, Lion, RMSprop, and Adagrad. An optimizer whose step depends on
+    a whole weight (Adafactor, Lamb, Muon) is refused in the first step; see
+    `docs/optimizers-and-layouts.md`. A regularizer of the experts must be a sum
+    over experts, like L1 and L2.
 
     Args:
-        model: a built model with blocks whose `experts` are an `Expert`. The
-            weights of rank 0 are taken.
-        processes: N, how many processes hold the experts together: ranks 0
-            ... N - 1, N ... 2N - 1, and so on, a copy each. The processes of
-            a host are a start, between which tokens travel fast. None is all.
+        model: A built model with blocks whose `experts` are an `Expert`. The
+            weights of rank 0 are sent to all processes.
+        processes: Int, N, number of processes that hold all experts together.
+            Ranks 0 ... N - 1 hold one copy, N ... 2N - 1 another, and so on.
+            The number of processes per host is a typical value, because tokens
+            are then exchanged inside a host. `None` (the default) is all
+            processes.
 
     Returns:
-        The same model.
+        The same model object.
 
     Raises:
-        RuntimeError: outside torchrun and `keras-moe launch`.
-        ValueError: for a model without such a block, banks of which E does
-            not divide by N, an N that does not divide the number of
-            processes, or a model that is sharded already.
+        RuntimeError: If the process was not started by torchrun or
+            `keras-moe launch`.
+        ValueError: If the model has no such block or is sharded already, if N
+            does not divide the number of processes, or if N does not divide
+            the number of experts of a block.
     """
     world = join("shard_experts")
     count = _check_processes(processes, world)
@@ -75,13 +80,13 @@ def shard_experts(
 
 
 def gather_experts(model: keras.Model) -> keras.Model:
-    """Gives every process all experts again; every process must call it.
+    """Give every process all experts again. Call it in every process.
 
     Args:
-        model: that `shard_experts` returned.
+        model: Model that was passed to `shard_experts`.
 
     Returns:
-        The same model; pass it to `data_parallel` again to train it.
+        The same model object. Pass it to `data_parallel` again to train it.
     """
     banks = sharded_banks(model)
     if banks:
@@ -90,9 +95,12 @@ def gather_experts(model: keras.Model) -> keras.Model:
     return model
 
 
-def _groups(count, world):
-    """This process's shard, and the group of those with the same experts,
-    None where there are no others. All processes make all groups."""
+def _groups(count: int, world: int) -> tuple[ExpertShard, Any]:
+    """Return this process's shard and the group of those with the same experts.
+
+    The group is `None` if there are no other processes with these experts.
+    PyTorch requires that all processes create all groups.
+    """
     rank = distributed.get_rank()
     for first in range(0, world, count):
         group = distributed.new_group(range(first, first + count))
@@ -107,20 +115,20 @@ def _groups(count, world):
     return shard, copies
 
 
-def _check_processes(processes, world):
+def _check_processes(processes: int | None, world: int) -> int:
     if processes is None:
         return world
     checks.check_positive_int("processes", processes)
     if world % processes == 0:
         return processes
     raise ValueError(
-        "`processes` must divide the number of processes that there are. "
-        f"Received: processes={processes}, {world} processes. None shares the "
-        "experts among all."
+        "`processes` must divide the number of processes of the job. "
+        f"Received: processes={processes}, {world} processes. Pass None to "
+        "share the experts among all processes."
     )
 
 
-def _banks_to_shard(model, count):
+def _banks_to_shard(model: keras.Model, count: int) -> list[Expert]:
     found = {
         id(block.experts): block.experts
         for block in blocks_of(model)
@@ -129,31 +137,31 @@ def _banks_to_shard(model, count):
     banks = list(found.values())
     if not banks:
         raise ValueError(
-            "`model` must have a MoEBlock whose `experts` are an `Expert`: "
-            "their weights are stacked, and each token travels to the process "
-            f"of its expert. Received: {model.name!r}, {_mixtures_of(model)}. "
-            "Pass it to `data_parallel` alone."
+            "`model` must have a MoEBlock whose `experts` are an `Expert`, "
+            "because only stacked weights can be sharded. Received: "
+            f"{model.name!r}, {_mixtures_of(model)}. Use `data_parallel(model)`"
+            " without `shard_experts`."
         )
     for bank in banks:
         if bank.shard is not None:
             raise ValueError(
                 "`model` must not be sharded already. Received: "
-                f"{model.name!r}, whose {bank.name!r} is. Call "
+                f"{model.name!r}, whose {bank.name!r} is sharded. Call "
                 "`gather_experts(model)` before."
             )
         if bank.num_experts % count:
             raise ValueError(
-                "`num_experts` must divide by the number of processes that "
-                "share the experts. "
+                "`num_experts` must be a multiple of the number of processes "
+                "that share the experts. "
                 f"Received: {bank.num_experts} experts in {bank.name!r}, "
                 f"{count} processes. Pass a divisor of {bank.num_experts} as "
-                "`processes`, or use `data_parallel` alone."
+                "`processes`, or use `data_parallel` without `shard_experts`."
             )
     return banks
 
 
-def _mixtures_of(model):
-    """What a model has instead, in the words of an error."""
+def _mixtures_of(model: keras.Model) -> str:
+    """Describe the mixtures of a model that cannot be sharded."""
     others = layers_of(model, MoELayer)
     held = [layer for layer in others if hasattr(layer, "experts")]
     if not held:

@@ -1,4 +1,4 @@
-"""The processes of `torch.distributed` that train together."""
+"""Join the processes of `torch.distributed` that train together."""
 
 import os
 
@@ -11,13 +11,13 @@ TORCHRUN = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 def join(caller: str) -> int:
-    """Joins the process group where that has not happened; returns its size.
+    """Join the process group, unless that has happened, and return its size.
 
     Args:
-        caller: the public function that needs it.
+        caller: Name of the public function that needs the group.
 
     Raises:
-        RuntimeError: where nothing started processes.
+        RuntimeError: If torchrun's variables are not set.
     """
     if not (distributed.is_available() and distributed.is_initialized()):
         missing = [name for name in TORCHRUN if name not in os.environ]

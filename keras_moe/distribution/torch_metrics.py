@@ -1,4 +1,6 @@
-"""Metrics of the batches of all processes."""
+"""Compute metrics over the batches of all processes, on PyTorch."""
+
+from typing import Any
 
 import keras
 import torch
@@ -9,27 +11,30 @@ from keras_moe.distribution.torch_replicas import add_up
 
 
 class ReplicatedMetrics:
-    """A model's metrics, of the batches of all processes.
+    """Compute a model's metrics over the batches of all processes.
 
-    A Keras metric adds up: totals, counts, a confusion matrix. The states are
-    summed over the processes and the results computed of the sums, so that
-    also an AUC is exact. A state that declares another `aggregation` is the
-    first process's ("only_first_replica") or the mean of all.
+    The state of a Keras metric is a sum: of totals, of counts, or a confusion
+    matrix. States are summed over the processes, and results are computed from
+    the sums, so that even an AUC is exact. A state with another `aggregation`
+    is that of the first process ("only_first_replica") or the mean of all.
+
+    Args:
+        model: Model that `data_parallel` trains.
     """
 
-    def __init__(self, model):
+    def __init__(self, model: keras.Model):
         self.model = model
         self.testing = False
 
-    def install(self):
-        """Takes the place of the model's methods."""
+    def install(self) -> None:
+        """Replace `get_metrics_result` and `test_step` of the model."""
         self.own_result = self.model.get_metrics_result
         self.own_test_step = self.model.test_step
         self.model.__dict__["get_metrics_result"] = self.result
         self.model.__dict__["test_step"] = self.test_step
 
-    def test_step(self, data):
-        """One batch's logs are the process's own: no process waits."""
+    def test_step(self, data: Any) -> Any:
+        """Evaluate one batch. Its logs are those of this process."""
         self.testing = True
         try:
             with self.model.__dict__["call"].test_step():
@@ -37,8 +42,8 @@ class ReplicatedMetrics:
         finally:
             self.testing = False
 
-    def result(self) -> dict:
-        """What `keras.Model.get_metrics_result` returns, of all processes."""
+    def result(self) -> Any:
+        """Return `get_metrics_result` of the batches of all processes."""
         variables = [v for m in self.model.metrics for v in m.variables]
         values = [ops.convert_to_tensor(v) for v in variables]
         if self.testing or not values or values[0].is_meta:
@@ -52,7 +57,11 @@ class ReplicatedMetrics:
 
 
 def combine(pairs: list[tuple[keras.Variable, torch.Tensor]]) -> None:
-    """Replace states by those of all processes, by their `aggregation`."""
+    """Aggregate the values of metric states over all processes, in place.
+
+    Args:
+        pairs: Variables, whose `aggregation` is used, and their values.
+    """
     for variable, value in pairs:
         if variable.aggregation == "only_first_replica":
             value *= distributed.get_rank() == 0

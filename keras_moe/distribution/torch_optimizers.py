@@ -1,14 +1,16 @@
-"""Which optimizers train a model whose weights several processes divide.
+"""Refuse optimizers that fail if several processes divide the weights.
 
-`docs/optimizers-and-layouts.md` has the table, which a test writes.
+`docs/optimizers-and-layouts.md` has a table of them, which a test checks.
 """
+
+from typing import Any
 
 import keras
 
 from keras_moe.distribution.optimizers import optimizers_of
 from keras_moe.distribution.torch_shards import sharded_banks
 
-# Their step for one element depends on the whole weight.
+# The step for one element depends on the whole weight.
 WHOLE_WEIGHT = (
     keras.optimizers.Adafactor,
     keras.optimizers.Lamb,
@@ -18,15 +20,16 @@ ELEMENTWISE = "SGD, Adam, AdamW, Lion, or RMSprop"
 
 
 def check_optimizer(model: keras.Model, fully_sharded: bool) -> None:
-    """Raise if the optimizer does not train a model as one process does.
+    """Raise if the optimizer does not train as in one process.
 
     Args:
-        model: Compiled. Of `shard_experts`, `data_parallel`, or both.
+        model: Compiled model that was passed to `shard_experts`,
+            `data_parallel`, or both.
         fully_sharded: Whether each process holds a part of every weight.
 
     Raises:
-        ValueError: If the optimizer, or an option of it, reads whole weights
-            or gradients of which a process holds a part.
+        ValueError: If the optimizer, or an option of it, depends on whole
+            weights or gradients of which a process holds a part.
     """
     banks = bool(sharded_banks(model))
     for optimizer in optimizers_of(model):
@@ -37,52 +40,59 @@ def check_optimizer(model: keras.Model, fully_sharded: bool) -> None:
             _check_no_scaling(optimizer)
 
 
-def _check_reads_elements(optimizer, fully_sharded):
+def _check_reads_elements(
+    optimizer: keras.optimizers.Optimizer, fully_sharded: bool
+) -> None:
     if not isinstance(optimizer, WHOLE_WEIGHT):
         return
     parted = "weights are fully" if fully_sharded else "experts are"
     raise ValueError(
-        f"`optimizer` must treat each element of a weight by itself where "
-        f"{parted} sharded: a process sees its part alone. Received: "
+        "`optimizer` must treat each element of a weight separately if "
+        f"{parted} sharded, because a process holds only a part. Received: "
         f"{type(optimizer).__name__}, whose step depends on the whole weight. "
-        f"Use {ELEMENTWISE}, or `data_parallel(model)` alone."
+        f"Use {ELEMENTWISE}, or `data_parallel(model)` without sharding."
     )
 
 
 def build_copies(model: keras.Model) -> None:
-    """Build an optimizer whose slots start as copies of the weights.
+    """Build the optimizer if its slots start as copies of the weights.
 
     Args:
-        model: Not fully sharded yet. Nothing happens if it is not compiled.
+        model: Model that is not fully sharded yet. If it is not compiled,
+            nothing is built.
     """
     if _copies_weights(model):
         model.optimizer.build(model.trainable_variables)
 
 
 class CheckedCompile:
-    """The `compile` of a model whose weights are sharded by now.
+    """Compile a model with sharded weights, after a check of the optimizer.
 
-    Keras builds the optimizer before the first step, where no check can be.
+    A check in the first step would be too late, because Keras builds the
+    optimizer before it.
+
+    Args:
+        model: Fully sharded model.
     """
 
     def __init__(self, model: keras.Model):
         self.model = model
         self.own = model.compile
 
-    def __call__(self, *args, **kwargs):
-        """Compile, unless the optimizer would copy the weights."""
+    def __call__(self, *args: Any, **kwargs: Any) -> None:
+        """Compile, and raise if the optimizer would copy sharded weights."""
         self.own(*args, **kwargs)
         if _copies_weights(self.model):
             raise ValueError(
-                "`optimizer` must be given before data_parallel(model, "
+                "`optimizer` must be passed before data_parallel(model, "
                 "fully_sharded=True) if its slots start as copies of the "
-                "weights. Received: ScheduleFreeAdamW, compiled after. Call "
+                "weights. Received: ScheduleFreeAdamW, compiled later. Call "
                 "`model.compile` first."
             )
 
 
-def _copies_weights(model):
-    """Whether slots will be copies; an optimizer that is built has them."""
+def _copies_weights(model: keras.Model) -> bool:
+    """Return whether an optimizer will be built with copies of the weights."""
     return any(
         isinstance(optimizer, keras.optimizers.ScheduleFreeAdamW)
         and not optimizer.built
@@ -90,31 +100,33 @@ def _copies_weights(model):
     )
 
 
-def _check_no_norms(optimizer):
+def _check_no_norms(optimizer: keras.optimizers.Optimizer) -> None:
     for name in ("clipnorm", "global_clipnorm"):
         if getattr(optimizer, name, None) is not None:
             raise ValueError(
-                f"`{name}` must be None where experts are sharded: a process "
-                "sees the norm of its own experts alone, and clips as no "
-                f"other does. Received: {name}={getattr(optimizer, name)}. "
-                "Use `clipvalue`."
+                f"`{name}` must be None if experts are sharded, because each "
+                "process would clip by the norm of its own experts. Received: "
+                f"{name}={getattr(optimizer, name)}. Use `clipvalue`."
             )
 
 
-def _check_no_scaling(optimizer):
+def _check_no_scaling(optimizer: keras.optimizers.Optimizer) -> None:
     if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
         raise ValueError(
-            "`optimizer` must not scale the loss where experts are sharded: "
-            "a process would skip a step by its own experts' gradients. "
-            "Received: LossScaleOptimizer, which float16 brings along. Use "
-            "the dtype policy 'mixed_bfloat16'."
+            "`optimizer` must not scale the loss if experts are sharded, "
+            "because each process would skip steps by its own experts' "
+            "gradients. Received: LossScaleOptimizer, which Keras adds for "
+            "float16. Use the dtype policy 'mixed_bfloat16'."
         )
 
 
 class CheckedStep:
-    """A model's own `train_step`, after a check of the optimizer.
+    """Check the optimizer, then run a model's own `train_step`.
 
-    The check runs before the first step, and again for another optimizer.
+    The check runs before the first step, and again if the optimizer changes.
+
+    Args:
+        model: Model that was passed to `shard_experts` or `data_parallel`.
     """
 
     def __init__(self, model: keras.Model):
@@ -122,7 +134,7 @@ class CheckedStep:
         self.own = model.train_step
         self.checked: object = None
 
-    def __call__(self, data):
+    def __call__(self, data: Any) -> Any:
         """Train on one batch."""
         call = self.model.__dict__.get("call")
         key = getattr(self.model, "optimizer", None), call
@@ -131,13 +143,21 @@ class CheckedStep:
             self.checked = key
         return self.own(data)
 
-    def check(self, call) -> None:
-        """Raise unless all processes train alike with this call."""
+    def check(self, call: Any) -> None:
+        """Raise unless all processes train together with this optimizer.
+
+        Args:
+            call: The `call` that replaces the model's own, or `None`.
+
+        Raises:
+            RuntimeError: If the model was not passed to `data_parallel`.
+            ValueError: See `check_optimizer`.
+        """
         if not hasattr(call, "fully_sharded"):
             raise RuntimeError(
                 f"{self.model.name!r} must be trained by all processes "
-                "together: its experts are in all of them. Received: a model "
-                "from `shard_experts` alone. Pass it to "
+                "together, because each holds a part of its experts. Received: "
+                "a model that was only passed to `shard_experts`. Pass it to "
                 "keras_moe.distribution.data_parallel, too."
             )
         check_optimizer(self.model, call.fully_sharded)
@@ -147,8 +167,9 @@ def install(model: keras.Model, fully_sharded: bool = False) -> None:
     """Make the model's training check the optimizer before the first step.
 
     Args:
-        model: Of `shard_experts` or `data_parallel`.
+        model: Model that was passed to `shard_experts` or `data_parallel`.
         fully_sharded: Whether each process holds a part of every weight.
+            Default: `False`.
     """
     if fully_sharded:
         model.__dict__["compile"] = CheckedCompile(model)

@@ -1,7 +1,8 @@
-"""Saving, loading, reading and setting a model that several processes hold."""
+"""Save, load, read, and set the weights that several processes hold."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import keras
 from torch import distributed
@@ -10,13 +11,14 @@ from keras_moe.distribution.torch_shards import whole_experts
 
 
 def install(model: keras.Model) -> None:
-    """Makes `save` and `save_weights` write once, and whole files.
+    """Make `save` and `save_weights` write one file with whole weights.
 
-    They, and `load_weights`, `get_weights` and `set_weights`, are to be
-    called in every process: rank 0 writes, each reads whole weights.
+    They, `load_weights`, `get_weights`, and `set_weights` must then be called
+    in every process. Rank 0 writes, and each process reads whole weights.
 
     Args:
-        model: of `data_parallel` or `shard_experts`, or both.
+        model: Model that was passed to `data_parallel`, `shard_experts`, or
+            both.
     """
     if isinstance(model.__dict__.get("save"), _Saving):
         return
@@ -27,35 +29,35 @@ def install(model: keras.Model) -> None:
 
 
 class _Saving:
-    """Gathers what is shared out, and writes on rank 0."""
+    """Gather what is sharded, and write in rank 0."""
 
-    def __init__(self, model, own):
+    def __init__(self, model: keras.Model, own: Callable[..., Any]):
         self.model, self.own = model, own
 
-    def __call__(self, *args, **kwargs):
+    def __call__(self, *args: Any, **kwargs: Any) -> None:
         with whole(self.model):
             if distributed.get_rank() == 0:
                 self.own(*args, **kwargs)
 
 
 class _Reading:
-    """Reads everything, and leaves this process its part."""
+    """Read or set whole weights, and keep this process's part."""
 
-    def __init__(self, model, own):
+    def __init__(self, model: keras.Model, own: Callable[..., Any]):
         self.model, self.own = model, own
 
-    def __call__(self, *args, **kwargs):
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         with whole(self.model):
             return self.own(*args, **kwargs)
 
 
 @contextlib.contextmanager
 def whole(model: keras.Model) -> Iterator[None]:
-    """Inside, every process holds the whole model and its optimizer's slots.
+    """Make a model and its optimizer slots whole in every process inside.
 
     Args:
-        model: of `data_parallel` or `shard_experts`; nobody waits where all
-            is replicated.
+        model: Model that was passed to `data_parallel` or `shard_experts`. No
+            process waits for others if nothing is sharded.
     """
     with contextlib.ExitStack() as stack:
         stack.enter_context(whole_experts(model))

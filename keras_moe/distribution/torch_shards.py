@@ -1,33 +1,39 @@
-"""Banks of experts that several processes share: parts, wholes, and back.
+"""Divide banks of experts over processes, and make them whole again.
 
-E experts, N processes; a part is E / N experts, the first axis of each of a
-bank's weights and of the optimizer's slots for them.
+E experts, N processes. A part is E / N experts along the first axis of each
+weight of a bank and of its optimizer slots.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeAlias
 
 import keras
 
 from keras_moe import _keras
+from keras_moe.kernels import ExpertShard
 from keras_moe.kernels.torch.exchange import gather_shards
 from keras_moe.layers.expert import Expert
+from keras_moe.types import Tensor
+
+Regularizer: TypeAlias = Callable[[Tensor], Tensor]
 
 
 def sharded_banks(model: keras.Model) -> list[Expert]:
-    """Returns the banks of which this process holds a part."""
+    """Return the banks of which this process holds a part."""
     layers = _keras.every_layer_of(model)
     return [x for x in layers if isinstance(x, Expert) and x.shard is not None]
 
 
 @contextlib.contextmanager
 def whole_experts(model: keras.Model) -> Iterator[None]:
-    """Inside, every process holds all experts, and their optimizer's slots;
-    what is written to them is kept.
+    """Make experts and their optimizer slots whole in every process inside.
+
+    At the end, each process keeps its part of what was assigned to them.
 
     Args:
-        model: any; nothing happens, and nobody waits, where nothing is
-            sharded.
+        model: Any model. If nothing is sharded, nothing happens, and no process
+            waits for others.
     """
     banks = sharded_banks(model)
     if not banks:
@@ -41,10 +47,16 @@ def whole_experts(model: keras.Model) -> Iterator[None]:
         divide(model, banks, shard)
 
 
-def divide(model, banks, shard) -> None:
-    """Leaves this process its part of each bank, and frees the rest."""
+def divide(model: keras.Model, banks: Sequence[Expert], shard: Any) -> None:
+    """Keep this process's part of each bank, and free the rest.
 
-    def own_part(tensor):
+    Args:
+        model: Model that contains the banks.
+        banks: Whole banks.
+        shard: `ExpertShard` of this process.
+    """
+
+    def own_part(tensor: Tensor) -> Tensor:
         return tensor.chunk(shard.num_parts)[shard.number].clone()
 
     resize(model, banks, own_part)
@@ -55,8 +67,14 @@ def divide(model, banks, shard) -> None:
                 weight.regularizer = OfAllParts(weight.regularizer, shard)
 
 
-def fill(model, banks, shard) -> None:
-    """Makes the banks whole again, in every process."""
+def fill(model: keras.Model, banks: Sequence[Expert], shard: Any) -> None:
+    """Make sharded banks whole again, in every process.
+
+    Args:
+        model: Model that contains the banks.
+        banks: Sharded banks.
+        shard: `ExpertShard` of this process.
+    """
     resize(model, banks, lambda tensor: gather_shards(tensor, shard.group))
     for bank in banks:
         bank.shard = None
@@ -66,30 +84,39 @@ def fill(model, banks, shard) -> None:
 
 
 class OfAllParts:
-    """A regularizer whose mean over the processes is that of the whole bank.
+    """Regularize a part so that the mean over processes is that of the bank.
 
-    Each process counts its part as often as there are parts, and has the
-    gradient of its part once.
+    The loss of a part is multiplied by the number of parts, but its gradient
+    is not.
 
     Args:
-        own: a regularizer that adds up over experts, as L1 and L2 do.
-        shard: an `ExpertShard`.
+        own: Regularizer that is a sum over experts, like L1 and L2.
+        shard: `ExpertShard` of this process.
     """
 
-    def __init__(self, own, shard):
+    def __init__(self, own: Regularizer, shard: ExpertShard):
         self.own, self.others = own, shard.num_parts - 1
 
-    def __call__(self, weight):
-        """Returns the scalar loss of a part."""
+    def __call__(self, weight: Tensor) -> Tensor:
+        """Return the scalar loss of a part."""
         loss = self.own(weight)
         return loss + self.others * loss.detach()
 
 
-def resize(model, banks, change: Callable) -> None:
-    """Changes the first axis of the banks' weights and of their slots.
+def resize(
+    model: keras.Model,
+    banks: Sequence[Expert],
+    change: Callable[[Tensor], Tensor],
+) -> None:
+    """Change the first axis of the banks' weights and optimizer slots.
 
-    The variables stay, so that the optimizer and the layers know them still.
-    Keras has no public way to say that a variable has another shape.
+    The variables remain the same objects for the optimizer and the layers.
+    Keras has no public method that changes the shape of a variable.
+
+    Args:
+        model: Model that contains the banks.
+        banks: The banks.
+        change: Function from a tensor to the tensor with another first axis.
     """
     for variable in variables_of(model, banks):
         parameter = variable.value
@@ -98,16 +125,20 @@ def resize(model, banks, change: Callable) -> None:
         _keras.put_shape(variable, parameter.shape)
 
 
-def variables_of(model, banks) -> list:
-    """Returns the banks' weights and the optimizer's slots for them."""
+def variables_of(
+    model: keras.Model, banks: Sequence[Expert]
+) -> list[keras.Variable]:
+    """Return the banks' weights and their optimizer slots."""
     weights = [weight for bank in banks for weight in bank.weights]
     return weights + slots_of(model, weights)
 
 
-def slots_of(model, weights) -> list:
-    """Returns the optimizer's variables that belong to these weights.
+def slots_of(
+    model: keras.Model, weights: Sequence[keras.Variable]
+) -> list[keras.Variable]:
+    """Return the optimizer slots of some weights.
 
-    Keras calls a slot after its weight's path, and what it is.
+    Keras names a slot after the path of its weight and the kind of the slot.
     """
     optimizer = getattr(model, "optimizer", None)
     if optimizer is None:
@@ -116,7 +147,7 @@ def slots_of(model, weights) -> list:
     named |= {_prefix(v): v for v in weights}
     mine = {id(weight) for weight in weights}
 
-    def owner(slot):
+    def owner(slot: keras.Variable) -> keras.Variable | None:
         found = [name for name in named if slot.name.startswith(name)]
         return named[max(found, key=len)] if found else None
 
@@ -124,9 +155,11 @@ def slots_of(model, weights) -> list:
     return [
         slot
         for slot, weight in pairs
-        if id(weight) in mine and slot.shape == weight.shape
+        if weight is not None
+        and id(weight) in mine
+        and slot.shape == weight.shape
     ]
 
 
-def _prefix(variable):
+def _prefix(variable: keras.Variable) -> str:
     return f"{variable.path.replace('/', '_')}_"

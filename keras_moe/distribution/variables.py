@@ -1,29 +1,30 @@
-"""A job of several processes, as the variables of the environment tell it.
+"""Write and read the environment variables of a job of several processes.
 
-Each backend has names of its own; `launch` writes them, `initialize` reads
-them.
+Each backend has variables of its own. `launch` writes them, and `initialize`
+reads them.
 """
 
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TypeAlias
 
 BACKENDS = ("jax", "tensorflow", "torch")
 JAX = "KERAS_DISTRIBUTION_"
-Variables = Mapping[str, str]
+Variables: TypeAlias = Mapping[str, str]
 
 
 @dataclass(frozen=True)
 class Job:
-    """A process's place among those that train together.
+    """Hold a process's place among those that train together.
 
     Attributes:
-        index: of this process, 0 ... `processes` - 1.
-        processes: how many there are, on all hosts.
-        local_index: of this process among those of its host.
-        addresses: `"host:port"` of each process, by index; where the
-            variables name the first one only, that one; `()` where the
-            backend finds it by itself.
+        index: Index of this process, 0 ... `processes` - 1.
+        processes: Number of processes on all hosts.
+        local_index: Index of this process among those of its host.
+        addresses: `"host:port"` of each process, by index. It has only the
+            first one if the variables have no others, and is empty if the
+            backend finds the addresses by itself.
     """
 
     index: int
@@ -33,7 +34,7 @@ class Job:
 
 
 def write_job(job: Job, backend: str) -> dict[str, str]:
-    """Returns the variables in which a backend reads its job."""
+    """Return the variables from which a backend reads its job."""
     host, port = job.addresses[0].rsplit(":", 1)
     if backend == "jax":
         return {
@@ -55,13 +56,17 @@ def write_job(job: Job, backend: str) -> dict[str, str]:
 
 
 def read_job(variables: Variables, backend: str) -> Job | None:
-    """Returns the job that a backend's variables tell, or None."""
+    """Return the job in a backend's variables, or `None` without a job.
+
+    Raises:
+        ValueError: If the variables of a job are incomplete or invalid.
+    """
     readers = {"jax": _jax, "tensorflow": _tensorflow, "torch": _torch}
     return readers[backend](variables) if backend in readers else None
 
 
-def _jax(variables):
-    """What `keras.distribution.initialize` reads, or GKE on TPUs."""
+def _jax(variables: Variables) -> Job | None:
+    """Read the variables of `keras.distribution.initialize`, or of GKE."""
     if f"{JAX}NUM_PROCESSES" in variables:
         return Job(
             index=_integer(variables, f"{JAX}PROCESS_ID"),
@@ -71,8 +76,8 @@ def _jax(variables):
     return _tpus(variables)
 
 
-def _tpus(variables):
-    """What GKE writes: a process a host, on a slice or several."""
+def _tpus(variables: Variables) -> Job | None:
+    """Read GKE's variables: one process per host, on one or more slices."""
     hosts = len(variables.get("TPU_WORKER_HOSTNAMES", "").split(","))
     slices = int(variables.get("MEGASCALE_NUM_SLICES") or 1)
     if hosts * slices < 2:
@@ -81,8 +86,8 @@ def _tpus(variables):
     return Job(before + _integer(variables, "TPU_WORKER_ID"), hosts * slices)
 
 
-def _torch(variables):
-    """What torchrun writes."""
+def _torch(variables: Variables) -> Job | None:
+    """Read the variables of torchrun."""
     if not {"RANK", "WORLD_SIZE"} <= variables.keys():
         return None
     host = _needed(variables, "MASTER_ADDR")
@@ -95,8 +100,8 @@ def _torch(variables):
     )
 
 
-def _tensorflow(variables):
-    """What `tf.distribute.MultiWorkerMirroredStrategy` reads."""
+def _tensorflow(variables: Variables) -> Job | None:
+    """Read `TF_CONFIG`, like `tf.distribute.MultiWorkerMirroredStrategy`."""
     if "TF_CONFIG" not in variables:
         return None
     text = variables["TF_CONFIG"]
@@ -120,17 +125,17 @@ def _tensorflow(variables):
     return Job(index, len(addresses), 0, addresses)
 
 
-def _needed(variables, name):
+def _needed(variables: Variables, name: str) -> str:
     if name in variables:
         return variables[name]
     raise ValueError(
-        f"`{name}` must be set in the environment beside the others of its "
-        "job. Received: nothing. Start the script by `keras-moe launch`, or "
-        "unset the others to run alone."
+        f"`{name}` must be set in the environment, like the other variables of "
+        "the job. Received: nothing. Start the script by `keras-moe launch`, "
+        "or unset the other variables to run alone."
     )
 
 
-def _integer(variables, name):
+def _integer(variables: Variables, name: str) -> int:
     text = _needed(variables, name)
     if text.isdigit():
         return int(text)

@@ -1,8 +1,7 @@
-"""Tell process 0 where this process is, and hear whether all can go on.
+"""Send a process's progress to process 0, and receive whether to continue.
 
-One thread for each connection. The main thread may be inside a step that waits
-for another process forever: then the thread writes the error and ends this
-process.
+Each connection has a thread. If the main thread is inside a step that waits for
+another process forever, the thread prints the error and ends this process.
 """
 
 import atexit
@@ -13,22 +12,25 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import asdict
+from typing import Any
 
 from keras_moe.distribution.referee import UNEVEN, Progress, fault
 
 PAUSE = 0.25  # seconds between two messages
 CONNECT = 20.0  # seconds to reach the referee
-GRACE = 1.5  # seconds in which every process can write the error
+GRACE = 1.5  # seconds in which every process can print the error
 DEPARTED = UNEVEN.format("process 0 has left, process {} is in {}")
 
 
 class Referee:
-    """The server of process 0.
+    """Compare the progress of all processes, as the server in process 0.
 
     Args:
-        processes: How many the job has.
-        token: What a process sends first; others are turned away.
+        processes: Number of processes of the job.
+        token: Text that a process must send first; other connections are
+            closed.
     """
 
     def __init__(self, processes: int, token: str):
@@ -41,22 +43,22 @@ class Referee:
         _in_background(self._accept)
 
     def has_all(self, seconds: float) -> bool:
-        """Wait until every process is connected; return whether all are."""
+        """Return whether all processes connect within some seconds."""
         end = time.monotonic() + seconds
         while time.monotonic() < end and len(self.connections) < len(self.jobs):
             time.sleep(0.02)
         return len(self.connections) == len(self.jobs)
 
     def start(self) -> None:
-        """Begin to compare."""
+        """Start to compare."""
         _in_background(self._compare)
 
-    def _accept(self):
+    def _accept(self) -> None:
         while True:
             connection, _ = self.server.accept()
             _in_background(self._serve, connection)
 
-    def _serve(self, connection):
+    def _serve(self, connection: socket.socket) -> None:
         lines = connection.makefile()
         token, _, index = lines.readline().strip().partition(" ")
         if token != self.token:
@@ -73,7 +75,7 @@ class Referee:
             self.jobs[process].left = True
             self.jobs[process].since = time.monotonic()
 
-    def _compare(self):
+    def _compare(self) -> None:
         met = 0
         while True:
             time.sleep(0.02)
@@ -87,8 +89,8 @@ class Referee:
                     met = meeting
                     self._tell({"meeting": met})
 
-    def _tell(self, news):
-        # Process 0, whose end is the referee's, hears it last.
+    def _tell(self, news: dict[str, Any]) -> None:
+        # Process 0 comes last, because the referee ends with it.
         for process in sorted(self.connections, reverse=True):
             connection = self.connections[process]
             with contextlib.suppress(OSError):
@@ -96,12 +98,14 @@ class Referee:
 
 
 class Watch:
-    """The client of each process, process 0 included.
+    """Report the progress of this process, as a client of the referee.
+
+    Process 0 has a `Watch`, too.
 
     Args:
-        host, port: Of the referee.
-        token: Of the referee.
-        index: Of this process.
+        host, port: Address of the referee.
+        token: Token of the referee.
+        index: Index of this process.
 
     Raises:
         OSError: If the referee cannot be reached.
@@ -119,16 +123,16 @@ class Watch:
         self.connection.sendall(f"{token} {index}\n".encode())
 
     def start(self) -> None:
-        """Begin to tell and to hear."""
+        """Start to send and to receive."""
         _in_background(self._listen)
         _in_background(self._report)
         atexit.register(self._leave)
 
     def meet(self) -> None:
-        """Wait until every process is here.
+        """Wait until every process calls this method.
 
         Raises:
-            RuntimeError: If one of them cannot come any more.
+            RuntimeError: If a process can no longer call it.
         """
         self.progress.meeting += 1
         self._send()
@@ -139,16 +143,16 @@ class Watch:
         self.check()
 
     def check(self) -> None:
-        """Raise what was found, if anything was."""
+        """Raise a RuntimeError if the processes cannot continue together."""
         if self.fault:
             self.raised = True
             raise RuntimeError(self.fault)
 
     def tell(self, found: str) -> None:
-        """End every process with what this one found by itself.
+        """End every process with a message about a fault found here.
 
         Raises:
-            RuntimeError: With it.
+            RuntimeError: In every case, with the message.
         """
         self.progress.found = found
         self._send()
@@ -157,7 +161,7 @@ class Watch:
             self.fault = self.fault or found
         self.check()
 
-    def _send(self):
+    def _send(self) -> None:
         now = asdict(self.progress)
         del now["since"]
         line = json.dumps(now).encode() + b"\n"
@@ -166,12 +170,12 @@ class Watch:
                 self.connection.sendall(line)
                 self.sent = line
 
-    def _report(self):
+    def _report(self) -> None:
         while not self.fault:
             self._send()
             time.sleep(PAUSE)
 
-    def _listen(self):
+    def _listen(self) -> None:
         with contextlib.suppress(OSError), self.connection.makefile() as lines:
             for line in lines:
                 news = json.loads(line)
@@ -186,13 +190,13 @@ class Watch:
         where = self.progress.name or "its first call"
         self._end(DEPARTED.format(self.index, where))
 
-    def _needs_no_one(self):
+    def _needs_no_one(self) -> bool:
         place = self.progress
         met = self.met >= place.meeting
         return place.calls_ended >= place.call or (place.finished and met)
 
-    def _end(self, found):
-        """Let the main thread raise; end the process if it cannot."""
+    def _end(self, found: str) -> None:
+        """Make the main thread raise; end the process if it cannot."""
         with self.changed:
             self.fault = found
             waiting = self.met < self.progress.meeting
@@ -205,20 +209,20 @@ class Watch:
             sys.stdout.flush()
             os._exit(1)
 
-    def _leave(self):
-        """Do not wait, as backends do, for processes that cannot come.
+    def _leave(self) -> None:
+        """Report that this process makes no further call.
 
-        A backend may wait at the end for all processes: each hears before
-        that this one makes no further call.
+        It is reported before the backend waits for all processes at exit. After
+        a fault, the process ends without waiting for the others.
         """
         self.progress.left = True
         self._send()
         if self.fault:
             sys.stdout.flush()
             sys.stderr.flush()
-            time.sleep(GRACE)  # a launcher would stop the others at once
+            time.sleep(GRACE)  # a launcher stops the others at once
             os._exit(1)
 
 
-def _in_background(function, *args):
+def _in_background(function: Callable[..., None], *args: Any) -> None:
     threading.Thread(target=function, args=args, daemon=True).start()

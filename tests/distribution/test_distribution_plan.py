@@ -103,7 +103,7 @@ def test_the_sizes_of_a_model():
         (lambda: plan(PlanConfig(**SIZES), 11), "`devices` .* devices=11"),
         (
             lambda: plan(PlanConfig(**SIZES), 8, memory=1000),
-            "`memory` must hold .* memory=1,000",
+            "`memory` must be at least .* memory=1,000",
         ),
         (
             lambda: PlanConfig.of_model(

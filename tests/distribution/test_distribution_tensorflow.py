@@ -215,7 +215,7 @@ def test_keras_without_the_faults_is_not_patched(monkeypatch):
 def test_keras_without_readable_source_causes_a_warning(monkeypatch):
     monkeypatch.setattr(tensorflow_workers, "has_several_workers", bool)
     monkeypatch.setattr(keras.Model, "_maybe_symbolic_build", None)
-    with pytest.warns(UserWarning, match="Cannot tell whether Keras 3"):
+    with pytest.warns(UserWarning, match="It is unknown whether Keras 3"):
         data_parallel(mirrored_model())
 
 

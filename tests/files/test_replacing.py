@@ -56,7 +56,7 @@ def test_a_saved_file_behind_a_link_is_replaced(monkeypatch, tmp_path):
     (tmp_path / "folder.keras").mkdir()
     (tmp_path / "circle.keras").symlink_to("circle.keras")
     for name in ("folder.keras", "circle.keras", "a\0.keras"):
-        with pytest.raises(ValueError, match="`path` must be a file's"):
+        with pytest.raises(ValueError, match="must be the path of a file"):
             save(tmp_path / name, "saved")
 
 
