@@ -1,6 +1,6 @@
-"""Floor 5: the command `keras-moe`, which `keras_moe` never imports.
+"""Floor 5: the command `keras-moe`. Do not import it in `keras_moe`.
 
-A command line passes through these files:
+These files run a command line:
 
 1. `bootstrap.py` chooses Keras's backend from the arguments
    (`startup_settings.py`) and checks that its packages are installed

@@ -1,4 +1,4 @@
-"""`python -m keras_moe_cli`, the same as `keras-moe`."""
+"""Run `python -m keras_moe_cli`, the same as `keras-moe`."""
 
 from keras_moe_cli.bootstrap import main
 

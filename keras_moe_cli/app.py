@@ -24,7 +24,8 @@ from keras_moe_cli.result_tables import show
 
 Path = pathlib.Path
 app = typer.Typer(
-    help="Export, inspect, compare, time and launch mixture-of-experts models.",
+    help="Export, inspect, compare, time, and launch mixture-of-experts "
+    "models.",
     add_completion=False,
     pretty_exceptions_enable=False,
 )
@@ -47,19 +48,22 @@ Json = Annotated[
     bool, typer.Option("--json", help="Print JSON and nothing else.")
 ]
 Debug = Annotated[
-    bool, typer.Option("--debug", help="Show tracebacks and libraries' words.")
+    bool,
+    typer.Option(
+        "--debug", help="Show tracebacks and the output of libraries."
+    ),
 ]
 Modules = Annotated[
     list[str] | None,
     typer.Option(
         "--module",
         metavar="NAME",
-        help="A module to import: it registers the model's own classes.",
+        help="Module to import, which registers the model's custom classes.",
     ),
 ]
 Data = Annotated[
     Path | None,
-    typer.Option(metavar="NPZ", help="Inputs by name; else they are drawn."),
+    typer.Option(metavar="NPZ", help="Inputs by name. Default: random inputs."),
 ]
 Either = Annotated[
     Path,
@@ -84,14 +88,15 @@ def export(
         typer.Option(callback=_one_of(MODES), help=f"{', '.join(MODES)}."),
     ] = None,
     verify: Annotated[
-        bool, typer.Option(help="Run the artifact and compare it.")
+        bool,
+        typer.Option(help="Run the artifact and compare it with the model."),
     ] = True,
     data: Data = None,
     module: Modules = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> int:
-    """Write a model as an artifact that runs without Keras, and try it."""
+    """Export a model as an artifact that runs without Keras, and verify it."""
     with working(debug, module):
         result = export_command.export(
             model, format, out, quantize, verify, data
@@ -107,7 +112,7 @@ def inspect(
     as_json: Json = False,
     debug: Debug = False,
 ) -> int:
-    """Say what a model or an artifact contains."""
+    """Describe what a model or an artifact contains."""
     with working(debug, module):
         result = inspect_command.inspect(path)
     show(result, as_json, inspect_command.tables)
@@ -123,15 +128,15 @@ def compare(
         float | None,
         typer.Option(
             min=0,
-            help="Largest difference, in units of A's largest output (or of "
-            "one); else the looser of the two formats'.",
+            help="Largest difference, in units of A's largest output, or of 1 "
+            "if that is larger. Default: the larger tolerance of A and B.",
         ),
     ] = None,
     module: Modules = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> int:
-    """Compare outputs and speed of two; exit with 1 where they differ."""
+    """Compare two models or artifacts, and exit with 1 if outputs differ."""
     with working(debug, module):
         result = compare_command.compare(a, b, data, tolerance)
     show(result, as_json, compare_command.tables)
@@ -149,10 +154,14 @@ def bench(
     path: Either,
     tokens: Annotated[
         list[int] | None,
-        typer.Option(min=1, help="Tokens a call, once or more; 1 and 512."),
+        typer.Option(
+            min=1,
+            help="Tokens per call. May be repeated. Default: 1 and 512.",
+        ),
     ] = None,
     threads: Annotated[
-        int | None, typer.Option(min=1, help="That the runtime may use.")
+        int | None,
+        typer.Option(min=1, help="Threads that the runtime may use."),
     ] = None,
     module: Modules = None,
     as_json: Json = False,
@@ -172,7 +181,7 @@ def launch(
     ],
     arguments: Annotated[
         list[str] | None,
-        typer.Argument(metavar="ARGUMENTS", help="Of the script."),
+        typer.Argument(metavar="ARGUMENTS", help="The script's arguments."),
     ] = None,
     backend: Annotated[
         str | None,
@@ -180,30 +189,40 @@ def launch(
             callback=_one_of(BACKENDS), help=f"{', '.join(BACKENDS)}."
         ),
     ] = None,
-    processes: Annotated[int, typer.Option(min=1, help="On each host.")] = 2,
+    processes: Annotated[
+        int, typer.Option(min=1, help="Processes per host.")
+    ] = 2,
     restarts: Annotated[
-        int, typer.Option(min=0, help="Start all again after a failure.")
+        int,
+        typer.Option(
+            min=0, help="How often to start all again after a failure."
+        ),
     ] = 0,
     devices: Annotated[
         int | None,
-        typer.Option(min=1, help="Virtual ones a process, for JAX on a CPU."),
+        typer.Option(
+            min=1, help="Virtual devices per process, for JAX on a CPU."
+        ),
     ] = None,
     logs: Annotated[
-        Path | None, typer.Option(help="The folder for the others' output.")
+        Path | None,
+        typer.Option(help="Folder for the output of the other processes."),
     ] = None,
     port: Annotated[
-        int | None, typer.Option(help="The first one; else free ones.")
+        int | None,
+        typer.Option(help="The first port. Default: free ports."),
     ] = None,
     hosts: Annotated[
-        str, typer.Option(metavar="A,B", help="All hosts' addresses.")
+        str, typer.Option(metavar="A,B", help="Addresses of all hosts.")
     ] = launch_command.LOCALHOST,
     host: Annotated[
-        int, typer.Option(help="This one's place in --hosts, from 0.")
+        int, typer.Option(help="Index of this host in --hosts, from 0.")
     ] = 0,
     on: Annotated[
         str,
         typer.Option(
-            callback=_one_of(launch_command.PLACES), help="local, ray."
+            callback=_one_of(launch_command.PLACES),
+            help="Where to run: local, ray.",
         ),
     ] = "local",
     print_for: Annotated[
@@ -215,11 +234,11 @@ def launch(
         ),
     ] = None,
     nodes: Annotated[
-        int, typer.Option(min=1, help="Hosts of a job that is printed.")
+        int, typer.Option(min=1, help="Number of hosts of a printed job.")
     ] = 2,
     module: Annotated[
         bool,
-        typer.Option("-m", help="SCRIPT is a module, as with `python -m`."),
+        typer.Option("-m", help="SCRIPT is a module, as for `python -m`."),
     ] = False,
 ) -> int:
     """Run a script as several processes that train together."""

@@ -23,15 +23,15 @@ def bench(
 
     Args:
         path: A `.keras` file or an artifact's folder.
-        tokens: Numbers of tokens per call. Each is timed.
-        threads: Number of threads of an artifact's runtime. `None` leaves it
-            to the runtime.
+        tokens: Numbers of tokens per call. Each of them is timed.
+        threads: Number of threads of an artifact's runtime. `None` (the
+            default) leaves the choice to the runtime.
 
     Returns:
-        `path`, `format`, `threads`, `indices_known`, and `calls`. An entry of
-        `calls` holds `tokens` (as near to the wanted number as the inputs'
-        shapes allow), `shapes`, `median_ms`, `tokens_per_second`, and
-        `rounds`.
+        Dict of `path`, `format`, `threads`, `indices_known`, and `calls`. An
+        entry of `calls` has `tokens` (as near to the requested number as the
+        shapes of the inputs allow), `shapes`, `median_ms`,
+        `tokens_per_second`, and `rounds`.
     """
     runnable = open_runnable(path, threads)
     return {
@@ -56,7 +56,7 @@ def tables(result: Result) -> Iterator[Part]:
             str(call["rounds"]),
         )
     yield table
-    yield from note_on_indices(result, "Few experts may have been asked.")
+    yield from note_on_indices(result, "Few experts may have been used.")
 
 
 def _call(runnable: Runnable, tokens: int) -> Result:

@@ -1,6 +1,6 @@
-"""Start the command: settle what Keras reads when it is imported.
+"""Set what Keras reads when it is imported, and start the command.
 
-This file must not import Keras, nor anything that does, before `main` has set
+This file must not import Keras, nor a module that does, before `main` has set
 `KERAS_BACKEND`.
 """
 
@@ -27,7 +27,7 @@ def main() -> None:
     arguments = sys.argv[1:]
     if arguments[:1] == ["launch"]:
         arguments = with_launch_backend(arguments)
-        # The processes that `launch` starts get a backend of their own.
+        # `launch` sets the backend of the processes that it starts.
         settings = {"KERAS_BACKEND": any_backend()}
     else:
         settings = {**backend_for(arguments), **threads_for(arguments)}
@@ -46,8 +46,8 @@ def run_command(arguments: list[str]) -> int:
         arguments: The command line without the program's name.
 
     Returns:
-        The exit code: 0 if done, 1 if failed, 2 if used wrongly, 130 if
-        interrupted.
+        The exit code: 0 if the command succeeded, 1 if it failed, 2 if its
+        arguments are wrong, 130 if it was interrupted.
     """
     from keras_moe_cli.app import app
     from keras_moe_cli.cli_errors import run
@@ -56,7 +56,12 @@ def run_command(arguments: list[str]) -> int:
 
 
 def flush_stdout(code: int) -> int:
-    """Write what stdout still buffers. Return the exit code."""
+    """Write the buffer of stdout, and return the exit code.
+
+    Args:
+        code: Exit code of the command. If it is 0 and stdout cannot be
+            written, `FAILED` is returned.
+    """
     try:
         sys.stdout.flush()
     except OSError as error:
@@ -69,7 +74,7 @@ def flush_stdout(code: int) -> int:
 
 
 def silence_native_output() -> None:
-    """Discard what backends' native code writes; keep Python's own output."""
+    """Discard the output of backends' native code, but not Python's."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for number, name in ((1, "stdout"), (2, "stderr")):
         stream = getattr(sys, name)

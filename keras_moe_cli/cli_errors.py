@@ -10,17 +10,17 @@ from keras_moe_cli.exit_codes import DONE, FAILED, INTERRUPTED, MISUSED
 from keras_moe_cli.printable import printable
 
 MAX_LENGTH = 600
-# keras_moe raises these with a message that is written for the user.
+# The errors of keras_moe, whose messages are written for the user.
 EXPLAINED = (ValueError, TypeError, ImportError, OSError, RuntimeError)
 _RAISED = re.compile(r"^[\w.]*(Error|Exception|Warning|Interrupt)\b")
 
 
 class CliError(Exception):
-    """An error whose message is printed unchanged.
+    """Report an error whose message is printed unchanged.
 
     Args:
-        message: What the user reads.
-        code: The exit code.
+        message: The message.
+        code: The exit code. Default: `FAILED`.
     """
 
     def __init__(self, message: str, code: int = FAILED):
@@ -39,7 +39,7 @@ def run(app: typer.Typer, arguments: list[str]) -> int:
     except SystemExit as error:
         if error.code != FAILED:  # a signal's
             raise
-        # typer and rich exit this way at a broken pipe.
+        # typer and rich exit with this code if a pipe is broken.
         print_error("stdout: Broken pipe.")
         return FAILED
     except (KeyboardInterrupt, typer.Abort):
@@ -75,7 +75,7 @@ def explain(error: Exception) -> tuple[str, int]:
 
 
 def _text_of(error: Exception) -> str:
-    """Return an error's message; an OSError's without its number."""
+    """Return the message of an error, without the number of an OSError."""
     if not isinstance(error, OSError) or not error.strerror:
         return str(error) or type(error).__name__
     if error.filename is None:
@@ -84,7 +84,7 @@ def _text_of(error: Exception) -> str:
 
 
 def one_line(text: str) -> str:
-    """Join lines and reduce a traceback in them to the exception at its end."""
+    """Join lines, and shorten a traceback to the exception at its end."""
     lines, inside = [], False
     for line in filter(None, map(str.rstrip, text.splitlines())):
         if line.startswith("Traceback "):

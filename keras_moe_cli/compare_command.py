@@ -1,4 +1,4 @@
-"""`keras-moe compare`: outputs and speed of two models or artifacts."""
+"""`keras-moe compare`: compare outputs and speed of two models or artifacts."""
 
 import math
 import pathlib
@@ -37,16 +37,18 @@ def compare(
 
     Args:
         a: A `.keras` file or an artifact's folder.
-        b: The same, of another form of the model.
-        data: A `.npz` file of inputs. `None` draws them.
+        b: Another form of the same model.
+        data: A `.npz` file of inputs. `None` (the default) draws them.
         tolerance: Largest difference, in units of `a`'s largest output, or of
-            1 if that is larger. `None` takes the looser tolerance of the two.
+            1 if that is larger. `None` (the default) is the larger tolerance
+            of the two.
 
     Returns:
-        `a` and `b` (`path` and `format`), `shapes` of the batches, `outputs`,
-        `tolerance`, `agrees`, `indices_known`, and `speed`. An entry of
-        `outputs` holds `shape`, `largest_difference`, `relative_difference`,
-        and `agrees`. A difference is `None` if it is not finite.
+        Dict of `a` and `b` (`path` and `format`), `shapes` of the batches,
+        `outputs`, `tolerance`, `agrees`, `indices_known`, and `speed`. An
+        entry of `outputs` has `shape`, `largest_difference`,
+        `relative_difference`, and `agrees`. A difference is `None` if it is
+        not finite.
 
     Raises:
         CliError: If the numbers or shapes of inputs or outputs differ.
@@ -99,11 +101,11 @@ def tables(result: Result) -> Iterator[Part]:
         f"on {shapes_text(speed['shapes'])}: A {first:.3g} ms, B {second:.3g} "
         f"ms; B takes {speed['ratio']:.2f} of A's time."
     )
-    yield from note_on_indices(result, "--data compares on inputs of yours.")
+    yield from note_on_indices(result, "--data compares on your own inputs.")
 
 
 def _cast(runnable: Runnable, batch: Batch) -> Batch:
-    """Return the other's batch in the dtypes of this one's inputs."""
+    """Return a batch in the dtypes of the inputs of `runnable`."""
     return [
         x if spec["dtype"] == "string" else x.astype(spec["dtype"])
         for x, spec in zip(batch, runnable.inputs, strict=True)
@@ -113,7 +115,7 @@ def _cast(runnable: Runnable, batch: Batch) -> Batch:
 def _check_same(
     what: Literal["inputs", "outputs"], first: Runnable, second: Runnable
 ) -> None:
-    """Raise if numbers or shapes of inputs (or outputs) cannot be the same."""
+    """Raise if the numbers or shapes of inputs or outputs differ."""
     shapes = [
         [spec["shape"] for spec in getattr(runnable, what)]
         for runnable in (first, second)
@@ -122,8 +124,8 @@ def _check_same(
         raise CliError(
             f"A and B must have {what} of the same number and shapes. "
             f"Received: {shapes[0]} in {first.path}, {shapes[1]} in "
-            f"{second.path}, None of any length. Compare two forms of one "
-            "model."
+            f"{second.path}, where None is any length. Compare two forms of "
+            "one model."
         )
 
 
@@ -168,11 +170,11 @@ def _difference(
     first: Runnable,
     second: Runnable,
 ) -> tuple[float, float]:
-    """Return the largest difference, and it in units of the largest output."""
+    """Return the largest absolute and relative difference of output `i`."""
     mine, other = np.asarray(mine), np.asarray(other)
     if mine.shape != other.shape:
         raise CliError(
-            f"Output {i} of A and B must be of the same shape. Received: "
+            f"Output {i} of A and B must have the same shape. Received: "
             f"{list(mine.shape)} from {first.path}, {list(other.shape)} from "
             f"{second.path}. Compare two forms of one model."
         )

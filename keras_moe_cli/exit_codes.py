@@ -1,4 +1,4 @@
-"""The exit codes of the command, and the exit with one line on stderr.
+"""Define the exit codes of the command, and exit with one line on stderr.
 
 This file must not import Keras.
 """

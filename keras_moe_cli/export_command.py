@@ -25,12 +25,15 @@ def export(
         model: A `.keras` file.
         format: Name of the artifact's format.
         out: The artifact's folder.
-        quantize: How to quantize the weights. `None` does not.
+        quantize: `"int8"` or `"int4"` quantizes the weights. `None` (the
+            default) does not.
         verify: Whether to run the artifact and compare it with the model.
-        data: A `.npz` file of inputs to verify on. `None` draws them.
+            Default: `True`.
+        data: A `.npz` file of inputs to verify on. `None` (the default) draws
+            them.
 
     Returns:
-        The manifest, and under `path` the artifact's folder.
+        The manifest, with the artifact's folder under `path`.
 
     Raises:
         CliError: If the artifact cannot be written to `out`.
@@ -53,14 +56,14 @@ def tables(result: Result) -> Iterator[Part]:
     yield facts(
         ("artifact", result["path"]),
         ("format", result["format"]),
-        ("quantised", result["quantize"] or "no"),
+        ("quantized", result["quantize"] or "no"),
         ("size", size(result["bytes"])),
         ("verified", verified_text(result["verified"])),
     )
 
 
 def _check_writable(out: pathlib.Path) -> None:
-    """Raise now what would otherwise be raised after minutes of work."""
+    """Raise at once if `out` cannot be written, not after the export."""
     place = pathlib.Path(out).absolute().parent
     while not place.exists():
         place = place.parent

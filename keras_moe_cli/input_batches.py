@@ -17,7 +17,7 @@ from keras_moe.export.probes import (
 from keras_moe_cli.cli_errors import CliError
 from keras_moe_cli.runnable import Batch, Runnable, Spec
 
-ROWS = 64  # of `--data` per batch
+ROWS = 64  # rows of `--data` per batch
 TIMED_ROWS = 32
 MAX_DRAWN = 2**27  # elements per input, 1 GB while they are drawn
 Shape = tuple[int, ...]
@@ -26,10 +26,15 @@ Shape = tuple[int, ...]
 def batches_for(first: Runnable, second: Runnable, data: Any) -> list[Batch]:
     """Return the batches to compare two models or artifacts on.
 
-    With `data`, these are all its rows, 64 per batch. Without it, they are
-    drawn: if one of the two is a Keras model, so that they reach each of its
-    experts; for two artifacts, in two of the shapes that the first artifact
-    was verified on.
+    With `data`, the batches are all of its rows, 64 per batch. Without it,
+    they are drawn. If one of the two is a Keras model, the batches together
+    reach each of its experts. For two artifacts, they have two of the shapes
+    that an artifact was verified on.
+
+    Args:
+        first: A model or artifact.
+        second: The other one.
+        data: Arrays by name, a list of arrays, or `None`.
     """
     model = first.model or second.model
     if data is not None:
@@ -59,8 +64,8 @@ def _rows_of(data: Any, runnable: Runnable) -> list[Batch]:
         )
         if not fits or rows not in (None, len(array)):
             raise CliError(
-                f"`--data` must hold {spec['name']!r} of shape "
-                f"{spec['shape']}, None of any length. Received: "
+                f"`--data` must have {spec['name']!r} of shape "
+                f"{spec['shape']}, where None is any length. Received: "
                 f"{list(array.shape)}. Write it in that shape."
             )
     starts = range(0, len(arrays[0]), ROWS)
@@ -68,7 +73,7 @@ def _rows_of(data: Any, runnable: Runnable) -> list[Batch]:
 
 
 def _drawn_for(first: Runnable, second: Runnable) -> list[Batch]:
-    """Draw two batches, of verified shapes or else of shapes that run."""
+    """Draw two batches of verified shapes, or of the first shapes that work."""
     known = first.shapes or second.shapes
     if known:
         return [draw(first, shapes) for shapes in known[:2]]
@@ -84,8 +89,9 @@ def _drawn_for(first: Runnable, second: Runnable) -> list[Batch]:
         except Exception as error:  # noqa: BLE001  any runtime's own
             failure = str(error).split("\n")[0]
     raise CliError(
-        f"{first.path} must take inputs of some length. Received: an error at "
-        f"each of {LENGTHS}: {failure}. Pass --data."
+        f"{first.path} must accept inputs of one of the lengths that are "
+        f"tried. Received: an error at each of {LENGTHS}: {failure}. Pass "
+        "--data."
     )
 
 
@@ -102,7 +108,7 @@ def draw(
     Args:
         runnable: The model or artifact that the batch is for.
         shapes: The shape of each input.
-        seed: Seed of the random numbers.
+        seed: Seed of the random numbers. Default: 0.
 
     Raises:
         CliError: If an input would have more than `MAX_DRAWN` elements.
@@ -133,10 +139,10 @@ def shapes_for_tokens(
 ) -> tuple[list[Shape], int]:
     """Return the inputs' shapes for about `tokens` tokens, and their number.
 
-    A token is a position of the first input. The positions are all axes of
-    indices but the batch axis, and all axes of floats but the batch and the
-    last axis. Axes of any length are made as long as needed. If there are
-    none, the batch is.
+    A token is a position of the first input. The positions are all axes except
+    the batch axis and, for floats, the last axis. Axes of unknown length are
+    made as long as needed. If there are none, the batch is made as large as
+    needed.
     """
     spec = inputs[0]
     size, *rest = spec["shape"]

@@ -30,13 +30,13 @@ def inspect(path: pathlib.Path) -> Result:
         path: A `.keras` file or an artifact's folder.
 
     Returns:
-        For both kinds: `path`, `kind` (`"model"` or `"artifact"`), `bytes`,
-        `inputs`, `outputs`, the entries of `keras_moe.export.describe`,
-        `expert_bytes` of all mixtures together, `formats`, `versions`, and
-        `verified`. `formats` lists the packages that are not installed, for
-        each format that a model can be exported to, or for the artifact's
-        own. A model has `name` and `class`, too; an artifact has the other
-        entries of its manifest.
+        Dict of `path`, `kind` (`"model"` or `"artifact"`), `bytes`, `inputs`,
+        `outputs`, the entries of `keras_moe.export.describe`, `expert_bytes`
+        of all mixtures together, `formats`, `versions`, and `verified`.
+        `formats` lists the packages that are not installed, for each format
+        that a model can be exported to, or for the artifact's own. A model also
+        has `name` and `class`; an artifact has the other entries of its
+        manifest.
     """
     result = _model(path) if is_model(path) else _artifact(path)
     result["expert_bytes"] = sum(m["expert_bytes"] for m in result["mixtures"])
@@ -44,7 +44,7 @@ def inspect(path: pathlib.Path) -> Result:
 
 
 def tables(result: Result) -> Iterator[Part]:
-    """Yield a table of the whole, then a table with a row for each mixture."""
+    """Yield a table of the whole, and then a table with a row per mixture."""
     total, active = result["parameters"], result["active_parameters"]
     share = f" ({active / total:.0%})" if total else ""
     yield facts(
@@ -111,7 +111,7 @@ def _specs(model: keras.Model, name: str) -> list[dict[str, Any]] | None:
 
 
 def _formats_for(inputs: list[dict[str, Any]] | None) -> tuple[str, ...]:
-    """Return the formats that take the inputs: only a SavedModel takes text."""
+    """Return the formats of a model; only a SavedModel accepts text."""
     if any(spec["dtype"] == "string" for spec in inputs or ()):
         return ("tf_saved_model",)
     return tuple(FORMATS)
@@ -138,7 +138,7 @@ def _kind(result: Result) -> str:
     parts = [f"{result['format']} artifact"]
     if result["quantize"]:
         parts.append(result["quantize"])
-    # The manifest does not hold the backend that a saved model was trained on.
+    # The manifest does not have the backend that a model was trained on.
     parts.append(f"exported on {result['exported_on']}")
     parts.append(f"written by {result['written_by']}")
     return ", ".join(parts)
@@ -163,7 +163,7 @@ def _verified(result: Result) -> Iterator[tuple[str, str]]:
 
 def _tensors(specs: list[dict[str, Any]] | None) -> str:
     if specs is None:
-        return "not known: the model has no symbolic inputs"
+        return "unknown, because the model has no symbolic inputs"
     words = (
         (spec.get("name", ""), shape_text(spec["shape"]), spec["dtype"])
         for spec in specs
@@ -173,7 +173,7 @@ def _tensors(specs: list[dict[str, Any]] | None) -> str:
 
 def _mixtures(mixtures: list[dict[str, Any]]) -> Part:
     if not mixtures:
-        return "No mixture of experts inside."
+        return "There is no mixture of experts inside."
     table = columns(
         "mixture",
         "router",

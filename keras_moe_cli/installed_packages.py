@@ -37,7 +37,7 @@ def check_extra() -> None:
 
 
 def check_backend(backend: str) -> None:
-    """Exit if Keras has no such backend, or if its package is missing."""
+    """Exit if Keras has no such backend, or if a package of it is missing."""
     if backend not in IMPORTED:
         fail(
             f"`KERAS_BACKEND` must be one of {', '.join(IMPORTED)}. Received: "

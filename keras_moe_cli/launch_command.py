@@ -11,7 +11,7 @@ from keras_moe_cli.exit_codes import DONE, MISUSED
 
 LOCALHOST = "127.0.0.1"
 PLACES = ("local", "ray")
-# The options that Ray decides by itself, with their defaults.
+# Options that Ray does not have, with their defaults.
 LOCAL = {
     "devices_per_process": None,
     "logs": None,
@@ -36,20 +36,22 @@ def run(
         script: The Python file.
         arguments: The script's own arguments.
         options: Arguments of `keras_moe.distribution.launch`.
-        on: `"local"` or `"ray"`.
-        print_for: The cluster to print a job for. `None` runs the script.
-        nodes: Number of hosts of a printed job.
+        on: `"local"` (the default) or `"ray"`.
+        print_for: The cluster to print a job for. `None` (the default) runs the
+            script.
+        nodes: Number of hosts of a printed job. Default: 2.
 
     Returns:
         The exit code of the first process that failed, or 0.
 
     Raises:
-        CliError: If an option is given that a printed job or Ray excludes.
+        CliError: If an option is passed that a printed job or Ray does not
+            have.
     """
     if print_for and options["module"]:
         raise CliError(
-            "-m must be left out with --print: the job runs a file. Received: "
-            f"-m {script}. Pass the path of a script.",
+            "-m must be left out with --print, because the job runs a file. "
+            f"Received: -m {script}. Pass the path of a script.",
             MISUSED,
         )
     if print_for:
@@ -63,8 +65,8 @@ def run(
     for name, default in LOCAL.items():
         if options[name] != default:
             raise CliError(
-                f"{_option(name)} must be left out with --on ray, which "
-                f"decides it. Received: {options[name]}.",
+                f"{_option(name)} must be left out with --on ray. Received: "
+                f"{options[name]}. Leave it out, or run with --on local.",
                 MISUSED,
             )
     launch_on_ray(script, *arguments, **shared)

@@ -1,4 +1,4 @@
-"""Read what a path on the command line names: a model, an artifact, arrays."""
+"""Read the model, artifact, or arrays at a path on the command line."""
 
 import os
 import pathlib
@@ -31,8 +31,8 @@ def is_model(path: pathlib.Path) -> bool:
     if path.is_file() and path.suffix != ".keras":
         raise CliError(
             "PATH must be a .keras file or the folder of an artifact. "
-            f"Received: the file {path}. Name the folder it lies in, or save "
-            "the model with model.save('model.keras').",
+            f"Received: the file {path}. Pass the folder that it is in, or "
+            "save the model with model.save('model.keras').",
             MISUSED,
         )
     return path.is_file()
@@ -42,7 +42,7 @@ def load_model(path: pathlib.Path) -> keras.Model:
     """Load a `.keras` file without compiling the model.
 
     Raises:
-        CliError: If the path is no `.keras` file, or cannot be loaded.
+        CliError: If the path is not a `.keras` file, or cannot be loaded.
     """
     if not is_model(path):
         raise CliError(
@@ -57,7 +57,7 @@ def load_model(path: pathlib.Path) -> keras.Model:
     except Exception as error:
         unknown = "Could not locate class" in str(error)
         remedy = (
-            "Name the module that defines and registers the class: --module "
+            "Pass the module that defines and registers the class: --module "
             "my_layers."
             if unknown
             else "Save the model again with this version of Keras "
@@ -75,17 +75,17 @@ def load_functional(path: pathlib.Path) -> keras.Model:
 
 
 def _check_archive(path: pathlib.Path) -> None:
-    """Raise if a file is no zip that holds a model's configuration."""
+    """Raise if a file is not a zip file with a model's configuration."""
     fault = None
     try:
         with zipfile.ZipFile(path) as archive:
             if CONFIG not in archive.namelist():
                 fault = f"a zip without {CONFIG}"
     except zipfile.BadZipFile:
-        fault = f"{path.stat().st_size} bytes that are no zip"
+        fault = f"{path.stat().st_size} bytes that are not a zip"
     if fault:
         raise CliError(
-            f"{path} must be what model.save wrote, a zip with the model's "
+            f"{path} must be a file of model.save, a zip with the model's "
             f"configuration. Received: {fault}. The file is damaged or of "
             "another kind: save the model again."
         )
@@ -98,11 +98,11 @@ def read_data(
 
     Returns:
         The arrays as a dict by name, or as a list if they have no names.
-        `None` if `path` is.
+        `None` if `path` is `None`.
 
     Raises:
-        CliError: If the file is no `.npz` file, or its arrays do not have the
-            same number of rows.
+        CliError: If the file is not a `.npz` file, or if its arrays do not
+            have the same number of rows, at least one.
     """
     if path is None:
         return None
@@ -119,8 +119,8 @@ def read_data(
     if len(lengths) != 1 or 0 in lengths:
         shapes = {name: a.shape for name, a in arrays.items()}
         raise CliError(
-            "`--data` must hold arrays of the same number of rows, one at "
-            f"least. Received: {shapes}. Cut them to the same length."
+            "`--data` must have arrays of the same number of rows, at least "
+            f"one. Received: {shapes}. Cut them to the same length."
         )
     unnamed = [f"arr_{i}" for i in range(len(arrays))]
     if set(arrays) == set(unnamed):

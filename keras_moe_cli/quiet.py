@@ -16,7 +16,7 @@ from keras_moe_cli.printable import printable
 # Open until the process ends, because loggers keep a reference.
 _NOWHERE = open(os.devnull, "w")
 atexit.register(_NOWHERE.close)
-# How the warnings begin that keras_moe gives for the user of the command.
+# The first words of keras_moe's warnings that the command shows.
 SHOWN_WARNINGS = "No input reached the experts", "The artifact in"
 
 
@@ -34,9 +34,10 @@ def working(
     """Silence libraries; write keras_moe's log and warnings to stderr.
 
     Args:
-        debug: Whether to write the libraries' output to stderr, too.
+        debug: Whether to write the libraries' output to stderr, too. Default:
+            `False`.
         modules: Names of modules to import first, also from the current
-            folder. They register classes that a model is made of.
+            folder, which register a model's custom classes. Default: none.
     """
     stderr = sys.stderr
     elsewhere = stderr if debug else _NOWHERE
@@ -70,9 +71,10 @@ def _messages_on(stderr: TextIO, debug: bool) -> Iterator[None]:
 
 
 def _show_warnings(stderr: TextIO, debug: bool) -> None:
-    """Show keras_moe's warnings, found by their text.
+    """Show keras_moe's warnings, selected by their text.
 
-    A filter by module does not find them: they name their caller's.
+    A filter by module cannot select them, because their `stacklevel` sets the
+    module of a caller.
     """
     for start in SHOWN_WARNINGS:
         warnings.filterwarnings("always", message=start)
@@ -94,6 +96,6 @@ def _import(name: str) -> None:
     except Exception as error:
         raise CliError(
             "`--module` must name a module that can be imported. Received: "
-            f"{name}: {error!r}. Run the command in the folder that it lies "
-            "in, or set PYTHONPATH."
+            f"{name}: {error!r}. Run the command in the folder of the module, "
+            "or set PYTHONPATH."
         ) from error

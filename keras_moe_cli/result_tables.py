@@ -19,9 +19,14 @@ UNITS = "B", "kB", "MB", "GB", "TB"
 def show(
     result: Result, as_json: bool, tables: Callable[[Result], Iterable[Part]]
 ) -> None:
-    """Print a result, as JSON or as the parts that `tables` makes of it.
+    """Print a result as JSON or as tables.
 
-    No text is read as Rich's markup or as the name of an emoji.
+    Text is never interpreted as markup of Rich or as the name of an emoji.
+
+    Args:
+        result: Result of a command.
+        as_json: Whether to print JSON.
+        tables: Function that yields the tables and lines of a result.
     """
     if as_json:
         print(json.dumps(result, indent=2, allow_nan=False))
@@ -34,7 +39,7 @@ def show(
 
 
 def facts(*rows: tuple[str, object]) -> Table:
-    """Return a table of names and values without a head."""
+    """Return a table of names and values without a header."""
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
@@ -44,7 +49,7 @@ def facts(*rows: tuple[str, object]) -> Table:
 
 
 def columns(first: str, *names: str) -> Table:
-    """Return an empty table, of which only the first column is folded."""
+    """Return an empty table whose first column may be wrapped."""
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column(first, overflow="fold", min_width=8)
     for name in names:
@@ -71,7 +76,7 @@ def shapes_text(shapes: Iterable[Iterable[int | None]]) -> str:
 
 
 def verified_text(verified: Result | None) -> str:
-    """Return what the manifest's entry `verified` means."""
+    """Return a manifest's entry `verified` as text."""
     if not verified:
         return "no"
     unreached = sum(map(len, verified["unreached"].values()))
@@ -87,6 +92,6 @@ def note_on_indices(result: Result, remedy: str) -> Iterator[Part]:
     """Yield a note if the drawn indices may not be typical."""
     if not result["indices_known"]:
         yield (
-            "The artifact does not say which integers it takes: 0 and 1 were "
+            "The artifact has no upper bound of its integers, so 0 and 1 were "
             f"drawn. {remedy}"
         )

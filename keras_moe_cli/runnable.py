@@ -1,4 +1,4 @@
-"""Open a model or an artifact as one thing that can be run."""
+"""Open a model or an artifact as a function."""
 
 import pathlib
 from collections.abc import Callable
@@ -16,24 +16,24 @@ from keras_moe_cli.path_arguments import is_model, load_functional
 
 Batch = list[np.ndarray]
 Spec = dict[str, Any]
-# Between two Keras backends, in the formats' unit: the largest output.
+# The tolerance between two Keras backends, in units of the largest output.
 MODEL_TOLERANCE = 1e-5
 
 
 class Runnable(NamedTuple):
-    """A model or an artifact.
+    """Hold a model or an artifact that can be run.
 
-    Args:
-        path: Where it was loaded from.
+    Attributes:
+        path: Path of the model or artifact.
         format: The artifact's format, or `"keras"`.
         inputs: `name`, `shape`, and `dtype` of each input, and `below`, the
             upper bound of indices, if it is known.
         outputs: `shape` and `dtype` of each output.
         run: Function from a batch to the list of outputs.
-        tolerance: Largest difference between its outputs and another form's,
-            in units of the largest output.
+        tolerance: Largest allowed difference between the outputs and those of
+            another form, in units of the largest output.
         model: The functional model. `None` for an artifact.
-        shapes: The inputs' shapes of the batches that an artifact was verified
+        shapes: The inputs' shapes in each batch that an artifact was verified
             on.
     """
 
@@ -52,8 +52,8 @@ def open_runnable(path: pathlib.Path, threads: int | None = None) -> Runnable:
 
     Args:
         path: The file, or the artifact's folder.
-        threads: Number of threads of an artifact's runtime. `None` leaves it
-            to the runtime.
+        threads: Number of threads of an artifact's runtime. `None` (the
+            default) leaves the choice to the runtime.
     """
     return _model(path) if is_model(path) else _artifact(path, threads)
 

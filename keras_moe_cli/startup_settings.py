@@ -9,10 +9,10 @@ import os
 from keras_moe_cli.exit_codes import fail
 from keras_moe_cli.installed_packages import IMPORTED, is_installed
 
-# The backend that writes a format. TensorFlow writes the others.
+# The backend that writes a format. TensorFlow writes all other formats.
 WRITERS = {"torch": "torch"}
 FASTEST_TO_IMPORT = ("jax", "torch", "tensorflow")
-# The order in which the backends are tried if start-up time is a small part.
+# The order in which backends are tried if the import takes little of the time.
 PREFERRED = ("tensorflow", "torch", "jax")
 
 
@@ -47,7 +47,7 @@ def any_backend() -> str:
 
 
 def configured_backend() -> str:
-    """Return the backend that Keras's configuration file names."""
+    """Return the backend in Keras's configuration file."""
     home = os.environ.get("KERAS_HOME") or os.path.expanduser("~/.keras")
     try:
         with open(os.path.join(home, "keras.json")) as file:
@@ -57,9 +57,9 @@ def configured_backend() -> str:
 
 
 def with_launch_backend(arguments: list[str]) -> list[str]:
-    """Add the processes' `--backend` to `launch` if the user gave none.
+    """Add `--backend` to the arguments of `launch` unless it is there.
 
-    Arguments after the script belong to the script.
+    Arguments after the script are the script's.
     """
     scripts = (i for i, a in enumerate(arguments) if a.endswith(".py"))
     end = next(scripts, len(arguments))
@@ -82,7 +82,7 @@ def threads_for(arguments: list[str]) -> dict[str, str]:
 
 
 def value_of(option: str, arguments: list[str]) -> str:
-    """Return an option's value, after a space or `=`; `""` if not given."""
+    """Return the value of an option, or `""` if it is not passed."""
     for i, argument in enumerate(arguments):
         if argument == option:
             return "".join(arguments[i + 1 : i + 2])

@@ -1,4 +1,4 @@
-"""Time calls on a machine that runs other programs, too."""
+"""Time calls on a machine that may run other programs, too."""
 
 import statistics
 import time

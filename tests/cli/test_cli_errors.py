@@ -64,11 +64,11 @@ def nothing(folder):
     [
         (bad_zip, 1, "zip without config.json"),
         (bad_config, 1, "Save the model again"),
-        (write_no_zip, 1, "16 bytes that are no zip"),
+        (write_no_zip, 1, "16 bytes that are not a zip"),
         (no_manifest, 1, "moe.json"),
         (other_schema, 1, "schema 99"),
         (no_json, 1, "Export the model again"),
-        (other_file, 2, "Name the folder"),
+        (other_file, 2, "Pass the folder"),
         (nothing, 2, "does not exist"),
     ],
     ids=lambda value: getattr(value, "__name__", None),

@@ -142,4 +142,4 @@ def test_a_module_registers_its_classes(run, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "path", list(sys.path))
     code, out, _ = run("inspect", path, "--module", "cli_test_layers")
     assert code == 0
-    assert "No mixture of experts" in out
+    assert "no mixture of experts" in out
