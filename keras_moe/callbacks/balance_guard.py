@@ -20,9 +20,9 @@ class BalanceGuard(BlockCallback):
     """Warn if an expert of a mixture starves for several epochs.
 
     An expert starves in an epoch in which it receives less than `min_share`
-    of an even share of the pairs: less than `min_share / E` of them, where E
-    counts the experts that are enabled. Disabled experts are left out. It can
-    be combined with `keras.callbacks.EarlyStopping`.
+    of an even share of the pairs: less than `min_share / E` of them, with E the
+    number of enabled experts. Disabled experts are left out. It can be combined
+    with `keras.callbacks.EarlyStopping`.
 
     Args:
         min_share: float in 0 < min_share <= 1. Fraction of an even share below

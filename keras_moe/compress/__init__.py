@@ -1,4 +1,4 @@
-"""Floor 4: smaller models from trained ones."""
+"""Floor 4: make smaller models from trained ones."""
 
 from keras_moe.compress.densifying import to_dense
 from keras_moe.compress.distiller import Distiller, distill

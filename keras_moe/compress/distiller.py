@@ -198,7 +198,7 @@ class Distiller(PartlyTrained, Wrapper):
             total = total + self.router_weight * loss
         return total
 
-    def trained_layers(self) -> list[keras.layers.Layer]:
+    def _trained_layers(self) -> list[keras.layers.Layer]:
         """Return the student and the projections."""
         return [self.inner, *(p for p in self.projections if p is not None)]
 

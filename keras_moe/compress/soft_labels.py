@@ -64,8 +64,8 @@ def hidden_loss(teacher: Tensor, student: Tensor) -> Tensor:
 
     Args:
         teacher: float `(B, ..., D)`.
-        student: float of the same shape. Padding is where the Keras mask of
-            this tensor, if it has one, is False.
+        student: float of the same shape. If it has a Keras mask, positions with
+            the mask False are padding.
 
     Returns:
         float32 scalar.

@@ -224,7 +224,7 @@ class Ensemble(PartlyTrained, MemberReports, TrainableParts, keras.Model):
         checks.check_seed(seed)
         return training.fit_members(self, x, y, bootstrap, seed, **kwargs)
 
-    def trained_layers(self) -> list[keras.layers.Layer]:
+    def _trained_layers(self) -> list[keras.layers.Layer]:
         """Return the combiner; with `train_members` the members, too."""
         members = self.members if self.train_members else []
         return [*members, self.combiner]

@@ -1,4 +1,4 @@
-"""The batches of a model's inputs, from arrays or from what `fit` takes."""
+"""Yield batches of a model's inputs, from arrays or other data of `fit`."""
 
 from collections.abc import Iterator
 from typing import Any

@@ -6,7 +6,7 @@ import keras
 
 
 class PartlyTrained:
-    """Mixin: only the variables of `trained_layers` train.
+    """Mixin: only the variables of `_trained_layers` train.
 
     The optimizer gets those of them that are trainable. All other variables
     count as not trainable, whatever the flags of their layers are.
@@ -16,18 +16,18 @@ class PartlyTrained:
     variables: list[Any]
     weights: list[Any]
 
-    def trained_layers(self) -> list[keras.layers.Layer]:
+    def _trained_layers(self) -> list[keras.layers.Layer]:
         """Return the layers inside the model that training updates."""
         raise NotImplementedError
 
     @property
     def trainable_variables(self) -> list[Any]:
-        """The trainable variables of `trained_layers`."""
+        """The trainable variables of `_trained_layers`."""
         return self._trained_of(self.variables)
 
     @property
     def trainable_weights(self) -> list[Any]:
-        """The trainable weights of `trained_layers`."""
+        """The trainable weights of `_trained_layers`."""
         return self._trained_of(self.weights)
 
     @property
@@ -43,7 +43,7 @@ class PartlyTrained:
     def _trained_of(self, variables: list[Any]) -> list[Any]:
         if not self.trainable:
             return []
-        trained = {id(v) for x in self.trained_layers() for v in x.variables}
+        trained = {id(v) for x in self._trained_layers() for v in x.variables}
         return [v for v in variables if v.trainable and id(v) in trained]
 
 

@@ -1,4 +1,4 @@
-"""A model again from its config, with some of its layers changed.
+"""Build a model again from its config, with some of its layers changed.
 
 Pruning, merging, and the conversion to a dense model use it. While a model is
 serialized, the layers that are to change give another config, so that the
@@ -24,7 +24,7 @@ Layers: TypeAlias = list[keras.layers.Layer]
 
 
 class Changes:
-    """The difference between a model and the one that `rebuild` returns.
+    """Collect the changes to a model that `rebuild` makes.
 
     Attributes:
         layers: Dict from the id of a layer with an edit to the layer.

@@ -44,13 +44,20 @@ class GeneratingModel(MoEModel):
     """
 
     vocabulary_size: int
+    max_length: int
     step: Callable[..., tuple[Tensor, Cache]]
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self._programs = kernels.Programs(self)
 
-    def next_cached(
+    def _length_of(self, max_length: int | None) -> int:
+        """Return the length of the result; `None` means the model's."""
+        if max_length is None:
+            return self.max_length
+        return checks.check_positive_int("max_length", max_length)
+
+    def _next_cached(
         self, ids: Tensor, cache: Cache, index: Tensor
     ) -> NextLogits:
         """Return the logits at `index - 1`, computed with the cache."""

@@ -247,9 +247,7 @@ class MoELanguageModel(generation.GeneratingModel):
         assert ids.shape == (2, 16)
         ```
         """
-        length = self.max_length
-        if max_length is not None:
-            length = checks.check_positive_int("max_length", max_length)
+        length = self._length_of(max_length)
         use_cache = checks.check_bool("use_cache", use_cache)
         stops = prompts.stop_ids_of(
             "stop_token_id", stop_token_id, self.vocabulary_size
@@ -260,7 +258,7 @@ class MoELanguageModel(generation.GeneratingModel):
 
         def cached(inputs: tuple[()], ids: Tensor) -> generation.Start:
             cache = self.empty_cache(ids.shape[0], length)
-            return self.next_cached, self.step(ids[:, :read], cache)[1]
+            return self._next_cached, self.step(ids[:, :read], cache)[1]
 
         def uncached(inputs: tuple[()], ids: Tensor) -> generation.Start:
             return self._next_uncached, ()

@@ -254,9 +254,7 @@ class MoESeq2Seq(generation.GeneratingModel):
                 the model's; or if another argument has a wrong type or is out
                 of its range.
         """
-        length = self.max_length
-        if max_length is not None:
-            length = checks.check_positive_int("max_length", max_length)
+        length = self._length_of(max_length)
         vocabulary_size = self.vocabulary_size
         use_cache = checks.check_bool("use_cache", use_cache)
         stops = prompts.stop_ids_of(
@@ -273,7 +271,7 @@ class MoESeq2Seq(generation.GeneratingModel):
         lengths = np.ones(len(source), "int64")
 
         def cached(inputs: tuple[Tensor], ids: Tensor) -> generation.Start:
-            return self.next_cached, self.empty_cache(inputs[0], length)
+            return self._next_cached, self.empty_cache(inputs[0], length)
 
         def uncached(inputs: tuple[Tensor], ids: Tensor) -> generation.Start:
             return self._next_uncached, inputs[0]
