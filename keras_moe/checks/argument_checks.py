@@ -76,7 +76,7 @@ def check_bool(name: str, value: object) -> bool:
         return bool(value)
     raise ValueError(
         f"`{name}` must be True or False. Received: {name}={value!r}. Pass a "
-        "bool; a text such as 'False' counts as true in Python."
+        "bool; a string such as 'False' is true in Python."
     )
 
 
@@ -148,7 +148,7 @@ def check_above(name: str, value: object, low: float, high: float) -> float:
         return number
     raise ValueError(
         f"`{name}` must be a finite number in {low} < {name} <= {high}. "
-        f"Received: {name}={value!r}. Choose one inside."
+        f"Received: {name}={value!r}. Pass a number in this range."
     )
 
 

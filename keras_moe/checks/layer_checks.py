@@ -198,7 +198,8 @@ def check_input_shape(shape: Shape) -> int:
         )
     if shape[-1] is None:
         raise ValueError(
-            "`inputs` must have a known last dimension: it sizes the weights. "
+            "`inputs` must have a known last dimension, which determines the "
+            "shapes of the weights. "
             f"Received: shape {tuple(shape)}. Give the model's Input a fixed "
             "last dimension."
         )
@@ -243,7 +244,7 @@ def check_mask_shape(mask: Tensor, inputs: Tensor) -> None:
 
 
 def is_same_shape(shape: Any, expected: Shape) -> bool:
-    """Return whether two shapes agree in all dimensions that both know."""
+    """Return whether two shapes agree in the dimensions known in both."""
     if not isinstance(shape, (list, tuple)) or len(shape) != len(expected):
         return False
     pairs = zip(shape, expected, strict=True)

@@ -1,4 +1,4 @@
-"""Floor 2: the layers. They own weights and call the functions below."""
+"""Layers, floor 2 of the package: they own weights and call floor 1."""
 
 from keras_moe.layers import routers
 from keras_moe.layers.expert import Expert

@@ -56,7 +56,7 @@ class AddedLosses:
 
 
 def in_floatx(loss: Tensor) -> Tensor:
-    """Returns a loss in the dtype in which Keras sums losses."""
+    """Return a loss in the dtype in which Keras sums losses."""
     if not keras.ops.is_tensor(loss):
         return loss  # Keras raises an error for it
     return ops.cast(loss, keras.config.floatx())

@@ -13,10 +13,10 @@ class PerExpert:
     """Initializes `(E, ...)` as E separate draws of shape `(...)`.
 
     Keras reads a rank-3 shape as a convolution, so an initializer that scales
-    with the fan (`glorot_uniform`, `he_normal`, ...) would come out sqrt(E)
-    too small on `(E, D, F)`. A Keras initializer also repeats its values in
-    every call, so each expert and each weight gets a seed that is derived from
-    the seed of the initializer.
+    with the fan (`glorot_uniform`, `he_normal`, ...) would give values that are
+    too small by sqrt(E) on `(E, D, F)`. A Keras initializer also repeats its
+    values in every call, so each expert and each weight gets a seed that is
+    derived from the seed of the initializer.
 
     Args:
         initializer: A Keras initializer for one expert.

@@ -53,7 +53,7 @@ class MoEBlock(Mixture):
             probability (Fedus et al. 2021, eq. 2), so that the router learns.
         capacity_factor: Float above 0, used only in training. An expert
             computes at most `C = ceil(K * T * capacity_factor / E)` pairs,
-            where E counts the experts that are on (see
+            with E the number of experts that are on (see
             `routing.expert_capacity`). Further pairs are dropped: their token
             keeps its other experts, or has the output zero, so that only a
             residual connection passes it on. `None` (the default) never drops
@@ -107,8 +107,8 @@ class MoEBlock(Mixture):
     Call arguments:
         inputs: Float tensor of shape `(..., D)` and rank 2 or more.
         mask: Bool tensor of shape `(...)`, False for padding. Padding tokens
-            are excluded from outputs, where they are zero, losses, load
-            statistics, and capacity.
+            are excluded from losses, load statistics, and capacity, and their
+            outputs are zero.
         training: Bool.
         router_inputs: What the router needs in addition to the tokens or
             examples, such as ids for `HashRouter` and `RuleRouter`.

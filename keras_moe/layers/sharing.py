@@ -7,7 +7,7 @@ But Keras sets the mark only on later occurrences of a nested layer, so the
 first would be a copy. This module marks every occurrence.
 
 `from_config` and `clone_model` build each layer separately, so a shared part
-becomes a copy. One warning says so if two holders of one part are built.
+becomes a copy. If two holders of one part are built, there is one warning.
 """
 
 import itertools

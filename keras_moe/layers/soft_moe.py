@@ -1,7 +1,7 @@
 """Soft mixture of experts: experts compute mixtures of tokens.
 
-B sequences, S tokens of one, D hidden_dim, F intermediate_dim, E experts, H
-output_dim, Z slots per expert.
+B sequences, S tokens per sequence, D hidden_dim, F intermediate_dim, E experts,
+H output_dim, Z slots per expert.
 """
 
 import warnings

@@ -155,7 +155,8 @@ class RuleRouter(BaseRouter):
             valid,
             "`router_inputs`, or the output of `rule`, must be in 0 ... "
             f"{self.num_experts - 1}, or -1 if there is a `default_expert`. "
-            "Received: a number outside. Correct it, or set `default_expert`.",
+            "Received: a number out of range. Correct it, or set "
+            "`default_expert`.",
         )
         scores = routing.rule_scores(
             expert, self.num_experts, self.default_expert

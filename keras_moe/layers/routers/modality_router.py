@@ -45,8 +45,8 @@ class ModalityRouter(LearnedRouter):
         global_entropy_weight: Float, 0 or above, or a list with one per
             modality. Weight of `losses.global_entropy_loss`. 0.01 by default.
         threshold: Float, or a list with one per modality. tau of the global
-            loss in nats: a modality that uses about `exp(tau)` experts has no
-            loss. `None` (the default) is no threshold.
+            loss in nats: a modality that uses about `exp(tau)` experts or more
+            has no global loss. `None` (the default) is no threshold.
         modality_bias: Bool. Whether each modality has its own bias of the
             logits. False by default.
         experts_of_modality: List of M lists of experts that a modality may
@@ -181,8 +181,8 @@ class ModalityRouter(LearnedRouter):
         return kernels.require(
             valid,
             "`router_inputs` must be modalities in 0 ... "
-            f"{self.num_modalities - 1}. Received: a number outside. Correct "
-            "it, or raise `num_modalities`.",
+            f"{self.num_modalities - 1}. Received: a number out of range. "
+            "Correct it, or raise `num_modalities`.",
         )
 
     def _allowed(self, ids: Tensor) -> Tensor | None:

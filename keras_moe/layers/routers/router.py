@@ -1,4 +1,4 @@
-"""The learned token-choice router.
+"""Learned token-choice router.
 
 T tokens, D hidden_dim, E experts, N null experts, K top_k, P = T * K pairs.
 """
