@@ -1,4 +1,4 @@
-"""Mixture-of-Experts layers for Keras 3 on TensorFlow, JAX and PyTorch.
+"""Mixture-of-Experts layers for Keras 3 on TensorFlow, JAX, and PyTorch.
 
 inputs (..., D) -> tokens (T, D) -> Router: Assignment -> dispatch -> Expert
 -> combine -> (..., D). See `keras_moe.MoEBlock`.

@@ -1,11 +1,11 @@
-"""Floor 1: tokens to their experts and back. Pure functions.
+"""Floor 1: send tokens to their experts and back. Pure functions.
 
 T tokens, D hidden_dim, E experts, K top_k, P routed pairs.
 
-`dispatch` sorts the routed pairs by expert, so that each expert's rows stand
-together; `combine` undoes it and sums each token's pairs with their weights.
+`dispatch` sorts the routed pairs by expert, so that each expert's rows are
+contiguous. `combine` undoes the sort and sums each token's pairs by weight.
 Both are gathers, and so are their gradients: a sort is a permutation, whose
-transpose is its inverse, where a scatter-add would be slow on every backend.
+transpose is its inverse. A scatter-add would be slow on every backend.
 """
 
 from functools import partial
@@ -24,7 +24,7 @@ from keras_moe.types import Tensor
 class PairOrder(NamedTuple):
     """A permutation of the routed pairs, and its inverse.
 
-    order: int32 `(P,)`, the pair that stands at each sorted place.
+    order: int32 `(P,)`, the pair at each sorted place.
     place: int32 `(P,)`, the sorted place of each pair.
     """
 
@@ -35,14 +35,15 @@ class PairOrder(NamedTuple):
 def sort_by_expert(
     expert_index: Tensor, num_experts: int
 ) -> tuple[PairOrder, Tensor]:
-    """Orders pairs by expert; pairs of one expert keep their order.
+    """Sort pairs by expert; pairs of one expert keep their order.
 
     Args:
-        expert_index: int32 `(P,)`; pairs with index E go to the end.
-        num_experts: E.
+        expert_index: int32 `(P,)`. Pairs with an index of E or above come
+            last.
+        num_experts: int. E.
 
     Returns:
-        The order, and how many pairs each expert has, int32 `(E,)`.
+        The order, and the number of pairs per expert, int32 `(E,)`.
     """
     order, place, sizes = sort_groups(expert_index, num_experts)
     return PairOrder(order, place), sizes
@@ -54,14 +55,15 @@ def dispatch(
     pair_order: PairOrder,
     pairs_per_token: int | None = None,
 ) -> Tensor:
-    """Copies each pair's token to the pair's sorted place.
+    """Copy each pair's token to the pair's sorted place.
 
     Args:
         tokens: `(T, D)`.
-        token_index: int32 `(P,)`, the token of each pair.
-        pair_order: from `sort_by_expert`.
-        pairs_per_token: K where token t's pairs stand at `t * K ...`; None
-            where a token has any number of pairs.
+        token_index: int32 `(P,)`. The token of each pair.
+        pair_order: The result of `sort_by_expert`.
+        pairs_per_token: int. K, if the pairs of token t are at
+            `t * K ... t * K + K-1`. `None` (the default) if a token may have
+            any number of pairs.
 
     Returns:
         `(P, D)`, rows sorted by expert.
@@ -84,7 +86,7 @@ def _spread(
 def _gathered(
     rows: Tensor, source: Tensor, order: Tensor, place: Tensor, num_terms: int
 ) -> Tensor:
-    """The transpose of `_spread`."""
+    """Sum each token's rows: the transpose of `_spread`."""
     return gathered_sum(rows, place, order, num_terms)
 
 
@@ -96,19 +98,20 @@ def combine(
     num_tokens: int | Tensor,
     pairs_per_token: int | None = None,
 ) -> Tensor:
-    """Brings sorted rows back and sums each token's pairs by weight.
+    """Sum the sorted rows of each token's pairs by weight.
 
     Args:
-        rows: `(P, D)`, sorted by expert; zero for pairs not computed.
-        token_index: int32 `(P,)`, the token of each pair.
-        combine_weights: `(P,)`.
-        pair_order: from `sort_by_expert`.
-        num_tokens: T.
-        pairs_per_token: K where token t's pairs stand at `t * K ...`, so that
-            the sum is over a fixed axis; None sums by segments.
+        rows: `(P, D)`, sorted by expert. Zero for pairs that are not computed.
+        token_index: int32 `(P,)`. The token of each pair.
+        combine_weights: `(P,)`. The weight of each pair.
+        pair_order: The result of `sort_by_expert`.
+        num_tokens: int or int32 scalar. T.
+        pairs_per_token: int. K, if the pairs of token t are at
+            `t * K ... t * K + K-1`, so that the sum is over a fixed axis.
+            `None` (the default) sums by segments.
 
     Returns:
-        `(T, D)`; zero for a token without pairs.
+        `(T, D)`, zero for a token without pairs.
     """
     rows = ops.convert_to_tensor(rows)
     weights = ops.cast(combine_weights, rows.dtype)
@@ -116,7 +119,7 @@ def combine(
     if pairs_per_token is None:
         weighted = rows * ops.expand_dims(take_rows(weights, order), -1)
         token = take_rows(ops.convert_to_tensor(token_index), order)
-        # One segment more than there are: on torch none would mean unknown.
+        # One segment more: on PyTorch, 0 segments mean an unknown number.
         sums = ops.segment_sum(weighted, token, num_segments=num_tokens + 1)
         return sums[:num_tokens]
     return gathered_sum(rows, place, order, pairs_per_token, weights)

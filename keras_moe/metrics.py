@@ -1,7 +1,7 @@
-"""Floor 1: what to watch while routing. Pure functions, float32.
+"""Floor 1: metrics of routing. Pure functions, float32.
 
-T tokens, E experts, P routed pairs, G groups of tokens; a pair with index E
-is not computed.
+T tokens, E experts, P routed pairs, G groups of tokens. A pair with the index
+E is not computed.
 """
 
 from keras import ops
@@ -12,13 +12,14 @@ from keras_moe.types import Tensor
 
 
 def expert_load(expert_index: Tensor, num_experts: int) -> Tensor:
-    """Share of the routed pairs that each expert received, `(E,)`.
+    """Return the share of the routed pairs that each expert received, `(E,)`.
 
-    Sums to one; zero everywhere where nothing was routed.
+    The shares sum to one. They are all zero if no pair was routed.
 
     Args:
-        expert_index: int `(P,)`.
-        num_experts: E.
+        expert_index: int `(P,)`. The expert of each pair. An index of E or
+            above is not counted.
+        num_experts: int. E.
 
     Example:
 
@@ -40,17 +41,17 @@ def expert_load_by_group(
     num_experts: int,
     num_groups: int,
 ) -> Tensor:
-    """Share of each group's routed pairs that each expert received, `(G, E)`.
+    """Return the share of each group's pairs that each expert got, `(G, E)`.
 
-    Groups are whatever tokens are told apart by: modalities, domains, places.
-    A row sums to one; it is zero where nothing of the group was routed.
+    A group may be a modality, a domain, or a position in the sequence. Each
+    row sums to one. It is zero if no pair of the group was routed.
 
     Args:
         expert_index, token_index: int `(P,)`, of an `Assignment`.
-        group: int 0 ... G - 1 a token, of any shape that has T elements; a
-            token of another number is not counted.
-        num_experts: E.
-        num_groups: G.
+        group: int, of any shape with T elements. The group of each token, in
+            0 ... G - 1. A token with another number is not counted.
+        num_experts: int. E.
+        num_groups: int. G.
 
     Example:
 
@@ -58,7 +59,7 @@ def expert_load_by_group(
     load = keras_moe.metrics.expert_load_by_group(
         expert_index=np.array([0, 1, 1], "int32"),
         token_index=np.array([0, 1, 2], "int32"),
-        group=np.array([0, 0, 1], "int32"),  # of each token
+        group=np.array([0, 0, 1], "int32"),  # the group of each token
         num_experts=2,
         num_groups=2,
     )  # [[0.5, 0.5], [0.0, 1.0]]
@@ -86,9 +87,9 @@ def load_imbalance(load: Tensor, available: Tensor | None = None) -> Tensor:
     nothing was routed.
 
     Args:
-        load: `(E,)`, counts or shares.
-        available: bool `(E,)`, False for experts that are off, which are left
-            out of the mean. `None` if all are on.
+        load: `(E,)`. Counts or shares.
+        available: bool `(E,)`. False for experts that are off, which are
+            excluded from the mean. `None` (the default) if all are on.
 
     Example:
 
@@ -109,14 +110,14 @@ def load_imbalance(load: Tensor, available: Tensor | None = None) -> Tensor:
 def fraction_dropped(
     expert_index: Tensor, kept_expert_index: Tensor, num_experts: int
 ) -> Tensor:
-    """Share of the routed pairs that capacity dropped, a scalar in 0 ... 1.
+    """Return the share of the routed pairs that capacity dropped, a scalar.
 
-    Padding was never routed and does not count.
+    Padding is not routed and therefore excluded.
 
     Args:
-        expert_index: int `(P,)`, before capacity.
-        kept_expert_index: int `(P,)`, after it.
-        num_experts: E.
+        expert_index: int `(P,)`. The expert of each pair before capacity.
+        kept_expert_index: int `(P,)`. The expert of each pair after capacity.
+        num_experts: int. E.
 
     Example:
 
@@ -140,13 +141,15 @@ def fraction_dropped(
 def router_entropy(
     router_probs: Tensor, token_mask: Tensor | None = None
 ) -> Tensor:
-    """Mean entropy of the tokens' router probabilities, in nats, a scalar.
+    """Return the mean entropy of the tokens' probabilities in nats, a scalar.
 
-    `log(E)` when a router cannot tell the experts apart, 0 when it is sure.
+    It is `log(E)` if all experts have the same probability, and 0 if one has
+    the probability 1.
 
     Args:
         router_probs: float `(T, E)`.
-        token_mask: bool `(T,)`, False for padding, which does not count.
+        token_mask: bool `(T,)`. False for padding, which is excluded. `None`
+            (the default) if no token is padding.
 
     Example:
 

@@ -78,7 +78,7 @@ def gathered_sum(
     num_terms: int,
     weights: Tensor | None = None,
 ) -> Tensor | None:
-    """Return None: `keras.ops` has no single operation for it."""
+    """Return None, since `keras.ops` has no single operation for this."""
     return None
 
 
@@ -99,7 +99,7 @@ def group_sizes_of(expert_index: Tensor, num_experts: int) -> Tensor:
 def sort_few_groups(
     group_index: Tensor, num_groups: int
 ) -> tuple[Tensor, ...] | None:
-    """Return None: reading the values would make the host wait."""
+    """Return None, since reading the values would make the host wait."""
     return None
 
 
@@ -112,12 +112,12 @@ def map_entries(
 
 
 def shapes_known(x: Tensor) -> str:
-    """Return `"at run time"`: no operation is traced."""
+    """Return `"at run time"`, since no operation is traced."""
     return "at run time"
 
 
 def shape_of_count(count: Tensor, otherwise: int) -> int | Tensor:
-    """Return the count: no operation is traced."""
+    """Return the count, since no operation is traced."""
     return count
 
 
@@ -127,7 +127,7 @@ def smaller_size(one: Any, other: Any) -> Any:
 
 
 def output_shapes(function: Callable[..., Any], *args: Any) -> Any:
-    """Raise: only JAX needs it."""
+    """Raise an error, since only JAX needs this function."""
     raise NotImplementedError(
         "`output_shapes` runs only on JAX. Received: backend="
         f"{keras.backend.backend()!r}. Use `ops.shape`, since the shape of a "
@@ -136,17 +136,17 @@ def output_shapes(function: Callable[..., Any], *args: Any) -> Any:
 
 
 def known_int(value: Tensor) -> int | None:
-    """Return None: values are not read."""
+    """Return None without reading the value."""
     return None
 
 
 def require(valid: Tensor, message: str) -> Tensor:
-    """Check nothing: values are not read."""
+    """Return `valid` without checking it."""
     return valid
 
 
 def varying_alike(values: Any, *others: Any) -> Any:
-    """Change nothing: there is no `shard_map`."""
+    """Return the values, since there is no `shard_map`."""
     return values
 
 
@@ -155,14 +155,14 @@ def compiled(
     variables: Sequence[keras.Variable],
     written: Sequence[keras.Variable] = (),
 ) -> Callable[..., Any]:
-    """Return the function itself: there is no compiler."""
+    """Return the function itself, since there is no compiler."""
     return function
 
 
 def value_and_gradient(
     function: Callable[[Tensor], Tensor], x: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Raise: Keras's other backends have no gradients."""
+    """Raise an error, since Keras's other backends have no gradients."""
     raise NotImplementedError(
         "`value_and_gradient` runs only on a backend with gradients. Received: "
         f"backend={keras.backend.backend()!r}. Set KERAS_BACKEND to jax, "
@@ -171,53 +171,53 @@ def value_and_gradient(
 
 
 def keep_losses_apart(layer: keras.layers.Layer) -> None:
-    """Do nothing: replicas are not threads of one process."""
+    """Do nothing, since replicas are not threads of one process."""
 
 
 def needs_a_full_call(
     owner: keras.layers.Layer, layer: keras.layers.Layer
 ) -> bool:
-    """Return True: compiled programs do not contain Keras's extra work."""
+    """Return True, since compiled programs omit Keras's extra work."""
     return True
 
 
 def is_recomputing() -> bool:
-    """Return False: these backends repeat operations, not calls."""
+    """Return False, since these backends repeat operations, not calls."""
     return False
 
 
 def first_value(read: Callable[[], Tensor]) -> Tensor:
-    """Return the present value: calls are not repeated."""
+    """Return the present value, since calls are not repeated."""
     return read()
 
 
 def may_be_repeated() -> bool:
-    """Return False: these backends repeat operations, not calls."""
+    """Return False, since these backends repeat operations, not calls."""
     return False
 
 
 def repeatable(pure: bool) -> contextlib.AbstractContextManager[None]:
-    """Return a context that does nothing: calls are not repeated."""
+    """Return a context that does nothing, since calls are not repeated."""
     return contextlib.nullcontext()
 
 
 def trace_here() -> object:
-    """Return None: values may leave every trace."""
+    """Return None, since values may leave every trace."""
     return None
 
 
 def is_traced_here(value: Tensor) -> bool:
-    """Return False: values may leave every trace."""
+    """Return False, since values may leave every trace."""
     return False
 
 
 def writes_leave_traces() -> bool:
-    """Return True: values may leave every trace."""
+    """Return True, since values may leave every trace."""
     return True
 
 
 def outside_of_traces() -> contextlib.AbstractContextManager[Any]:
-    """Return a context that does nothing: values may leave every trace."""
+    """Return a context that does nothing: constants serve every trace."""
     return contextlib.nullcontext()
 
 
@@ -233,17 +233,17 @@ def adam_step(
     betas: tuple[float, float],
     epsilon: float,
 ) -> bool:
-    """Return False: the compiler fuses the operations of Keras's own step."""
+    """Return False, since the compiler fuses Keras's own step."""
     return False
 
 
 def num_replicas() -> int:
-    """Return 1: one program computes the whole batch."""
+    """Return 1, since one program computes the whole batch."""
     return 1
 
 
 def sum_over_replicas(x: Tensor) -> Tensor:
-    """Return `x`: one program computes the whole batch."""
+    """Return `x`, since one program computes the whole batch."""
     return x
 
 
@@ -253,7 +253,7 @@ def is_spread(shard: ExpertShard | None, num_rows: int | Tensor) -> bool:
 
 
 def num_token_shards(bank: Bank) -> int:
-    """Return 1: a program's tokens lie on one device."""
+    """Return 1, since a program's tokens lie on one device."""
     return 1
 
 
@@ -265,7 +265,7 @@ def mix_across(
     pairs_per_token: int | None,
     most_rows: int | Tensor | None = None,
 ) -> Tensor:
-    """Raise: these backends do not exchange rows between devices."""
+    """Raise an error, since these backends do not exchange rows."""
     raise NotImplementedError(
         "Experts can lie on several devices only on JAX and PyTorch. Received: "
         f"backend={keras.backend.backend()!r}. Set KERAS_BACKEND to jax or "

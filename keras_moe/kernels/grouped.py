@@ -83,6 +83,8 @@ def grouped_ffn(
     `down(activation(up(x)))`, or `down(activation(gate(x)) * up(x))` if there
     is a gate. Rows behind the last group become zero.
 
+    Reference: Shazeer 2020, "GLU Variants Improve Transformer", eq. 5-6.
+
     Args:
         x: float `(P, D)`. The rows, sorted by group.
         weights: `FFNWeights`. Stacked kernels and biases, in the dtype of `x`.
@@ -106,9 +108,6 @@ def grouped_ffn(
         ValueError: If `x` does not have two axes, if the first axes of
             `up_kernel` are not E and D or those of `down_kernel` not E and F,
             or if the dtypes of `x` and a kernel that is not quantized differ.
-
-    Reference:
-        Shazeer (2020), "GLU Variants Improve Transformer", eq. 5-6.
     """
     x = light_ops.convert_to_tensor(x)
     weights = FFNWeights(*(_as_tensor(w, x) for w in weights))

@@ -3,8 +3,8 @@
 P rows sorted by group, E groups. `grouped_ffn` is for groups that differ only
 in their weights; `map_groups` is for whole layers and models, which may have
 nothing in common. A function whose group has no rows does not run, except in
-a program that keeps no branches. What the backend must know about shapes when
-it traces decides how the functions run: see `shapes_known`.
+a program that keeps no branches. How the functions run depends on what must be
+known about shapes during a trace: see `shapes_known`.
 """
 
 import math

@@ -1,10 +1,10 @@
-"""Losses of how evenly and how surely experts are chosen.
+"""Losses that balance the load of experts, and keep logits small.
 
 T tokens, E experts, P routed pairs. `token_mask` is bool `(T,)`, False for
-padding; a padding token's pairs carry the index E. Neither counts anywhere: a
+padding; the pairs of padding tokens have the index E. Both are excluded: a
 padded batch has the loss of the batch without its padding, and a batch of
 padding alone has the loss zero. `available` is bool `(E,)`, False for experts
-that are off; None if all are on. The loss is that of the other experts alone.
+that are off; None if all are on. Experts that are off are excluded.
 """
 
 from typing import Any
@@ -40,26 +40,34 @@ def load_balancing_loss(
     over_replicas: bool = False,
     available: Tensor | None = None,
 ) -> Tensor:
-    """Load-balancing loss of Switch Transformers (Fedus et al. 2021, eq. 4-6).
+    """Return the load-balancing loss of Switch Transformers.
 
-    `E * sum_e f_e * P_e`, with `f_e` the share of the routed pairs that chose
-    expert e and `P_e` its mean probability. It is 1 at perfect balance for
-    any K and E when every token puts everything on one expert. The gradient
-    flows through `P_e`. The paper has K = 1; for more, Hugging Face divides
-    by T instead of P, so that its value is K times this one.
+    It is `E * sum_e f_e * P_e`, with `f_e` the share of the routed pairs that
+    chose expert e, and `P_e` the mean probability of the expert. It is 1 at
+    perfect balance, and E / K if every token chooses the same experts and puts
+    all probability on one of them. The gradient flows through `P_e`. The paper
+    has K = 1. For larger K, Hugging Face divides by T instead of P, so that its
+    value is K times as large.
+
+    Reference: Fedus et al. 2021, "Switch Transformers", eq. 4-6.
 
     Args:
         router_probs: float32 `(T, E)`.
-        expert_index: int `(T, K)` or flat `(P,)`, the chosen experts before
-            any is dropped for capacity; E and above are not counted.
-        token_mask: bool `(T,)`; with it, pairs are K a token in order.
-        over_replicas: Whether `f_e` and `P_e` are those of the batches of all
-            replicas together (Qiu et al. 2025, "Demons in the Detail",
-            section 3): experts may then specialize in what one replica's
-            batch is full of. Every replica must make the call. The gradient
-            averaged over the replicas is that of the one batch, also if they
-            have different numbers of real tokens.
-        available: bool `(E,)`; with it, E counts the experts that are on.
+        expert_index: int `(T, K)` or flat `(P,)`. The chosen experts, before
+            any pair is dropped for capacity. An index of E or above is not
+            counted.
+        token_mask: bool `(T,)`. False for padding. With a mask, every token
+            must have K pairs, in order. `None` (the default) if no token is
+            padding.
+        over_replicas: bool. Whether `f_e` and `P_e` are those of the batches
+            of all replicas together (Qiu et al. 2025, "Demons in the Detail",
+            section 3). An expert may then specialize in tokens that one
+            replica's batch has many of. Every replica must make the call. The
+            gradient averaged over the replicas is that of one large batch,
+            also if the replicas have different numbers of real tokens.
+            Defaults to `False`.
+        available: bool `(E,)`. False for experts that are off; then E counts
+            the experts that are on. `None` (the default) if all are on.
 
     Example:
 
@@ -89,8 +97,11 @@ def _balance_of_pairs(
     token_mask: Tensor | None = None,
     over_replicas: bool = False,
 ) -> Tensor:
-    """`load_balancing_loss` of an `Assignment`: padding pairs have index E.
-    Of the experts `num_on` are on, a float."""
+    """Return the `load_balancing_loss` of an `Assignment`.
+
+    Padding pairs have the index E. `num_on` is the number of experts that are
+    on, a float.
+    """
     num_experts = router_probs.shape[-1]
     flat = ops.reshape(expert_index, (-1,))
     counts = ops.cast(group_sizes_of(flat, num_experts), "float32")
@@ -115,24 +126,32 @@ def sequence_balancing_loss(
     available: Tensor | None = None,
     over_replicas: bool = False,
 ) -> Tensor:
-    """Load-balancing loss of each sequence by itself (DeepSeek-V3, eq. 17-20).
+    """Return the mean of the load-balancing losses of sequences.
 
-    The mean over the sequences that are not all padding of `E * sum_e f_e *
-    P_e`, with shares and probabilities of the sequence's own tokens.
+    The loss of a sequence is `E * sum_e f_e * P_e`, with the shares and
+    probabilities of its own tokens. Sequences of padding alone are excluded
+    from the mean.
 
-    In the paper `f_e` counts the K best scores of a token without the bias
-    and the limit of groups (eq. 18). Here it counts the pairs that were
-    chosen, which differ only with a bias, groups, or null experts: it is the
-    load that the experts get, and one loss for all routers.
+    In the paper `f_e` counts the K best scores of a token, without the bias
+    and the limit of groups (eq. 18). Here it counts the chosen pairs, which
+    differ only with a bias, groups, or null experts. This is the actual load
+    of the experts, and the same loss for all routers.
+
+    Reference: DeepSeek-AI 2024, "DeepSeek-V3 Technical Report", eq. 17-20.
 
     Args:
         router_probs: float32 `(T, E)`, sequence by sequence.
-        token_index, expert_index: int32 `(P,)`; E and above are not counted.
-        num_sequences: B, a divisor of T.
-        token_mask: bool `(T,)`.
-        available: bool `(E,)`; with it, E counts the experts that are on.
-        over_replicas: Whether the mean is over the sequences of all replicas;
-            every replica must make the call.
+        token_index, expert_index: int32 `(P,)`. The token and the expert of
+            each pair. Pairs with an expert index of E or above are not
+            counted.
+        num_sequences: int or int32 scalar. B, a divisor of T.
+        token_mask: bool `(T,)`. False for padding. `None` (the default) if no
+            token is padding.
+        available: bool `(E,)`. False for experts that are off; then E counts
+            the experts that are on. `None` (the default) if all are on.
+        over_replicas: bool. Whether the mean is over the sequences of all
+            replicas; then every replica must make the call. Defaults to
+            `False`.
 
     Example:
 
@@ -170,7 +189,7 @@ def _balance_of_sequences(
     token_mask: Tensor | None,
     over_replicas: bool,
 ) -> Tensor:
-    """`sequence_balancing_loss` where `num_on` experts are on, a float."""
+    """Return the `sequence_balancing_loss`; `num_on` is a float."""
     router_probs = ops.convert_to_tensor(router_probs)
     num_experts = router_probs.shape[-1]
     num_tokens = ops.shape(router_probs)[0]
@@ -202,16 +221,20 @@ def balancing_loss(
     sequence_length: int | Tensor | None = None,
     over_replicas: bool = False,
 ) -> Tensor:
-    """Returns the load-balancing loss of an `Assignment`.
+    """Return the load-balancing loss of an `Assignment`.
 
     Args:
-        kind: `"switch"`, `"per_sequence"` or `"global_batch"`.
-        assignment: Its padding pairs have the index E. Its `router_logits`
-            are -1e30 for experts that are off.
-        token_mask: bool `(T,)`.
-        sequence_length: S, for `"per_sequence"`.
-        over_replicas: Whether `"per_sequence"` takes its mean over the
-            sequences of all replicas; see `sequence_balancing_loss`.
+        kind: str. `"switch"` (`load_balancing_loss`), `"global_batch"` (the
+            same over all replicas), or `"per_sequence"`
+            (`sequence_balancing_loss`).
+        assignment: `Assignment`. Its padding pairs have the index E. Its
+            `router_logits` are -1e30 for experts that are off.
+        token_mask: bool `(T,)`. False for padding. `None` (the default) if no
+            token is padding.
+        sequence_length: int or int32 scalar. S, a divisor of T. Only
+            `"per_sequence"` needs it.
+        over_replicas: bool. Whether `"per_sequence"` takes its mean over the
+            sequences of all replicas. Defaults to `False`.
             `"global_batch"` always covers all replicas, `"switch"` never.
 
     Example:
@@ -255,19 +278,25 @@ def router_z_loss(
     available: Tensor | None = None,
     over_replicas: bool = False,
 ) -> Tensor:
-    """Router z-loss of ST-MoE (Zoph et al. 2022, eq. 5).
+    """Return the router z-loss of ST-MoE.
 
-    The mean over tokens of `log(sum_e exp(logits_e)) ** 2`: it keeps logits
-    small, where float rounding matters less. 1e-3 is the paper's weight.
+    It is the mean over tokens of `log(sum_e exp(logits_e)) ** 2`. It keeps
+    logits small, so that rounding errors matter less. The weight in the paper
+    is 1e-3.
+
+    Reference: Zoph et al. 2022, "ST-MoE", eq. 5.
 
     Args:
-        router_logits: float32 `(T, E)`. In an `Assignment`, those of experts
-            that are off are so low that they add nothing to the sum.
-        token_mask: bool `(T,)`.
-        available: bool `(E,)`, for other logits.
-        over_replicas: Whether the mean is over the tokens of all replicas;
-            every replica must make the call. The gradient averaged over the
-            replicas is that of the one batch.
+        router_logits: float32 `(T, E)`. In an `Assignment`, the logits of
+            experts that are off are so low that they add nothing to the sum.
+        token_mask: bool `(T,)`. False for padding. `None` (the default) if no
+            token is padding.
+        available: bool `(E,)`. False for experts that are off. Logits of an
+            `Assignment` do not need it. `None` (the default) if all are on.
+        over_replicas: bool. Whether the mean is over the tokens of all
+            replicas; then every replica must make the call. The gradient
+            averaged over the replicas is that of one large batch. Defaults to
+            `False`.
 
     Example:
 
@@ -286,9 +315,10 @@ def router_z_loss(
 
 
 def _divisor(name: str, value: Any, num_tokens: int | Tensor) -> int | Tensor:
-    """Return a number that divides the tokens into sequences, if it is known.
+    """Return a number of sequences or their length, checked if it is static.
 
-    Of NumPy it would have another dtype than the tokens' numbers.
+    A NumPy integer becomes an int, since its dtype may differ from that of
+    token numbers.
     """
     if not is_static(value):
         return value
@@ -296,7 +326,7 @@ def _divisor(name: str, value: Any, num_tokens: int | Tensor) -> int | Tensor:
     if isinstance(num_tokens, int) and num_tokens % number:
         raise ValueError(
             f"`{name}` must divide the number of tokens. Received: {name}="
-            f"{value!r}, {num_tokens} tokens. Pass all tokens of each sequence."
+            f"{value!r}, {num_tokens} tokens. Pass sequences of equal length."
         )
     return number
 
@@ -304,7 +334,7 @@ def _divisor(name: str, value: Any, num_tokens: int | Tensor) -> int | Tensor:
 def _mask_pairs(
     expert_index: Tensor, token_mask: Tensor | None, num_experts: int
 ) -> Tensor:
-    """Gives the pairs of padding tokens the index E: `(T, K)`."""
+    """Return `(T, K)` indices, E for the pairs of padding tokens."""
     num_tokens = divisor = ops.shape(token_mask)[0]
     flat = ops.reshape(expert_index, (-1,))
     if isinstance(num_tokens, int):

@@ -1,4 +1,4 @@
-"""Losses of how much each expert is used: Shazeer et al. 2017.
+"""Losses that balance the use of experts, of Shazeer et al. 2017.
 
 T tokens, E experts, N null experts. Padding tokens and experts that are off
 are excluded, as in `balance.py`.
@@ -24,19 +24,26 @@ def importance_loss(
     available: Tensor | None = None,
     over_replicas: bool = False,
 ) -> Tensor:
-    """Importance loss of Shazeer et al. 2017 (eq. 6-7), unweighted.
+    """Return the importance loss, unweighted.
 
-    The squared coefficient of variation over experts (variance by mean
-    squared, population variance) of each expert's probability summed over
-    the tokens. Zero when all experts weigh the same.
+    An expert's importance is its probability, summed over the tokens. The loss
+    is the squared coefficient of variation of the importance over experts: the
+    (population) variance divided by the squared mean. It is zero if all experts
+    have the same importance.
+
+    Reference: Shazeer et al. 2017, "Outrageously Large Neural Networks",
+    eq. 6-7.
 
     Args:
-        router_probs: float32 `(T, E)`; the paper sums the gates after top-k.
-        token_mask: bool `(T,)`.
-        available: bool `(E,)`.
-        over_replicas: Whether the tokens are those of all replicas together;
-            every replica must make the call. The gradient averaged over the
-            replicas is that of the one batch.
+        router_probs: float32 `(T, E)`. The paper uses the gates after top-k.
+        token_mask: bool `(T,)`. False for padding. `None` (the default) if no
+            token is padding.
+        available: bool `(E,)`. False for experts that are off. `None` (the
+            default) if all are on.
+        over_replicas: bool. Whether the tokens are those of all replicas
+            together; then every replica must make the call. The gradient
+            averaged over the replicas is that of one large batch. Defaults to
+            `False`.
 
     Example:
 
@@ -62,24 +69,31 @@ def load_loss(
     num_null_experts: int = 0,
     over_replicas: bool = False,
 ) -> Tensor:
-    """Load loss of Shazeer et al. 2017 (eq. 8-11), unweighted.
+    """Return the load loss, unweighted.
 
-    The squared coefficient of variation over experts of `P(x, e)` in the mean
-    over tokens: the probability that expert e would be among token x's K best
-    if its noise were drawn again, `Phi((logit - threshold) / noise_std)`. As
-    in V-MoE (Riquelme et al. 2021, appendix A.2) the threshold is the K-th
-    largest noisy logit, where the paper leaves the expert itself out.
+    `P(x, e) = Phi((logit - threshold) / noise_std)` is the probability that
+    expert e would be among the K best of token x if its noise were drawn
+    again. The loss is the squared coefficient of variation over experts of the
+    mean of `P(x, e)` over tokens. As in V-MoE, the threshold is the K-th
+    largest noisy logit; Shazeer et al. leave the expert itself out.
+
+    Reference: Shazeer et al. 2017, "Outrageously Large Neural Networks",
+    eq. 8-11; Riquelme et al. 2021, "Scaling Vision with Sparse Mixture of
+    Experts", appendix A.2.
 
     Args:
-        router_logits: float32 `(T, E + N)`, without noise.
-        noisy_logits: float32 `(T, E + N)`, by which experts were chosen.
-        noise_std: standard deviation of the noise, a number or `(T, E + N)`.
-        top_k: K.
-        token_mask: bool `(T,)`.
-        available: bool `(E,)`.
-        num_null_experts: N, null experts, the last columns: experts compete
-            with them, and the variation is that of the others alone.
-        over_replicas: As in `importance_loss`.
+        router_logits: float32 `(T, E + N)`. The logits without noise.
+        noisy_logits: float32 `(T, E + N)`. The logits that the choice used.
+        noise_std: float or `(T, E + N)`. Standard deviation of the noise.
+        top_k: int. K.
+        token_mask: bool `(T,)`. False for padding. `None` (the default) if no
+            token is padding.
+        available: bool `(E,)`. False for experts that are off. `None` (the
+            default) if all are on.
+        num_null_experts: int. N, the number of null experts, whose columns are
+            the last. Experts compete with null experts, but only experts are
+            in the coefficient of variation. Defaults to 0.
+        over_replicas: bool. As in `importance_loss`.
 
     Example:
 
@@ -111,7 +125,7 @@ def load_loss(
 
 
 def _mean_over_experts(values: Tensor, available: Tensor | None) -> Tensor:
-    """Mean of `(E,)` over the experts that are on."""
+    """Return the mean of `(E,)` over the experts that are on."""
     if available is None:
         return ops.mean(values)
     only = ops.where(available, values, ops.zeros_like(values))

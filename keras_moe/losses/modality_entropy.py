@@ -1,7 +1,7 @@
-"""Entropies of routing, a modality (LIMoE: Mustafa et al. 2022).
+"""Entropies of routing per modality (LIMoE: Mustafa et al. 2022).
 
 T tokens, E experts, M modalities. `token_mask` is bool `(T,)`, False for
-padding, which counts nowhere; nor does a token whose modality is none of
+padding. Padding is excluded, and so are tokens whose modality is not in
 0 ... M - 1. A modality without tokens has the loss zero.
 """
 
@@ -27,19 +27,25 @@ def local_entropy_loss(
     token_mask: Tensor | None = None,
     over_replicas: bool = False,
 ) -> Tensor:
-    """Mean entropy of a modality's tokens, `(M,)` (LIMoE, `Omega_local`).
+    """Return the mean entropy of each modality's tokens, `(M,)`.
 
-    Minimised, it makes each token sure of its experts: 0 where it is, `log E`
-    where it cannot tell them apart.
+    Minimizing it concentrates the probabilities of each token on few experts.
+    It is 0 if every token has a single expert, and `log(E)` if all
+    probabilities are equal.
+
+    Reference: Mustafa et al. 2022, "Multimodal Contrastive Learning with
+    LIMoE", `Omega_local`.
 
     Args:
         router_probs: float32 `(T, E)`.
-        modality: int `(T,)`, 0 ... M - 1.
-        num_modalities: M.
-        token_mask: bool `(T,)`.
-        over_replicas: Whether the tokens are those of all replicas together;
-            every replica must make the call. The gradient averaged over the
-            replicas is that of the one batch.
+        modality: int `(T,)`. The modality of each token, in 0 ... M - 1.
+        num_modalities: int. M.
+        token_mask: bool `(T,)`. False for padding. `None` (the default) if no
+            token is padding.
+        over_replicas: bool. Whether the tokens are those of all replicas
+            together; then every replica must make the call. The gradient
+            averaged over the replicas is that of one large batch. Defaults to
+            `False`.
 
     Example:
 
@@ -65,22 +71,27 @@ def global_entropy_loss(
     threshold: float | Tensor | None = None,
     over_replicas: bool = False,
 ) -> Tensor:
-    """Minus the entropy of a modality's mean routing, `(M,)` (LIMoE,
-    `Omega_global`).
+    """Return minus the entropy of each modality's mean probabilities, `(M,)`.
 
-    Minimised, it spreads each modality over experts, a rare one as much as a
-    frequent one: a loss over all tokens would let the frequent one pay for
-    the balance. With a threshold tau it is `max(0, tau - entropy)`: zero as
-    soon as about `exp(tau)` experts share the modality.
+    Minimizing it spreads each modality over experts, a rare modality as much as
+    a frequent one. A loss over all tokens could be minimized by spreading only
+    the frequent modality. With a threshold tau, the loss is
+    `max(0, tau - entropy)`, which is zero as soon as about `exp(tau)` experts
+    share the modality.
+
+    Reference: Mustafa et al. 2022, "Multimodal Contrastive Learning with
+    LIMoE", `Omega_global`.
 
     Args:
         router_probs: float32 `(T, E)`.
-        modality: int `(T,)`, 0 ... M - 1.
-        num_modalities: M.
-        token_mask: bool `(T,)`.
-        threshold: tau, a number or float32 `(M,)`; None for no threshold.
-            `log(E / M)` leaves each modality experts of its own.
-        over_replicas: As in `local_entropy_loss`.
+        modality: int `(T,)`. The modality of each token, in 0 ... M - 1.
+        num_modalities: int. M.
+        token_mask: bool `(T,)`. False for padding. `None` (the default) if no
+            token is padding.
+        threshold: float or float32 `(M,)`. tau. `None` (the default) for no
+            threshold. With `log(E / M)`, every modality may have experts of
+            its own.
+        over_replicas: bool. As in `local_entropy_loss`.
 
     Example:
 
@@ -111,7 +122,7 @@ def global_entropy_loss(
 
 
 def _check_threshold(threshold: Any, num_modalities: int) -> None:
-    """Raise if plain numbers are no threshold for each modality."""
+    """Raise unless this is one threshold, or one for each modality."""
     if (
         isinstance(threshold, (list, tuple))
         and len(threshold) == num_modalities
@@ -123,7 +134,10 @@ def _check_threshold(threshold: Any, num_modalities: int) -> None:
 
 
 def _entropy(probs: Tensor) -> Tensor:
-    """Entropy over the last axis in nats; 0 log 0 is 0, its gradient too."""
+    """Return the entropy over the last axis in nats.
+
+    0 log 0 is 0, and so is its gradient.
+    """
     logs = ops.log(ops.maximum(probs, 1e-30))
     return ops.negative(ops.sum(probs * logs, axis=-1))
 
@@ -131,7 +145,10 @@ def _entropy(probs: Tensor) -> Tensor:
 def _members(
     modality: Tensor, num_modalities: int, token_mask: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Bool `(T, M)`, whose token it is, and the tokens of each, `(M,)`."""
+    """Return each token's modality as bool `(T, M)`, and the tokens of each.
+
+    The number of tokens per modality is float32 `(M,)`.
+    """
     num_modalities = check_positive_int("num_modalities", num_modalities)
     modalities = ops.arange(num_modalities, dtype="int32")
     ids = ops.expand_dims(ops.cast(modality, "int32"), -1)

@@ -1,4 +1,4 @@
-"""Sums over tokens that leave padding out.
+"""Sums and means over tokens that exclude padding.
 
 T tokens, E experts.
 """
@@ -11,8 +11,10 @@ from keras_moe.types import Tensor
 def mean_over_tokens(
     values: Tensor, token_mask: Tensor | None, over_replicas: bool = False
 ) -> Tensor:
-    """Return the mean of `(T, .)` over the tokens that are not padding, of
-    this replica or of all."""
+    """Return the mean of `(T, .)` over the tokens that are not padding.
+
+    These are the tokens of this replica or of all replicas.
+    """
     total, count = sum_over_tokens(values, token_mask)
     return mean_of_units(total, count, over_replicas)
 
@@ -20,8 +22,10 @@ def mean_over_tokens(
 def sum_over_tokens(
     values: Tensor, token_mask: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Return the sum of `(T, .)` over the tokens that are not padding, and
-    the number of these tokens, a float32 scalar."""
+    """Return the sum of `(T, .)` over real tokens, and their number.
+
+    Padding tokens are excluded. The number is a float32 scalar.
+    """
     values = ops.cast(values, "float32")
     if token_mask is None:
         token_mask = ops.ones_like(values[:, 0], dtype="bool")
@@ -31,7 +35,7 @@ def sum_over_tokens(
 
 
 def count_available(available: Tensor | None, num_experts: int) -> int | Tensor:
-    """Return how many experts are on: a number or a float32 scalar."""
+    """Return the number of experts that are on, an int or a float32 scalar."""
     if available is None:
         return num_experts
     return ops.sum(ops.cast(available, "float32"))

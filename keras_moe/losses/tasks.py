@@ -1,4 +1,4 @@
-"""Losses of several tasks as one.
+"""Combine the losses of several tasks.
 
 N tasks.
 """
@@ -25,21 +25,23 @@ def uncertainty_weighted_loss(
     log_variances: Tensor,
     kinds: Sequence[str],
 ) -> Tensor:
-    """Weighs each task's loss by its noise (Kendall, Gal & Cipolla 2018,
-    "Multi-Task Learning Using Uncertainty to Weigh Losses", eq. 7 and 10).
+    """Sum task losses, each weighted by the task's variance.
 
-    The sum over tasks of `loss / (2 variance) + log(variance) / 2` for a
-    regression, whose loss is the mean squared error, and of `loss / variance
-    + log(variance) / 2` for a classification, whose loss is the
-    cross-entropy. It is least where the variance is the loss, or twice the
-    loss: a task that is all noise counts for little. The sum may be below
-    zero.
+    It is the sum of `loss / (2 variance) + log(variance) / 2` for regressions,
+    whose loss is the mean squared error, and of `loss / variance +
+    log(variance) / 2` for classifications, whose loss is the cross-entropy. It
+    is smallest if the variance equals the loss of a regression, or twice the
+    loss of a classification, so that noisy tasks get small weights. The sum may
+    be negative.
+
+    Reference: Kendall, Gal & Cipolla 2018, "Multi-Task Learning Using
+    Uncertainty to Weigh Losses", eq. 7 and 10.
 
     Args:
         task_losses: N scalars, or `(N,)`.
-        log_variances: float32 `(N,)`, the logarithm of sigma squared; 0 is
-            the start.
-        kinds: N of `"regression"` and `"classification"`.
+        log_variances: float32 `(N,)`. The logarithm of each task's variance
+            sigma squared, typically initialized with 0.
+        kinds: N strings, `"regression"` or `"classification"`.
 
     Returns:
         float32 scalar.
@@ -71,8 +73,9 @@ def _check_kinds(kinds: Any, number: int) -> list[str]:
     if len(kinds) == number:
         return [check_choice("kinds", kind, TASK_KINDS) for kind in kinds]
     raise ValueError(
-        "`kinds` must hold one for each entry of `log_variances`. Received: "
-        f"kinds={kinds!r}, {number} log variances. Pass as many."
+        "`kinds` must have one entry for each entry of `log_variances`. "
+        f"Received: kinds={kinds!r}, {number} log variances. Pass as many "
+        "kinds as log variances."
     )
 
 

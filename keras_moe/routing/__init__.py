@@ -1,7 +1,8 @@
-"""Floor 1: who goes where, with what weight. Pure functions.
+"""Floor 1: routing algorithms. Pure functions.
 
-Every algorithm is a function of logits or scores and of the batch's
-`Conditions`, in a file of its own, and ends in one form, an `Assignment`.
+Each algorithm is in a file of its own. It is a function of logits or scores
+and of the batch's `Conditions`, and returns an `Assignment`: which token goes
+to which expert, with what weight.
 """
 
 from keras_moe.routing.assignment import (

@@ -1,11 +1,12 @@
-"""What every routing algorithm ends in: a flat list of routed pairs.
+"""The result of every routing algorithm: a flat list of routed pairs.
 
 T tokens, E experts, N null experts, K top_k, P routed pairs.
 
-A pair whose `expert_index` is E is not computed (a padding token, one over
-capacity, a disabled expert): it sorts behind every expert, belongs to no
-group, costs nothing and contributes zero. E + 1 + j is null expert j, which
-costs nothing either: what it gives is no matter of the experts.
+A pair whose `expert_index` is E is not computed: it belongs to a padding token,
+is over capacity, or chose an expert that is off. It sorts behind all experts,
+belongs to no group, costs nothing, and contributes zero. The index E + 1 + j
+is null expert j, which costs nothing either. Its output is not computed by the
+experts.
 """
 
 from typing import NamedTuple
@@ -22,12 +23,14 @@ from keras_moe.types import UNAVAILABLE, Assignment, Tensor
 
 
 class Conditions(NamedTuple):
-    """What a batch lays down for any routing algorithm.
+    """The conditions that a batch sets for every routing algorithm.
 
-    token_mask: bool `(T,)`, False for padding, which goes nowhere; or None.
-    available: bool `(E,)`, False for experts that are switched off; or None.
-    replay: an `Assignment` whose choices are taken again, or None. Weights
-        and probabilities are computed anew, so that gradients flow.
+    token_mask: bool `(T,)`, False for padding, which is not routed. None if no
+        token is padding.
+    available: bool `(E,)`, False for experts that are off. None if all are on.
+    replay: an `Assignment` whose choices are repeated. Its weights and
+        probabilities are computed again, so that gradients flow. None if
+        tokens choose.
     """
 
     token_mask: Tensor | None = None
@@ -39,13 +42,13 @@ UNCONDITIONAL = Conditions()
 
 
 class Choice(NamedTuple):
-    """The experts a token chose.
+    """The experts that each token chose.
 
-    columns: int `(T, K)`, 0 ... E + N - 1.
-    computed: bool `(T, K)`, False for a choice that is not carried out; None
-        where all are.
-    weighed: bool `(T, K)`, False for a choice that has no share in what is
-        normalized; `None` where those that are computed have one.
+    columns: int `(T, K)`, in 0 ... E + N - 1.
+    computed: bool `(T, K)`, False for a choice that is not computed. None if
+        all are.
+    weighed: bool `(T, K)`, False for a choice that is excluded when weights
+        are normalized. None if exactly those that are not computed are.
     """
 
     columns: Tensor
@@ -53,7 +56,7 @@ class Choice(NamedTuple):
     weighed: Tensor | None = None
 
     def values(self, table: Tensor, missing: float = 0.0) -> Tensor:
-        """Gather `(T, E + N)` at the choices; `missing` where not weighed."""
+        """Gather `(T, E + N)` at the choices; `missing` if not weighed."""
         found = take_columns(table, self.columns)
         weighed = self.computed if self.weighed is None else self.weighed
         if weighed is None:
@@ -61,7 +64,7 @@ class Choice(NamedTuple):
         return ops.where(weighed, found, missing)
 
     def only(self, condition: Tensor) -> "Choice":
-        """Leaves the choices where a bool `(T, K)` or `(T, 1)` is False out."""
+        """Exclude choices for which a bool `(T, K)` or `(T, 1)` is False."""
         computed, weighed = (
             condition if x is None else ops.logical_and(x, condition)
             for x in (self.computed, self.weighed)
@@ -72,13 +75,13 @@ class Choice(NamedTuple):
 
 
 def choose(scores: Tensor, top_k: int, conditions: Conditions) -> Choice:
-    """Returns the K best experts of each token, or the replayed ones.
+    """Return the K best experts of each token, or the replayed ones.
 
     Args:
-        scores: float32 `(T, E + N)`, what ranks the experts; far below all
-            others where an expert is not available.
-        top_k: K; as many experts are always available.
-        conditions: of the batch.
+        scores: float32 `(T, E + N)`. The scores that rank the experts, far
+            below all others for experts that are not available.
+        top_k: int. K, at most the number of available experts.
+        conditions: `Conditions` of the batch.
     """
     best = top_k_index(scores, top_k)
     if conditions.replay is None:
@@ -89,15 +92,15 @@ def choose(scores: Tensor, top_k: int, conditions: Conditions) -> Choice:
 def replayed(best: Tensor, conditions: Conditions, num_columns: int) -> Choice:
     """Return the replayed choices.
 
-    A pair that was recorded as not computed (it was over capacity, or below a
-    threshold) does not name its expert. The token's best expert of today
-    takes its share of what is normalized: with the weights of the recorded
-    run, this is the expert that was left out.
+    The expert of a pair that was recorded as not computed (it was over
+    capacity, or below a threshold) is unknown. When weights are normalized,
+    the token's present best expert that was not recorded takes its place. If
+    the router has the weights of the recorded run, this is the same expert.
 
     Args:
-        best: int `(T, K)`, what a run that is no replay would choose.
-        conditions: of the batch, with a replay.
-        num_columns: E + N.
+        best: int `(T, K)`. The choices without a replay.
+        conditions: `Conditions` of the batch, with a replay.
+        num_columns: int. E + N.
     """
     num_experts = routing_checks.num_columns(conditions.replay.router_probs)  # type: ignore
     recorded = ops.reshape(
@@ -121,7 +124,7 @@ def replayed(best: Tensor, conditions: Conditions, num_columns: int) -> Choice:
 def only_available(
     choice: Choice, conditions: Conditions, num_columns: int
 ) -> Choice:
-    """Leaves the choices of experts that are off out."""
+    """Exclude the choices of experts that are off."""
     available = available_columns(conditions.available, num_columns)
     if available is None:
         return choice
@@ -138,18 +141,20 @@ def token_choice(
     num_null_experts: int = 0,
     router_loss: Tensor | None = None,
 ) -> Assignment:
-    """Lists the pairs that tokens chose: those of token t at `t * K ...`.
+    """Return the `Assignment` of the pairs that tokens chose.
+
+    The pairs of token t are at `t * K ... t * K + K-1`.
 
     Args:
-        router_logits: float32 `(T, E + N)`, as `available_logits` returns
-            them.
-        router_probs: float32 `(T, E + N)`; null experts' columns are left out
-            and the others made to sum to one again.
-        choice: columns of the logits.
-        weights: float32 `(T, K)`, of the choices.
-        conditions: of the batch.
-        num_null_experts: N; they are the last columns.
-        router_loss: scalar, or None for zero.
+        router_logits: float32 `(T, E + N)`, the result of `available_logits`.
+        router_probs: float32 `(T, E + N)`. The columns of null experts are
+            removed, and the others are normalized to sum to one.
+        choice: The chosen columns of the logits.
+        weights: float32 `(T, K)`. The weights of the choices.
+        conditions: `Conditions` of the batch.
+        num_null_experts: int. N, the number of null experts, whose columns are
+            the last. Defaults to 0.
+        router_loss: Scalar. `None` (the default) for zero.
     """
     num_experts = routing_checks.real_experts(
         routing_checks.num_columns(router_logits), num_null_experts
@@ -176,8 +181,7 @@ def token_choice(
 
 
 def available_logits(router_logits: Tensor, conditions: Conditions) -> Tensor:
-    """Returns the logits, `UNAVAILABLE` in the columns of experts that are
-    off."""
+    """Return the logits, `UNAVAILABLE` in columns of experts that are off."""
     available = available_columns(
         conditions.available, routing_checks.num_columns(router_logits)
     )
@@ -189,7 +193,7 @@ def available_logits(router_logits: Tensor, conditions: Conditions) -> Tensor:
 def available_columns(
     available: Tensor | None, num_columns: int
 ) -> Tensor | None:
-    """Returns `(E,)` as `(E + N,)`: null experts are always available."""
+    """Return `(E,)` as `(E + N,)`: null experts are always available."""
     if available is None:
         return None
     available = ops.convert_to_tensor(available)
@@ -201,13 +205,12 @@ def available_columns(
 
 
 def unavailable(scores: Tensor) -> Tensor:
-    """Returns where scores are those of experts that are off, as bool; a NaN
-    is not."""
+    """Return which scores are of experts that are off; False for NaN."""
     return scores <= UNAVAILABLE / 2
 
 
 def normalized(values: Tensor) -> Tensor:
-    """Divides non-negative `(T, .)` by its rows' sums; zero rows stay so."""
+    """Divide non-negative `(T, .)` by the sums of rows; zero rows stay zero."""
     total = ops.sum(values, axis=-1, keepdims=True)
     return values / ops.maximum(total, 1e-20)
 
@@ -215,8 +218,10 @@ def normalized(values: Tensor) -> Tensor:
 def as_probabilities(
     scores: Tensor, conditions: Conditions = UNCONDITIONAL
 ) -> Tensor:
-    """Makes rows of non-negative scores `(T, .)` sum to one. Zero rows are
-    even over the experts that are on."""
+    """Normalize rows of non-negative scores `(T, .)` to sum to one.
+
+    A zero row becomes uniform over the experts that are on.
+    """
     available = available_columns(
         conditions.available, routing_checks.num_columns(scores)
     )
@@ -226,19 +231,25 @@ def as_probabilities(
 
 
 def softmax(logits: Tensor) -> Tensor:
-    """`ops.softmax`, without its warning where there is one expert."""
+    """Return `ops.softmax`, without its warning if there is one expert."""
     if logits.shape[-1] == 1:
         return ops.exp(ops.log_softmax(logits, axis=-1))
     return ops.softmax(logits, axis=-1)
 
 
 def no_loss() -> Tensor:
-    """Returns the loss of an algorithm that has none of its own."""
+    """Return the loss of an algorithm without one, a float32 zero."""
     return ops.zeros((), dtype="float32")
 
 
 def pair_scores(assignment: Assignment) -> Tensor:
-    """Returns the router probability of each pair, float32 `(P,)`."""
+    """Return the router probability of each pair, float32 `(P,)`.
+
+    Args:
+        assignment: `Assignment` of any routing algorithm. For a pair that is
+            not computed, or of a null expert, the result is the probability of
+            the last expert.
+    """
     check_assignment(assignment)
     probs = take_rows(
         ops.convert_to_tensor(assignment.router_probs),
@@ -252,12 +263,14 @@ def pair_scores(assignment: Assignment) -> Tensor:
 def dense_weights(
     assignment: Assignment, pairs_per_token: int, experts: Tensor
 ) -> Tensor:
-    """Returns the weights as a table, float32 `(T, n)`, zero where unused.
+    """Return the combine weights as a table, float32 `(T, n)`.
+
+    The weight of an expert that a token did not choose is zero.
 
     Args:
-        assignment: of a token-choice algorithm.
-        pairs_per_token: K.
-        experts: int32 `(n,)`, the `expert_index` of each column.
+        assignment: `Assignment` of a token-choice algorithm.
+        pairs_per_token: int. K.
+        experts: int32 `(n,)`. The `expert_index` of each column.
     """
     check_assignment(assignment)
     routing_checks.check_pairs(

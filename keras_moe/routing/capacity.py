@@ -1,4 +1,4 @@
-"""How many pairs an expert takes, and which ones.
+"""The capacity of experts, and the pairs that it drops.
 
 T tokens, E experts, K top_k, C expert_capacity, P routed pairs.
 """
@@ -23,13 +23,11 @@ from keras_moe.kernels import (
     map_entries,
     take_rows,
 )
-from keras_moe.routing.assignment import (
-    pair_scores,
-)
+from keras_moe.routing.assignment import pair_scores
 from keras_moe.types import Assignment, Tensor
 
 PRIORITIES = ("position", "score")
-COUNT_BITS = 24  # of a number of tokens that is known only at run time
+COUNT_BITS = 24  # the bits of a number of tokens that is known at run time
 
 
 def expert_capacity(
@@ -38,22 +36,26 @@ def expert_capacity(
     top_k: float,
     capacity_factor: float,
 ) -> int | Tensor:
-    """Returns `C = ceil(K * T * capacity_factor / E)`, in integers.
+    """Return `C = ceil(K * T * capacity_factor / E)`, in integers.
 
-    K is included, as V-MoE, MegaBlocks and MaxText define it: a factor of 1
-    holds every pair when the load is even. The factor is read as the decimal
-    that was written (1.1 is 11/10), so that no rounding adds a slot.
+    K is included, as in V-MoE, MegaBlocks, and MaxText: with a factor of 1, no
+    pair is dropped if the load is even. The factor is read as the decimal that
+    was written (1.1 is 11/10), so that rounding errors do not change C.
 
     Args:
-        num_tokens: T, padding included: C is a matter of shapes.
-        num_experts: E. Blocks count the experts that are on, an int32 scalar.
-            They count all of them if C must be a number: if tokens lie on
+        num_tokens: int or int32 scalar. T, including padding.
+        num_experts: int or int32 scalar. E. Blocks count the experts that are
+            on. They count all experts if C must be an int: if tokens lie on
             several devices and, on JAX, for experts that are layers of any
             kind and for experts that choose their tokens.
-        top_k: K, experts of a token; the mean if that varies and is known, as
-            with `ReLURouter`; the most with `TopPRouter`, whose mean is not
-            known beforehand.
-        capacity_factor: above 0. 1.25 is common in training, 2 in evaluation.
+        top_k: float. K, the experts per token. If their number varies, this is
+            the mean, as with `ReLURouter`, or the maximum if the mean is
+            unknown, as with `TopPRouter`.
+        capacity_factor: float above 0. Typically 1.25 in training and 2 in
+            evaluation.
+
+    Returns:
+        int, or an int32 scalar if `num_tokens` or `num_experts` is a tensor.
     """
     check_size("num_tokens", num_tokens)
     routing_checks.check_positive(
@@ -66,32 +68,34 @@ def expert_capacity(
         pairs = -(-num_tokens * factor.numerator // factor.denominator)
     else:
         pairs = _rounded_up(num_tokens, _at_least(factor))
-    # Rounding up twice is rounding up once. No negative number is divided:
-    # ONNX divides those towards zero.
+    # Rounding up twice equals rounding up once. No negative number is divided,
+    # since ONNX divides these towards zero.
     return (pairs + num_experts - 1) // num_experts
 
 
 def _at_least(factor: Fraction) -> Fraction:
-    """Returns the least fraction that is not below a factor, of those whose
-    denominator has `COUNT_BITS` bits at most: it gives the same product,
-    rounded up, for every integer up to that denominator."""
+    """Return the smallest fraction that is not below a factor.
+
+    Its denominator is at most `2 ** COUNT_BITS`. For every integer up to that
+    number, the product, rounded up, is the same.
+    """
     most = 1 << COUNT_BITS
     near = factor.limit_denominator(most)
     if near >= factor:
         return near
-    # The next one in the Farey sequence: numerators and denominators of
-    # neighbors have the determinant 1.
+    # The next fraction in the Farey sequence: the numerators and denominators
+    # of neighbors have the determinant 1.
     a, b = near.numerator, near.denominator
     d = most - (most + pow(a, -1, b)) % b
     return Fraction((a * d + 1) // b, d)
 
 
 def _rounded_up(count: int | Tensor, factor: Fraction) -> int | Tensor:
-    """Returns `ceil(count * factor)`; no product of a fraction is above
-    2**31 for a count of `COUNT_BITS` bits.
+    """Return `ceil(count * factor)` in int32 arithmetic.
 
-    It is a division by hand: `count` is taken in parts of as many bits as the
-    denominator leaves, one part if the denominator is small.
+    It is a long division: `count` is divided in parts of as many bits as the
+    denominator leaves, or in one part if the denominator is small. So no
+    product with the fraction exceeds 2**31, for a count of `COUNT_BITS` bits.
     """
     whole, numerator = divmod(factor.numerator, factor.denominator)
     if not numerator:
@@ -118,23 +122,25 @@ def apply_capacity(
     priority: str = "position",
     num_shards: int = 1,
 ) -> Assignment:
-    """Drops the pairs that find their expert full.
+    """Drop the pairs over the capacity of their expert.
 
     Args:
-        assignment: from any router.
-        capacity: C, pairs an expert takes.
-        priority: `"position"` keeps the earlier tokens, whichever choice the
-            expert was of theirs, so that no token depends on a later one.
-            `"score"` keeps the pairs with the highest router probability
-            (batch-priority routing, Riquelme et al. 2021, section 4; by pair,
-            where the paper ranks whole tokens), equal ones by position.
-        num_shards: equal parts that the tokens lie in, in order, the last
-            one perhaps shorter; an expert takes C pairs of each. Above 1 all
-            shapes are known, and tokens have as many pairs each.
+        assignment: `Assignment` of any router.
+        capacity: int or int32 scalar. C, the most pairs per expert.
+        priority: str. `"position"` (the default) keeps the earlier tokens,
+            whether the expert was their first choice or not, so that no token
+            depends on a later one. `"score"` keeps the pairs with the highest
+            router probability, and of equal ones the earlier. This is
+            batch-priority routing (Riquelme et al. 2021, section 4), by pair
+            instead of by token.
+        num_shards: int. Number of equal parts in which the tokens lie, in
+            order; the last part may be shorter. The capacity holds for each
+            part. With more than 1 part, all shapes must be static, and all
+            tokens must have equally many pairs. Defaults to 1.
 
     Returns:
-        The same assignment; dropped pairs have `expert_index == E` and weight
-        zero. The weights of a token's other pairs do not grow.
+        The assignment. Dropped pairs have `expert_index == E` and the weight
+        zero. The weights of a token's other pairs do not change.
     """
     check_assignment(assignment)
     check_size("capacity", capacity)
@@ -146,7 +152,7 @@ def apply_capacity(
         rank = _rank_within_expert(assignment.expert_index, num_experts, score)
     else:
         rank = _rank_in_shards(assignment, score, num_shards)
-    null = assignment.expert_index > num_experts  # these have no limit
+    null = assignment.expert_index > num_experts  # null experts have no limit
     kept = ops.logical_or(rank < capacity, null)
     weights = assignment.combine_weights
     return assignment._replace(
@@ -158,7 +164,7 @@ def apply_capacity(
 def _rank_in_shards(
     assignment: Assignment, score: Tensor | None, num_shards: int
 ) -> Tensor:
-    """`_rank_within_expert` of each shard's pairs by themselves."""
+    """Return `_rank_within_expert` for each shard's pairs separately."""
     num_tokens, num_experts = assignment.router_probs.shape
     num_pairs = assignment.expert_index.shape[0]
     length = -(-num_tokens // num_shards) * (num_pairs // max(1, num_tokens))
@@ -181,7 +187,10 @@ def _rank_in_shards(
 def _rank_within_expert(
     expert_index: Tensor, num_experts: int, score: Tensor | None = None
 ) -> Tensor:
-    """How many pairs of the same expert stand before each, int32 `(P,)`."""
+    """Count the pairs of the same expert before each pair, int32 `(P,)`.
+
+    Pairs are ordered by position, or by score if there is one.
+    """
     expert_index = ops.convert_to_tensor(expert_index)
     if score is None:
         order = light_ops.argsort(expert_index)

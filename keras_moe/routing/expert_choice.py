@@ -22,21 +22,25 @@ def expert_choice_assignment(
     capacity: int | Tensor,
     conditions: Conditions = UNCONDITIONAL,
 ) -> Assignment:
-    """Each expert takes its C best tokens (Zhou et al. 2022, "Mixture-of-
-    Experts with Expert Choice Routing", eq. 1-3).
+    """Let each expert choose its C best tokens.
 
-    Every expert has the same load, and a token has any number of experts,
-    none included. The weight is the token's probability of that expert. A
-    token's experts depend on all other tokens, later ones too.
+    Every expert has the same load. A token may have any number of experts,
+    including none. The weight of a pair is the probability of the expert for
+    the token. The experts of a token depend on all tokens, including later
+    ones.
+
+    Reference: Zhou et al. 2022, "Mixture-of-Experts with Expert Choice
+    Routing", eq. 1-3.
 
     Args:
         router_logits: float32 `(T, E)`.
-        capacity: C; at most T are taken.
-        conditions: of the batch; padding is never chosen.
+        capacity: int or int32 scalar. C, the tokens per expert. At most T
+            tokens are chosen.
+        conditions: `Conditions` of the batch. Padding is never computed.
 
     Returns:
-        An `Assignment` whose pairs of expert e stand at `e * C ... e * C + C-1`
-        from its best token down.
+        An `Assignment`. The pairs of expert e are at `e * C ... e * C + C-1`,
+        its best token first.
     """
     router_logits = ops.convert_to_tensor(router_logits)
     routing_checks.check_conditions(conditions)
@@ -74,7 +78,7 @@ def expert_choice_assignment(
 def _best_tokens(
     probs: Tensor, capacity: int | Tensor, token_mask: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Each expert's best tokens and their expert, int32 `(E * C,)` both."""
+    """Return each expert's best tokens, and the experts: int32 `(E * C,)`."""
     num_tokens, num_experts = ops.shape(probs)[0], probs.shape[1]
     capacity = smaller_size(capacity, num_tokens)
     scores = ops.transpose(probs)

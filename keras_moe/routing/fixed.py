@@ -1,10 +1,10 @@
-"""Routing that is not learned: by hash, by number, by place, by rule.
+"""Routing that is not learned: by hash, by number, by position, or by rule.
 
 T tokens, E experts, K top_k.
 
-Each of these is a table of scores `(T, E)`, whose K largest are chosen: where
-an expert is switched off its tokens go to the next in their own order, and no
-other token moves.
+Each algorithm is a table of scores `(T, E)`, of which the K largest per token
+are chosen. If an expert is off, its tokens go to the next experts in their own
+order, and no other token moves.
 """
 
 import operator
@@ -30,17 +30,19 @@ from keras_moe.types import Assignment, Tensor
 
 
 def hash_scores(ids: Tensor, num_experts: int, seed: int = 0) -> Tensor:
-    """Pseudo-random scores of each id and expert, uniform in 0 ... 1.
+    """Return pseudo-random scores of each id and expert, uniform in 0 ... 1.
 
-    Highest random weight hashing (Thaler and Ravishankar 1998): one hash
-    function an expert. An id always has the same experts (Roller et al. 2021,
-    "Hash Layers For Large Sparse Models", section 3.1); K of them are K
-    different hashes.
+    This is highest-random-weight hashing, with one hash function per expert.
+    An id always has the same experts, and its K experts are K different
+    hashes.
+
+    Reference: Thaler and Ravishankar 1998; Roller et al. 2021, "Hash Layers
+    For Large Sparse Models", section 3.1.
 
     Args:
         ids: int `(T,)`.
-        num_experts: E.
-        seed: another one gives other hash functions.
+        num_experts: int. E.
+        seed: int. Another seed gives other hash functions. Defaults to 0.
 
     Returns:
         float32 `(T, E)`.
@@ -54,11 +56,11 @@ def hash_scores(ids: Tensor, num_experts: int, seed: int = 0) -> Tensor:
 
 
 def cyclic_scores(ids: Tensor, num_experts: int) -> Tensor:
-    """Scores that put expert `id mod E` first, the next behind it, and so on.
+    """Return scores that rank expert `id mod E` first, then the next, etc.
 
     Args:
         ids: int `(T,)`.
-        num_experts: E.
+        num_experts: int. E.
 
     Returns:
         float32 `(T, E)`.
@@ -73,12 +75,15 @@ def cyclic_scores(ids: Tensor, num_experts: int) -> Tensor:
 def rule_scores(
     expert: Tensor, num_experts: int, default_expert: int | None
 ) -> Tensor:
-    """Scores that put one expert first, then the default, then the next.
+    """Return scores that rank one expert first, then the default, then others.
+
+    The others follow in the order of `cyclic_scores`.
 
     Args:
-        expert: int `(T,)`, 0 ... E - 1.
-        num_experts: E.
-        default_expert: who stands in, or None.
+        expert: int `(T,)`, in 0 ... E - 1. The first expert of each token.
+        num_experts: int. E.
+        default_expert: int in 0 ... E - 1. The expert that stands in if the
+            first one is off. `None` for the next expert.
 
     Returns:
         float32 `(T, E)`.
@@ -94,7 +99,7 @@ def rule_scores(
 
 
 def check_default_expert(value: object, num_experts: int) -> int | None:
-    """Return `value` if it is None or in 0 ... E - 1."""
+    """Return `value`, or raise if it is neither None nor in 0 ... E - 1."""
     num_experts = check_positive_int("num_experts", num_experts)
     if value is None:
         return None
@@ -102,22 +107,22 @@ def check_default_expert(value: object, num_experts: int) -> int | None:
         return operator.index(value)
     raise ValueError(
         f"`default_expert` must be None or in 0 ... {num_experts - 1}. "
-        f"Received: default_expert={value!r}. Name an expert by its place."
+        f"Received: default_expert={value!r}. Pass the number of an expert."
     )
 
 
 def fixed_assignment(
     scores: Tensor, top_k: int, conditions: Conditions = UNCONDITIONAL
 ) -> Assignment:
-    """Sends each token to its K best experts, each by the weight 1 / K.
+    """Send each token to its K best experts, each with the weight 1 / K.
 
-    The logits are zero and the probabilities those of the choice, so that no
-    loss has a gradient.
+    The logits are zero, and the probabilities are 1 / K for the chosen experts,
+    so that no loss has a gradient.
 
     Args:
         scores: float32 `(T, E)`.
-        top_k: K.
-        conditions: of the batch.
+        top_k: int. K.
+        conditions: `Conditions` of the batch.
     """
     num_experts = routing_checks.num_columns(scores)
     top_k = check_top_k(top_k, num_experts)
@@ -132,8 +137,10 @@ def fixed_assignment(
 
 
 def _salt(num_experts: int, seed: int) -> Tensor:
-    """A number for each expert and seed, int32 `(E,)`: each has another hash
-    function for all seeds, however large."""
+    """Return a number for each expert and seed, int32 `(E,)`.
+
+    All experts have different hash functions for all seeds, however large.
+    """
     numbers = [e + 1 + seed * num_experts for e in range(num_experts)]
     digits = max(1, -(-max(map(int.bit_length, numbers)) // 32))
     salt = ops.zeros((num_experts,), dtype="int32")
@@ -145,10 +152,10 @@ def _salt(num_experts: int, seed: int) -> Tensor:
 
 
 def _mix(x: Tensor) -> Tensor:
-    """Spreads int32 bits: a mixer in the manner of MurmurHash3's.
+    """Mix int32 bits, in the manner of MurmurHash3.
 
-    Sums and products wrap around, on every backend. The sign is masked away
-    before each shift, which would copy it.
+    Products wrap around on every backend. After each shift, which copies the
+    sign, the upper bits are masked.
     """
     for multiplier in (0x7FEB352D, 0x046CA68B):
         x = ops.bitwise_xor(x, _shifted(x, 16))

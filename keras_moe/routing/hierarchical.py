@@ -1,7 +1,7 @@
-"""First a group of experts, then experts inside it.
+"""Choose groups of experts first, and then experts in these groups.
 
-T tokens, E experts, G groups of E / G consecutive ones, M top_k_groups, K
-top_k, K / M of them in each chosen group.
+T tokens, E experts, G groups of E / G consecutive experts, M top_k_groups, K
+top_k, of which K / M are in each chosen group.
 """
 
 from keras import ops
@@ -30,31 +30,36 @@ def hierarchical_assignment(
     normalize_weights: bool = True,
     conditions: Conditions = UNCONDITIONAL,
 ) -> Assignment:
-    """Chooses M groups, and K / M experts in each (Shazeer et al. 2017,
-    appendix B, eq. 12; with all of both, Jordan & Jacobs 1994, section 2).
+    """Choose M groups for each token, and K / M experts in each group.
 
-    An expert's probability is that of its group times its own among the
-    group's experts. Its weight is the product of the same two; a stage that
-    chooses several divides its factor by the sum over the chosen ones, and a
-    stage that chooses one leaves the probability, from which it learns. The
-    paper has noise before both choices, which a router may add to the logits.
+    The probability of an expert is that of its group times that of the expert
+    within the group. Its weight is the product of the same two factors. If a
+    stage chooses several, its factor is divided by the sum over the chosen
+    ones. If a stage chooses one, its factor remains the probability, so that
+    the stage gets a gradient. The paper adds noise before both choices, which
+    a router may add to the logits.
+
+    Reference: Shazeer et al. 2017, "Outrageously Large Neural Networks",
+    appendix B, eq. 12; with all groups and experts, Jordan & Jacobs 1994,
+    section 2.
 
     Args:
         group_logits: float32 `(T, G)`.
         expert_logits: float32 `(T, E)`, group by group.
-        top_k: K, a multiple of M.
-        top_k_groups: M, 1 to G.
-        normalize_weights: False leaves both stages their probabilities.
-        conditions: of the batch. A group whose experts are all off is chosen
-            last; a chosen expert that is off is left out.
+        top_k: int. K, a multiple of M.
+        top_k_groups: int. M, 1 to G. Defaults to 1.
+        normalize_weights: bool. Whether the factors are divided by their sums
+            over the chosen ones. Defaults to `True`.
+        conditions: `Conditions` of the batch. A group whose experts are all
+            off is chosen last. A chosen expert that is off is excluded.
 
     Returns:
-        An `Assignment` with K pairs a token, those of its best group first.
+        An `Assignment` with K pairs per token, those of its best group first.
         `router_logits` are the logarithms of `router_probs` plus
-        `log sum_e exp(group_logit + expert_logit)`: their softmax is
-        `router_probs`, and a common offset of either stage's logits is in
-        them, so that a z-loss keeps both stages small. With one group they
-        are the experts' logits, since the group's decides nothing.
+        `log sum_e exp(group_logit + expert_logit)`. Their softmax is
+        `router_probs`, and they include a common offset of either stage's
+        logits, so that a z-loss keeps both stages small. With one group they
+        are the logits of the experts, since there is no choice of a group.
     """
     num_groups = routing_checks.num_columns(group_logits)
     num_experts = routing_checks.num_columns(expert_logits)
@@ -94,7 +99,7 @@ def hierarchical_assignment(
 
 
 def _joint_logits(group_logits: Tensor, expert_logits: Tensor) -> Tensor:
-    """Both stages' log-probabilities, `(T, E)`, and the sum of all."""
+    """Return the logits of both stages together, `(T, E)`."""
     num_groups = routing_checks.num_columns(group_logits)
     num_experts = routing_checks.num_columns(expert_logits)
     size = num_experts // num_groups
@@ -111,7 +116,7 @@ def _joint_logits(group_logits: Tensor, expert_logits: Tensor) -> Tensor:
 def _available_groups(
     group_logits: Tensor, conditions: Conditions, size: int
 ) -> Tensor:
-    """Puts groups without an expert that is on below all others."""
+    """Set the logits of groups whose experts are all off to `UNAVAILABLE`."""
     group_logits = ops.convert_to_tensor(group_logits)
     if conditions.available is None:
         return group_logits
@@ -122,7 +127,7 @@ def _available_groups(
 def _choose(
     group_logits: Tensor, expert_logits: Tensor, top_k: int, top_k_groups: int
 ) -> Tensor:
-    """The best experts of the best groups, as columns `(T, K)`."""
+    """Return the best experts of the best groups, as columns `(T, K)`."""
     num_groups = routing_checks.num_columns(group_logits)
     size = routing_checks.num_columns(expert_logits) // num_groups
     groups = ops.reshape(top_k_index(group_logits, top_k_groups), (-1, 1))
@@ -136,16 +141,17 @@ def _choose(
 
 
 def _weights(of_group: Tensor, in_group: Tensor, normalize: bool) -> Tensor:
-    """The product of both stages' factors, `(T, M, K / M)`.
+    """Return the product of both stages' factors, `(T, M, K / M)`.
 
-    Both are zero where a choice is not carried out.
+    Both factors are zero for a choice that is excluded.
     """
     if normalize and of_group.shape[-1] > 1:
         in_group = normalized(in_group)
     if normalize and of_group.shape[1] > 1:
         computed = ops.cast(of_group > 0, "float32")
         computed = ops.maximum(ops.sum(computed, axis=-1), 1.0)
-        # A group's entries are the same, or zero: their mean is its own.
+        # The entries of a group are equal or zero. This is the mean of the
+        # others.
         each = ops.sum(of_group, axis=-1) / computed
         total = ops.sum(each, axis=-1, keepdims=True)
         of_group = of_group / ops.expand_dims(ops.maximum(total, 1e-20), -1)

@@ -1,4 +1,4 @@
-"""Tokens of several kinds, each with experts of its own.
+"""Tokens of several modalities, each with experts of its own.
 
 T tokens, E experts, K top_k, M modalities.
 """
@@ -25,21 +25,22 @@ def modality_assignment(
     normalize_weights: bool = True,
     conditions: Conditions = UNCONDITIONAL,
 ) -> Assignment:
-    """Sends each token to the K best of the experts it is allowed.
+    """Send each token to the K best of its allowed experts.
 
-    Probabilities are over those experts alone. Where fewer than K of them are
-    on, the token has fewer, and its weights are normalised among them. A
-    replay allows what it chose.
+    Probabilities are over the allowed experts alone. If fewer than K of them
+    are on, the token has fewer experts, and its weights are normalized over
+    these. The experts that a replay chose are allowed, too.
 
     Args:
         router_logits: float32 `(T, E)`.
-        allowed: bool `(T, E)`, or None where a token may have any expert.
-        top_k: K.
-        normalize_weights: whether a token's weights are divided by their sum.
-        conditions: of the batch.
+        allowed: bool `(T, E)`. None if all experts are allowed.
+        top_k: int. K.
+        normalize_weights: bool. Whether a token's weights are divided by their
+            sum. Defaults to `True`.
+        conditions: `Conditions` of the batch.
 
     Returns:
-        An `Assignment` with K pairs a token, its best expert first.
+        An `Assignment` with K pairs per token, its best expert first.
     """
     router_logits = ops.convert_to_tensor(router_logits)
     routing_checks.check_token_choice(
@@ -58,7 +59,7 @@ def modality_assignment(
     probs = softmax(masked)
     choice = choose(masked, top_k, conditions)
     if allowed is not None:
-        # Not `>`: NaN passes, to be seen.
+        # Not `>`, so that NaN reaches the outputs.
         off = choice.values(masked) <= UNAVAILABLE / 2
         choice = choice.only(ops.logical_not(off))
     weights = choice.values(probs)
@@ -68,7 +69,7 @@ def modality_assignment(
 
 
 def _recorded(replay: Assignment, top_k: int) -> Tensor:
-    """Bool `(T, E)`, the experts that a replay chose."""
+    """Return the experts that a replay chose, bool `(T, E)`."""
     num_experts = routing_checks.num_columns(replay.router_probs)
     index = ops.reshape(replay.expert_index, (-1, top_k, 1))
     experts = ops.arange(num_experts, dtype="int32")

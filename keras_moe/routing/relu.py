@@ -1,6 +1,6 @@
-"""Weights that are zero where an expert is not needed.
+"""ReLU routing: a token uses every expert with a positive logit.
 
-T tokens, E experts, K top_k, M the most experts a token may have.
+T tokens, E experts, K top_k, M the most experts per token.
 """
 
 from keras import ops
@@ -34,22 +34,28 @@ def relu_assignment(
     conditions: Conditions = UNCONDITIONAL,
     over_replicas: bool = False,
 ) -> Assignment:
-    """Each token uses every expert whose logit is above zero, by that logit
-    (Wang et al. 2024, "ReMoE: Fully Differentiable Mixture-of-Experts with
-    ReLU Routing", eq. 6; the load-balanced L1 loss is eq. 10-11).
+    """Send each token to all experts with positive logits.
+
+    The weight of an expert is its logit.
+
+    Reference: Wang et al. 2024, "ReMoE: Fully Differentiable
+    Mixture-of-Experts with ReLU Routing", eq. 6, and eq. 10-11 for the
+    load-balanced L1 loss.
 
     Args:
         router_logits: float32 `(T, E)`.
-        max_experts: M; of more than M positive logits the M largest count.
-        top_k: K, the mean number of experts that is aimed at.
-        l1_coefficient: float32 `(1,)`, weight of the L1 loss.
-        conditions: of the batch.
-        over_replicas: Whether the loss is that of the tokens of all replicas
-            together; every replica must make the call.
+        max_experts: int. M. If a token has more than M positive logits, the M
+            largest are used.
+        top_k: float. K, the desired mean number of experts per token.
+        l1_coefficient: float32 `(1,)`. Weight of the L1 loss.
+        conditions: `Conditions` of the batch.
+        over_replicas: bool. Whether the loss is that of the tokens of all
+            replicas together; then every replica must make the call. Defaults
+            to `False`.
 
     Returns:
-        An `Assignment` with M pairs a token, its best expert first; those of
-        weight zero are not computed.
+        An `Assignment` with M pairs per token, its best expert first. Pairs
+        with the weight zero are not computed.
     """
     router_logits = ops.convert_to_tensor(router_logits)
     num_experts = routing_checks.num_columns(router_logits)
@@ -67,7 +73,7 @@ def relu_assignment(
     choice = choose(gates, max_experts, conditions)
     weights = choice.values(gates)
     if conditions.replay is None:
-        # Not `weights > 0`: NaN passes, to be seen.
+        # Not `weights > 0`, so that NaN reaches the outputs.
         choice = choice.only(ops.logical_not(weights <= 0))
     coefficient = ops.convert_to_tensor(l1_coefficient)
     loss = coefficient * _balanced_l1(gates, top_k, conditions, over_replicas)
@@ -89,21 +95,25 @@ def next_l1_coefficient(
     token_mask: Tensor | None = None,
     available: Tensor | None = None,
 ) -> Tensor:
-    """Returns the coefficient for the next step (ReMoE, eq. 8).
+    """Return the coefficient of the L1 loss for the next step.
 
-    It grows by the factor if more than K of E experts are active in the mean,
-    up to 1e4 (the paper has no bound), and shrinks by it if fewer are. The
-    paper has one coefficient for all layers of a model; here each router has
-    its own.
+    It is multiplied by `growth` if tokens use more than K experts on average,
+    up to 1e4 (the paper has no bound), and divided by it if they use fewer.
+    The paper has one coefficient for all layers of a model; here each router
+    has its own.
+
+    Reference: Wang et al. 2024, "ReMoE: Fully Differentiable
+    Mixture-of-Experts with ReLU Routing", eq. 8.
 
     Args:
         l1_coefficient: float32 `(1,)`.
         router_logits: float32 `(T, E)`.
-        top_k: K.
-        growth: above 1; 1.2 in the paper.
-        token_mask: bool `(T,)`.
-        available: bool `(E,)`, False for experts that are off, which are not
-            counted; or None.
+        top_k: float. K.
+        growth: float above 1. The paper uses 1.2.
+        token_mask: bool `(T,)`. False for padding. `None` (the default) if no
+            token is padding.
+        available: bool `(E,)`. False for experts that are off, which are not
+            counted. `None` (the default) if all are on.
     """
     router_logits = ops.convert_to_tensor(router_logits)
     check_above("top_k", top_k, 0, INFINITY)
@@ -124,7 +134,7 @@ def next_l1_coefficient(
 def _balanced_l1(
     gates: Tensor, top_k: float, conditions: Conditions, over_replicas: bool
 ) -> Tensor:
-    """Sum over the experts of their load times their mean gate."""
+    """Return the sum over experts of their load times their mean gate."""
     num_on: int | Tensor = gates.shape[-1]
     if conditions.available is not None:
         num_on = ops.sum(ops.cast(conditions.available, "float32"))
@@ -139,7 +149,7 @@ def _balanced_l1(
 
 
 def _valid(values: Tensor, token_mask: Tensor | None) -> Tensor:
-    """Float `(T, 1)`, zero for padding."""
+    """Return the mask as float `(T, 1)`, zero for padding."""
     if token_mask is None:
         return ops.ones_like(values[:, :1])
     return ops.cast(ops.expand_dims(token_mask, -1), "float32")

@@ -1,4 +1,4 @@
-"""A second expert only where it is worth it.
+"""Drop second experts with small weights.
 
 T tokens, K top_k.
 """
@@ -12,11 +12,11 @@ SECOND_EXPERTS = ("random", "threshold", "all")
 
 
 def first_choices(assignment: Assignment, pairs_per_token: int) -> Assignment:
-    """Returns the pair of each token that stands first: its best expert.
+    """Return only the first pair of each token, that of its best expert.
 
     Args:
-        assignment: of a token-choice algorithm.
-        pairs_per_token: K.
+        assignment: `Assignment` of a token-choice algorithm.
+        pairs_per_token: int. K.
     """
     by_token = (-1, pairs_per_token)
 
@@ -33,17 +33,20 @@ def first_choices(assignment: Assignment, pairs_per_token: int) -> Assignment:
 def drop_weak_second(
     assignment: Assignment, threshold: float, noise: Tensor | None = None
 ) -> Assignment:
-    """Drops second experts of small weight; the first keeps its weight.
+    """Drop second experts with small weights; first experts keep theirs.
 
-    With noise, the second is kept with probability `min(1, w2 / threshold)`:
-    GShard (Lepikhin et al. 2020, algorithm 1, line 18) with `threshold=0.5`,
-    ST-MoE (Zoph et al. 2022, appendix C) with 0.2. Without, it is kept where
-    `w2 > threshold`.
+    With noise, a second expert of weight w2 is kept with the probability
+    `min(1, w2 / threshold)`. Without noise, it is kept if `w2 > threshold`.
+
+    Reference: Lepikhin et al. 2020, "GShard", algorithm 1, line 18, with
+    `threshold=0.5`; Zoph et al. 2022, "ST-MoE", appendix C, with 0.2.
 
     Args:
-        assignment: of `top_k_assignment` with K = 2 and normalised weights.
-        threshold: above 0, at most 1.
-        noise: float32 `(T,)`, uniform in 0 ... 1, or None.
+        assignment: `Assignment` of `top_k_assignment` with K = 2 and
+            normalized weights.
+        threshold: float above 0 and at most 1.
+        noise: float32 `(T,)`, uniform in 0 ... 1. `None` (the default) for no
+            noise.
     """
     check_assignment(assignment)
     routing_checks.check_share("threshold", threshold)

@@ -1,4 +1,4 @@
-"""A balanced assignment by optimal transport.
+"""Balanced routing by optimal transport.
 
 T tokens, E experts, K top_k.
 """
@@ -28,18 +28,21 @@ def sinkhorn_assignment(
     num_iterations: int | None,
     conditions: Conditions = UNCONDITIONAL,
 ) -> Assignment:
-    """Sends each token to its K best experts of a balanced plan.
+    """Send each token to its K best experts of a balanced plan.
 
-    The weight is the probability of the logits, as in S-BASE; the plan
-    decides who is chosen.
+    The plan decides which experts are chosen. Their weights are the
+    probabilities of the logits, as in S-BASE.
+
+    Reference: Clark et al. 2022, "Unified Scaling Laws for Routed Language
+    Models", section 2.2.
 
     Args:
         router_logits: float32 `(T, E)`.
-        top_k: K.
-        num_iterations: of `sinkhorn`; None chooses by the logits, which is
-            what the papers do at inference, where a token's experts must not
-            depend on the others.
-        conditions: of the batch.
+        top_k: int. K.
+        num_iterations: int. Iterations of `sinkhorn`. With `None` the logits
+            decide, as in the papers at inference, when a token's experts must
+            not depend on other tokens.
+        conditions: `Conditions` of the batch.
     """
     router_logits = ops.convert_to_tensor(router_logits)
     routing_checks.check_conditions(conditions)
@@ -59,24 +62,26 @@ def sinkhorn(
     conditions: Conditions = UNCONDITIONAL,
     num_iterations: int = 16,
 ) -> Tensor:
-    """Scales `exp(logits)` so that every expert has the same total.
+    """Scale `exp(logits)` so that all experts have about the same total.
 
-    Alternates normalising each expert's column and each token's row, in
-    logarithms (Sinkhorn 1964; S-BASE of Clark et al. 2022, "Unified Scaling
-    Laws for Routed Language Models", section 2.2 and appendix B.2.1, which
-    relaxes the linear assignment of BASE, Lewis et al. 2021). The largest
-    entry of a row is then the token's expert in a nearly balanced assignment.
-    No gradient flows through it.
+    Each iteration normalizes the column of each expert and the row of each
+    token, in logarithms. The largest entry of a row is then the token's expert
+    in a nearly balanced assignment. No gradient flows through it.
+
+    Reference: Sinkhorn 1964; Clark et al. 2022, "Unified Scaling Laws for
+    Routed Language Models", section 2.2 and appendix B.2.1 (S-BASE), which
+    relaxes the linear assignment of BASE (Lewis et al. 2021).
 
     Args:
         router_logits: float32 `(T, E)`.
-        conditions: of the batch; padding takes no part in the totals, and
-            experts that are off none in the plan.
-        num_iterations: the larger the logits, the more it takes; 16 do where
-            their standard deviation is about one.
+        conditions: `Conditions` of the batch. Padding is excluded from the
+            totals, and experts that are off from the plan.
+        num_iterations: int. Larger logits need more iterations; 16 (the
+            default) are enough for a standard deviation of about one.
 
     Returns:
-        float32 `(T, E)`, the logarithm of the plan, its rows summing to one.
+        float32 `(T, E)`, the logarithm of the plan. Each row of the plan sums
+        to one.
     """
     routing_checks.check_conditions(conditions)
     num_iterations = check_positive_int("num_iterations", num_iterations)

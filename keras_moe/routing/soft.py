@@ -1,7 +1,7 @@
-"""Mixtures without a choice: every slot sees every token, a task every expert.
+"""Soft mixtures: every slot mixes all tokens, and every task all experts.
 
-B sequences, S tokens of one, D hidden_dim, H output width, E experts, Z slots
-an expert, T = B * S tokens.
+B sequences, S tokens per sequence, D hidden_dim, H output width, E experts, Z
+slots per expert, T = B * S tokens.
 """
 
 from keras import ops
@@ -12,16 +12,18 @@ from keras_moe.types import UNAVAILABLE, Tensor
 def soft_slot_logits(
     tokens: Tensor, slot_kernel: Tensor, scale: Tensor | None = None
 ) -> Tensor:
-    """Scores every slot for every token (Puigcerver et al. 2023, "From Sparse
-    to Soft Mixtures of Experts", eq. 1; normalised, section 2.3).
+    """Return the score of every slot for every token.
+
+    Reference: Puigcerver et al. 2023, "From Sparse to Soft Mixtures of
+    Experts", eq. 1, and section 2.3 for the normalization.
 
     Args:
         tokens: float32 `(B, S, D)`.
-        slot_kernel: float32 `(D, E * Z)`, a column a slot.
-        scale: float32 `(1,)`. With it tokens and columns are divided by their
-            length, and the columns multiplied by it: a softmax over wide
-            tokens would otherwise be all but a choice. None is the plain
-            product.
+        slot_kernel: float32 `(D, E * Z)`, with one column per slot.
+        scale: float32 `(1,)`. If given, tokens and columns are divided by
+            their Euclidean norms, and the columns are multiplied by `scale`.
+            Without this, a softmax over wide tokens would be close to one-hot.
+            `None` (the default) for the plain product.
 
     Returns:
         float32 `(B, S, E * Z)`.
@@ -37,18 +39,20 @@ def soft_slot_logits(
 def soft_weights(
     slot_logits: Tensor, token_mask: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Returns what slots are made of, and tokens (same paper, eq. 1 and 3).
+    """Return the weights of tokens in slots, and of slots in tokens.
+
+    Reference: Puigcerver et al. 2023, "From Sparse to Soft Mixtures of
+    Experts", eq. 1 and 3.
 
     Args:
         slot_logits: float32 `(B, S, E * Z)`.
-        token_mask: bool `(B, S)`, False for padding, which is in no slot and
-            made of none; or None.
+        token_mask: bool `(B, S)`. False for padding, which is excluded. `None`
+            (the default) if no token is padding.
 
     Returns:
         Dispatch weights, which sum to one over the tokens of a sequence, and
-        combine weights, which sum to one over the slots: float32
-        `(B, S, E * Z)` both. Zero for padding, and for sequences of padding
-        alone.
+        combine weights, which sum to one over the slots, both float32
+        `(B, S, E * Z)`. They are zero for padding.
     """
     slot_logits = ops.convert_to_tensor(slot_logits)
     combine = _softmax(slot_logits, axis=-1)
@@ -64,14 +68,14 @@ def soft_weights(
 
 
 def mix_experts(outputs: Tensor, mixture_weights: Tensor) -> Tensor:
-    """Sums all experts' outputs of each token by weight.
+    """Sum the outputs of all experts for each token by weight.
 
     Args:
         outputs: `(T, E, H)`.
         mixture_weights: `(T, E)`.
 
     Returns:
-        `(T, H)`, the dtype of `outputs`.
+        `(T, H)`, in the dtype of `outputs`.
     """
     outputs = ops.convert_to_tensor(outputs)
     weights = ops.cast(ops.expand_dims(mixture_weights, 1), outputs.dtype)
@@ -79,11 +83,11 @@ def mix_experts(outputs: Tensor, mixture_weights: Tensor) -> Tensor:
 
 
 def _softmax(logits: Tensor, axis: int) -> Tensor:
-    """`ops.softmax`, without its warning where the axis has one entry."""
+    """Return `ops.softmax`, without its warning if the axis has length 1."""
     return ops.exp(ops.log_softmax(logits, axis=axis))
 
 
 def _unit_length(x: Tensor, axis: int) -> Tensor:
-    """Divides by the Euclidean norm; zeros stay zeros."""
+    """Divide by the Euclidean norm; zeros stay zero."""
     squares = ops.sum(ops.square(x), axis=axis, keepdims=True)
     return x * ops.rsqrt(ops.maximum(squares, 1e-12))

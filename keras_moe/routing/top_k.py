@@ -1,4 +1,4 @@
-"""Tokens choose their K best experts; the bias that keeps them balanced.
+"""Token choice of the K best experts, and the bias that balances experts.
 
 T tokens, E experts, N null experts, K top_k.
 """
@@ -39,37 +39,46 @@ def top_k_assignment(
     routed_scaling_factor: float = 1.0,
     num_null_experts: int = 0,
 ) -> Assignment:
-    """Sends each token to its K best experts (token choice).
+    """Send each token to its K best experts (token choice).
 
-    `"softmax"` scores with a softmax over all experts and keeps the K largest
-    (Shazeer et al. 2017 without noise; Fedus et al. 2021, eq. 1).
-    `"topk_softmax"` takes the softmax over the K chosen logits alone (Jiang
-    et al. 2024, "Mixtral of Experts", section 2.1). `"sigmoid"` scores each
-    expert for itself (DeepSeek-V3, eq. 15). Of equal scores the expert with
-    the lower index wins, on every backend.
+    `"softmax"` computes a softmax over all experts and keeps the K largest.
+    `"topk_softmax"` computes the softmax over the K chosen logits alone.
+    `"sigmoid"` scores each expert independently. Of equal scores the expert
+    with the lower index is chosen, on every backend.
+
+    Reference: Shazeer et al. 2017 without noise, and Fedus et al. 2021, eq. 1
+    (`"softmax"`); Jiang et al. 2024, "Mixtral of Experts", section 2.1
+    (`"topk_softmax"`); DeepSeek-AI 2024, "DeepSeek-V3 Technical Report",
+    eq. 15-16 (`"sigmoid"`, `expert_bias`).
 
     Args:
-        router_logits: float32 `(T, E + N)`, null experts last.
-        top_k: K, 1 to E. 1 or 2 for few experts, 8 for many small ones.
-        scoring: `"softmax"`, `"topk_softmax"` or `"sigmoid"`.
-        normalize_weights: whether a token's K weights are divided by their
-            sum. Leave it off for `top_k=1`, where the weight would become the
-            constant 1 and the router would learn from the losses alone.
-        conditions: of the batch: padding, experts that are off, a replay.
-        expert_bias: float32 `(E + N,)` added to the scores for the choice
-            and not for the weight (DeepSeek-V3, eq. 16), or None.
-        num_groups: groups of consecutive experts, a divisor of E; 1 for none.
-        top_k_groups: from how many of its best groups a token chooses. A
-            group is as good as its best expert (DeepSeek-V2, section 2.1.2),
-            under `"sigmoid"` as its two best (DeepSeek-V3, section 2.1.2).
-            A token whose groups have fewer than K experts that are on has
-            fewer experts.
-        routed_scaling_factor: the weights are multiplied by it at the end.
-        num_null_experts: N.
+        router_logits: float32 `(T, E + N)`. The null experts come last.
+        top_k: int. K, 1 to E. Typically 1 or 2 for few experts, 8 for many
+            small ones.
+        scoring: str. `"softmax"` (the default), `"topk_softmax"`, or
+            `"sigmoid"`.
+        normalize_weights: bool. Whether a token's K weights are divided by
+            their sum. Defaults to `True`. Pass `False` with `top_k=1`:
+            otherwise the weight would be the constant 1, and only the losses
+            would train the router.
+        conditions: `Conditions` of the batch: padding, experts that are off,
+            a replay.
+        expert_bias: float32 `(E + N,)`. Added to the scores for the choice,
+            but not to the weights. `None` (the default) for no bias.
+        num_groups: int. Number of groups of consecutive experts, a divisor of
+            E. Defaults to 1.
+        top_k_groups: int. Number of its best groups from which a token
+            chooses. Defaults to 1. The score of a group is that of its best
+            expert (DeepSeek-V2, section 2.1.2), or with `"sigmoid"` the sum of
+            its two best (DeepSeek-V3, section 2.1.2). If fewer than K experts
+            in these groups are on, the token has fewer experts.
+        routed_scaling_factor: float. Factor of the final weights. Defaults to
+            1.
+        num_null_experts: int. N. Defaults to 0.
 
     Returns:
-        An `Assignment` whose pairs of token t stand at `t * K ... t * K + K-1`
-        from its best expert down.
+        An `Assignment`. The pairs of token t are at `t * K ... t * K + K-1`,
+        its best expert first.
     """
     router_logits = ops.convert_to_tensor(router_logits)
     num_experts = routing_checks.real_experts(
@@ -90,7 +99,7 @@ def top_k_assignment(
         router_probs = as_probabilities(scores, conditions)
     else:
         scores = router_probs = softmax(masked)
-    ranked = masked  # in the order of the scores, and not yet rounded
+    ranked = masked  # in the order of the scores, but not rounded like these
     if expert_bias is not None or num_groups > 1:
         biased = scores if expert_bias is None else scores + expert_bias
         ranked = available_logits(biased, conditions)
@@ -122,14 +131,14 @@ def top_k_assignment(
 def keep_best_groups(
     scores: Tensor, num_groups: int, top_k_groups: int, best: int
 ) -> Tensor:
-    """Puts the scores outside a token's best groups below all others.
+    """Set the scores outside of a token's best groups to `UNAVAILABLE`.
 
     Args:
-        scores: float32 `(T, E)`, `UNAVAILABLE` for experts that are off: they
-            have no part in the score of their group.
-        num_groups: a divisor of E.
-        top_k_groups: groups kept.
-        best: how many of its experts' scores make a group's.
+        scores: float32 `(T, E)`. `UNAVAILABLE` for experts that are off, which
+            are excluded from the score of their group.
+        num_groups: int. Number of groups, a divisor of E.
+        top_k_groups: int. Number of groups to keep.
+        best: int. The score of a group is the sum of this many best scores.
 
     Returns:
         `(T, E)`.
@@ -161,21 +170,24 @@ def balanced_bias(
     step_size: float,
     available: Tensor | None = None,
 ) -> Tensor:
-    """Moves each expert's bias against its load (Wang et al. 2024,
-    "Auxiliary-Loss-Free Load Balancing Strategy", algorithm 1).
+    """Return expert biases that were moved against the load.
 
-    `b_e + step_size * sign(mean load - load_e)`, with the load of all
-    replicas of a step taken together. An even load moves nothing: integers
+    They are `b_e + step_size * sign(mean load - load_e)`, with the load of all
+    replicas of a step together. An even load changes no bias, since integers
     are compared.
+
+    Reference: Wang et al. 2024, "Auxiliary-Loss-Free Load Balancing Strategy",
+    algorithm 1.
 
     Args:
         expert_bias: float32 `(E,)`.
-        expert_index: int32 `(P,)`, the chosen experts; E and more are not
-            counted.
-        num_experts: E.
-        step_size: above 0; 0.001 in the paper.
-        available: bool `(E,)`, False for experts that are off, which keep
-            their bias and have no part in the mean. `None` if all are on.
+        expert_index: int32 `(P,)`. The chosen experts. An index of E or above
+            is not counted.
+        num_experts: int. E.
+        step_size: float above 0. The paper uses 0.001.
+        available: bool `(E,)`. False for experts that are off, which keep
+            their bias and are excluded from the mean. `None` (the default) if
+            all are on.
     """
     routing_checks.check_num_experts(num_experts, expert_bias.shape[0])
     routing_checks.check_positive("step_size", step_size)
@@ -187,7 +199,7 @@ def balanced_bias(
         num_on = ops.sum(ops.cast(available, "int32"))
     total = ops.sum(counts)
     mean = total // num_on
-    # A mean that is no integer is above its integer part, and below the next.
+    # A mean that is not an integer is above its integer part, below the next.
     above = ops.cast(total > mean * num_on, "int32")
     direction = ops.sign(2 * (mean - counts) + above)
     moved = expert_bias + step_size * ops.cast(direction, "float32")

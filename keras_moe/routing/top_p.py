@@ -1,6 +1,6 @@
-"""As many experts as it takes to be sure enough.
+"""Choice of as many experts as a total probability needs.
 
-T tokens, E experts, K the most experts a token may have.
+T tokens, E experts, K the most experts per token.
 """
 
 from keras import ops
@@ -28,24 +28,27 @@ def top_p_assignment(
     conditions: Conditions = UNCONDITIONAL,
     over_replicas: bool = False,
 ) -> Assignment:
-    """Sends each token to its best experts until their probabilities reach p
-    (Huang et al. 2024, "Harder Tasks Need More Experts: Dynamic Routing in
-    MoE Models", eq. 4-6; the entropy loss is eq. 7).
+    """Send each token to its best experts until their probabilities reach p.
+
+    Reference: Huang et al. 2024, "Harder Tasks Need More Experts: Dynamic
+    Routing in MoE Models", eq. 4-6, and eq. 7 for the entropy loss.
 
     Args:
         router_logits: float32 `(T, E)`.
-        top_p: p, above 0, at most 1.
-        top_k: K; a token has 1 to K experts.
-        normalize_weights: whether a token's weights are divided by their sum;
-            the paper leaves the probabilities.
-        entropy_weight: of the loss, the mean entropy of the probabilities in
-            nats, without which all experts would be needed.
-        conditions: of the batch.
-        over_replicas: Whether the loss is the mean over the tokens of all
-            replicas; every replica must make the call.
+        top_p: float above 0 and at most 1. p.
+        top_k: int. K. A token has 1 to K experts.
+        normalize_weights: bool. Whether a token's weights are divided by their
+            sum. Defaults to `False`, as in the paper.
+        entropy_weight: float. Weight of the loss, which is the mean entropy of
+            the probabilities in nats. Without the loss, training spreads the
+            probabilities until tokens need all experts. Defaults to 0.
+        conditions: `Conditions` of the batch.
+        over_replicas: bool. Whether the loss is the mean over the tokens of
+            all replicas; then every replica must make the call. Defaults to
+            `False`.
 
     Returns:
-        An `Assignment` with K pairs a token, its best expert first.
+        An `Assignment` with K pairs per token, its best expert first.
     """
     router_logits = ops.convert_to_tensor(router_logits)
     routing_checks.check_token_choice(
@@ -62,7 +65,7 @@ def top_p_assignment(
     choice = choose(masked, top_k, conditions)
     weights = choice.values(probs)
     before = ops.cumsum(weights, axis=-1) - weights
-    needed = ops.logical_not(before >= top_p)  # NaN passes, to be seen
+    needed = ops.logical_not(before >= top_p)  # NaN reaches the outputs
     if conditions.replay is None:
         choice = choice.only(needed)
     else:

@@ -15,7 +15,7 @@ class Tracing(Protocol):
     # Sizes and values.
 
     def shapes_known(self, x: Tensor) -> str:
-        """Return what the program that is traced now must know about shapes.
+        """Return what must be known about shapes in the present trace.
 
         Args:
             x: Any tensor of the program.
@@ -23,8 +23,8 @@ class Tracing(Protocol):
         Returns:
             `"at run time"` if a slice may have a length that is data.
             `"sizes"` if all shapes are static and the program can branch by
-            values. `"whole"` if all shapes are static and the program keeps
-            no branches, or does not know its number of rows.
+            values. `"whole"` if all shapes are static, but the program keeps
+            no branches or its number of rows is still unknown.
         """
 
     def shape_of_count(self, count: Tensor, otherwise: int) -> int | Tensor:

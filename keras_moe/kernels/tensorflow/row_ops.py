@@ -27,7 +27,7 @@ def known_int(value: Tensor) -> int | None:
 
 
 def shapes_known(x: Tensor) -> str:
-    """Return `"whole"` inside of XLA, whose trace may not know the batch."""
+    """Return `"whole"` in XLA, whose batch size the trace may not contain."""
     return "whole" if inside_xla() else "at run time"
 
 

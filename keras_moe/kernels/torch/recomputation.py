@@ -2,7 +2,7 @@
 
 `torch.utils.checkpoint` runs a function again during `backward`. By then the
 function has changed the state that it reads, so that a layer whose state
-decides what it computes would compute something else. PyTorch does not tell
+decides what it computes would compute something else. PyTorch does not report
 which call is repeated, but it restores its global random state first. So each
 call inside a checkpoint draws a random number, which is the key of the value
 that it read the first time.
