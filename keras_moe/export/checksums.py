@@ -1,11 +1,8 @@
-"""Compute and compare the SHA-256 of an artifact's files and its manifest."""
+"""Compute and compare the SHA-256 of an artifact's files."""
 
 import hashlib
-import json
 import pathlib
 from typing import Any
-
-CHECKSUM = "checksum"
 
 
 def of_folder(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
@@ -32,16 +29,6 @@ def of_file(path: pathlib.Path) -> str:
     """Return the SHA-256 of a file without reading it into memory at once."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def of_content(manifest: dict[str, Any]) -> str:
-    """Return the SHA-256 of a manifest's content, without its own checksum.
-
-    Whitespace and the order of keys do not change the result.
-    """
-    content = {k: v for k, v in manifest.items() if k != CHECKSUM}
-    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def damage_of(manifest: dict[str, Any], folder: pathlib.Path) -> str | None:

@@ -15,6 +15,7 @@ from keras_moe import _keras, checks
 from keras_moe.export import checksums, schema
 from keras_moe.export.describing import describe
 from keras_moe.export.formats import FORMATS
+from keras_moe.files.content_checksum import CHECKSUM, checksum_of_content
 
 NAME = "moe.json"
 # Increase it if code that reads the old schema would misread the new one.
@@ -103,7 +104,7 @@ def save(manifest: dict[str, Any], folder: pathlib.Path) -> None:
     Raises:
         ValueError: If `read` would not accept the manifest.
     """
-    manifest[checksums.CHECKSUM] = checksums.of_content(manifest)
+    manifest[CHECKSUM] = checksum_of_content(manifest)
     _check(manifest)
     text = json.dumps(manifest, indent=2, allow_nan=False)
     (folder / NAME).write_text(text + "\n", encoding="utf-8")
@@ -210,7 +211,7 @@ def _check(manifest: Any) -> None:
         schema.fail("file", repr(format.file), manifest["file"])
     if old:
         return
-    if manifest[checksums.CHECKSUM] != checksums.of_content(manifest):
+    if manifest[CHECKSUM] != checksum_of_content(manifest):
         raise ValueError("Received: content that differs from its `checksum`")
     if not set(format.parts) <= set(manifest["files"]):
         listed = sorted(manifest["files"])

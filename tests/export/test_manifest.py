@@ -8,8 +8,9 @@ import pytest
 from router_zoo import ROUTERS, model_of
 from written_manifest import content_of
 
-from keras_moe.export import checksums, describing, load
+from keras_moe.export import describing, load
 from keras_moe.export import manifest as manifests
+from keras_moe.files.content_checksum import checksum_of_content
 from keras_moe_cli.bootstrap import run_command
 from keras_moe_cli.cli_errors import CliError
 from keras_moe_cli.input_batches import draw, shapes_for_tokens
@@ -136,7 +137,7 @@ def test_accepted_content_can_be_used(schema, folder, capsys):
     accepted = 0
     for manifest in malformed(content):
         if schema == 2:
-            manifest["checksum"] = checksums.of_content(manifest)
+            manifest["checksum"] = checksum_of_content(manifest)
         (folder / "moe.json").write_text(json.dumps(manifest))
         try:
             found = manifests.read_checked(folder)
@@ -199,7 +200,7 @@ def test_files_outside_of_the_folder(name, folder):
     """A replaced list is refused, even with a valid checksum."""
     content = copy.deepcopy(CONTENT)
     content["files"][name] = content["files"]["model.tflite"]
-    content["checksum"] = checksums.of_content(content)
+    content["checksum"] = checksum_of_content(content)
     (folder / "moe.json").write_text(json.dumps(content))
     with pytest.raises(ValueError, match="`files .a key.` must be"):
         manifests.read(folder)

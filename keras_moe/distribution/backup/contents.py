@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from keras_moe.distribution.backup import generations, state
+from keras_moe.files.content_checksum import CHECKSUM
 
 Path = generations.Path
 FIRST_SCHEMA = {
@@ -18,12 +19,7 @@ FIRST_SCHEMA = {
     "finished",
     "files",
 }
-SECOND_SCHEMA = FIRST_SCHEMA | {
-    "schema",
-    "layers",
-    "steps",
-    generations.CHECKSUM,
-}
+SECOND_SCHEMA = FIRST_SCHEMA | {"schema", "layers", "steps", CHECKSUM}
 
 
 def check(generation: Path, manifest: dict[str, Any]) -> None:

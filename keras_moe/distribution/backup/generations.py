@@ -14,7 +14,6 @@ import Keras.
 
 import contextlib
 import errno
-import hashlib
 import json
 import os
 import pathlib
@@ -24,11 +23,11 @@ import zlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from keras_moe.files.content_checksum import CHECKSUM, checksum_of_content
 from keras_moe.files.forcing import force, force_names
 
 Path = pathlib.Path
 MANIFEST = "manifest.json"
-CHECKSUM = "checksum"
 SCHEMA = 2  # schema 1 has neither this number nor a checksum
 NAME = re.compile(r"generation-(\d{8,})")
 LEFT_OVER = re.compile(r"generation-\d{8,}\.(writing|removing)")
@@ -170,7 +169,7 @@ def _fill(folder: Path, fill: Callable[[Path], dict[str, Any]]) -> None:
     described = fill(folder)
     files = {path.name: _seal(path) for path in sorted(folder.iterdir())}
     manifest = {"schema": SCHEMA, **described, "files": files}
-    manifest[CHECKSUM] = _checksum_of(manifest)
+    manifest[CHECKSUM] = checksum_of_content(manifest)
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
     force(folder)
 
@@ -182,7 +181,7 @@ def _parse(data: bytes) -> dict[str, Any]:
         if not isinstance(manifest, dict):
             raise ValueError("it is not an object")
         if _is_sealed(manifest):
-            expected = _checksum_of(manifest)
+            expected = checksum_of_content(manifest)
             if manifest[CHECKSUM] != expected:
                 raise ValueError("its content is not what was written")
     except RecursionError as error:
@@ -236,13 +235,6 @@ def _next_number(directory: Path) -> int:
 
 def _delete(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
-
-
-def _checksum_of(manifest: dict[str, Any]) -> str:
-    """Return the SHA-256 of a manifest's content without its checksum."""
-    content = {k: v for k, v in manifest.items() if k != CHECKSUM}
-    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _seal(path: Path) -> list[int]:
