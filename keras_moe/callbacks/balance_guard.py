@@ -42,6 +42,24 @@ class BalanceGuard(BlockCallback):
         ValueError: If an argument is out of its range, or if the model has
             no mixture: at the start of training, or at the end of the first
             epoch if `fit` builds the model.
+
+    Example:
+
+    ```python
+    model = keras.Sequential(
+        [
+            keras.Input((16,)),
+            keras_moe.MoEBlock(4, 32, dropout=0.1),
+            keras.layers.Dense(3, activation="softmax"),
+        ]
+    )
+    model.compile("adam", "sparse_categorical_crossentropy")
+    model.fit(
+        np.random.normal(size=(32, 16)),
+        np.random.randint(3, size=32),
+        callbacks=[keras_moe.callbacks.BalanceGuard(patience=3)],
+    )
+    ```
     """
 
     def __init__(

@@ -70,6 +70,20 @@ def to_dense(
             `MixtureOfModels`; if a block outside `keras_moe.models` takes
             router inputs; or if `by` is `"load"`, `data` is None, and the model
             was never trained.
+
+    Example:
+
+    ```python
+    model = keras.Sequential(
+        [
+            keras.Input((16,)),
+            keras_moe.MoEBlock(4, 32, dropout=0.1),
+            keras.layers.Dense(3, activation="softmax"),
+        ]
+    )
+    x = np.random.normal(size=(200, 16))
+    dense = keras_moe.compress.to_dense(model, data=x)
+    ```
     """
     checks.check_choice("by", by, CHOICES)
     blocks = mixtures.changeable_blocks(model)

@@ -68,6 +68,26 @@ class Distiller(PartlyTrained, Wrapper):
             or is not unique; if two routers have different numbers of experts;
             or, in training, if outputs differ in shape, or if `alpha` is below
             1 and there are no labels or no compiled loss.
+
+    Example:
+
+    ```python
+    def network(width):
+        return keras.Sequential(
+            [
+                keras.Input((16,)),
+                keras.layers.Dense(width, activation="relu", name="hidden"),
+                keras.layers.Dense(3, activation="softmax"),
+            ]
+        )
+
+
+    student, teacher = network(8), network(64)  # train the teacher first
+    model = keras_moe.compress.Distiller(student, teacher, hidden=["hidden"])
+    model.compile("adam", "sparse_categorical_crossentropy")
+    x = np.random.normal(size=(32, 16))
+    model.fit(x, np.random.randint(3, size=32))  # trains `student`
+    ```
     """
 
     arguments = (

@@ -51,6 +51,21 @@ def prune_weights(
     Raises:
         ValueError: If an argument is out of its range, if `model` has no
             `Expert` or is not built, or if an `Expert` is shared or quantized.
+
+    Example:
+
+    ```python
+    model = keras.Sequential(
+        [
+            keras.Input((16,)),
+            keras_moe.MoEBlock(4, 32, dropout=0.1),
+            keras.layers.Dense(3, activation="softmax"),
+        ]
+    )
+    smaller = keras_moe.compress.prune_weights(
+        model, sparsity=0.5, granularity="structured"
+    )
+    ```
     """
     checks.check_rate("sparsity", sparsity)
     checks.check_choice("granularity", granularity, GRANULARITIES)

@@ -45,6 +45,14 @@ class MergedRouter(BaseRouter):
     Raises:
         ValueError: If `router` is no router, is a `MergedRouter`, or has fewer
             than `num_experts` experts; or, in a call, if `replay` is passed.
+
+    Example:
+
+    ```python
+    router = keras_moe.Router(8, top_k=2)
+    merged = keras_moe.compress.MergedRouter(4, router)
+    assignment = merged(keras.random.normal((5, 16)))  # to 4 experts
+    ```
     """
 
     arguments = ("num_experts", "seed", "router")

@@ -74,6 +74,20 @@ def merge_experts(
             if the model is merged already; or if it has several blocks, one of
             which has a router that reads another's logits.
         ImportError: If SciPy is not installed and experts are merged.
+
+    Example:
+
+    ```python
+    model = keras.Sequential(
+        [
+            keras.Input((16,)),
+            keras_moe.MoEBlock(4, 32, dropout=0.1),
+            keras.layers.Dense(3, activation="softmax"),
+        ]
+    )
+    x = np.random.normal(size=(200, 16))
+    smaller = keras_moe.compress.merge_experts(model, keep=2, data=x)
+    ```
     """
     checks.check_choice("by", by, SIMILARITIES)
     blocks = mixtures.changeable_blocks(model)

@@ -44,7 +44,8 @@ def prune_experts(
     columns, biases, keys, loss-free biases, and switches. Disabled experts are
     removed first. If the model has a `PathwayRouter`, all blocks keep the
     experts with the same indices, since the logits of one block are inputs of
-    the next.
+    the next. Other mixtures (`SoftMoE`, `MultiGateMoE`, `CGC`, `PLE`) do not
+    change.
 
     The new model is of the same class. It is not compiled, the optimizer's
     state is not carried over, and load statistics are empty: fine-tune it for
@@ -74,6 +75,20 @@ def prune_experts(
             `MergedRouter`); if a mixture is of another class; if experts or
             routers are shared or quantized; or if `data` is None and `by` is
             `"saliency"`, or `"load"` without load of training.
+
+    Example:
+
+    ```python
+    model = keras.Sequential(
+        [
+            keras.Input((16,)),
+            keras_moe.MoEBlock(4, 32, dropout=0.1),
+            keras.layers.Dense(3, activation="softmax"),
+        ]
+    )
+    x = np.random.normal(size=(200, 16))
+    smaller = keras_moe.compress.prune_experts(model, keep=0.5, data=x)
+    ```
     """
     checks.check_choice("by", by, CRITERIA)
     blocks = mixtures.changeable_blocks(model)

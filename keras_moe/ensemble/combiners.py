@@ -153,6 +153,21 @@ class StackingHead(NamedArguments, keras.layers.Layer):
     Raises:
         ValueError: If an argument has a wrong type or is out of its range, or
             if `num_members` does not divide the width of the inputs.
+
+    Example:
+
+    ```python
+    def network():
+        return keras.Sequential(
+            [keras.Input((16,)), keras.layers.Dense(3, activation="softmax")]
+        )
+
+
+    head = keras_moe.ensemble.StackingHead(2, kernel_regularizer="l2")
+    ensemble = keras_moe.ensemble.Ensemble(
+        [network(), network()], "stacking", meta_model=head
+    )
+    ```
     """
 
     def __init__(

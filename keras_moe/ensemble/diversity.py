@@ -22,6 +22,13 @@ def disagreement(correct: np.ndarray) -> np.ndarray:
 
     Raises:
         ValueError: If `correct` is not bool `(M, N)`, or is empty.
+
+    Example:
+
+    ```python
+    correct = np.array([[True, True, False], [True, False, False]])
+    keras_moe.ensemble.disagreement(correct)[0, 1]  # 1 / 3
+    ```
     """
     n11, n10, n01, n00 = _counts(correct)
     shares: np.ndarray = (n10 + n01) / (n11 + n10 + n01 + n00)
@@ -42,6 +49,13 @@ def q_statistic(correct: np.ndarray) -> np.ndarray:
 
     Raises:
         ValueError: If `correct` is not bool `(M, N)`, or is empty.
+
+    Example:
+
+    ```python
+    correct = np.array([[True, True, False], [True, False, False]])
+    keras_moe.ensemble.q_statistic(correct)[0, 1]  # 1.0
+    ```
     """
     n11, n10, n01, n00 = _counts(correct)
     same, apart = n11 * n00, n10 * n01
@@ -63,6 +77,13 @@ def double_fault(correct: np.ndarray) -> np.ndarray:
 
     Raises:
         ValueError: If `correct` is not bool `(M, N)`, or is empty.
+
+    Example:
+
+    ```python
+    correct = np.array([[True, True, False], [True, False, False]])
+    keras_moe.ensemble.double_fault(correct)[0, 1]  # 1 / 3
+    ```
     """
     n11, n10, n01, n00 = _counts(correct)
     shares: np.ndarray = n00 / (n11 + n10 + n01 + n00)
@@ -73,6 +94,14 @@ def mean_over_pairs(pairwise: np.ndarray) -> float:
     """Return the mean of `(M, M)` over the pairs of different members.
 
     Undefined pairs (NaN) are left out. If none is left, the mean is NaN.
+
+    Example:
+
+    ```python
+    correct = np.array([[True, True, False], [True, False, False]])
+    pairwise = keras_moe.ensemble.disagreement(correct)
+    keras_moe.ensemble.mean_over_pairs(pairwise)  # 1 / 3
+    ```
     """
     pairwise = np.asarray(pairwise)
     values = pairwise[np.triu_indices(len(pairwise), 1)]

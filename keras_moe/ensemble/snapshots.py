@@ -33,6 +33,13 @@ class CyclicCosine(keras.optimizers.schedules.LearningRateSchedule):
 
     Raises:
         ValueError: If an argument has a wrong type or is out of its range.
+
+    Example:
+
+    ```python
+    schedule = keras_moe.ensemble.CyclicCosine(0.1, cycle_steps=1000)
+    optimizer = keras.optimizers.SGD(schedule)
+    ```
     """
 
     def __init__(self, initial_learning_rate: float, cycle_steps: int):

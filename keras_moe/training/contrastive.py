@@ -35,6 +35,13 @@ def contrastive_loss(
 
     Raises:
         ValueError: If `temperature` is a number of 0 or below, or not finite.
+
+    Example:
+
+    ```python
+    first, second = keras.random.normal((2, 8, 16))
+    loss = keras_moe.training.contrastive_loss(first, second, temperature=0.05)
+    ```
     """
     if is_static(temperature):
         checks.check_above("temperature", temperature, 0, INFINITY)
@@ -76,6 +83,21 @@ class ContrastiveModel(Wrapper):
     Raises:
         ValueError: If `temperature` is not a finite number above 0; or, in a
             call, if the outputs of `trunk` have another rank.
+
+    Example:
+
+    ```python
+    trunk = keras.Sequential(
+        [
+            keras.Input((12,), dtype="int32"),
+            keras.layers.Embedding(100, 16),
+            keras_moe.MoEBlock(4, 32, dropout=0.1),
+        ]
+    )
+    model = keras_moe.training.ContrastiveModel(trunk)
+    model.compile("adam")
+    model.fit(np.random.randint(1, 100, size=(32, 12)))
+    ```
     """
 
     arguments = ("temperature",)

@@ -31,6 +31,13 @@ def adversarial_step(gradient: Tensor, epsilon: float) -> Tensor:
 
     Raises:
         ValueError: If `epsilon` is a number below 0, or not finite.
+
+    Example:
+
+    ```python
+    gradient = keras.random.normal((8, 5, 16))
+    step = keras_moe.training.adversarial_step(gradient, epsilon=1.0)
+    ```
     """
     if is_static(epsilon):
         checks.check_weight("epsilon", epsilon)
@@ -74,6 +81,24 @@ class FGM(Wrapper):
             `embedding` is not the name of exactly one layer inside `model`; or,
             in training, if the model calls that layer several times or not at
             all, or has no compiled loss.
+
+    Example:
+
+    ```python
+    classifier = keras.Sequential(
+        [
+            keras.Input((12,), dtype="int32"),
+            keras.layers.Embedding(100, 16, name="words"),
+            keras_moe.MoEBlock(4, 32),
+            keras.layers.GlobalAveragePooling1D(),
+            keras.layers.Dense(3, activation="softmax"),
+        ]
+    )
+    model = keras_moe.training.FGM(classifier, embedding="words")
+    model.compile("adam", "sparse_categorical_crossentropy")
+    x = np.random.randint(100, size=(32, 12))
+    model.fit(x, np.random.randint(3, size=32))  # trains `classifier`
+    ```
     """
 
     arguments = ("embedding", "epsilon", "weight")

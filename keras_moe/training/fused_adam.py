@@ -39,6 +39,21 @@ class FusedAdam(keras.optimizers.Adam):
 
     Raises:
         ValueError: If an argument is none of `keras.optimizers.Adam`.
+
+    Example:
+
+    ```python
+    model = keras.Sequential(
+        [
+            keras.Input((16,)),
+            keras_moe.MoEBlock(4, 32, dropout=0.1),
+            keras.layers.Dense(3, activation="softmax"),
+        ]
+    )
+    model.compile(
+        keras_moe.training.FusedAdam(1e-3), "sparse_categorical_crossentropy"
+    )
+    ```
     """
 
     def __init__(self, *args: Any, **kwargs: Any):

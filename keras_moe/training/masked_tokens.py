@@ -39,6 +39,17 @@ def hide_tokens(
 
     Raises:
         ValueError: If `mask_token_id` or `mask_rate` is out of its range.
+
+    Example:
+
+    ```python
+    token_ids = np.array([[5, 8, 2, 0]], "int32")
+    draws = np.random.uniform(size=(2, 1, 4))
+    random_ids = np.random.randint(1, 100, size=(1, 4))
+    masked, chosen = keras_moe.training.hide_tokens(
+        token_ids, (*draws, random_ids), mask_token_id=99, mask_rate=0.15
+    )
+    ```
     """
     checks.check_count("mask_token_id", mask_token_id)
     checks.check_above("mask_rate", mask_rate, 0, 1)
@@ -83,6 +94,23 @@ class MaskedTokenModel(Wrapper):
 
     Raises:
         ValueError: If an argument has a wrong type or is out of its range.
+
+    Example:
+
+    ```python
+    trunk = keras.Sequential(
+        [
+            keras.Input((12,), dtype="int32"),
+            keras.layers.Embedding(100, 16),
+            keras_moe.MoEBlock(4, 32),
+        ]
+    )
+    model = keras_moe.training.MaskedTokenModel(
+        trunk, vocabulary_size=100, mask_token_id=99
+    )
+    model.compile("adam")
+    model.fit(np.random.randint(1, 99, size=(32, 12)))
+    ```
     """
 
     arguments = ("vocabulary_size", "mask_token_id", "mask_rate", "seed")

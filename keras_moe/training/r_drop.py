@@ -64,6 +64,22 @@ class RDrop(Wrapper):
         ValueError: If an argument has a wrong type or is out of its range; or,
             in training, if the model has several outputs, fewer than two
             classes, or no compiled loss.
+
+    Example:
+
+    ```python
+    classifier = keras.Sequential(
+        [
+            keras.Input((16,)),
+            keras_moe.MoEBlock(4, 32, dropout=0.1),
+            keras.layers.Dense(3, activation="softmax"),
+        ]
+    )
+    model = keras_moe.training.RDrop(classifier, alpha=1.0)
+    model.compile("adam", "sparse_categorical_crossentropy")
+    x = np.random.normal(size=(32, 16))
+    model.fit(x, np.random.randint(3, size=32))  # trains `classifier`
+    ```
     """
 
     arguments = ("alpha", "from_logits")

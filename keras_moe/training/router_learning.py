@@ -25,6 +25,20 @@ def freeze_routers(model: keras.Model) -> None:
 
     Raises:
         ValueError: If the model has no router.
+
+    Example:
+
+    ```python
+    model = keras.Sequential(
+        [
+            keras.Input((16,)),
+            keras_moe.MoEBlock(4, 32, dropout=0.1),
+            keras.layers.Dense(3, activation="softmax"),
+        ]
+    )
+    keras_moe.training.freeze_routers(model)
+    model.compile("adam", "sparse_categorical_crossentropy")
+    ```
     """
     for router in find_routers(model):
         router.trainable = False
@@ -38,6 +52,20 @@ def unfreeze_routers(model: keras.Model) -> None:
 
     Raises:
         ValueError: If the model has no router.
+
+    Example:
+
+    ```python
+    model = keras.Sequential(
+        [
+            keras.Input((16,)),
+            keras_moe.MoEBlock(4, 32, dropout=0.1),
+            keras.layers.Dense(3, activation="softmax"),
+        ]
+    )
+    keras_moe.training.freeze_routers(model)
+    keras_moe.training.unfreeze_routers(model)
+    ```
     """
     for router in find_routers(model):
         router.trainable = True
@@ -69,6 +97,20 @@ class RouterLearningRate(keras.optimizers.Optimizer):
         ValueError: If an argument has a wrong type or is out of its range; if
             `inner_optimizer` has `use_ema`; or, in `build`, if no variable is a
             router's.
+
+    Example:
+
+    ```python
+    model = keras.Sequential(
+        [
+            keras.Input((16,)),
+            keras_moe.MoEBlock(4, 32, dropout=0.1),
+            keras.layers.Dense(3, activation="softmax"),
+        ]
+    )
+    optimizer = keras_moe.training.RouterLearningRate("adam", factor=0.1)
+    model.compile(optimizer, "sparse_categorical_crossentropy")
+    ```
     """
 
     def __init__(

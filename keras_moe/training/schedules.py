@@ -26,6 +26,13 @@ class BalanceWarmUp(keras.optimizers.schedules.LearningRateSchedule):
 
     Raises:
         ValueError: If an argument has a wrong type or is out of its range.
+
+    Example:
+
+    ```python
+    weight = keras_moe.training.BalanceWarmUp(0.01, steps=1000)
+    block = keras_moe.MoEBlock(8, 128, load_balancing_weight=weight)
+    ```
     """
 
     def __init__(

@@ -41,6 +41,15 @@ def search_space(
     Raises:
         ValueError: If an argument has a wrong type or is out of its range, or
             if all of `top_k` exceed one of `num_experts`.
+
+    Example:
+
+    ```python
+    import keras_tuner
+
+    arguments = keras_moe.training.search_space(keras_tuner.HyperParameters())
+    block = keras_moe.MoEBlock(intermediate_dim=32, **arguments)
+    ```
     """
     counts = _counts("num_experts", num_experts)
     top_k = _counts("top_k", top_k)
@@ -139,8 +148,24 @@ def hypermodel(
     Raises:
         ValueError: If `build` is no function, or if an argument is none of
             `search_space`.
-    """
 
+    Example:
+
+    ```python
+    import keras_tuner
+
+
+    def build(**arguments):
+        block = keras_moe.MoEBlock(intermediate_dim=32, **arguments)
+        model = keras.Sequential([keras.Input((16,)), block])
+        model.compile("adam", "mse")
+        return model
+
+
+    search = keras_moe.training.hypermodel(build, num_experts=(4, 8))
+    model = search(keras_tuner.HyperParameters())  # as a tuner calls it
+    ```
+    """
     checks.check_callable("build", build)
     known = inspect.signature(search_space).parameters
     check_names("search_space", space, [n for n in known if n != "hp"])
