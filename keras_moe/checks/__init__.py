@@ -1,5 +1,7 @@
-"""Check arguments, with errors of one form: the argument in backticks, the
-rule, what was received, the remedy.
+"""Check arguments, and raise errors of one form.
+
+An error names the argument in backticks, the rule, the received value, and the
+remedy.
 
 `argument_checks.py` checks plain values, and `layer_checks.py` layers, tensors,
 shapes, and Keras objects. Both are imported here. Each other file serves one

@@ -1,6 +1,4 @@
-"""Layers for several tasks: mixtures with one output per task, and learned
-weights of their losses.
-"""
+"""Mixtures with one output per task, and learned weights of task losses."""
 
 from keras_moe.layers.multitask.cgc import CGC
 from keras_moe.layers.multitask.multi_gate import MultiGateMoE

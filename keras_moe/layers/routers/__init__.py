@@ -1,6 +1,6 @@
-"""Routers: small layers that own weights and call one function of
-`keras_moe.routing` each. `base_router.py` has their base class.
+"""Routers: small layers, each around one function of `keras_moe.routing`.
 
+`base_router.py` has their base class.
 `__all__` lists the routers for users. `keras_moe.layers` and `keras_moe` export
 the same names.
 """
