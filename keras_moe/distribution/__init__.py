@@ -7,6 +7,7 @@ from keras_moe.distribution.environment import (
     process_count,
     process_index,
 )
+from keras_moe.distribution.estimates import Estimate, Plan
 from keras_moe.distribution.jax_layouts import ExpertParallel, expert_parallel
 from keras_moe.distribution.jobs import job_text
 from keras_moe.distribution.launching import launch
@@ -16,7 +17,7 @@ from keras_moe.distribution.parallel import (
     shard_experts,
 )
 from keras_moe.distribution.plan_config import PlanConfig
-from keras_moe.distribution.planning import Estimate, Plan, estimate, plan
+from keras_moe.distribution.planning import estimate, plan
 from keras_moe.distribution.ray_workers import launch_on_ray
 from keras_moe.distribution.saving import save_model
 

@@ -11,11 +11,10 @@ from typing import Any
 import keras
 
 from keras_moe import checks
-from keras_moe.checks import is_static
 from keras_moe.distribution import jax_state
+from keras_moe.distribution.mesh_sizes import AXES, device_names, mesh_sizes
 from keras_moe.layers.expert_parallel import BANK_AXES
 
-AXES = ("data", "expert", "model")
 BATCH_AXES = AXES[:2]
 # The mesh axes of a weight, by the end of its path.
 STACKED = {
@@ -86,8 +85,8 @@ def expert_parallel(
             "data_parallel(shard_experts(model)); on tensorflow, the scope of "
             "a tf.distribute strategy."
         )
-    names = _names_of(devices)
-    sizes = _mesh_sizes(len(names), data, expert, model)
+    names = device_names(devices)
+    sizes = mesh_sizes(len(names), data, expert, model)
     # Summing over an axis of one device would be overhead.
     shared = {axis: size for axis, size in sizes.items() if size > 1}
     if not shared.keys() & set(BATCH_AXES):
@@ -237,50 +236,3 @@ class BatchLayout(keras.distribution.TensorLayout):
         mesh = self.device_mesh.backend_mesh
         spec: Any = sharding.PartitionSpec  # without annotations
         return sharding.NamedSharding(mesh, spec(self.batch_axes))
-
-
-def _names_of(devices: Any) -> list[Any]:
-    present: list[Any] = keras.distribution.list_devices()
-    if devices is None:
-        return present
-    if is_static(devices) and not isinstance(devices, (list, tuple)):
-        devices = checks.check_positive_int("devices", devices)
-        if not 1 <= devices <= len(present):
-            raise ValueError(
-                "`devices` must be at most the number of devices. Received: "
-                f"devices={devices}, but there are {len(present)}. Leave it "
-                "out to use all."
-            )
-        return present[:devices]
-    return list(devices)
-
-
-def _mesh_sizes(
-    count: int, data: int | None, expert: int | None, model: int
-) -> dict[str, int]:
-    """Return the number of devices along each axis, at most `count` in all."""
-    given = {"data": data, "expert": expert, "model": model}
-    for name, size in given.items():
-        checks.check_optional_int(name, size)
-    if data is None and expert is None:
-        data = 1  # all remaining devices share the experts
-    rest = math.prod(size for size in (data, expert, model) if size)
-    free = data is None or expert is None
-    asked = ", ".join(f"{k}={v}" for k, v in given.items() if v is not None)
-    if rest > count:
-        raise ValueError(
-            "`data * expert * model` must be at most the number of devices. "
-            f"Received: {asked}, {rest} in all, but there are {count}. Choose "
-            "smaller sizes; or, to try a layout on a CPU, set XLA_FLAGS="
-            f"--xla_force_host_platform_device_count={rest} before you import "
-            "Keras."
-        )
-    if (count % rest) if free else (rest < count):
-        raise ValueError(
-            "`data * expert * model` must be the number of devices. Received: "
-            f"{asked}, which does not divide {count} devices evenly. Choose "
-            f"divisors of {count}, or pass devices={rest} to leave the others "
-            "idle."
-        )
-    sizes = (data or count // rest, expert or count // rest, model)
-    return dict(zip(AXES, sizes, strict=True))

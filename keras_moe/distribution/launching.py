@@ -10,10 +10,16 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from keras_moe import checks
 from keras_moe.distribution.even_batches import JOINED
+from keras_moe.distribution.launch_arguments import (
+    check_devices,
+    check_hosts,
+    check_module,
+    check_port,
+    check_script,
+)
 from keras_moe.distribution.local_processes import (
     Failure,
     ended_by_signals,
@@ -108,17 +114,15 @@ def launch(
     if logs is not None:
         checks.check_path("logs", logs)
     checks.check_bool("module", module)
-    started = (
-        ["-m", _check_module(script)] if module else [_check_script(script)]
-    )
+    started = ["-m", check_module(script)] if module else [check_script(script)]
     command = [*started, *map(str, arguments)]
     setup = Setup(
         check_backend(backend),
         checks.check_positive_int("processes", processes),
-        _check_port(port),
-        _check_hosts(hosts, host, restarts),
+        check_port(port),
+        check_hosts(hosts, host, restarts),
         host,
-        _check_devices(devices_per_process, backend),
+        check_devices(devices_per_process, backend),
     )
     with _folder(logs) as folder, ended_by_signals():
         for attempt in range(restarts + 1):
@@ -219,65 +223,3 @@ def _tell(failure: Failure, setup: Setup, folder: pathlib.Path) -> None:
 
 def _say(text: str) -> None:
     print(f"keras-moe: {text}", file=sys.stderr, flush=True)
-
-
-def _check_script(script: str | os.PathLike[str]) -> str:
-    path = checks.check_path("script", script)
-    if path.is_file():
-        return str(path)
-    raise FileNotFoundError(
-        f"`script` must be a Python file. Received: {str(script)!r}, which is "
-        f"not a file in {os.getcwd()}. Pass its path."
-    )
-
-
-def _check_module(name: Any) -> str:
-    if isinstance(name, str) and all(map(str.isidentifier, name.split("."))):
-        return name
-    raise ValueError(
-        "`script` must be the name of a module if `module=True`, as for "
-        f"`python -m`. Received: script={name!r}. Pass, for instance, "
-        "'package.train'; or leave out `module` for a file."
-    )
-
-
-def _check_devices(devices: int | None, backend: str | None) -> int | None:
-    if devices is None:
-        return None
-    if check_backend(backend) == "jax":
-        return checks.check_positive_int("devices_per_process", devices)
-    raise ValueError(
-        "`devices_per_process` must be None unless the backend is JAX, the "
-        "only one with virtual devices. Received: "
-        f"devices_per_process={devices!r}, backend={check_backend(backend)!r}. "
-        "Increase `processes` instead."
-    )
-
-
-def _check_port(port: int | None) -> int | None:
-    if port is None or 0 < checks.check_positive_int("port", port) < 65536:
-        return port
-    raise ValueError(
-        f"`port` must be in 0 < port < 65536. Received: port={port!r}. Pass "
-        "None to use a free port."
-    )
-
-
-def _check_hosts(
-    hosts: Sequence[str], host: int, restarts: int
-) -> tuple[str, ...]:
-    hosts = tuple(checks.check_list("hosts", hosts, "addresses"))
-    if isinstance(host, bool) or host not in list(range(len(hosts))):
-        raise ValueError(
-            "`host` must be the index of this host in `hosts`, from 0. "
-            f"Received: host={host!r}, hosts={hosts!r}. Pass 0 on the first "
-            "host."
-        )
-    if restarts and len(hosts) > 1:
-        raise ValueError(
-            "`restarts` must be 0 with several hosts, because all of them must "
-            f"start again together. Received: restarts={restarts!r}, "
-            f"{len(hosts)} hosts. Let SLURM, Kubernetes, or Ray start the job "
-            "again."
-        )
-    return hosts
