@@ -71,6 +71,7 @@ def launch_on_ray(
     checks.check_positive_int("processes", processes)
     checks.check_count("restarts", restarts)
     checks.check_bool("use_gpu", use_gpu)
+    worker = _worker(work, arguments)
     import ray
     from ray import train
     from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
@@ -88,7 +89,7 @@ def launch_on_ray(
         "worker_runtime_env": variables,
     }
     return DataParallelTrainer(
-        _worker(work, arguments),
+        worker,
         backend_config=_settings(backend),
         scaling_config=train.ScalingConfig(
             num_workers=processes, use_gpu=use_gpu

@@ -60,6 +60,13 @@ def test_the_error_without_ray_names_the_extra(monkeypatch):
         launch_on_ray("a.py", backend="torch")
 
 
+def test_a_missing_script_is_an_error_before_ray_starts():
+    ray = pytest.importorskip("ray")
+    with pytest.raises(FileNotFoundError, match="`work`"):
+        launch_on_ray("missing.py", backend="torch")
+    assert not ray.is_initialized()
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(BACKEND != "torch", reason="PyTorch starts fastest")
 def test_two_workers_of_ray(tmp_path):
