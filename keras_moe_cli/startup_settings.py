@@ -11,6 +11,8 @@ from keras_moe_cli.installed_packages import IMPORTED, is_installed
 
 # The backend that writes a format. TensorFlow writes all other formats.
 WRITERS = {"torch": "torch"}
+# The options of `launch` that take no value. The next argument may be SCRIPT.
+WITHOUT_VALUE = ("-m", "--", "--help")
 FASTEST_TO_IMPORT = ("jax", "torch", "tensorflow")
 # The order in which backends are tried if the import takes little of the time.
 PREFERRED = ("tensorflow", "torch", "jax")
@@ -61,8 +63,10 @@ def with_launch_backend(arguments: list[str]) -> list[str]:
 
     Arguments after the script are the script's.
     """
-    scripts = (i for i, a in enumerate(arguments) if a.endswith(".py"))
-    end = next(scripts, len(arguments))
+    end = 1
+    while end < len(arguments) and arguments[end].startswith("-"):
+        is_whole = arguments[end] in WITHOUT_VALUE or "=" in arguments[end]
+        end += 1 if is_whole else 2
     if value_of("--backend", arguments[:end]):
         return arguments
     backend = os.environ.get("KERAS_BACKEND") or configured_backend()

@@ -242,6 +242,16 @@ def test_the_backend_is_chosen_before_keras_is_imported(monkeypatch):
     assert with_launch_backend(without) == chosen
 
 
+@pytest.mark.parametrize(
+    "script", [["-m", "package.train"], ["script"], ["--port", "9", "a.py"]]
+)
+def test_the_backend_of_a_script_is_its_own(script, monkeypatch):
+    monkeypatch.setenv("KERAS_BACKEND", "jax")
+    given = [*script, "--backend", "mine"]
+    chosen = with_launch_backend(["launch", *given])
+    assert chosen == ["launch", "--backend=jax", *given]
+
+
 def test_a_port_is_refused_with_ray(capsys):
     line = ["launch", "--on", "ray", "--port", "700", "--backend", "torch"]
     assert run_command([*line, "x.py"]) == 2
