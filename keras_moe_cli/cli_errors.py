@@ -71,7 +71,7 @@ def explain(error: Exception) -> tuple[str, int]:
     if isinstance(error, EXPLAINED):
         return one_line(_text_of(error)), FAILED
     message = f"{type(error).__name__}: {error}"
-    return f"{one_line(message)} --debug shows where.", FAILED
+    return f"{one_line(message)} --debug shows the traceback.", FAILED
 
 
 def _text_of(error: Exception) -> str:

@@ -124,8 +124,8 @@ def _check_same(
         raise CliError(
             f"A and B must have {what} of the same number and shapes. "
             f"Received: {shapes[0]} in {first.path}, {shapes[1]} in "
-            f"{second.path}, where None is any length. Compare two forms of "
-            "one model."
+            f"{second.path}; None is any length. Compare two forms of one "
+            "model."
         )
 
 

@@ -65,7 +65,7 @@ def _rows_of(data: Any, runnable: Runnable) -> list[Batch]:
         if not fits or rows not in (None, len(array)):
             raise CliError(
                 f"`--data` must have {spec['name']!r} of shape "
-                f"{spec['shape']}, where None is any length. Received: "
+                f"{spec['shape']}; None is any length. Received: "
                 f"{list(array.shape)}. Write it in that shape."
             )
     starts = range(0, len(arrays[0]), ROWS)
