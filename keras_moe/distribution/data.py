@@ -58,6 +58,13 @@ def data_shard() -> DataShard:
     There is one part per process; a process that runs alone reads all data. On
     JAX, a `keras.distribution` may spread one replica of the model over several
     processes, which then read the same part, so set the distribution first.
+
+    Example:
+
+    ```python
+    part = keras_moe.distribution.data_shard()
+    dataset = dataset.shard(part.count, part.index)  # a `tf.data.Dataset`
+    ```
     """
     if keras.backend.backend() == "jax":
         distribution = keras.distribution.distribution()

@@ -73,12 +73,27 @@ def initialize() -> bool:
 
 
 def process_index() -> int:
-    """Return the index of this process in its job; 0 without a job."""
+    """Return the index of this process in its job; 0 without a job.
+
+    Example:
+
+    ```python
+    if keras_moe.distribution.process_index() == 0:
+        print("only the first process prints this")
+    ```
+    """
     return _place()[0]
 
 
 def process_count() -> int:
-    """Return the number of processes of the job; 1 without a job."""
+    """Return the number of processes of the job; 1 without a job.
+
+    Example:
+
+    ```python
+    batch_size = 256 // keras_moe.distribution.process_count()
+    ```
+    """
     return _place()[1]
 
 

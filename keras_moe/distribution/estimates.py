@@ -62,6 +62,16 @@ class Plan(NamedTuple):
         best: The best `Estimate`.
         estimates: List of all, the best first. Those that need too much memory
             come last.
+
+    Example:
+
+    ```python
+    config = keras_moe.distribution.PlanConfig(
+        tokens=4096, hidden_dim=512, intermediate_dim=2048, num_experts=8
+    )
+    for cost in keras_moe.distribution.plan(config, devices=8).estimates:
+        print(cost.layout, cost.sent_bytes)
+    ```
     """
 
     best: Estimate

@@ -107,6 +107,14 @@ class ExpertParallel(keras.distribution.ModelParallel):
     Args:
         layout_map: `keras.distribution.LayoutMap` from weight paths to mesh
             axes.
+
+    Example:
+
+    ```python
+    layout = keras_moe.distribution.expert_parallel()
+    layout.layout_map["head/kernel"] = (None, None)
+    keras.distribution.set_distribution(layout)
+    ```
     """
 
     def __init__(self, layout_map: keras.distribution.LayoutMap):

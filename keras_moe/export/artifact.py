@@ -31,6 +31,14 @@ class Artifact:
 
     Returns:
         List of the output arrays.
+
+    Example:
+
+    ```python
+    served = keras_moe.export.load("saved_models/digits")
+    print(served.manifest["format"])
+    (answer,) = served(x)
+    ```
     """
 
     def __init__(

@@ -149,6 +149,13 @@ def verify(
         RuntimeError: If the artifact does not run, or is a PyTorch program
             that `load` refuses.
         OSError: If a file cannot be read.
+
+    Example:
+
+    ```python
+    found = keras_moe.export.verify(model, "saved_models/digits")
+    print(found["largest_difference"])
+    ```
     """
     manifest = manifests.read_checked(path)
     format_of(manifest["format"])
