@@ -1,4 +1,4 @@
-"""Losses that balance the load of experts, and keep logits small.
+"""Losses that balance the load of experts.
 
 T tokens, E experts, P routed pairs. `token_mask` is bool `(T,)`, False for
 padding; the pairs of padding tokens have the index E. Both are excluded: a
@@ -7,28 +7,15 @@ padding alone has the loss zero. `available` is bool `(E,)`, False for experts
 that are off; None if all are on. Experts that are off are excluded.
 """
 
-from typing import Any
-
-from keras_moe.checks import (
-    check_assignment,
-    check_bool,
-    check_choice,
-    check_positive_int,
-    is_static,
-)
-from keras_moe.kernels import (
-    group_sizes_of,
-    mean_of_units,
-    mean_over_replicas,
-    num_available,
-)
+from keras_moe.checks import check_assignment, check_bool, check_choice
+from keras_moe.kernels import group_sizes_of, mean_over_replicas, num_available
 from keras_moe.kernels import light_ops as ops
-from keras_moe.losses.sums import (
-    count_available,
-    mean_over_tokens,
-    sum_over_tokens,
+from keras_moe.losses.sequence_balance import (
+    balance_of_sequences,
+    checked_divisor,
 )
-from keras_moe.types import UNAVAILABLE, Assignment, Tensor
+from keras_moe.losses.sums import count_available, sum_over_tokens
+from keras_moe.types import Assignment, Tensor
 
 LOAD_BALANCING = ("switch", "per_sequence", "global_batch")
 
@@ -117,103 +104,6 @@ def _balance_of_pairs(
     return num_on * ops.sum(ops.stop_gradient(share) * mean_prob)
 
 
-def sequence_balancing_loss(
-    router_probs: Tensor,
-    token_index: Tensor,
-    expert_index: Tensor,
-    num_sequences: int | Tensor,
-    token_mask: Tensor | None = None,
-    available: Tensor | None = None,
-    over_replicas: bool = False,
-) -> Tensor:
-    """Return the mean of the load-balancing losses of sequences.
-
-    The loss of a sequence is `E * sum_e f_e * P_e`, with the shares and
-    probabilities of its own tokens. Sequences of padding alone are excluded
-    from the mean.
-
-    In the paper `f_e` counts the K best scores of a token, without the bias
-    and the limit of groups (eq. 18). Here it counts the chosen pairs, which
-    differ only with a bias, groups, or null experts. This is the actual load
-    of the experts, and the same loss for all routers.
-
-    Reference: DeepSeek-AI 2024, "DeepSeek-V3 Technical Report", eq. 17-20.
-
-    Args:
-        router_probs: float32 `(T, E)`, sequence by sequence.
-        token_index, expert_index: int32 `(P,)`. The token and the expert of
-            each pair. Pairs with an expert index of E or above are not
-            counted.
-        num_sequences: int or int32 scalar. B, a divisor of T.
-        token_mask: bool `(T,)`. False for padding. `None` (the default) if no
-            token is padding.
-        available: bool `(E,)`. False for experts that are off; then E counts
-            the experts that are on. `None` (the default) if all are on.
-        over_replicas: bool. Whether the mean is over the sequences of all
-            replicas; then every replica must make the call. Defaults to
-            `False`.
-
-    Example:
-
-    ```python
-    probs = ops.full((4, 2), 0.5)  # two sequences of two tokens
-    loss = keras_moe.losses.sequence_balancing_loss(
-        probs,
-        token_index=np.array([0, 1, 2, 3], "int32"),
-        expert_index=np.array([0, 1, 1, 0], "int32"),
-        num_sequences=2,
-    )  # 1.0
-    ```
-    """
-    check_bool("over_replicas", over_replicas)
-    num_tokens, num_experts = ops.shape(router_probs)
-    num_sequences = _divisor("num_sequences", num_sequences, num_tokens)
-    num_on = count_available(available, num_experts)
-    return _balance_of_sequences(
-        router_probs,
-        token_index,
-        expert_index,
-        num_on,
-        num_sequences,
-        token_mask,
-        over_replicas,
-    )
-
-
-def _balance_of_sequences(
-    router_probs: Tensor,
-    token_index: Tensor,
-    expert_index: Tensor,
-    num_on: Tensor,
-    num_sequences: int | Tensor,
-    token_mask: Tensor | None,
-    over_replicas: bool,
-) -> Tensor:
-    """Return the `sequence_balancing_loss`; `num_on` is a float."""
-    router_probs = ops.convert_to_tensor(router_probs)
-    num_experts = router_probs.shape[-1]
-    num_tokens = ops.shape(router_probs)[0]
-    length = num_tokens // num_sequences
-    sequence = ops.floor_divide(token_index, length)
-    columns = num_experts + 1
-    slots = sequence * columns + ops.minimum(expert_index, num_experts)
-    ones = ops.cast(ops.ones_like(slots), "float32")
-    counts = ops.segment_sum(ones, slots, num_sequences * columns)
-    counts = ops.reshape(counts, (num_sequences, columns))[:, :num_experts]
-    pairs = ops.sum(counts, axis=-1, keepdims=True)
-    share = counts / ops.maximum(pairs, 1.0)
-    valid = ops.ones_like(router_probs[:, :1])
-    if token_mask is not None:
-        valid = ops.cast(ops.expand_dims(token_mask, -1), "float32")
-    by_sequence = (num_sequences, length, -1)
-    tokens = ops.sum(ops.reshape(valid, by_sequence), axis=1)
-    probs = ops.sum(ops.reshape(router_probs * valid, by_sequence), axis=1)
-    mean_prob = probs / ops.maximum(tokens, 1.0)
-    losses = num_on * ops.sum(ops.stop_gradient(share) * mean_prob, axis=-1)
-    alive = ops.sum(ops.cast(tokens > 0, "float32"))
-    return mean_of_units(ops.sum(losses), alive, over_replicas)
-
-
 def balancing_loss(
     kind: str,
     assignment: Assignment,
@@ -251,10 +141,10 @@ def balancing_loss(
     num_on = num_available(assignment.router_logits, num_experts)
     num_on = ops.cast(num_on, "float32")
     if kind == "per_sequence":
-        sequence_length = _divisor(
+        sequence_length = checked_divisor(
             "sequence_length", sequence_length, num_tokens
         )
-        return _balance_of_sequences(
+        return balance_of_sequences(
             assignment.router_probs,
             assignment.token_index,
             assignment.expert_index,
@@ -270,65 +160,6 @@ def balancing_loss(
         token_mask,
         over_replicas=kind == "global_batch",
     )
-
-
-def router_z_loss(
-    router_logits: Tensor,
-    token_mask: Tensor | None = None,
-    available: Tensor | None = None,
-    over_replicas: bool = False,
-) -> Tensor:
-    """Return the router z-loss of ST-MoE.
-
-    It is the mean over tokens of `log(sum_e exp(logits_e)) ** 2`. It keeps
-    logits small, so that rounding errors matter less. The weight in the paper
-    is 1e-3.
-
-    Reference: Zoph et al. 2022, "ST-MoE", eq. 5.
-
-    Args:
-        router_logits: float32 `(T, E)`. In an `Assignment`, the logits of
-            experts that are off are so low that they add nothing to the sum.
-        token_mask: bool `(T,)`. False for padding. `None` (the default) if no
-            token is padding.
-        available: bool `(E,)`. False for experts that are off. Logits of an
-            `Assignment` do not need it. `None` (the default) if all are on.
-        over_replicas: bool. Whether the mean is over the tokens of all
-            replicas; then every replica must make the call. The gradient
-            averaged over the replicas is that of one large batch. Defaults to
-            `False`.
-
-    Example:
-
-    ```python
-    logits = ops.zeros((6, 4))
-    loss = keras_moe.losses.router_z_loss(logits)  # log(4) ** 2
-    ```
-    """
-    check_bool("over_replicas", over_replicas)
-    if available is not None:
-        router_logits = ops.convert_to_tensor(router_logits)
-        router_logits = ops.where(available, router_logits, UNAVAILABLE)
-    log_z = ops.logsumexp(router_logits, axis=-1, keepdims=True)
-    squares = ops.square(log_z)
-    return ops.sum(mean_over_tokens(squares, token_mask, over_replicas))
-
-
-def _divisor(name: str, value: Any, num_tokens: int | Tensor) -> int | Tensor:
-    """Return a number of sequences or their length, checked if it is static.
-
-    A NumPy integer becomes an int, since its dtype may differ from that of
-    token numbers.
-    """
-    if not is_static(value):
-        return value
-    number = check_positive_int(name, value)
-    if isinstance(num_tokens, int) and num_tokens % number:
-        raise ValueError(
-            f"`{name}` must divide the number of tokens. Received: {name}="
-            f"{value!r}, {num_tokens} tokens. Pass sequences of equal length."
-        )
-    return number
 
 
 def _mask_pairs(

@@ -18,9 +18,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from keras_moe.kernels.block_sizes import block_sizes
-from keras_moe.kernels.jax.loop import Block, map_blocks
-from keras_moe.kernels.jax.reverse_only import ReverseOnly, second_gradients
+from keras_moe.kernels.jax.matmul_blocks import map_group_blocks, matmul, outer
+from keras_moe.kernels.jax.reverse_only import ReverseOnly
 from keras_moe.kernels.reference import (
     FFNWeights,
     before_activation,
@@ -34,7 +33,7 @@ from keras_moe.types import Activation, Tensor
 
 def grouped_matmul(x: Tensor, kernel: Tensor, group_sizes: Tensor) -> Tensor:
     """Multiply each row by its group's matrix: `(P, D) -> (P, F)`."""
-    return _grouped_matmul(x, kernel, group_sizes)
+    return matmul(x, kernel, group_sizes)
 
 
 def grouped_ffn(
@@ -46,80 +45,6 @@ def grouped_ffn(
 ) -> Tensor:
     """Run the whole network on one block before the next block."""
     return _grouped_ffn(activation, remat, x, weights, group_sizes)
-
-
-# --- one grouped matmul -----------------------------------------------------
-
-
-@ReverseOnly
-@jax.jit
-def _grouped_matmul(x: Tensor, kernel: Tensor, group_sizes: Tensor) -> Tensor:
-    def block(
-        rows: Sequence[Tensor], matrix: Tensor
-    ) -> tuple[Sequence[Tensor], None]:
-        return (rows[0] @ matrix,), None
-
-    (y,), _ = _map(block, (x,), kernel, group_sizes, (kernel.shape[-1],))
-    return y[: x.shape[0]]
-
-
-@jax.jit
-def grouped_matmul_forward(
-    x: Tensor, kernel: Tensor, group_sizes: Tensor
-) -> tuple[Tensor, Any]:
-    return _grouped_matmul(x, kernel, group_sizes), (x, kernel, group_sizes)
-
-
-@jax.jit
-def grouped_matmul_backward(
-    residuals: Any, dy: Tensor
-) -> tuple[Tensor | None, ...]:
-    x, kernel, group_sizes = residuals
-    return *_matmul_gradients(x, kernel, group_sizes, dy), None
-
-
-_grouped_matmul.defvjp(grouped_matmul_forward, grouped_matmul_backward)
-
-
-@ReverseOnly
-@jax.jit
-def _matmul_gradients(
-    x: Tensor, kernel: Tensor, group_sizes: Tensor, dy: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Return `dy kernel^T`, and `x^T dy` of each group."""
-
-    def block(
-        rows: Sequence[Tensor], matrix: Tensor
-    ) -> tuple[Sequence[Tensor], Tensor]:
-        x_rows, dy_rows = rows
-        return (dy_rows @ matrix.T,), _outer(x_rows, dy_rows)
-
-    (dx,), dkernel = _map(
-        block, (x, dy), kernel, group_sizes, (x.shape[-1],), summed=True
-    )
-    return dx[: x.shape[0]], dkernel
-
-
-def _matmul_gradients_forward(
-    x: Tensor, kernel: Tensor, group_sizes: Tensor, dy: Tensor
-) -> tuple[Any, Any]:
-    gradients = _matmul_gradients(x, kernel, group_sizes, dy)
-    return gradients, (x, kernel, group_sizes, dy)
-
-
-@jax.jit
-def _matmul_gradients_backward(
-    residuals: Any, cotangents: Any
-) -> tuple[Any, ...]:
-    return second_gradients(
-        _grouped_matmul, _matmul_gradients, residuals, cotangents
-    )
-
-
-_matmul_gradients.defvjp(_matmul_gradients_forward, _matmul_gradients_backward)
-
-
-# --- the whole expert -------------------------------------------------------
 
 
 @partial(ReverseOnly, static=2)
@@ -137,7 +62,7 @@ def _grouped_ffn(
         return (ffn(rows[0], w, activation),), None
 
     width = weights.down_kernel.shape[-1]
-    (y,), _ = _map(block, (x,), weights, group_sizes, (width,))
+    (y,), _ = map_group_blocks(block, (x,), weights, group_sizes, (width,))
     return y[: x.shape[0]]
 
 
@@ -149,6 +74,7 @@ def grouped_ffn_forward(
     weights: FFNWeights,
     group_sizes: Tensor,
 ) -> tuple[Tensor, Any]:
+    """Return the outputs and the residuals of their gradient."""
     if remat:
         y = _grouped_ffn(activation, remat, x, weights, group_sizes)
         return y, (x, weights, group_sizes, [])
@@ -160,6 +86,7 @@ def grouped_ffn_forward(
 def grouped_ffn_backward(
     activation: Activation, remat: bool, residuals: Any, dy: Tensor
 ) -> tuple[Any, ...]:
+    """Return the gradients of `x` and `weights`, and None for the sizes."""
     return *_ffn_gradients(activation, *residuals, dy), None
 
 
@@ -183,7 +110,9 @@ def _kept_ffn(
     inner = weights.up_kernel.shape[-1]
     kept = 1 if weights.gate_kernel is None else 2
     widths = (weights.down_kernel.shape[-1], *[inner] * kept)
-    (y, *before), _ = _map(block, (x,), weights, group_sizes, widths)
+    (y, *before), _ = map_group_blocks(
+        block, (x,), weights, group_sizes, widths
+    )
     return y[: x.shape[0]], before
 
 
@@ -229,11 +158,11 @@ def _ffn_gradients(
         gate_kernel = gate_bias = None
         if w.gate_kernel is not None:
             dx = dx + d_gate[0] @ w.gate_kernel.T
-            gate_kernel = _outer(x_rows, d_gate[0])
+            gate_kernel = outer(x_rows, d_gate[0])
             gate_bias = _sum_rows(d_gate[0], w.gate_bias)
         return (dx,), FFNWeights(
-            up_kernel=_outer(x_rows, d_up),
-            down_kernel=_outer(hidden, dy_rows),
+            up_kernel=outer(x_rows, d_up),
+            down_kernel=outer(hidden, dy_rows),
             up_bias=_sum_rows(d_up, w.up_bias),
             down_bias=_sum_rows(dy_rows, w.down_bias),
             gate_kernel=gate_kernel,
@@ -241,7 +170,7 @@ def _ffn_gradients(
         )
 
     rows, width = (dy, x, *before), (x.shape[-1],)
-    (dx,), dweights = _map(
+    (dx,), dweights = map_group_blocks(
         block, rows, weights, group_sizes, width, summed=True
     )
     return dx[: x.shape[0]], dweights
@@ -281,24 +210,6 @@ def _ffn_gradients_backward(
 
 
 _ffn_gradients.defvjp(_ffn_gradients_forward, _ffn_gradients_backward)
-
-
-def _map(
-    block: Block,
-    rows: Sequence[Tensor],
-    weights: Any,
-    group_sizes: Tensor,
-    widths: Sequence[int],
-    summed: bool = False,
-) -> tuple[Sequence[Tensor], Any]:
-    sizes = block_sizes(rows[0].shape[0], group_sizes.shape[0])
-    return map_blocks(block, rows, weights, group_sizes, widths, sizes, summed)
-
-
-def _outer(a: Tensor, b: Tensor) -> Tensor:
-    """Return `a^T b`, summed over the rows in float32 or better."""
-    wide = jnp.promote_types(a.dtype, "float32")
-    return jnp.matmul(a.T, b, preferred_element_type=wide)
 
 
 def _sum_rows(rows: Tensor, like: Tensor | None) -> Tensor | None:

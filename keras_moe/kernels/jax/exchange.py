@@ -25,7 +25,8 @@ from keras_moe.kernels.exchange import (
     RunBank,
     rows_of_way,
 )
-from keras_moe.kernels.jax.exchange_rounds import Way, in_rounds, is_ragged
+from keras_moe.kernels.jax.exchange_rounds import in_rounds
+from keras_moe.kernels.jax.one_round import Way, is_ragged
 from keras_moe.types import Tensor
 
 

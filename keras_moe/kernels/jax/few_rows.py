@@ -20,6 +20,7 @@ from jax import lax
 from keras_moe.kernels.block_sizes import few_rows_size
 from keras_moe.kernels.jax import blocks
 from keras_moe.kernels.jax.loop import Block, map_blocks
+from keras_moe.kernels.jax.matmul_blocks import matmul_backward, matmul_forward
 from keras_moe.kernels.jax.reverse_only import ReverseOnly
 from keras_moe.kernels.jax.varying import varying_alike
 from keras_moe.kernels.reference import FFNWeights, ffn
@@ -55,9 +56,7 @@ def _grouped_matmul(x: Tensor, kernel: Tensor, group_sizes: Tensor) -> Tensor:
     return _map(block, x, group_sizes, kernel.shape[-1])
 
 
-_grouped_matmul.defvjp(
-    blocks.grouped_matmul_forward, blocks.grouped_matmul_backward
-)
+_grouped_matmul.defvjp(matmul_forward, matmul_backward)
 
 
 @partial(ReverseOnly, static=2)
