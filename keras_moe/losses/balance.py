@@ -97,7 +97,7 @@ def _balance_of_pairs(
         both = ops.stack([total, counts])
         mean_prob, counts = ops.unstack(
             mean_over_replicas(both, num_tokens), 2
-        )  # pairs per token, of which the shares below are the same
+        )  # counts per token, which give the same shares below
     else:
         mean_prob = total / ops.maximum(num_tokens, 1.0)
     share = counts / ops.maximum(ops.sum(counts), 1e-20)

@@ -49,7 +49,7 @@ def importance_loss(
 
     ```python
     probs = ops.full((4, 2), 0.5)
-    loss = keras_moe.losses.importance_loss(probs)  # 0.0: all alike
+    loss = keras_moe.losses.importance_loss(probs)  # 0.0
     ```
     """
     check_bool("over_replicas", over_replicas)

@@ -86,10 +86,13 @@ def choose(scores: Tensor, top_k: int, conditions: Conditions) -> Choice:
     best = top_k_index(scores, top_k)
     if conditions.replay is None:
         return Choice(best)
-    return replayed(best, conditions, routing_checks.num_columns(scores))
+    num_columns = routing_checks.num_columns(scores)
+    return replayed(best, conditions.replay, conditions, num_columns)
 
 
-def replayed(best: Tensor, conditions: Conditions, num_columns: int) -> Choice:
+def replayed(
+    best: Tensor, replay: Assignment, conditions: Conditions, num_columns: int
+) -> Choice:
     """Return the replayed choices.
 
     The expert of a pair that was recorded as not computed (it was over
@@ -99,14 +102,12 @@ def replayed(best: Tensor, conditions: Conditions, num_columns: int) -> Choice:
 
     Args:
         best: int `(T, K)`. The choices without a replay.
-        conditions: `Conditions` of the batch, with a replay.
+        replay: The recorded `Assignment`.
+        conditions: `Conditions` of the batch.
         num_columns: int. E + N.
     """
-    num_experts = routing_checks.num_columns(conditions.replay.router_probs)  # type: ignore
-    recorded = ops.reshape(
-        conditions.replay.expert_index,  # type: ignore
-        (-1, best.shape[-1]),
-    )
+    num_experts = routing_checks.num_columns(replay.router_probs)
+    recorded = ops.reshape(replay.expert_index, (-1, best.shape[-1]))
     columns = ops.where(recorded > num_experts, recorded - 1, recorded)
     columns = ops.minimum(columns, num_columns - 1)
     computed = ops.not_equal(recorded, num_experts)

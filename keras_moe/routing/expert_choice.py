@@ -44,7 +44,7 @@ def expert_choice_assignment(
     """
     router_logits = ops.convert_to_tensor(router_logits)
     routing_checks.check_conditions(conditions)
-    check_size("capacity", capacity)  # 0 of an empty batch
+    check_size("capacity", capacity)  # it is 0 for an empty batch
     router_logits = available_logits(router_logits, conditions)
     num_experts = router_logits.shape[1]
     probs = softmax(router_logits)

@@ -82,7 +82,7 @@ def hierarchical_assignment(
     if conditions.replay is None:
         choice = only_available(Choice(columns), conditions, num_experts)
     else:
-        choice = replayed(columns, conditions, num_experts)
+        choice = replayed(columns, conditions.replay, conditions, num_experts)
     by_group = (-1, top_k_groups, top_k // top_k_groups)
     weights = _weights(
         ops.reshape(choice.values(of_group), by_group),

@@ -23,7 +23,7 @@ _KEPT: OrderedDict[int, Tensor] = OrderedDict()  # by the number drawn
 
 
 class _Thread(threading.local):
-    pure = False  # whether state comes in and goes out as arguments
+    pure = False  # whether all state enters and leaves as arguments
 
 
 _THREAD = _Thread()
