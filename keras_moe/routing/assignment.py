@@ -31,6 +31,15 @@ class Conditions(NamedTuple):
     replay: an `Assignment` whose choices are repeated. Its weights and
         probabilities are computed again, so that gradients flow. None if
         tokens choose.
+
+    Example:
+
+    ```python
+    # The last token is padding.
+    conditions = keras_moe.routing.Conditions(
+        token_mask=np.array([True, True, False])
+    )
+    ```
     """
 
     token_mask: Tensor | None = None
@@ -156,6 +165,22 @@ def token_choice(
         num_null_experts: int. N, the number of null experts, whose columns are
             the last. Defaults to 0.
         router_loss: Scalar. `None` (the default) for zero.
+
+    Example:
+
+    ```python
+    logits = keras.random.normal((6, 4))  # 6 tokens, 4 experts
+    choice = keras_moe.routing.assignment.Choice(
+        keras_moe.kernels.top_k_index(logits, 2)
+    )
+    assignment = keras_moe.routing.token_choice(
+        logits,
+        ops.softmax(logits),
+        choice,
+        weights=ops.full((6, 2), 0.5),
+        conditions=keras_moe.routing.Conditions(),
+    )
+    ```
     """
     num_experts = routing_checks.real_experts(
         routing_checks.num_columns(router_logits), num_null_experts
@@ -250,6 +275,14 @@ def pair_scores(assignment: Assignment) -> Tensor:
         assignment: `Assignment` of any routing algorithm. For a pair that is
             not computed, or of a null expert, the result is the probability of
             the last expert.
+
+    Example:
+
+    ```python
+    logits = keras.random.normal((6, 4))  # 6 tokens, 4 experts
+    assignment = keras_moe.routing.top_k_assignment(logits, top_k=2)
+    scores = keras_moe.routing.pair_scores(assignment)
+    ```
     """
     check_assignment(assignment)
     probs = take_rows(
@@ -272,6 +305,16 @@ def dense_weights(
         assignment: `Assignment` of a token-choice algorithm.
         pairs_per_token: int. K.
         experts: int32 `(n,)`. The `expert_index` of each column.
+
+    Example:
+
+    ```python
+    logits = keras.random.normal((6, 4))  # 6 tokens, 4 experts
+    assignment = keras_moe.routing.top_k_assignment(logits, top_k=2)
+    table = keras_moe.routing.dense_weights(
+        assignment, pairs_per_token=2, experts=ops.arange(4)
+    )
+    ```
     """
     check_assignment(assignment)
     routing_checks.check_pairs(

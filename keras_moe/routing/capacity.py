@@ -56,6 +56,14 @@ def expert_capacity(
 
     Returns:
         int, or an int32 scalar if `num_tokens` or `num_experts` is a tensor.
+
+    Example:
+
+    ```python
+    capacity = keras_moe.routing.expert_capacity(
+        num_tokens=64, num_experts=4, top_k=2, capacity_factor=1.25
+    )  # 40
+    ```
     """
     check_size("num_tokens", num_tokens)
     routing_checks.check_positive(
@@ -141,6 +149,14 @@ def apply_capacity(
     Returns:
         The assignment. Dropped pairs have `expert_index == E` and the weight
         zero. The weights of a token's other pairs do not change.
+
+    Example:
+
+    ```python
+    logits = keras.random.normal((6, 4))  # 6 tokens, 4 experts
+    assignment = keras_moe.routing.top_k_assignment(logits, top_k=2)
+    kept = keras_moe.routing.apply_capacity(assignment, capacity=3)
+    ```
     """
     check_assignment(assignment)
     check_size("capacity", capacity)

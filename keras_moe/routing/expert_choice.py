@@ -41,6 +41,15 @@ def expert_choice_assignment(
     Returns:
         An `Assignment`. The pairs of expert e are at `e * C ... e * C + C-1`,
         its best token first.
+
+    Example:
+
+    ```python
+    logits = keras.random.normal((6, 4))  # 6 tokens, 4 experts
+    assignment = keras_moe.routing.expert_choice_assignment(
+        logits, capacity=3
+    )
+    ```
     """
     router_logits = ops.convert_to_tensor(router_logits)
     routing_checks.check_conditions(conditions)

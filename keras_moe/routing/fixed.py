@@ -46,6 +46,14 @@ def hash_scores(ids: Tensor, num_experts: int, seed: int = 0) -> Tensor:
 
     Returns:
         float32 `(T, E)`.
+
+    Example:
+
+    ```python
+    scores = keras_moe.routing.hash_scores(
+        np.array([7, 7, 3], "int32"), num_experts=4
+    )  # the first two rows are equal
+    ```
     """
     num_experts = check_positive_int("num_experts", num_experts)
     salt = _salt(num_experts, check_count("seed", seed))
@@ -64,6 +72,14 @@ def cyclic_scores(ids: Tensor, num_experts: int) -> Tensor:
 
     Returns:
         float32 `(T, E)`.
+
+    Example:
+
+    ```python
+    scores = keras_moe.routing.cyclic_scores(
+        np.array([0, 5], "int32"), num_experts=4
+    )  # experts 0 and 1 are first
+    ```
     """
     num_experts = check_positive_int("num_experts", num_experts)
     experts = ops.arange(num_experts, dtype="int32")
@@ -87,6 +103,14 @@ def rule_scores(
 
     Returns:
         float32 `(T, E)`.
+
+    Example:
+
+    ```python
+    scores = keras_moe.routing.rule_scores(
+        np.array([2, 0], "int32"), num_experts=4, default_expert=3
+    )
+    ```
     """
     check_default_expert(default_expert, num_experts)
     scores = cyclic_scores(expert, num_experts)
@@ -123,6 +147,15 @@ def fixed_assignment(
         scores: float32 `(T, E)`.
         top_k: int. K.
         conditions: `Conditions` of the batch.
+
+    Example:
+
+    ```python
+    scores = keras_moe.routing.cyclic_scores(
+        np.array([0, 5], "int32"), num_experts=4
+    )
+    assignment = keras_moe.routing.fixed_assignment(scores, top_k=1)
+    ```
     """
     num_experts = routing_checks.num_columns(scores)
     top_k = check_top_k(top_k, num_experts)

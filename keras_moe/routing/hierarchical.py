@@ -60,6 +60,16 @@ def hierarchical_assignment(
         `router_probs`, and they include a common offset of either stage's
         logits, so that a z-loss keeps both stages small. With one group they
         are the logits of the experts, since there is no choice of a group.
+
+    Example:
+
+    ```python
+    assignment = keras_moe.routing.hierarchical_assignment(
+        group_logits=keras.random.normal((6, 2)),
+        expert_logits=keras.random.normal((6, 8)),
+        top_k=2,
+    )
+    ```
     """
     num_groups = routing_checks.num_columns(group_logits)
     num_experts = routing_checks.num_columns(expert_logits)

@@ -41,6 +41,15 @@ def modality_assignment(
 
     Returns:
         An `Assignment` with K pairs per token, its best expert first.
+
+    Example:
+
+    ```python
+    logits = keras.random.normal((6, 4))  # 6 tokens, 4 experts
+    # The first two experts are for the first three tokens.
+    allowed = np.arange(6)[:, None] // 3 == np.arange(4) // 2
+    assignment = keras_moe.routing.modality_assignment(logits, allowed, top_k=1)
+    ```
     """
     router_logits = ops.convert_to_tensor(router_logits)
     routing_checks.check_token_choice(

@@ -56,6 +56,15 @@ def relu_assignment(
     Returns:
         An `Assignment` with M pairs per token, its best expert first. Pairs
         with the weight zero are not computed.
+
+    Example:
+
+    ```python
+    logits = keras.random.normal((6, 4))  # 6 tokens, 4 experts
+    assignment = keras_moe.routing.relu_assignment(
+        logits, max_experts=3, top_k=2, l1_coefficient=ops.full((1,), 0.01)
+    )
+    ```
     """
     router_logits = ops.convert_to_tensor(router_logits)
     num_experts = routing_checks.num_columns(router_logits)
@@ -114,6 +123,15 @@ def next_l1_coefficient(
             token is padding.
         available: bool `(E,)`. False for experts that are off, which are not
             counted. `None` (the default) if all are on.
+
+    Example:
+
+    ```python
+    logits = keras.random.normal((6, 4))  # 6 tokens, 4 experts
+    coefficient = keras_moe.routing.next_l1_coefficient(
+        ops.full((1,), 0.01), logits, top_k=2, growth=1.2
+    )
+    ```
     """
     router_logits = ops.convert_to_tensor(router_logits)
     check_above("top_k", top_k, 0, INFINITY)

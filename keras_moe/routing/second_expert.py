@@ -17,6 +17,14 @@ def first_choices(assignment: Assignment, pairs_per_token: int) -> Assignment:
     Args:
         assignment: `Assignment` of a token-choice algorithm.
         pairs_per_token: int. K.
+
+    Example:
+
+    ```python
+    logits = keras.random.normal((6, 4))  # 6 tokens, 4 experts
+    assignment = keras_moe.routing.top_k_assignment(logits, top_k=2)
+    best = keras_moe.routing.first_choices(assignment, pairs_per_token=2)
+    ```
     """
     by_token = (-1, pairs_per_token)
 
@@ -47,6 +55,14 @@ def drop_weak_second(
         threshold: float above 0 and at most 1.
         noise: float32 `(T,)`, uniform in 0 ... 1. `None` (the default) for no
             noise.
+
+    Example:
+
+    ```python
+    logits = keras.random.normal((6, 4))  # 6 tokens, 4 experts
+    assignment = keras_moe.routing.top_k_assignment(logits, top_k=2)
+    kept = keras_moe.routing.drop_weak_second(assignment, threshold=0.2)
+    ```
     """
     check_assignment(assignment)
     routing_checks.check_share("threshold", threshold)

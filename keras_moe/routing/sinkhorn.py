@@ -43,6 +43,15 @@ def sinkhorn_assignment(
             decide, as in the papers at inference, when a token's experts must
             not depend on other tokens.
         conditions: `Conditions` of the batch.
+
+    Example:
+
+    ```python
+    logits = keras.random.normal((6, 4))  # 6 tokens, 4 experts
+    assignment = keras_moe.routing.sinkhorn_assignment(
+        logits, top_k=1, num_iterations=16
+    )
+    ```
     """
     router_logits = ops.convert_to_tensor(router_logits)
     routing_checks.check_conditions(conditions)
@@ -82,6 +91,13 @@ def sinkhorn(
     Returns:
         float32 `(T, E)`, the logarithm of the plan. Each row of the plan sums
         to one.
+
+    Example:
+
+    ```python
+    logits = keras.random.normal((6, 4))  # 6 tokens, 4 experts
+    plan = ops.exp(keras_moe.routing.sinkhorn(logits))
+    ```
     """
     routing_checks.check_conditions(conditions)
     num_iterations = check_positive_int("num_iterations", num_iterations)

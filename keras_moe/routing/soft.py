@@ -27,6 +27,14 @@ def soft_slot_logits(
 
     Returns:
         float32 `(B, S, E * Z)`.
+
+    Example:
+
+    ```python
+    tokens = keras.random.normal((2, 6, 8))
+    slot_kernel = keras.random.normal((8, 4))
+    logits = keras_moe.routing.soft_slot_logits(tokens, slot_kernel)
+    ```
     """
     tokens = ops.convert_to_tensor(tokens)
     slot_kernel = ops.convert_to_tensor(slot_kernel)
@@ -53,6 +61,13 @@ def soft_weights(
         Dispatch weights, which sum to one over the tokens of a sequence, and
         combine weights, which sum to one over the slots, both float32
         `(B, S, E * Z)`. They are zero for padding.
+
+    Example:
+
+    ```python
+    slot_logits = keras.random.normal((2, 6, 4))
+    dispatch, combine = keras_moe.routing.soft_weights(slot_logits)
+    ```
     """
     slot_logits = ops.convert_to_tensor(slot_logits)
     combine = _softmax(slot_logits, axis=-1)
@@ -76,6 +91,13 @@ def mix_experts(outputs: Tensor, mixture_weights: Tensor) -> Tensor:
 
     Returns:
         `(T, H)`, in the dtype of `outputs`.
+
+    Example:
+
+    ```python
+    outputs = keras.random.normal((6, 4, 8))
+    mixed = keras_moe.routing.mix_experts(outputs, ops.full((6, 4), 0.25))
+    ```
     """
     outputs = ops.convert_to_tensor(outputs)
     weights = ops.cast(ops.expand_dims(mixture_weights, 1), outputs.dtype)

@@ -79,6 +79,13 @@ def top_k_assignment(
     Returns:
         An `Assignment`. The pairs of token t are at `t * K ... t * K + K-1`,
         its best expert first.
+
+    Example:
+
+    ```python
+    logits = keras.random.normal((6, 4))  # 6 tokens, 4 experts
+    assignment = keras_moe.routing.top_k_assignment(logits, top_k=2)
+    ```
     """
     router_logits = ops.convert_to_tensor(router_logits)
     num_experts = routing_checks.real_experts(
@@ -142,6 +149,15 @@ def keep_best_groups(
 
     Returns:
         `(T, E)`.
+
+    Example:
+
+    ```python
+    logits = keras.random.normal((6, 4))  # 6 tokens, 4 experts
+    kept = keras_moe.routing.keep_best_groups(
+        logits, num_groups=2, top_k_groups=1, best=1
+    )
+    ```
     """
     num_experts = routing_checks.num_columns(scores)
     routing_checks.check_groups(num_experts, 1, num_groups, top_k_groups)
@@ -188,6 +204,17 @@ def balanced_bias(
         available: bool `(E,)`. False for experts that are off, which keep
             their bias and are excluded from the mean. `None` (the default) if
             all are on.
+
+    Example:
+
+    ```python
+    bias = keras_moe.routing.balanced_bias(
+        ops.zeros((4,)),
+        expert_index=np.array([0, 0, 1], "int32"),
+        num_experts=4,
+        step_size=0.001,
+    )
+    ```
     """
     routing_checks.check_num_experts(num_experts, expert_bias.shape[0])
     routing_checks.check_positive("step_size", step_size)

@@ -49,6 +49,13 @@ def top_p_assignment(
 
     Returns:
         An `Assignment` with K pairs per token, its best expert first.
+
+    Example:
+
+    ```python
+    logits = keras.random.normal((6, 4))  # 6 tokens, 4 experts
+    assignment = keras_moe.routing.top_p_assignment(logits, top_p=0.7, top_k=3)
+    ```
     """
     router_logits = ops.convert_to_tensor(router_logits)
     routing_checks.check_token_choice(

@@ -26,7 +26,7 @@ from keras_moe import (
 pytestmark = pytest.mark.one_backend
 
 MODULES = (keras_moe, layers, losses, metrics, models, model_surgery)
-MODULES += (callbacks, compress, ensemble, training)
+MODULES += (callbacks, compress, ensemble, routing, training)
 NAMES = {"keras": keras, "keras_moe": keras_moe, "np": np, "ops": ops}
 # Base classes and parts that users do not make themselves.
 WITHOUT = {"Blocks", "MeanPooling", "MoEModel", "PositionEmbedding"}
