@@ -33,9 +33,9 @@ OF_TRAINING = {
 
 
 class Same:
-    """Compare a value by identity.
+    """A value that is compared by identity.
 
-    The value is kept alive, so that no other object gets its id.
+    It is kept alive, so that no other object gets its id.
     """
 
     __slots__ = ("value",)
@@ -93,8 +93,9 @@ def keyed(function: Callable[..., Any]) -> Callable[..., Any]:
     """Return a function that can be the key of a cache of traced functions.
 
     Args:
-        function: Any callable. A function of a library is returned unchanged,
-            and on PyTorch, which traces nothing, so is every function.
+        function: Any callable. A library's function without a closure is
+            returned unchanged, and on PyTorch, which traces nothing, so is
+            every function.
     """
     plain = isinstance(function, types.FunctionType)
     plain = plain and _is_of_library(function) and not function.__closure__
