@@ -64,7 +64,7 @@ def _reads(callback: keras.callbacks.Callback, prefix: str) -> bool:
 
 
 def _callbacks_beside(callback: keras.callbacks.Callback) -> list[Any]:
-    """Return the callbacks of the list that calls this one, or none.
+    """Return the callbacks of the list that calls this one; else no callbacks.
 
     Keras does not pass the list to a callback, so that it is searched among
     the callers.

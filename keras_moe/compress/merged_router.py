@@ -36,7 +36,14 @@ class MergedRouter(BaseRouter):
         **kwargs: Arguments of `keras.layers.Layer`.
 
     Call arguments:
-        x, mask, training, router_inputs: As of `router`.
+        x: float `(..., D)`. Tokens.
+        mask: bool `(...)` or None. False for padding. `None` (the default)
+            means that there is no padding.
+        training: bool or None, as in any Keras layer.
+        router_inputs: Inputs that `router` needs besides the tokens, or None.
+        replay: None. An `Assignment` is refused.
+        x_mask: bool `(...)` or None. The mask that Keras has for `x`, used if
+            `mask` is None.
 
     Returns:
         An `Assignment` to M experts. Several pairs of a token may have the same

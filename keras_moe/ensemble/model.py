@@ -156,7 +156,11 @@ class Ensemble(PartlyTrained, MemberReports, TrainableParts, keras.Model):
         `num_snapshots`, and `History` holds the metrics of the one model.
 
         Args:
-            x, y, batch_size, epochs: As of `keras.Model.fit`.
+            x: Inputs as `keras.Model.fit` takes them.
+            y: Targets as `keras.Model.fit` takes them.
+            batch_size: Positive int or None. Examples per step. `None` (the
+                default) means 32 for arrays.
+            epochs: Positive int. Number of epochs. Defaults to 1.
             **kwargs: Other arguments of `keras.Model.fit`.
 
         Returns:
@@ -194,7 +198,8 @@ class Ensemble(PartlyTrained, MemberReports, TrainableParts, keras.Model):
         optimizer of its own.
 
         Args:
-            x, y: Data as `keras.Model.fit` takes them.
+            x: Inputs as `keras.Model.fit` takes them.
+            y: Targets as `keras.Model.fit` takes them.
             bootstrap: bool. Whether each member is trained on N samples that
                 are drawn with replacement from the N samples of the arrays
                 (bagging, Breiman 1996). Defaults to `False`.

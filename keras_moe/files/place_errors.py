@@ -28,7 +28,7 @@ _CANNOT_WRITE = (
 )
 # The report of C++ streams, and therefore of OpenVINO, for any failure.
 _OF_STREAMS = "iostream error"
-# These errors are raised unchanged, even if there is no room, too.
+# These errors are raised unchanged, also if there is no room.
 _ABOUT_ARGUMENTS = (ValueError, TypeError, ImportError)
 _ROOM = 1 << 20  # bytes
 

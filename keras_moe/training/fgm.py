@@ -51,7 +51,7 @@ def adversarial_step(gradient: Tensor, epsilon: float) -> Tensor:
 
 @keras.saving.register_keras_serializable(package="keras_moe")
 class FGM(Wrapper):
-    """Train a model on its embeddings and on adversarial ones beside them.
+    """Train a model on its embeddings and on adversarial ones.
 
     This is the fast gradient method on embeddings. With g the gradient of the
     loss with respect to the embeddings e of an example, the loss is
