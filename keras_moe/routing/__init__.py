@@ -5,12 +5,7 @@ and of the batch's `Conditions`, and returns an `Assignment`: which token goes
 to which expert, with what weight.
 """
 
-from keras_moe.routing.assignment import (
-    Conditions,
-    dense_weights,
-    pair_scores,
-    token_choice,
-)
+from keras_moe.routing.assignment import Conditions, token_choice
 from keras_moe.routing.capacity import (
     PRIORITIES,
     apply_capacity,
@@ -25,6 +20,7 @@ from keras_moe.routing.fixed import (
 )
 from keras_moe.routing.hierarchical import hierarchical_assignment
 from keras_moe.routing.modality import modality_assignment
+from keras_moe.routing.pair_weights import dense_weights, pair_scores
 from keras_moe.routing.relu import next_l1_coefficient, relu_assignment
 from keras_moe.routing.second_expert import (
     SECOND_EXPERTS,

@@ -23,7 +23,7 @@ from keras_moe.kernels import (
     map_entries,
     take_rows,
 )
-from keras_moe.routing.assignment import pair_scores
+from keras_moe.routing.pair_weights import pair_scores
 from keras_moe.types import Assignment, Tensor
 
 PRIORITIES = ("position", "score")

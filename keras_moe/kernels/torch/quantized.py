@@ -2,9 +2,9 @@
 
 P rows, sorted by group; E groups; D input and F output width; n rows of one
 group. A matrix is widened into memory that the next group reuses, so that it
-stays in cache and the bank is read as bytes. On CPU, quantized rows are
-multiplied by integers in an integer product, which is several times as fast if
-the processor has instructions for it (VNNI, AMX).
+stays in cache and the bank is read as bytes. On CPU, quantized rows and a
+kernel without blocks are multiplied as integers, which is several times as
+fast if the processor has instructions for it (VNNI, AMX).
 """
 
 import math
