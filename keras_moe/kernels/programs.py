@@ -93,7 +93,7 @@ class Programs:
         function: Callable[..., Any],
         written: Sequence[keras.Variable] = (),
     ) -> Callable[..., Any]:
-        """Return a function compiled, or the program of an earlier equal call.
+        """Return a compiled function, an earlier one if it captured the same.
 
         Args:
             function: Function of tensors that returns tensors. Whatever it

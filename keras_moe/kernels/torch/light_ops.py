@@ -77,14 +77,14 @@ def expand_dims(x: Any, axis: int) -> Tensor:
 
 
 def where(condition: Tensor, x: Tensor, y: Any) -> Tensor:
-    """Select from `x`, whose dtype the result has, or `y`, maybe a number."""
+    """Select from `x` or `y`, which may be a number, in the dtype of `x`."""
     if isinstance(condition, torch.Tensor) and isinstance(x, torch.Tensor):
         return torch.where(condition, x, y)
     return keras.ops.where(condition, x, y)
 
 
 def sum(x: Any, axis: int | None = None, keepdims: bool = False) -> Tensor:
-    """Sum floats; Keras sums other dtypes, for which it has rules."""
+    """Sum floats; Keras sums other dtypes, by its own rules."""
     if not (isinstance(x, torch.Tensor) and x.is_floating_point()):
         return keras.ops.sum(x, axis, keepdims)
     return torch.sum(x, dim=axis, keepdim=keepdims)

@@ -15,7 +15,7 @@ def sum_over_replicas(x: Tensor) -> Tensor:
 
 
 def num_replicas() -> int:
-    """Return the number of processes of `torch.distributed`, 1 without it."""
+    """Return the number of processes, 1 if `torch.distributed` does not run."""
     distributed = torch.distributed
     if not (distributed.is_available() and distributed.is_initialized()):
         return 1
