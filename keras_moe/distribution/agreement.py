@@ -113,7 +113,8 @@ def from_first(
     Args:
         numbers: List of integers below 2 ** 16 in process 0; zeros, as many,
             in the other processes.
-        model: Model that all processes train. TensorFlow needs its strategy.
+        model: Model that all processes train, whose strategy TensorFlow needs.
+            Default: `None`, for the other backends.
     """
     backend = keras.backend.backend()
     if backend == "torch":

@@ -58,7 +58,8 @@ def connect(model: keras.Model | None = None) -> None:
     that leaves is detected, even before its first call.
 
     Args:
-        model: Model that all processes train. TensorFlow needs its strategy.
+        model: Model that all processes train, whose strategy TensorFlow needs.
+            Default: `None`, for the other backends.
     """
     if not _watches:
         _watches.append(_connected(model))

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 import keras
 
 METHODS = ("fit", "evaluate", "predict")
-KINDS = ("train", "test", "predict")  # of steps
+KINDS = ("train", "test", "predict")  # the kinds of steps
 Function: TypeAlias = Callable[..., Any]
 
 

@@ -29,7 +29,6 @@ class FullyShardedCall(ReplicatedCall):
         model: A built model that has trainable weights.
     """
 
-    module: Any
     fully_sharded = True
     testing = False
 

@@ -173,7 +173,7 @@ def _check_quantize(quantize: str | None) -> None:
 
 
 def _check_text(model: keras.Model, format: str) -> None:
-    """Raise a ValueError if a format other than TensorFlow's meets text."""
+    """Raise if a model takes text and the format does not support it."""
     text = [t.name for t in model.inputs if t.dtype == "string"]
     if text and format != "tf_saved_model":
         raise ValueError(

@@ -64,7 +64,7 @@ def _working_directories() -> tuple[Path, ...]:
 
 
 def _is_same(a: Path, b: Path) -> bool:
-    """Return whether two paths, also if they differ in case, are the same."""
+    """Return whether two paths are the same, perhaps in another case."""
     return a == b or (a.exists() and os.path.samefile(a, b))
 
 

@@ -24,7 +24,12 @@ BELOW = 2  # the upper bound of indices if the manifest has none
 
 
 class Probe(NamedTuple):
-    """Hold a batch and what the Keras model computes for it."""
+    """Hold a batch and what the Keras model computes for it.
+
+    Attributes:
+        batch: List of the model's input arrays.
+        observation: What the model computes for them.
+    """
 
     batch: list[np.ndarray]
     observation: Observation
