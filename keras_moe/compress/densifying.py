@@ -66,10 +66,10 @@ def to_dense(
 
     Raises:
         ValueError: If `by` is neither; if experts are not in an `Expert` bank,
-            are shared, or are quantized; if the model has null experts or a
-            `MixtureOfModels`; if a block outside `keras_moe.models` takes
-            router inputs; or if `by` is `"load"`, `data` is None, and the model
-            was never trained.
+            are shared, or are quantized; if the model has null experts, a
+            gate of a shared expert, or a `MixtureOfModels`; if a block outside
+            `keras_moe.models` takes router inputs; or if `by` is `"load"`,
+            `data` is None, and the model was never trained.
 
     Example:
 
@@ -102,6 +102,7 @@ def to_dense(
 def _check_block(block: Mixture, owner: keras.Model | None) -> None:
     uses_inputs = block.router.router_inputs_use != "none"
     if isinstance(block, MoEBlock) and not block.router.num_null_experts:
+        _check_options(block)
         if owner is not None or not uses_inputs:
             return
     raise ValueError(
@@ -110,6 +111,18 @@ def _check_block(block: Mixture, owner: keras.Model | None) -> None:
         f"{block.path!r} with {type(block.router).__name__} and "
         f"num_null_experts={block.router.num_null_experts}. Build the dense "
         "model and use `distill`."
+    )
+
+
+def _check_options(block: MoEBlock) -> None:
+    """Raise if a block multiplies by factors that a dense network lacks."""
+    if block.shared_expert_gate is None:
+        return
+    raise ValueError(
+        "`model` must hold only blocks that a dense network can express: a "
+        "factor that depends on the token is none of them. Received: "
+        f"{block.path!r} with shared_expert_gate=True. Build the dense model "
+        "and use `distill`."
     )
 
 

@@ -16,6 +16,7 @@ from keras_moe.layers.expert_layers import ExpertLayers
 from keras_moe.layers.initializers import reseeded
 from keras_moe.layers.routers import Router
 from keras_moe.layers.routers.base_router import BaseRouter
+from keras_moe.layers.shared_gate import SharedExpertGate
 
 Experts: TypeAlias = keras.layers.Layer | Sequence[keras.layers.Layer]
 """A layer with all experts, or one layer per expert."""
@@ -146,6 +147,35 @@ def shared_expert_of(
     for name in ("kernel_initializer", "bias_initializer"):
         style[name] = reseeded(style[name], "shared_expert", 0)
     return Expert(name="shared_expert", **style, **common)
+
+
+def shared_gate_of(
+    has_gate: bool, shared_expert: Expert | None, dtype: Any
+) -> SharedExpertGate | None:
+    """Return the gate of the shared expert, or None.
+
+    Args:
+        has_gate: Argument `shared_expert_gate` of the block.
+        shared_expert: The shared expert, or None.
+        dtype: Dtype policy of the block.
+
+    Raises:
+        ValueError: If there is a gate, but no shared expert.
+    """
+    if not checks.check_bool("shared_expert_gate", has_gate):
+        return None
+    if shared_expert is None:
+        raise ValueError(
+            "`shared_expert_gate` must be False without a shared expert. "
+            f"Received: shared_expert_gate={has_gate!r}, "
+            "shared_expert_dim=None. Pass `shared_expert_dim`, the width of "
+            "the shared expert."
+        )
+    return SharedExpertGate(
+        reseeded(shared_expert.kernel_initializer, "shared_expert_gate", 0),
+        name="shared_expert_gate",
+        dtype=dtype,
+    )
 
 
 def shared_experts_of(

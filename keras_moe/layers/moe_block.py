@@ -69,6 +69,10 @@ class MoEBlock(Mixture):
         shared_expert_dim: Int. Inner width of one more expert that computes
             every token (DeepSeekMoE, Dai et al. 2024, eq. 9). `None` (the
             default) adds none.
+        shared_expert_gate: Bool. Whether the output of the shared expert is
+            multiplied by `sigmoid(x w)`, with one learned vector w, as in
+            Qwen-MoE and Qwen2-MoE. Requires `shared_expert_dim`. False by
+            default: the output is added unchanged.
         router: Router with the same `num_experts`. `None` (the default) builds
             `Router(num_experts, top_k, jitter=jitter)`. Another block's
             `router` is shared with that block.
@@ -101,7 +105,8 @@ class MoEBlock(Mixture):
         **kwargs: Arguments of `keras.layers.Layer`.
 
     Attributes:
-        router, experts, shared_expert: The layers inside.
+        router, experts, shared_expert, shared_expert_gate: The layers inside.
+            The last two are None if there are none.
         expert_load, fraction_dropped: See `Mixture`.
 
     Call arguments:
@@ -171,6 +176,7 @@ class MoEBlock(Mixture):
         bias_constraint: str | keras.constraints.Constraint | None = None,
         remat: bool = False,
         seed: int | None = None,
+        shared_expert_gate: bool = False,
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
@@ -220,6 +226,9 @@ class MoEBlock(Mixture):
         self.shared_expert = block_parts.shared_expert_of(
             shared_expert_dim, self.experts, arguments, common
         )
+        self.shared_expert_gate = block_parts.shared_gate_of(
+            shared_expert_gate, self.shared_expert, self.dtype_policy
+        )
         self.null_experts = None
         if self.router.num_null_experts:
             self.null_experts = NullExperts(
@@ -241,7 +250,12 @@ class MoEBlock(Mixture):
         if not self.experts.built:
             self.experts.build(rows_shape)
         expert_checks.check_output_shape(self, rows_shape)
-        for layer in (self.router, self.shared_expert, self.null_experts):
+        for layer in (
+            self.router,
+            self.shared_expert,
+            self.shared_expert_gate,
+            self.null_experts,
+        ):
             if layer is not None and not layer.built:
                 layer.build(tokens_shape)
         self.build_report()
@@ -304,12 +318,14 @@ class MoEBlock(Mixture):
                 units.rows, kept, pairs_per_token=per_token
             )
         if self.shared_expert is not None:
+            tokens = units.as_tokens(units.rows)
             shared = kernels.call_part(
-                self,
-                self.shared_expert,
-                units.as_tokens(units.rows),
-                training=training,
+                self, self.shared_expert, tokens, training=training
             )
+            if self.shared_expert_gate is not None:
+                shared = kernels.call_part(
+                    self, self.shared_expert_gate, tokens, shared
+                )
             outputs = outputs + zero_padding(shared, units.token_mask)
         if training:
             self.report(chosen, kept, units.mask, inputs)
@@ -374,6 +390,7 @@ class MoEBlock(Mixture):
             "dtype": quantization.saved_dtype(self),
             **self.mixture_config(),
             "shared_expert_dim": self.shared_expert_dim,
+            "shared_expert_gate": self.shared_expert_gate is not None,
             "level": self.level,
             "seed": self.seed,
         }

@@ -11,6 +11,7 @@ ROUTERS = {  # arguments of Router(8, ...)
     "mixtral": {"top_k": 2},
     "qwen3_normalized": {"top_k": 3},
     "qwen3": {"top_k": 3, "normalize_weights": False},
+    "qwen2_moe": {"top_k": 3, "normalize_weights": False},
     "deepseek_v3": {
         "top_k": 3,
         "scoring": "sigmoid",
@@ -19,6 +20,10 @@ ROUTERS = {  # arguments of Router(8, ...)
         "expert_bias": True,
         "routed_scaling_factor": 2.5,
     },
+}
+OPTIONS = {  # arguments of MoEBlock
+    "qwen2_moe": {"shared_expert_dim": 24, "shared_expert_gate": True},
+    "deepseek_v3": {"shared_expert_dim": 24},
 }
 
 
@@ -34,6 +39,7 @@ def oracle(tmp_path_factory):
     "name",
     [
         "mixtral",
+        "qwen2_moe",
         "deepseek_v3",
         *(
             pytest.param(name, marks=pytest.mark.one_backend)
@@ -54,7 +60,7 @@ def test_outputs_and_gradients(oracle, name, monkeypatch):
             use_bias=False,
             name="experts",
         ),
-        shared_expert_dim=24 if name == "deepseek_v3" else None,
+        **OPTIONS.get(name, {}),
     )
     block.build((None, None, 16))
     if block.router.expert_bias:

@@ -8,9 +8,17 @@ sum weighted by `upstream`.
 
 import numpy as np
 import torch
-from transformers import DeepseekV3Config, MixtralConfig, Qwen3MoeConfig
+from transformers import (
+    DeepseekV3Config,
+    MixtralConfig,
+    Qwen2MoeConfig,
+    Qwen3MoeConfig,
+)
 from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3MoE
 from transformers.models.mixtral.modeling_mixtral import MixtralSparseMoeBlock
+from transformers.models.qwen2_moe.modeling_qwen2_moe import (
+    Qwen2MoeSparseMoeBlock,
+)
 from transformers.models.qwen3_moe.modeling_qwen3_moe import (
     Qwen3MoeSparseMoeBlock,
 )
@@ -40,6 +48,15 @@ def build(name):
             routed_scaling_factor=2.5,
         )
         block = DeepseekV3MoE
+    elif name == "qwen2_moe":
+        config = Qwen2MoeConfig(
+            **sizes,
+            moe_intermediate_size=F,
+            shared_expert_intermediate_size=F,
+            num_experts=E,
+            num_experts_per_tok=3,
+        )
+        block = Qwen2MoeSparseMoeBlock
     else:
         config = Qwen3MoeConfig(
             **sizes,
@@ -65,13 +82,17 @@ def in_keras_layout(router, gate_up, down):
 
 
 def shared_in_keras_layout(gradients, parameters):
-    """Return the shared expert's kernels as a bank, or an empty dict."""
+    """Return the shared expert's kernels as a bank, and its gate, if any."""
     found = {}
-    for name in ("gate", "up", "down"):
-        parameter = parameters.get(f"shared_experts.{name}_proj.weight")
-        if parameter is not None:
-            value = parameter.grad if gradients else parameter
-            found[f"shared_expert/{name}_kernel"] = value.T[None]
+    for key, parameter in parameters.items():
+        if not key.startswith("shared_expert"):
+            continue
+        value = (parameter.grad if gradients else parameter).T
+        name = key.split(".")[-2].removesuffix("_proj")
+        if name == "shared_expert_gate":
+            found["shared_expert_gate/kernel"] = value
+        else:
+            found[f"shared_expert/{name}_kernel"] = value[None]
     return found
 
 

@@ -105,6 +105,8 @@ LAYERS = {
         5,
         router=keras_moe.Router(5, 3, "topk_softmax", **kw),
         experts=keras_moe.Expert(12, 5, use_bias=False, **kw),
+        shared_expert_dim=6,
+        shared_expert_gate=True,
         **kw,
     ),
     "MoEBlock of null experts": lambda **kw: keras_moe.MoEBlock(
