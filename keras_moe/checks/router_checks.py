@@ -11,6 +11,7 @@ from keras_moe.checks import (
     check_weight,
 )
 from keras_moe.checks.argument_checks import is_index
+from keras_moe.checks.layer_checks import is_same_shape
 from keras_moe.types import Assignment, Tensor
 
 
@@ -81,8 +82,38 @@ def check_router_inputs_given(router: Any, router_inputs: object) -> None:
         raise ValueError(
             f"`router_inputs` must be left out: {layer} does not use them. "
             f"Received: router_inputs={router_inputs!r}. Route by ids with "
-            "HashRouter or RuleRouter."
+            "HashRouter or RuleRouter, or pass `router_inputs_dim` to a router "
+            "that is to read hidden states."
         )
+    if router.router_inputs_kind == "states":
+        check_states(router, router_inputs)
+
+
+def check_states(
+    router: Any, states: Any, input_shape: Sequence[Any] | None = None
+) -> None:
+    """Raise unless states `(..., D')` fit a router and its inputs.
+
+    Args:
+        router: A `BaseRouter`, whose `router_inputs_dim` is D'.
+        states: Float tensor, the router inputs of the call.
+        input_shape: Shape `(..., D)` of the inputs. `None` (the default) checks
+            the width only.
+    """
+    width = router.router_inputs_dim
+    received = tuple(states.shape)
+    expected = (*received[:-1], width)
+    if input_shape is not None:
+        expected = (*input_shape[:-1], width)
+    dtype = keras.backend.standardize_dtype(states.dtype)
+    if "float" in dtype and is_same_shape(received, expected):
+        return
+    raise ValueError(
+        f"`router_inputs` must be floats of shape {expected}: the router reads "
+        f"hidden states of width router_inputs_dim={width}, one for each "
+        f"token. Received: dtype {dtype} and shape {received}. Pass the states "
+        "of the same tokens, or build the router with their width."
+    )
 
 
 def check_replay(

@@ -211,4 +211,5 @@ _OF_ROUTER = (
     "reads_context",
     "router_inputs_use",
     "router_inputs_kind",
+    "router_inputs_dim",
 )

@@ -116,7 +116,10 @@ class MoEBlock(Mixture):
             outputs are zero.
         training: Bool.
         router_inputs: What the router needs in addition to the tokens or
-            examples, such as ids for `HashRouter` and `RuleRouter`.
+            examples, such as ids for `HashRouter` and `RuleRouter`; or the
+            hidden states `(..., D')` that the router reads while the experts
+            compute the inputs, if it has a `router_inputs_dim` (with
+            `level="example"`, one state per example).
         replay: `Assignment` of an earlier call, whose choices are repeated;
             see `BaseRouter`.
         return_assignment: Bool. Whether to return `(outputs, assignment)`,

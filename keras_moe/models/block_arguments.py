@@ -26,6 +26,7 @@ def checked(given: dict[str, Any]) -> dict[str, Any]:
         "None or a router",
         "Pass, for instance, keras_moe.Router(8, top_k=2).",
     )
+    _check_reads_ids(given["router"])
     weight = given["load_balancing_weight"]
     if not _is_schedule(weight) and weight is not None:
         weight = checks.check_weight("load_balancing_weight", weight)
@@ -34,6 +35,18 @@ def checked(given: dict[str, Any]) -> dict[str, Any]:
         plain |= {name: check(name, given[name]) for name in names}
     plain["seed"] = checks.check_seed(given["seed"])
     return {**given, **plain}
+
+
+def _check_reads_ids(router: BaseRouter | None) -> None:
+    """Raise if a router reads hidden states, which models do not pass."""
+    if router is None or router.router_inputs_kind != "states":
+        return
+    raise ValueError(
+        "`router` must not read other states than the experts: a model passes "
+        f"token ids to its routers. Received: router={router!r} with "
+        f"router_inputs_dim={router.router_inputs_dim}. Leave it out, or "
+        "build the model from MoEBlocks."
+    )
 
 
 def _is_schedule(value: object) -> bool:

@@ -95,7 +95,8 @@ class BaseRouter(
             computes.
         training: Bool. Random draws happen only in training.
         router_inputs: What the router needs in addition to the tokens, if
-            anything.
+            anything; or, if its `router_inputs_kind` is `"states"`, float
+            `(..., D')`, which it reads in place of `x`.
         replay: `Assignment` of an earlier call on as many tokens. Its choices
             are repeated; weights and losses are computed again, so that
             gradients flow. Pairs that it did not compute stay out, and the
@@ -134,7 +135,8 @@ class BaseRouter(
     # Attributes that hold a weight, and its axes over E or more experts.
     expert_axes: dict[str, tuple[int, ...]] = {"expert_enabled": (0,)}
     router_inputs_use = "none"  # or "optional", or "required"
-    router_inputs_kind = "ids"  # or "logits"
+    router_inputs_kind = "ids"  # or "logits", or "states"
+    router_inputs_dim: int | None = None  # D', the width of "states"
     num_null_experts = 0
     # Experts per token; if that varies, the mean or the maximum.
     top_k: int = 1
@@ -231,6 +233,9 @@ class BaseRouter(
         self.check_inputs_given(router_inputs)
         training = bool(training) and self.trainable  # like BatchNormalization
         mask = x_mask if mask is None else mask
+        if self.router_inputs_kind == "states":
+            router_checks.check_states(self, router_inputs, x.shape)
+            x, router_inputs = ops.convert_to_tensor(router_inputs), None
         tokens, token_mask = flatten_tokens(x, mask, self.hidden_dim)
         available = self.expert_enabled.value > 0
         if training and self.expert_dropout:

@@ -31,9 +31,15 @@ class LearnedRouter(BaseRouter):
             none; V-MoE uses `1 / E`.
         kernel_initializer, bias_initializer: Keras initializers, or names.
         kernel_regularizer: Keras regularizer, its name, or None (the default).
+        router_inputs_dim: Int, D'. Width of the hidden states that the router
+            reads in place of its inputs, and that each call must pass as
+            `router_inputs` `(..., D')`. Gemma 4 routes by the states before a
+            norm, and its experts compute the states after it. `None` (the
+            default) reads the inputs.
         **kwargs: Arguments of `BaseRouter`.
 
-    Weights: `kernel` `(D, E + N)`, `bias` `(E + N,)`, both float32.
+    Weights: `kernel` `(D, E + N)`, `bias` `(E + N,)`, both float32. With
+    `router_inputs_dim`, D is its value here.
 
     Example:
 
@@ -56,6 +62,7 @@ class LearnedRouter(BaseRouter):
         "kernel_initializer",
         "bias_initializer",
         "kernel_regularizer",
+        "router_inputs_dim",
     )
 
     expert_axes = {**BaseRouter.expert_axes, "kernel": (1,), "bias": (0,)}
@@ -71,9 +78,16 @@ class LearnedRouter(BaseRouter):
         ),
         bias_initializer: str | keras.initializers.Initializer = "zeros",
         kernel_regularizer: str | keras.regularizers.Regularizer | None = None,
+        router_inputs_dim: int | None = None,
         **kwargs: Any,
     ):
         super().__init__(num_experts, **kwargs)
+        self.router_inputs_dim = checks.check_optional_int(
+            "router_inputs_dim", router_inputs_dim
+        )
+        if self.router_inputs_dim is not None:
+            self.router_inputs_use = "required"
+            self.router_inputs_kind = "states"
         self.use_bias = checks.check_bool("use_bias", use_bias)
         self.jitter = checks.check_rate("jitter", jitter)
         self.noise_std = checks.check_weight("noise_std", noise_std)
@@ -96,6 +110,8 @@ class LearnedRouter(BaseRouter):
 
     def build(self, input_shape: Shape) -> None:
         """Create the weights for inputs `(..., D)`."""
+        if self.router_inputs_dim is not None:
+            input_shape = (*input_shape[:-1], self.router_inputs_dim)
         super().build(input_shape)
         self.build_scores()
         self.bias = None

@@ -12,7 +12,7 @@ from keras import ops
 
 from keras_moe import checks, kernels, losses, routing
 from keras_moe.checks import router_checks
-from keras_moe.layers.routers.base_router import TokenBatch
+from keras_moe.layers.routers.base_router import TokenBatch, without
 from keras_moe.layers.routers.learned_router import LearnedRouter
 from keras_moe.layers.tokens import flatten_ids
 from keras_moe.routing import Assignment
@@ -77,8 +77,9 @@ class ModalityRouter(LearnedRouter):
 
     causal = True
     expert_axes = {**LearnedRouter.expert_axes, "modality_bias_weight": (1,)}
+    fixed_arguments = (*LearnedRouter.fixed_arguments, "router_inputs_dim")
     arguments = (
-        *LearnedRouter.arguments,
+        *without(LearnedRouter.arguments, *fixed_arguments),
         "num_modalities",
         "top_k",
         "normalize_weights",

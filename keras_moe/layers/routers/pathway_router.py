@@ -9,7 +9,7 @@ import keras
 from keras import ops
 
 from keras_moe import checks
-from keras_moe.layers.routers.base_router import TokenBatch
+from keras_moe.layers.routers.base_router import TokenBatch, without
 from keras_moe.layers.routers.router import Router
 from keras_moe.layers.tokens import flatten_logits
 from keras_moe.routing.assignment import available_logits, unavailable
@@ -60,7 +60,11 @@ class PathwayRouter(Router):
     ```
     """
 
-    arguments = (*Router.arguments, "pathway_initializer")
+    fixed_arguments = (*Router.fixed_arguments, "router_inputs_dim")
+    arguments = (
+        *without(Router.arguments, *fixed_arguments),
+        "pathway_initializer",
+    )
     expert_axes = {**Router.expert_axes, "pathway_kernel": (0, 1)}
     router_inputs_use = "required"
     router_inputs_kind = "logits"
