@@ -49,11 +49,26 @@ def sort_by_expert(
     return PairOrder(order, place), sizes
 
 
+def split_weights(
+    weights_on: str, combine_weights: Tensor
+) -> tuple[Tensor | None, Tensor | None]:
+    """Return the weights for `dispatch` and for `combine`, one of them None.
+
+    Args:
+        weights_on: str. `"outputs"` or `"inputs"` of the experts.
+        combine_weights: `(P,)`. The weight of each pair.
+    """
+    if weights_on == "inputs":
+        return combine_weights, None
+    return None, combine_weights
+
+
 def dispatch(
     tokens: Tensor,
     token_index: Tensor,
     pair_order: PairOrder,
     pairs_per_token: int | None = None,
+    combine_weights: Tensor | None = None,
 ) -> Tensor:
     """Copy each pair's token to the pair's sorted place.
 
@@ -64,6 +79,9 @@ def dispatch(
         pairs_per_token: int. K, if the pairs of token t are at
             `t * K ... t * K + K-1`. `None` (the default) if a token may have
             any number of pairs.
+        combine_weights: `(P,)`. The weight of each pair, by which its row is
+            multiplied; then `combine` takes no weights. `None` (the default)
+            copies the tokens unchanged.
 
     Returns:
         `(P, D)`, rows sorted by expert.
@@ -71,10 +89,21 @@ def dispatch(
     tokens = ops.convert_to_tensor(tokens)
     source = take_rows(ops.convert_to_tensor(token_index), pair_order.order)
     if pairs_per_token is None:
-        return take_rows(tokens, source)
+        rows = take_rows(tokens, source)
+    else:
+        gathered = partial(_gathered, num_terms=pairs_per_token)
+        rows = linear_map(_spread, gathered, tokens, source, *pair_order)
+    if combine_weights is None:
+        return rows
+    return _weighted(rows, combine_weights, pair_order)
 
-    gathered = partial(_gathered, num_terms=pairs_per_token)
-    return linear_map(_spread, gathered, tokens, source, *pair_order)
+
+def _weighted(
+    rows: Tensor, combine_weights: Tensor, pair_order: PairOrder
+) -> Tensor:
+    """Return sorted rows `(P, D)` times the weights of their pairs."""
+    weights = ops.cast(combine_weights, rows.dtype)
+    return rows * ops.expand_dims(take_rows(weights, pair_order.order), -1)
 
 
 def _spread(
@@ -93,7 +122,7 @@ def _gathered(
 def combine(
     rows: Tensor,
     token_index: Tensor,
-    combine_weights: Tensor,
+    combine_weights: Tensor | None,
     pair_order: PairOrder,
     num_tokens: int | Tensor,
     pairs_per_token: int | None = None,
@@ -103,7 +132,8 @@ def combine(
     Args:
         rows: `(P, D)`, sorted by expert. Zero for pairs that are not computed.
         token_index: int32 `(P,)`. The token of each pair.
-        combine_weights: `(P,)`. The weight of each pair.
+        combine_weights: `(P,)`. The weight of each pair. None if `dispatch` has
+            multiplied the rows by the weights.
         pair_order: The result of `sort_by_expert`.
         num_tokens: int or int32 scalar. T.
         pairs_per_token: int. K, if the pairs of token t are at
@@ -114,12 +144,15 @@ def combine(
         `(T, D)`, zero for a token without pairs.
     """
     rows = ops.convert_to_tensor(rows)
-    weights = ops.cast(combine_weights, rows.dtype)
     order, place = pair_order
     if pairs_per_token is None:
-        weighted = rows * ops.expand_dims(take_rows(weights, order), -1)
+        weighted = rows
+        if combine_weights is not None:
+            weighted = _weighted(rows, combine_weights, pair_order)
         token = take_rows(ops.convert_to_tensor(token_index), order)
         # One segment more: on PyTorch, 0 segments mean an unknown number.
         sums = ops.segment_sum(weighted, token, num_segments=num_tokens + 1)
         return sums[:num_tokens]
-    return gathered_sum(rows, place, order, pairs_per_token, weights)
+    if combine_weights is not None:
+        combine_weights = ops.cast(combine_weights, rows.dtype)
+    return gathered_sum(rows, place, order, pairs_per_token, combine_weights)

@@ -67,9 +67,9 @@ def to_dense(
     Raises:
         ValueError: If `by` is neither; if experts are not in an `Expert` bank,
             are shared, or are quantized; if the model has null experts, a
-            gate of a shared expert, or a `MixtureOfModels`; if a block outside
-            `keras_moe.models` takes router inputs; or if `by` is `"load"`,
-            `data` is None, and the model was never trained.
+            gate of a shared expert, weights on inputs, or a `MixtureOfModels`;
+            if a block outside `keras_moe.models` takes router inputs; or if
+            `by` is `"load"`, `data` is None, and the model was never trained.
 
     Example:
 
@@ -115,14 +115,16 @@ def _check_block(block: Mixture, owner: keras.Model | None) -> None:
 
 
 def _check_options(block: MoEBlock) -> None:
-    """Raise if a block multiplies by factors that a dense network lacks."""
-    if block.shared_expert_gate is None:
+    """Raise if a block multiplies tokens by what a dense network lacks."""
+    has_gate = block.shared_expert_gate is not None
+    if not has_gate and block.weights_on == "outputs":
         return
     raise ValueError(
-        "`model` must hold only blocks that a dense network can express: a "
-        "factor that depends on the token is none of them. Received: "
-        f"{block.path!r} with shared_expert_gate=True. Build the dense model "
-        "and use `distill`."
+        "`model` must hold only blocks whose tokens are multiplied by nothing "
+        "but the combine weights of outputs: a dense network has no other "
+        f"factor. Received: {block.path!r} with shared_expert_gate={has_gate} "
+        f"and weights_on={block.weights_on!r}. Build the dense model and use "
+        "`distill`."
     )
 
 

@@ -26,19 +26,22 @@ class Record:
 
     Args:
         num_experts: Positive int. E.
+        weights_on: str. `"outputs"` (the default), or `"inputs"` if the outputs
+            of the experts contain the combine weights already.
 
     Attributes:
         pairs: `(E,)`. Number of routed pairs per expert.
         weights: `(E,)`. Sum of the combine weights per expert.
-        contributions: `(E,)`. Sum per expert of each pair's combine weight
-            times the norm of the expert's output.
+        contributions: `(E,)`. Sum per expert of the norm of each pair's
+            weighted output.
         units: int. Number of tokens (or examples) that were sent to an expert.
         tokens: List of float `(R, D)`. A sample of the router's inputs.
         logits: List of float `(R, E)`. The router's logits of this sample.
     """
 
-    def __init__(self, num_experts: int):
+    def __init__(self, num_experts: int, weights_on: str = "outputs"):
         self.num_experts = num_experts
+        self.weights_on = weights_on
         self.pairs = np.zeros(num_experts)
         self.weights = np.zeros(num_experts)
         self.contributions = np.zeros(num_experts)
@@ -56,7 +59,9 @@ class Record:
         self.weights += self._by_expert(expert, weight)
         if "norms" in seen:
             norms = seen["norms"][: len(order)]
-            self.contributions += self._by_expert(expert, weight * norms)
+            if self.weights_on == "outputs":
+                norms = weight * norms
+            self.contributions += self._by_expert(expert, norms)
         token = np.unique(seen["token_index"][order])
         self.units += len(token)
         self._sample(seen, token)
@@ -130,7 +135,7 @@ def observe(
     Raises:
         ValueError: If `data` has no batch, or no token of it reaches an expert.
     """
-    records = {id(block): Record(block.num_experts) for block in blocks}
+    records = {id(b): Record(b.num_experts, b.weights_on) for b in blocks}
     limits = [(block, block.eval_capacity_factor) for block in blocks]
     watched = kernels.compiled(_watched(model, blocks), model.variables)
     try:

@@ -12,7 +12,12 @@ import keras
 from keras import ops
 
 from keras_moe import kernels
-from keras_moe.dispatch import combine, dispatch, sort_by_expert
+from keras_moe.dispatch import (
+    combine,
+    dispatch,
+    sort_by_expert,
+    split_weights,
+)
 from keras_moe.layers.dropout import seed_of_part
 from keras_moe.layers.expert import Expert
 from keras_moe.layers.expert_layers import ExpertLayers
@@ -37,6 +42,7 @@ def mix_across(
     num_experts: int,
     pairs_per_token: int | None,
     most_rows: int | Tensor | None,
+    weights_on: str = "outputs",
 ) -> Tensor:
     """Dispatch, compute, and combine across several devices.
 
@@ -47,6 +53,7 @@ def mix_across(
         num_experts: Int, E.
         pairs_per_token: Int or None, of the router.
         most_rows: Int or int32 scalar. Maximum of pairs per expert, or None.
+        weights_on: Argument of `MoEBlock`.
 
     Returns:
         Tensor of shape `(U, W')`.
@@ -57,7 +64,9 @@ def mix_across(
         assignment.combine_weights,
         num_experts,
     )
-    mix = partial(_mix_local, pairs_per_token=pairs_per_token)
+    mix = partial(
+        _mix_local, pairs_per_token=pairs_per_token, weights_on=weights_on
+    )
     return kernels.mix_across(
         mix, bank, rows, pairs, pairs_per_token, most_rows
     )
@@ -68,16 +77,20 @@ def _mix_local(
     rows: Tensor,
     pairs: kernels.Pairs,
     pairs_per_token: int | None,
+    weights_on: str,
 ) -> Tensor:
     """Mix the rows of one device; `send` runs the experts."""
+    of_inputs, of_outputs = split_weights(weights_on, pairs.combine_weights)
     pair_order, group_sizes = sort_by_expert(
         pairs.expert_index, pairs.num_experts
     )
-    dispatched = dispatch(rows, pairs.token_index, pair_order, pairs_per_token)
+    dispatched = dispatch(
+        rows, pairs.token_index, pair_order, pairs_per_token, of_inputs
+    )
     return combine(
         send(dispatched, group_sizes, pair_order),
         pairs.token_index,
-        pairs.combine_weights,
+        of_outputs,
         pair_order,
         ops.shape(rows)[0],
         pairs_per_token,

@@ -35,6 +35,7 @@ class Mixture(NamedArguments, MoELayer):
 
     router: BaseRouter
     experts: keras.layers.Layer
+    weights_on = "outputs"  # what the combine weights multiply
 
     def init_mixture(
         self,

@@ -9,8 +9,13 @@ from typing import Any, Self
 import keras
 
 from keras_moe import checks, kernels
-from keras_moe.checks import expert_checks
-from keras_moe.dispatch import combine, dispatch, sort_by_expert
+from keras_moe.checks import block_checks, expert_checks
+from keras_moe.dispatch import (
+    combine,
+    dispatch,
+    sort_by_expert,
+    split_weights,
+)
 from keras_moe.kernels import light_ops as ops
 from keras_moe.layers import (
     block_parts,
@@ -63,6 +68,9 @@ class MoEBlock(Mixture):
             whatever `capacity_factor` is.
         priority: `"position"` (the default) keeps the earlier tokens,
             `"score"` those with the highest router probability.
+        weights_on: `"outputs"` (the default) multiplies the output of each
+            chosen expert by the router's weight; `"inputs"` its input, as in
+            Llama 4 (`llama4` in transformers). Excludes null experts.
         activation, gated, use_bias, dropout, kernel_initializer,
         bias_initializer, kernel_regularizer, bias_regularizer,
         kernel_constraint, bias_constraint, remat: Arguments of `Expert`.
@@ -180,6 +188,7 @@ class MoEBlock(Mixture):
         remat: bool = False,
         seed: int | None = None,
         shared_expert_gate: bool = False,
+        weights_on: str = "outputs",
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
@@ -239,6 +248,9 @@ class MoEBlock(Mixture):
                 name="null_experts",
                 dtype=self.dtype_policy,
             )
+        self.weights_on = block_checks.check_weights_on(
+            weights_on, self.router.num_null_experts
+        )
         self.level = check_level(
             level, load_balancing, self.router.num_null_experts
         )
@@ -291,13 +303,24 @@ class MoEBlock(Mixture):
         bank = spread_bank(self.experts, num_units, training, units)
         if bank is not None:  # experts or tokens lie on several devices
             outputs = mix_across(
-                bank, units.rows, kept, self.num_experts, per_token, capacity
+                bank,
+                units.rows,
+                kept,
+                self.num_experts,
+                per_token,
+                capacity,
+                self.weights_on,
             )
         else:
             pair_order, group_sizes = sort_by_expert(
                 kept.expert_index, self.num_experts
             )
-            rows = dispatch(units.rows, kept.token_index, pair_order, per_token)
+            of_inputs, of_outputs = split_weights(
+                self.weights_on, kept.combine_weights
+            )
+            rows = dispatch(
+                units.rows, kept.token_index, pair_order, per_token, of_inputs
+            )
             outputs = kernels.call_part(
                 self,
                 self.experts,
@@ -310,7 +333,7 @@ class MoEBlock(Mixture):
             outputs = combine(
                 units.as_rows(outputs),
                 kept.token_index,
-                kept.combine_weights,
+                of_outputs,
                 pair_order,
                 num_units,
                 per_token,
@@ -394,6 +417,7 @@ class MoEBlock(Mixture):
             **self.mixture_config(),
             "shared_expert_dim": self.shared_expert_dim,
             "shared_expert_gate": self.shared_expert_gate is not None,
+            "weights_on": self.weights_on,
             "level": self.level,
             "seed": self.seed,
         }

@@ -12,6 +12,7 @@ ROUTERS = {  # arguments of Router(8, ...)
     "qwen3_normalized": {"top_k": 3},
     "qwen3": {"top_k": 3, "normalize_weights": False},
     "qwen2_moe": {"top_k": 3, "normalize_weights": False},
+    "llama4": {"top_k": 2, "scoring": "sigmoid", "normalize_weights": False},
     "deepseek_v3": {
         "top_k": 3,
         "scoring": "sigmoid",
@@ -22,6 +23,7 @@ ROUTERS = {  # arguments of Router(8, ...)
     },
 }
 OPTIONS = {  # arguments of MoEBlock
+    "llama4": {"shared_expert_dim": 24, "weights_on": "inputs"},
     "qwen2_moe": {"shared_expert_dim": 24, "shared_expert_gate": True},
     "deepseek_v3": {"shared_expert_dim": 24},
 }
@@ -40,6 +42,7 @@ def oracle(tmp_path_factory):
     [
         "mixtral",
         "qwen2_moe",
+        "llama4",
         "deepseek_v3",
         *(
             pytest.param(name, marks=pytest.mark.one_backend)

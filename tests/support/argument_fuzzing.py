@@ -48,6 +48,7 @@ CHOICES = {
     "priority": routing.PRIORITIES,
     "scoring": routing.SCORINGS,
     "second_expert": routing.SECOND_EXPERTS,
+    "weights_on": ("outputs", "inputs"),
 }
 
 

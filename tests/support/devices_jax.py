@@ -117,6 +117,7 @@ def blocks():
         "null": keras_moe.MoEBlock(
             E, 8, router=keras_moe.Router(E, num_null_experts=2)
         ),
+        "inputs": keras_moe.MoEBlock(E, 8, weights_on="inputs"),
         "half": keras_moe.MoEBlock(E, 8, dtype="mixed_bfloat16"),
         "integers": keras_moe.MoEBlock(E, 8),
         "attention": keras_moe.TransformerEncoderBlock(

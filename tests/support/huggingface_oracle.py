@@ -10,11 +10,13 @@ import numpy as np
 import torch
 from transformers import (
     DeepseekV3Config,
+    Llama4TextConfig,
     MixtralConfig,
     Qwen2MoeConfig,
     Qwen3MoeConfig,
 )
 from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3MoE
+from transformers.models.llama4.modeling_llama4 import Llama4TextMoe
 from transformers.models.mixtral.modeling_mixtral import MixtralSparseMoeBlock
 from transformers.models.qwen2_moe.modeling_qwen2_moe import (
     Qwen2MoeSparseMoeBlock,
@@ -48,6 +50,14 @@ def build(name):
             routed_scaling_factor=2.5,
         )
         block = DeepseekV3MoE
+    elif name == "llama4":
+        config = Llama4TextConfig(
+            **sizes,
+            intermediate_size=F,
+            num_local_experts=E,
+            num_experts_per_tok=2,
+        )
+        block = Llama4TextMoe
     elif name == "qwen2_moe":
         config = Qwen2MoeConfig(
             **sizes,
@@ -102,17 +112,25 @@ def run(name, out):
     parameters = dict(block.named_parameters())
     for parameter in parameters.values():
         torch.nn.init.normal_(parameter, std=0.3)
-    bias = getattr(block.gate, "e_score_correction_bias", torch.zeros(E))
+    gate = "router" if name == "llama4" else "gate"
+    bias = torch.zeros(E)
+    bias = getattr(getattr(block, gate), "e_score_correction_bias", bias)
     bias.copy_(torch.linspace(-0.2, 0.2, E))
-    order = ("gate.weight", "experts.gate_up_proj", "experts.down_proj")
+    order = (f"{gate}.weight", "experts.gate_up_proj", "experts.down_proj")
     weights = [parameters[n] for n in order]
     x = torch.randn(3, 11, D, requires_grad=True)
     upstream = torch.randn(3, 11, D)
     y = block(x)
+    if name == "llama4":  # flat outputs, and the logits
+        y = y[0].reshape(x.shape)
     (y * upstream).sum().backward()
     arrays = {"x": x, "upstream": upstream, "y": y, "gradient:inputs": x.grad}
+    gradients = [w.grad for w in weights]
+    if name == "llama4":  # the kernels of its experts are (in, out)
+        weights[1:] = [w.transpose(1, 2) for w in weights[1:]]
+        gradients[1:] = [w.transpose(1, 2) for w in gradients[1:]]
     arrays |= in_keras_layout(*weights)
-    gradients = in_keras_layout(*(w.grad for w in weights))
+    gradients = in_keras_layout(*gradients)
     arrays |= {"expert_bias": bias} | shared_in_keras_layout(False, parameters)
     gradients |= shared_in_keras_layout(True, parameters)
     arrays |= {f"gradient:{name}": g for name, g in gradients.items()}

@@ -107,6 +107,7 @@ LAYERS = {
         experts=keras_moe.Expert(12, 5, use_bias=False, **kw),
         shared_expert_dim=6,
         shared_expert_gate=True,
+        weights_on="inputs",
         **kw,
     ),
     "MoEBlock of null experts": lambda **kw: keras_moe.MoEBlock(
