@@ -67,12 +67,18 @@ def check_causal(moe: Any) -> None:
         )
     if router is None:
         return
-    capacities = (moe.capacity_factor, moe.eval_capacity_factor)
-    if moe.priority == "score" and capacities != (None, None):
+    capacities = {
+        name: getattr(moe, name, None)
+        for name in (
+            "capacity_factor",
+            "eval_capacity_factor",
+            "expert_capacity",
+        )
+    }
+    if moe.priority == "score" and set(capacities.values()) != {None}:
         raise ValueError(
             "`moe` must not have both priority='score' and a capacity: later "
-            "tokens would displace earlier ones. Received: capacity_factor="
-            f"{capacities[0]!r}, eval_capacity_factor={capacities[1]!r}. Use "
+            f"tokens would displace earlier ones. Received: {capacities}. Use "
             "priority='position'."
         )
 
@@ -86,13 +92,13 @@ def check_cacheable(moe: Any) -> None:
             f"one it routes. Received: a cache, {type(router).__name__}. Call "
             "the layer on whole sequences (generate(use_cache=False))."
         )
-    if getattr(moe, "eval_capacity_factor", None) is not None:
-        raise ValueError(
-            "`cache` must be None if tokens are dropped in evaluation: whether "
-            "a token is dropped depends on the others. Received: a cache, "
-            f"eval_capacity_factor={moe.eval_capacity_factor!r}. Pass "
-            "eval_capacity_factor=None."
-        )
+    for name in ("eval_capacity_factor", "expert_capacity"):
+        if getattr(moe, name, None) is not None:
+            raise ValueError(
+                "`cache` must be None if tokens are dropped in evaluation: "
+                "whether a token is dropped depends on the others. Received: a "
+                f"cache, {name}={getattr(moe, name)!r}. Pass {name}=None."
+            )
 
 
 def check_moe_shape(block: Any, input_shape: Shape) -> None:

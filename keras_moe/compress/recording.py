@@ -136,19 +136,23 @@ def observe(
         ValueError: If `data` has no batch, or no token of it reaches an expert.
     """
     records = {id(b): Record(b.num_experts, b.weights_on) for b in blocks}
-    limits = [(block, block.eval_capacity_factor) for block in blocks]
+    limits = [
+        (block, block.eval_capacity_factor, block.expert_capacity)
+        for block in blocks
+    ]
     watched = kernels.compiled(_watched(model, blocks), model.variables)
     try:
-        for block, _ in limits:
-            block.eval_capacity_factor = None
+        for block in blocks:
+            block.eval_capacity_factor = block.expert_capacity = None
         for batch in batches_of(data):
             for block, calls in zip(blocks, watched(batch), strict=True):
                 for call in calls:
                     call = {n: to_array(x) for n, x in call.items()}
                     records[id(block)].add(call)
     finally:
-        for block, limit in limits:
-            block.eval_capacity_factor = limit
+        for block, factor, capacity in limits:
+            block.eval_capacity_factor = factor
+            block.expert_capacity = capacity
     if not any(record.units for record in records.values()):
         raise ValueError(
             "`data` must hold inputs that reach an expert. Received: no batch, "

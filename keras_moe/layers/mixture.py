@@ -3,6 +3,7 @@
 U units (tokens or examples), E experts, K top_k, P routed pairs.
 """
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -36,6 +37,7 @@ class Mixture(NamedArguments, MoELayer):
     router: BaseRouter
     experts: keras.layers.Layer
     weights_on = "outputs"  # what the combine weights multiply
+    expert_capacity: int | None = None  # pairs per expert and sequence
 
     def init_mixture(
         self,
@@ -94,6 +96,7 @@ class Mixture(NamedArguments, MoELayer):
         chosen: Assignment,
         num_units: int | Tensor,
         training: bool | None,
+        inputs: Tensor | None = None,
     ) -> tuple[Assignment, int | Tensor | None]:
         """Drop the pairs above the capacity.
 
@@ -105,6 +108,8 @@ class Mixture(NamedArguments, MoELayer):
             chosen: The `Assignment` of the router.
             num_units: Int or int32 scalar, U.
             training: Bool.
+            inputs: Tensor of shape `(..., S, D)`, needed only for an
+                `expert_capacity`.
 
         Returns:
             The `Assignment` without the dropped pairs, and C, the maximum of
@@ -112,6 +117,8 @@ class Mixture(NamedArguments, MoELayer):
             several devices, C holds for the tokens of each device (the groups
             of GShard, Lepikhin et al. 2020, section 2.2).
         """
+        if self.expert_capacity is not None:
+            return self._apply_sequence_capacity(chosen, ops.shape(inputs))
         factor = self.eval_capacity_factor
         if training and self.trainable:
             factor = self.capacity_factor
@@ -133,6 +140,23 @@ class Mixture(NamedArguments, MoELayer):
         )
         kept = routing.apply_capacity(chosen, capacity, self.priority, shards)
         return kept, capacity
+
+    def _apply_sequence_capacity(
+        self, chosen: Assignment, shape: tuple[Any, ...]
+    ) -> tuple[Assignment, int | Tensor]:
+        """Drop the pairs above the `expert_capacity` of each sequence.
+
+        Args:
+            chosen: The `Assignment` of the router.
+            shape: `(..., S, D)`, or `(T, D)` for one sequence.
+        """
+        capacity = self.expert_capacity or 0
+        num_sequences = math.prod(shape[:-2])
+        pairs = shape[-2] * (self.router.pairs_per_token or 0)
+        kept = routing.apply_sequence_capacity(
+            chosen, capacity, num_sequences, pairs, self.priority
+        )
+        return kept, capacity * num_sequences
 
     def report(
         self,

@@ -68,6 +68,11 @@ class MoEBlock(Mixture):
             whatever `capacity_factor` is.
         priority: `"position"` (the default) keeps the earlier tokens,
             `"score"` those with the highest router probability.
+        expert_capacity: Int above 0, C. An expert computes at most C pairs of
+            each sequence, the axis before the last, in training and outside;
+            further pairs are dropped. `switch_transformers` of transformers has
+            64. Inputs of rank 2 are one sequence. Excludes the capacity
+            factors. `None` (the default) sets no such limit.
         weights_on: `"outputs"` (the default) multiplies the output of each
             chosen expert by the router's weight; `"inputs"` its input, as in
             Llama 4 (`llama4` in transformers). Excludes null experts.
@@ -189,6 +194,7 @@ class MoEBlock(Mixture):
         seed: int | None = None,
         shared_expert_gate: bool = False,
         weights_on: str = "outputs",
+        expert_capacity: int | None = None,
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
@@ -254,6 +260,9 @@ class MoEBlock(Mixture):
         self.level = check_level(
             level, load_balancing, self.router.num_null_experts
         )
+        self.expert_capacity = block_checks.check_expert_capacity(
+            expert_capacity, level, self
+        )
         self.causal = self.router.causal and level == "token"
 
     def build(self, input_shape: Shape) -> None:
@@ -298,7 +307,9 @@ class MoEBlock(Mixture):
             replay=replay,
         )
         num_units = ops.shape(units.rows)[0]
-        kept, capacity = self.apply_capacity(chosen, num_units, training)
+        kept, capacity = self.apply_capacity(
+            chosen, num_units, training, inputs
+        )
         per_token = self.router.pairs_per_token
         bank = spread_bank(self.experts, num_units, training, units)
         if bank is not None:  # experts or tokens lie on several devices
@@ -418,6 +429,7 @@ class MoEBlock(Mixture):
             "shared_expert_dim": self.shared_expert_dim,
             "shared_expert_gate": self.shared_expert_gate is not None,
             "weights_on": self.weights_on,
+            "expert_capacity": self.expert_capacity,
             "level": self.level,
             "seed": self.seed,
         }

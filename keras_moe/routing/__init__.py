@@ -27,6 +27,7 @@ from keras_moe.routing.second_expert import (
     drop_weak_second,
     first_choices,
 )
+from keras_moe.routing.sequence_capacity import apply_sequence_capacity
 from keras_moe.routing.sinkhorn import sinkhorn, sinkhorn_assignment
 from keras_moe.routing.soft import (
     mix_experts,
@@ -49,6 +50,7 @@ __all__ = [
     "SCORINGS",
     "SECOND_EXPERTS",
     "apply_capacity",
+    "apply_sequence_capacity",
     "balanced_bias",
     "cyclic_scores",
     "dense_weights",

@@ -169,7 +169,15 @@ def apply_capacity(
     else:
         rank = _rank_in_shards(assignment, score, num_shards)
     null = assignment.expert_index > num_experts  # null experts have no limit
-    kept = ops.logical_or(rank < capacity, null)
+    return only_pairs(assignment, ops.logical_or(rank < capacity, null))
+
+
+def only_pairs(assignment: Assignment, kept: Tensor) -> Assignment:
+    """Return the assignment without the pairs for which bool `(P,)` is False.
+
+    They have `expert_index == E` and the weight zero.
+    """
+    num_experts = routing_checks.num_columns(assignment.router_probs)
     weights = assignment.combine_weights
     return assignment._replace(
         expert_index=ops.where(kept, assignment.expert_index, num_experts),

@@ -13,6 +13,7 @@ ROUTERS = {  # arguments of Router(8, ...)
     "qwen3": {"top_k": 3, "normalize_weights": False},
     "qwen2_moe": {"top_k": 3, "normalize_weights": False},
     "llama4": {"top_k": 2, "scoring": "sigmoid", "normalize_weights": False},
+    "switch": {"top_k": 1, "normalize_weights": False},
     "deepseek_v3": {
         "top_k": 3,
         "scoring": "sigmoid",
@@ -23,6 +24,7 @@ ROUTERS = {  # arguments of Router(8, ...)
     },
 }
 OPTIONS = {  # arguments of MoEBlock
+    "switch": {"expert_capacity": 2},
     "llama4": {"shared_expert_dim": 24, "weights_on": "inputs"},
     "qwen2_moe": {"shared_expert_dim": 24, "shared_expert_gate": True},
     "deepseek_v3": {"shared_expert_dim": 24},
@@ -43,6 +45,7 @@ def oracle(tmp_path_factory):
         "mixtral",
         "qwen2_moe",
         "llama4",
+        "switch",
         "deepseek_v3",
         *(
             pytest.param(name, marks=pytest.mark.one_backend)
@@ -58,8 +61,8 @@ def test_outputs_and_gradients(oracle, name, monkeypatch):
         experts=Expert(
             24,
             8,
-            activation="silu",
-            gated=True,
+            activation="relu" if name == "switch" else "silu",
+            gated=name != "switch",
             use_bias=False,
             name="experts",
         ),

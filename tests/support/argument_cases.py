@@ -349,6 +349,15 @@ def functions():
             routing.apply_capacity,
             {"assignment": found, "capacity": 2},
         ),
+        "apply_sequence_capacity": (
+            routing.apply_sequence_capacity,
+            {
+                "assignment": found,
+                "capacity": 2,
+                "num_sequences": 2,
+                "pairs_per_sequence": T,
+            },
+        ),
         "drop_weak_second": (
             routing.drop_weak_second,
             {"assignment": found, "threshold": 0.2},

@@ -118,6 +118,7 @@ def blocks():
             E, 8, router=keras_moe.Router(E, num_null_experts=2)
         ),
         "inputs": keras_moe.MoEBlock(E, 8, weights_on="inputs"),
+        "sequences": keras_moe.MoEBlock(E, 8, expert_capacity=1),
         "half": keras_moe.MoEBlock(E, 8, dtype="mixed_bfloat16"),
         "integers": keras_moe.MoEBlock(E, 8),
         "attention": keras_moe.TransformerEncoderBlock(
@@ -152,7 +153,8 @@ def compare_blocks(names=None):
     for name, block in blocks().items():
         if names and name not in names:
             continue
-        shape = (T, 2, D) if name in ("examples", "attention") else (T, D)
+        of_sequences = name in ("examples", "attention", "sequences")
+        shape = (T, 2, D) if of_sequences else (T, D)
         x = np.abs(rng.normal(size=shape)).astype("float32")
         weight = rng.normal(size=shape).astype("float32")
         block.build(shape)

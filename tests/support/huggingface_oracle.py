@@ -14,6 +14,7 @@ from transformers import (
     MixtralConfig,
     Qwen2MoeConfig,
     Qwen3MoeConfig,
+    SwitchTransformersConfig,
 )
 from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3MoE
 from transformers.models.llama4.modeling_llama4 import Llama4TextMoe
@@ -23,6 +24,9 @@ from transformers.models.qwen2_moe.modeling_qwen2_moe import (
 )
 from transformers.models.qwen3_moe.modeling_qwen3_moe import (
     Qwen3MoeSparseMoeBlock,
+)
+from transformers.models.switch_transformers import (
+    modeling_switch_transformers as switch_transformers,
 )
 
 D, F, E = 16, 24, 8
@@ -137,6 +141,37 @@ def run(name, out):
     np.savez(out, **{n: a.detach().numpy() for n, a in arrays.items()})
 
 
+def run_switch(out):
+    """Run Switch Transformers' block with 2 rows per expert and sequence."""
+    torch.manual_seed(0)
+    config = SwitchTransformersConfig(
+        d_model=D, d_ff=F, num_experts=E, expert_capacity=2
+    )
+    block = switch_transformers.SwitchTransformersSparseMLP(config).eval()
+    for parameter in block.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    x = torch.randn(3, 17, D, requires_grad=True)
+    upstream = torch.randn(3, 17, D)
+    y = block(x)
+    (y * upstream).sum().backward()
+    arrays = {"x": x, "upstream": upstream, "y": y, "gradient:inputs": x.grad}
+    for prefix in ("", "gradient:"):
+        weights = {
+            name: (p.grad if prefix else p).T
+            for name, p in block.named_parameters()
+        }
+        arrays[f"{prefix}router/kernel"] = weights["router.classifier.weight"]
+        for name, theirs in (("up", "wi"), ("down", "wo")):
+            each = [
+                weights[f"experts.expert_{e}.{theirs}.weight"] for e in range(E)
+            ]
+            arrays[f"{prefix}experts/{name}_kernel"] = torch.stack(each)
+    np.savez(out, **{n: a.detach().numpy() for n, a in arrays.items()})
+
+
 def main(out, *names):
     for name in names:
-        run(name, f"{out}/{name}.npz")
+        if name == "switch":
+            run_switch(f"{out}/{name}.npz")
+        else:
+            run(name, f"{out}/{name}.npz")

@@ -108,6 +108,7 @@ LAYERS = {
         shared_expert_dim=6,
         shared_expert_gate=True,
         weights_on="inputs",
+        expert_capacity=2,
         **kw,
     ),
     "MoEBlock of null experts": lambda **kw: keras_moe.MoEBlock(
