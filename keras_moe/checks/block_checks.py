@@ -2,7 +2,11 @@
 
 from typing import Any
 
-from keras_moe.checks.argument_checks import check_choice, check_optional_int
+from keras_moe.checks.argument_checks import (
+    check_bool,
+    check_choice,
+    check_optional_int,
+)
 
 WEIGHTS_ON = ("outputs", "inputs")
 
@@ -59,3 +63,19 @@ def check_expert_capacity(
         f"{capacity}, level={level!r}, {type(block.router).__name__}. Pass "
         "`capacity_factor` instead."
     )
+
+
+def check_compute_padding(compute_padding: bool, level: str) -> bool:
+    """Return `compute_padding` if tokens are routed one by one, or it is False.
+
+    Raises:
+        ValueError: If it is no bool, or if whole examples are routed.
+    """
+    compute_padding = check_bool("compute_padding", compute_padding)
+    if compute_padding and level == "example":
+        raise ValueError(
+            "`compute_padding` must be False if whole examples are routed: an "
+            "example is routed by the mean of its tokens without padding. "
+            f"Received: compute_padding=True, level={level!r}. Leave it out."
+        )
+    return compute_padding

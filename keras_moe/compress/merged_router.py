@@ -44,6 +44,7 @@ class MergedRouter(BaseRouter):
         replay: None. An `Assignment` is refused.
         x_mask: bool `(...)` or None. The mask that Keras has for `x`, used if
             `mask` is None.
+        loss_mask: bool `(...)` or None. See `BaseRouter`.
 
     Returns:
         An `Assignment` to M experts. Several pairs of a token may have the same
@@ -110,6 +111,7 @@ class MergedRouter(BaseRouter):
         router_inputs: Tensor | None = None,
         replay: Assignment | None = None,
         x_mask: Tensor | None = None,
+        loss_mask: Tensor | None = None,
     ) -> Assignment:
         """Route tokens `(..., D)`; see the class."""
         if replay is not None:
@@ -118,9 +120,8 @@ class MergedRouter(BaseRouter):
                 "merged expert's columns a token chose. Received: an "
                 "Assignment. Compare the unmerged models."
             )
-        given = (
-            {} if router_inputs is None else {"router_inputs": router_inputs}
-        )
+        options = {"router_inputs": router_inputs, "loss_mask": loss_mask}
+        given = {n: value for n, value in options.items() if value is not None}
         mask = x_mask if mask is None else mask
         assignment = self.router(x, mask=mask, training=training, **given)
         return self._merged(assignment)

@@ -30,8 +30,14 @@ from keras_moe.layers.mixture import Mixture
 from keras_moe.layers.null_experts import NullExperts
 from keras_moe.layers.routers.base_router import BaseRouter
 from keras_moe.layers.scheduled import LossWeight
-from keras_moe.layers.tokens import check_level, units_of, zero_padding
+from keras_moe.layers.tokens import (
+    check_level,
+    flatten_mask,
+    units_of,
+    zero_padding,
+)
 from keras_moe.routing import Assignment
+from keras_moe.routing.capacity import only_tokens
 from keras_moe.types import Activation, Shape, Tensor
 
 
@@ -73,6 +79,11 @@ class MoEBlock(Mixture):
             further pairs are dropped. `switch_transformers` of transformers has
             64. Inputs of rank 2 are one sequence. Excludes the capacity
             factors. `None` (the default) sets no such limit.
+        compute_padding: Bool. Whether tokens whose mask is False are computed
+            like all others, and excluded only from losses and load statistics.
+            They take part in capacity. KerasHub's models and transformers
+            compute padding in this way. False by default: padding is excluded
+            everywhere.
         weights_on: `"outputs"` (the default) multiplies the output of each
             chosen expert by the router's weight; `"inputs"` its input, as in
             Llama 4 (`llama4` in transformers). Excludes null experts.
@@ -126,7 +137,7 @@ class MoEBlock(Mixture):
         inputs: Float tensor of shape `(..., D)` and rank 2 or more.
         mask: Bool tensor of shape `(...)`, False for padding. Padding tokens
             are excluded from losses, load statistics, and capacity, and their
-            outputs are zero.
+            outputs are zero; see also `compute_padding`.
         training: Bool.
         router_inputs: What the router needs in addition to the tokens or
             examples, such as ids for `HashRouter` and `RuleRouter`; or the
@@ -195,6 +206,7 @@ class MoEBlock(Mixture):
         shared_expert_gate: bool = False,
         weights_on: str = "outputs",
         expert_capacity: int | None = None,
+        compute_padding: bool = False,
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
@@ -263,6 +275,9 @@ class MoEBlock(Mixture):
         self.expert_capacity = block_checks.check_expert_capacity(
             expert_capacity, level, self
         )
+        self.compute_padding = block_checks.check_compute_padding(
+            compute_padding, level
+        )
         self.causal = self.router.causal and level == "token"
 
     def build(self, input_shape: Shape) -> None:
@@ -296,6 +311,9 @@ class MoEBlock(Mixture):
     ) -> Tensor | tuple[Tensor, Assignment]:
         """Route, dispatch, compute, and combine; see the class."""
         mask = inputs_mask if mask is None else mask
+        loss_mask = None
+        if self.compute_padding:
+            mask, loss_mask = None, mask
         units = units_of(self.level, inputs, mask, self.hidden_dim)
         chosen = kernels.call_part(
             self,
@@ -305,6 +323,7 @@ class MoEBlock(Mixture):
             training=training,
             router_inputs=router_inputs,
             replay=replay,
+            **({} if loss_mask is None else {"loss_mask": loss_mask}),
         )
         num_units = ops.shape(units.rows)[0]
         kept, capacity = self.apply_capacity(
@@ -365,7 +384,13 @@ class MoEBlock(Mixture):
                 )
             outputs = outputs + zero_padding(shared, units.token_mask)
         if training:
-            self.report(chosen, kept, units.mask, inputs)
+            counted = flatten_mask(loss_mask, inputs)
+            self.report(
+                only_tokens(chosen, counted),
+                only_tokens(kept, counted),
+                units.mask if counted is None else counted,
+                inputs,
+            )
         if len(inputs.shape) > 2:
             outputs = ops.reshape(outputs, ops.shape(inputs))
         if self._experts_given:  # their dtype policy may be another
@@ -430,6 +455,7 @@ class MoEBlock(Mixture):
             "shared_expert_gate": self.shared_expert_gate is not None,
             "weights_on": self.weights_on,
             "expert_capacity": self.expert_capacity,
+            "compute_padding": self.compute_padding,
             "level": self.level,
             "seed": self.seed,
         }

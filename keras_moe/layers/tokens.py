@@ -172,12 +172,21 @@ def flatten_tokens(
     tokens = inputs
     if len(inputs.shape) > 2:
         tokens = ops.reshape(inputs, (-1, hidden_dim))
+    token_mask = flatten_mask(mask, inputs)
+    return zero_padding(tokens, token_mask), token_mask
+
+
+def flatten_mask(mask: Tensor | None, inputs: Tensor) -> Tensor | None:
+    """Return the mask `(...)` of inputs `(..., D)` as bool `(T,)`, or None.
+
+    Raises:
+        ValueError: If the mask does not fit the inputs.
+    """
     if mask is None:
-        return tokens, None
+        return None
     mask = ops.convert_to_tensor(mask)
     checks.check_mask_shape(mask, inputs)
-    token_mask = ops.cast(ops.reshape(mask, (-1,)), "bool")
-    return zero_padding(tokens, token_mask), token_mask
+    return ops.cast(ops.reshape(mask, (-1,)), "bool")
 
 
 def zero_padding(tokens: Tensor, token_mask: Tensor | None) -> Tensor:

@@ -31,6 +31,8 @@ class Conditions(NamedTuple):
     replay: an `Assignment` whose choices are repeated. Its weights and
         probabilities are computed again, so that gradients flow. None if
         tokens choose.
+    loss_mask: bool `(T,)`, False for a token that is routed, but excluded from
+        losses and load. None if only padding is excluded.
 
     Example:
 
@@ -45,6 +47,12 @@ class Conditions(NamedTuple):
     token_mask: Tensor | None = None
     available: Tensor | None = None
     replay: Assignment | None = None
+    loss_mask: Tensor | None = None
+
+    @property
+    def counted(self) -> Tensor | None:
+        """Bool `(T,)`, False for tokens outside losses and load, or None."""
+        return self.token_mask if self.loss_mask is None else self.loss_mask
 
 
 UNCONDITIONAL = Conditions()

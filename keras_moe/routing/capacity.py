@@ -185,6 +185,21 @@ def only_pairs(assignment: Assignment, kept: Tensor) -> Assignment:
     )
 
 
+def only_tokens(
+    assignment: Assignment, token_mask: Tensor | None
+) -> Assignment:
+    """Return the assignment without the pairs of some tokens.
+
+    Args:
+        assignment: `Assignment` of any router.
+        token_mask: bool `(T,)`. False for the tokens that are left out, or None
+            for none.
+    """
+    if token_mask is None:
+        return assignment
+    return only_pairs(assignment, take_rows(token_mask, assignment.token_index))
+
+
 def _rank_in_shards(
     assignment: Assignment, score: Tensor | None, num_shards: int
 ) -> Tensor:

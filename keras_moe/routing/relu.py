@@ -156,7 +156,7 @@ def _balanced_l1(
     num_on: int | Tensor = gates.shape[-1]
     if conditions.available is not None:
         num_on = ops.sum(ops.cast(conditions.available, "float32"))
-    valid = _valid(gates, conditions.token_mask)
+    valid = _valid(gates, conditions.counted)
     tokens = ops.sum(valid)
     active = ops.cast(gates > 0, "float32")
     sums = ops.sum(ops.stack([gates, active]) * valid, axis=1)

@@ -82,7 +82,7 @@ def top_p_assignment(
     weights = choice.values(probs)
     if normalize_weights:
         weights = normalized(weights)
-    entropy = _entropy(probs, conditions.token_mask, over_replicas)
+    entropy = _entropy(probs, conditions.counted, over_replicas)
     return token_choice(
         masked,
         probs,

@@ -109,6 +109,7 @@ LAYERS = {
         shared_expert_gate=True,
         weights_on="inputs",
         expert_capacity=2,
+        compute_padding=True,
         **kw,
     ),
     "MoEBlock of null experts": lambda **kw: keras_moe.MoEBlock(

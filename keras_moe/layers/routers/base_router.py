@@ -19,7 +19,7 @@ from keras_moe.layers.argument_names import NamedArguments
 from keras_moe.layers.moe_layer import MoELayer
 from keras_moe.layers.routers.expert_switches import ExpertSwitches
 from keras_moe.layers.seeds import SeedGenerator
-from keras_moe.layers.tokens import flatten_tokens
+from keras_moe.layers.tokens import flatten_mask, flatten_tokens
 from keras_moe.routing import Assignment, Conditions
 from keras_moe.types import Shape, Tensor
 
@@ -105,6 +105,8 @@ class BaseRouter(
             weights are normalized over the other experts.
         x_mask: The Keras mask of `x`, which Keras passes by this name if there
             are router inputs or a replay.
+        loss_mask: Bool tensor of shape `(...)`, False for tokens that are
+            routed, but excluded from losses and load.
 
     Returns:
         An `Assignment` of the flattened tokens.
@@ -228,6 +230,7 @@ class BaseRouter(
         router_inputs: Tensor | None = None,
         replay: Assignment | None = None,
         x_mask: Tensor | None = None,
+        loss_mask: Tensor | None = None,
     ) -> Assignment:
         """Route tokens `(..., D)`; see the class."""
         self.check_inputs_given(router_inputs)
@@ -245,6 +248,7 @@ class BaseRouter(
             token_mask,
             available,
             router_checks.check_replay(replay, tokens, columns),
+            _counted(flatten_mask(loss_mask, x), token_mask),
         )
         return self.route(
             TokenBatch(
@@ -271,6 +275,7 @@ class BaseRouter(
         router_inputs: Tensor | None = None,
         replay: Assignment | None = None,
         x_mask: Tensor | None = None,
+        loss_mask: Tensor | None = None,
     ) -> Assignment:
         """Return the symbolic `Assignment` of symbolic inputs."""
         checks.check_floating(x)
@@ -318,3 +323,12 @@ class BaseRouter(
             for name in self.arguments
         }
         return {**super().get_config(), **own}
+
+
+def _counted(
+    loss_mask: Tensor | None, token_mask: Tensor | None
+) -> Tensor | None:
+    """Return a loss mask without padding, or None if there is none."""
+    if loss_mask is None or token_mask is None:
+        return loss_mask
+    return ops.logical_and(loss_mask, token_mask)

@@ -199,8 +199,8 @@ class ModalityRouter(LearnedRouter):
         """Return the weighted sum of the entropy losses, a scalar."""
         if not self.has_loss:
             return ops.zeros((), dtype="float32")
-        token_mask, together = batch.conditions.token_mask, batch.training
-        given = (probs, ids, self.num_modalities, token_mask)
+        counted, together = batch.conditions.counted, batch.training
+        given = (probs, ids, self.num_modalities, counted)
         tau = None if self.threshold is None else self._row(self.threshold)
         local = losses.local_entropy_loss(*given, together)
         spread = losses.global_entropy_loss(*given, tau, together)

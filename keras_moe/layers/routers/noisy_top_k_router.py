@@ -97,18 +97,21 @@ class NoisyTopKRouter(Router):
         noise_std = noise_std + LEAST_NOISE
         noisy = logits + self.normal_like(logits) * noise_std
         assignment = super().choose(noisy, batch)
-        token_mask, available, _ = batch.conditions
+        counted, available = (
+            batch.conditions.counted,
+            batch.conditions.available,
+        )
         experts = ops.arange(self.num_experts, dtype="int32")
         gates = routing.dense_weights(assignment, self.top_k, experts)
         importance = losses.importance_loss(
-            gates, token_mask, available, over_replicas=True
+            gates, counted, available, over_replicas=True
         )
         load = losses.load_loss(
             logits,
             noisy,
             noise_std,
             self.top_k,
-            token_mask,
+            counted,
             available,
             self.num_null_experts,
             over_replicas=True,

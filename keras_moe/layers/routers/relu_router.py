@@ -127,7 +127,7 @@ class ReLURouter(LearnedRouter):
                     logits,
                     self.top_k,
                     self.l1_growth,
-                    batch.conditions.token_mask,
+                    batch.conditions.counted,
                     batch.conditions.available,
                 ),
             )

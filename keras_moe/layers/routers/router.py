@@ -13,6 +13,7 @@ from keras_moe.checks import routing_checks
 from keras_moe.layers.routers.base_router import TokenBatch
 from keras_moe.layers.routers.learned_router import LearnedRouter
 from keras_moe.routing import Assignment
+from keras_moe.routing.capacity import only_tokens
 from keras_moe.types import Shape, Tensor
 
 
@@ -156,7 +157,9 @@ class Router(LearnedRouter):
                 self.expert_bias_weight,
                 routing.balanced_bias(
                     self.expert_bias_weight.value,
-                    assignment.expert_index,
+                    only_tokens(
+                        assignment, batch.conditions.loss_mask
+                    ).expert_index,
                     self.num_experts,
                     self.expert_bias_step,
                     batch.conditions.available,
