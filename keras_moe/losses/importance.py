@@ -11,6 +11,7 @@ from keras_moe.checks import (
     check_count,
     check_top_k,
     check_weight,
+    is_same_shape,
     is_static,
 )
 from keras_moe.kernels import light_ops as ops
@@ -110,6 +111,13 @@ def load_loss(
     if is_static(noise_std) and not getattr(noise_std, "shape", ()):
         check_weight("noise_std", noise_std)
     noise_std = ops.convert_to_tensor(noise_std, dtype="float32")
+    shapes = tuple(noise_std.shape), tuple(router_logits.shape)
+    if shapes[0] and not is_same_shape(*shapes):
+        raise ValueError(
+            "`noise_std` must be a number, or have the shape of the logits. "
+            f"Received: noise_std of shape {shapes[0]}, logits of shape "
+            f"{shapes[1]}. Pass one standard deviation per logit."
+        )
     num_experts = router_logits.shape[-1] - num_null_experts
     if available is not None:
         on = ops.pad(available, [[0, num_null_experts]], constant_values=True)
