@@ -120,6 +120,10 @@ def top_k_assignment(
         choice = choice.only(ops.logical_not(outside))
     if scoring == "topk_softmax":
         weights = softmax(choice.values(masked, UNAVAILABLE))
+    elif scoring == "sigmoid" and normalize_weights:
+        # Not `normalized(scores)`: all of a token's scores may be 0 in float32.
+        chosen = choice.values(masked, UNAVAILABLE)
+        weights = softmax(ops.log_sigmoid(chosen))
     else:
         weights = choice.values(scores)
         weights = normalized(weights) if normalize_weights else weights

@@ -3,12 +3,14 @@
 import json
 
 import numpy as np
+import pytest
 from backend import to_numpy
 
 from benchmarks.artifacts import all_experts_layer
 from benchmarks.artifacts import exported_formats as artifacts
 
 
+@pytest.mark.one_backend
 def test_the_all_experts_form_has_the_outputs_of_the_block(rng):
     model, rival = all_experts_layer.models(**artifacts.QUICK)
     x = rng.normal(size=(2, 5, 16)).astype("float32")

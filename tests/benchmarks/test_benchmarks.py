@@ -150,6 +150,7 @@ def statuses(contestants):
     return found
 
 
+@pytest.mark.one_backend
 def test_ours_and_the_limits_are_right():
     drawn = random_problem.draw(TINY)
     cast = contestants.limits(drawn) + contestants.ours(drawn, forced=True)

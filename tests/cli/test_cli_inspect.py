@@ -79,6 +79,7 @@ def test_the_text_of_inspect(run, manifest):
 ODD = "a[red]b[bold]c:smile:"
 
 
+@pytest.mark.one_backend
 @pytest.mark.skipif(
     keras.backend.backend() == "tensorflow",
     reason="TensorFlow refuses such names, and Keras keeps their scope",

@@ -152,6 +152,7 @@ def mirrored(tmp_path_factory):
     return json.loads((folder / "found.json").read_text())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["accumulation", "EMA"])
 def test_keras_still_fails_under_mirrored_strategy_with(mirrored, name):
     """Keras fails with a Dense layer.

@@ -155,6 +155,7 @@ def test_each_expert_starts_as_a_dense_kernel_does(name, num_experts):
         )
 
 
+@pytest.mark.one_backend
 @pytest.mark.parametrize("seed", [None, 3])
 def test_no_two_experts_and_no_two_weights_start_alike(seed):
     """A Keras initializer with a seed repeats itself; experts must differ."""

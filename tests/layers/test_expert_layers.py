@@ -72,7 +72,6 @@ def test_the_router_reads_an_examples_mean_token(rng):
     assert index[3] == 2  # padding goes nowhere
 
 
-@pytest.mark.every_backend
 def test_a_bank_of_networks_routes_examples_as_well(rng):
     """With `level="example"`, each token goes to its example's expert."""
     by_example = MoEBlock(3, 6, router=RuleRouter(3), level="example")

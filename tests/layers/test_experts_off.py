@@ -26,8 +26,8 @@ from router_zoo import D, E, arrays
 import keras_moe
 from keras_moe import MoEBlock, losses, metrics, routing
 
-# One of each way to choose: by groups, by experts, by a threshold.
-SOME = ("Router of groups", "ExpertChoiceRouter", "TopPRouter")
+# One whose experts choose, and one of any number of experts per token.
+SOME = ("ExpertChoiceRouter", "TopPRouter")
 every_router = pytest.mark.parametrize("name", cases(CASES, everywhere=SOME))
 
 
@@ -174,6 +174,7 @@ def test_a_group_of_which_one_expert_is_off(rng, scoring):
     assert (in_group[:, 1]).any()  # the expert beside the disabled one
 
 
+@pytest.mark.one_backend
 def test_groups_with_too_few_experts_give_a_token_fewer():
     """The best group has one enabled expert, which is the token's only one.
 
@@ -193,6 +194,7 @@ def test_groups_with_too_few_experts_give_a_token_fewer():
     np.testing.assert_allclose(a.combine_weights, [1, 0])
 
 
+@pytest.mark.one_backend
 def test_probabilities_of_a_hierarchy_of_which_a_part_is_off(rng):
     """Enabled experts share their group's probability, computed in float64.
 
@@ -260,6 +262,7 @@ def test_an_expert_that_was_off_comes_back_with_its_bias(rng):
     assert load[1] < 200
 
 
+@pytest.mark.one_backend
 @pytest.mark.parametrize("num_experts", [3, 6, 7, 49, 253])
 def test_an_even_load_moves_no_bias(num_experts):
     """Loads are compared as integers, because a float mean may be inexact."""
@@ -319,6 +322,7 @@ def test_expert_choice_of_those_that_are_on_in_a_program(rng, jit_compile):
     close(model.predict(x, verbose=0, batch_size=12), wanted)
 
 
+@pytest.mark.one_backend
 def test_the_capacity_of_layers_of_any_kind():
     """Eight tokens go to one of three enabled experts, so C = ceil(8 / 3).
 

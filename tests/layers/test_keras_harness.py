@@ -131,7 +131,9 @@ def test_every_layer_and_router_is_counted():
     assert set(OF_LAYER) == set(LAYERS) and set(OF_ROUTER) <= set(ROUTERS)
 
 
-@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize(
+    "name", cases(LAYERS, everywhere=["MoEBlock full", "SoftMoE", "PLE"])
+)
 def test_a_layer(name):
     half = not (NO_FLOAT16 and "Transformer" in name)
     run_harness(

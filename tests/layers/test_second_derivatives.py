@@ -113,7 +113,13 @@ def test_a_gradient_penalty_equals_differences_of_a_dense_one(rng, formulation):
         assert got == pytest.approx(expected, rel=1e-3, abs=1e-3), number
 
 
-@pytest.mark.parametrize("gated, remat", [(True, False), (False, True)])
+@pytest.mark.parametrize(
+    "gated, remat",
+    [
+        (True, False),
+        pytest.param(False, True, marks=pytest.mark.one_backend),
+    ],
+)
 def test_a_network_differentiated_twice(rng, compiled, gated, remat):
     weights = ffn_weights(rng, gated, True)
     function = ffn_function(weights, activations.tanh, remat=remat)

@@ -76,6 +76,15 @@ def test_sigmoid_scores_each_expert_separately():
     np.testing.assert_allclose(a.combine_weights, [4 / 7, 3 / 7], rtol=1e-6)
 
 
+def test_weights_of_sigmoids_that_float32_rounds_to_zero():
+    """Far below zero, sigmoid(x) is exp(x): the weights are a softmax."""
+    logits = np.float32([[-101.0, -100.0, -120.0]])
+    a = arrays(routing.top_k_assignment(logits, 2, "sigmoid", True))
+    np.testing.assert_array_equal(a.expert_index, [1, 0])
+    first = math.e / (math.e + 1)
+    np.testing.assert_allclose(a.combine_weights, [first, 1 - first], rtol=1e-6)
+
+
 def test_equal_scores_go_to_the_lower_index():
     a = arrays(routing.top_k_assignment(np.zeros((2, 64), "float32"), 3))
     np.testing.assert_array_equal(a.expert_index, [0, 1, 2, 0, 1, 2])

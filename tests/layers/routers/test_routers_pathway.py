@@ -92,6 +92,7 @@ def chain():
     return model, [block.router.pathway_kernel for block in blocks[1:]]
 
 
+@pytest.mark.one_backend
 def test_a_chain_trains_saves_and_loads(rng, tmp_path):
     model, kernels = chain()
     x = draw(rng, 16, 5, D)
