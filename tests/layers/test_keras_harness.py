@@ -40,7 +40,8 @@ OF_LAYER = {
     "Expert gated": (GATED, 0, 1),
     "MoEBlock": (1 + FFN, ENABLED + STATISTICS, 2),
     "MoEBlock full": (1 + 2 * GATED, ENABLED + STATISTICS, 3),
-    "MoEBlock of layers": (1 + 2, ENABLED + STATISTICS, 2),
+    # Two matrices and the gate of the shared expert.
+    "MoEBlock of layers": (1 + 2 + 3, ENABLED + STATISTICS, 3),
     # The last of three null experts has a vector and a mixing kernel.
     "MoEBlock of null experts": (1 + FFN + 2, ENABLED + 1 + STATISTICS, 2),
     "SoftMoE": (2 + FFN, 0, 1),
