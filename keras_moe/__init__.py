@@ -22,8 +22,10 @@ from keras_moe.ensemble import Ensemble
 from keras_moe.layers import (
     CGC,
     PLE,
+    ClippedSwiGLU,
     Expert,
     ExpertLayers,
+    GatedUnit,
     HierarchicalMoE,
     MixtureOfModels,
     ModalityEmbedding,
@@ -44,9 +46,11 @@ __version__ = "0.1.0"
 __all__ = [
     "Assignment",
     "CGC",
+    "ClippedSwiGLU",
     "Ensemble",
     "Expert",
     "ExpertLayers",
+    "GatedUnit",
     "HierarchicalMoE",
     "MixtureOfModels",
     "MoEBlock",

@@ -6,7 +6,7 @@ Axis letters in every file that holds tensors: **T** tokens, **D** hidden_dim,
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, Self, TypeAlias
 
 Tensor: TypeAlias = Any
 """A tensor of the running backend (or a symbolic `keras.KerasTensor`)."""
@@ -14,8 +14,58 @@ Tensor: TypeAlias = Any
 Shape: TypeAlias = Sequence[int | None]
 """A static shape. A dimension that is known only at run time is `None`."""
 
-Activation: TypeAlias = Callable[[Tensor], Tensor]
-"""An elementwise function of a tensor, such as `keras.activations.relu`."""
+Activation: TypeAlias = Callable[..., Tensor]
+"""An elementwise function of a tensor, such as `keras.activations.relu`, or a
+`GatedUnit`."""
+
+
+class GatedUnit:
+    """Base class of activations of gated experts that need gate and up.
+
+    A gated expert with a plain activation computes `activation(gate) * up`
+    between its matrices. With a `GatedUnit` it computes `unit(gate, up)`.
+    `ClippedSwiGLU` is such a unit.
+
+    A subclass implements `__call__`, and `get_config` if its constructor has
+    arguments. The hidden units of different experts and tokens must not be
+    mixed. Attributes must not change after the first call: compiled functions
+    hold their values.
+
+    Call arguments:
+        gate, up: Float tensors of the same shape `(..., F)`.
+
+    Returns:
+        Tensor of this shape, which the down kernel multiplies.
+
+    Example:
+
+    ```python
+    @keras.saving.register_keras_serializable(package="my_package")
+    class SquaredUnit(keras_moe.GatedUnit):
+        def __call__(self, gate, up):
+            return keras.activations.silu(gate) * up**2
+
+    experts = keras_moe.Expert(32, activation=SquaredUnit(), gated=True)
+    outputs = experts(keras.random.normal((6, 16)))
+    ```
+    """
+
+    def __call__(self, gate: Tensor, up: Tensor) -> Tensor:
+        """Return the hidden units; see the class."""
+        raise NotImplementedError(
+            f"`__call__(gate, up)` of {type(self).__name__} must be "
+            "implemented. Received: a class without it. Return the hidden "
+            "units, for instance keras.activations.silu(gate) * up."
+        )
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the arguments that build this unit again."""
+        return {}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Self:
+        """Build the unit that `get_config` describes."""
+        return cls(**config)
 
 
 UNAVAILABLE = -1e30

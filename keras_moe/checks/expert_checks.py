@@ -9,7 +9,7 @@ from typing import Any
 import keras
 
 from keras_moe import checks
-from keras_moe.types import Shape, Tensor
+from keras_moe.types import Activation, GatedUnit, Shape, Tensor
 
 # The arguments that all experts of a layer share, each with its check.
 STYLE: dict[str, Callable[[str, Any], Any]] = {
@@ -42,8 +42,21 @@ def checked_style(**style: Any) -> dict[str, Any]:
 
 def set_style(layer: keras.layers.Layer, **style: Any) -> None:
     """Check arguments of STYLE, and set them as attributes of a layer."""
-    for name, value in checked_style(**style).items():
+    checked = checked_style(**style)
+    check_gated(checked["activation"], checked["gated"])
+    for name, value in checked.items():
         setattr(layer, name, value)
+
+
+def check_gated(activation: Activation, gated: bool) -> None:
+    """Raise if an activation needs a gate, and there is none."""
+    if gated or not isinstance(activation, GatedUnit):
+        return
+    raise ValueError(
+        "`gated` must be True if `activation` is a GatedUnit: it is a function "
+        f"of gate and up. Received: gated=False, activation={activation!r}. "
+        "Pass gated=True, or another activation."
+    )
 
 
 def check_quantization_config(config: Any) -> Any:

@@ -11,10 +11,13 @@ from keras_moe.kernels.backend import backend
 from keras_moe.kernels.captured import captured_by
 from keras_moe.kernels.exchange import Bank, ExpertShard, Pairs, Part
 from keras_moe.kernels.formulations import formulations, use
+from keras_moe.kernels.gated_units import ClippedSwiGLU
 from keras_moe.kernels.grouped import (
+    ffn,
     grouped_ffn,
     grouped_matmul,
     implementation,
+    light_activation,
     stacked_ffn,
 )
 from keras_moe.kernels.layer_hooks import (
@@ -35,7 +38,7 @@ from keras_moe.kernels.layer_hooks import (
 from keras_moe.kernels.map_groups import map_groups
 from keras_moe.kernels.programs import Programs, compiled, value_and_gradient
 from keras_moe.kernels.quantized import QuantizedKernel, Rounding
-from keras_moe.kernels.reference import FFNWeights, ffn
+from keras_moe.kernels.reference import FFNWeights
 from keras_moe.kernels.replicas import (
     mean_of_units,
     mean_over_replicas,
@@ -63,6 +66,7 @@ from keras_moe.kernels.row_ops import (
 
 __all__ = [
     "Bank",
+    "ClippedSwiGLU",
     "ExpertShard",
     "FFNWeights",
     "Pairs",
@@ -89,6 +93,7 @@ __all__ = [
     "is_traced_here",
     "known_int",
     "keep_losses_apart",
+    "light_activation",
     "light_ops",
     "linear_map",
     "map_entries",

@@ -13,6 +13,8 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_moe.types import GatedUnit
+
 SCALARS = (bool, int, float, complex, str, bytes, type(None), type(Ellipsis))
 CONTAINERS = (list, tuple, set, frozenset, dict)
 # No program depends on the state of these packages' modules, except for what
@@ -89,18 +91,26 @@ class Keyed:
         return hash(self.key)
 
 
+class KeyedUnit(Keyed, GatedUnit):
+    """A `GatedUnit` that equals every unit with the same captures."""
+
+
 def keyed(function: Callable[..., Any]) -> Callable[..., Any]:
     """Return a function that can be the key of a cache of traced functions.
 
     Args:
         function: Any callable. A library's function without a closure is
-            returned unchanged, and on PyTorch, which traces nothing, so is
-            every function.
+            returned unchanged, and so is a `GatedUnit` of this package, which
+            is compared by value. On PyTorch, which traces nothing, so is every
+            function.
     """
     plain = isinstance(function, types.FunctionType)
     plain = plain and _is_of_library(function) and not function.__closure__
     if plain or keras.backend.backend() == "torch":
         return function
+    if isinstance(function, GatedUnit):
+        own = _is_of_library(type(function))
+        return function if own else KeyedUnit(function)
     return Keyed(function)
 
 

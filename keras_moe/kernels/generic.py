@@ -14,7 +14,7 @@ from keras import ops
 from keras_moe.kernels import reference
 from keras_moe.kernels.exchange import Bank, ExpertShard, Mix, Pairs
 from keras_moe.kernels.protocol import Formulation, QuantizedFormulation
-from keras_moe.types import Tensor
+from keras_moe.types import Activation, Tensor
 
 light_ops = ops
 FORMULATIONS: dict[str, Formulation] = {}
@@ -28,6 +28,11 @@ def formulation_for(x: Tensor, num_groups: int) -> str:
 def quantized_formulation() -> QuantizedFormulation:
     """Return the reference, which runs every expert on every row."""
     return reference
+
+
+def light_activation(activation: Activation) -> Activation:
+    """Return the activation."""
+    return activation
 
 
 def top_k_index(scores: Tensor, top_k: int) -> Tensor:

@@ -18,7 +18,7 @@ from keras_moe.kernels.captured import keyed
 from keras_moe.kernels.forced import forced, is_reference
 from keras_moe.kernels.protocol import Formulation, QuantizedFormulation
 from keras_moe.kernels.quantized import QuantizedKernel
-from keras_moe.kernels.reference import FFNWeights, ffn
+from keras_moe.kernels.reference import FFNWeights
 from keras_moe.kernels.row_ops import light_ops
 from keras_moe.types import Activation, Tensor
 
@@ -32,6 +32,18 @@ def implementation(x: Tensor, kernel: Tensor) -> Formulation:
 def quantized_implementation() -> QuantizedFormulation:
     """Return the module for kernels of 8 or 4 bits."""
     return reference if is_reference() else backend.quantized_formulation()
+
+
+def light_activation(activation: Activation) -> Activation:
+    """Return an activation with the same values and gradients.
+
+    It may take less time than the given one, and keep fewer tensors for its
+    gradient.
+
+    Args:
+        activation: Elementwise function, or a `GatedUnit`.
+    """
+    return backend.light_activation(activation)
 
 
 def grouped_matmul(
@@ -81,7 +93,8 @@ def grouped_ffn(
 
     By definition, the outputs equal those of grouped matmuls:
     `down(activation(up(x)))`, or `down(activation(gate(x)) * up(x))` if there
-    is a gate. Rows behind the last group become zero.
+    is a gate; with a `GatedUnit`, `down(activation(gate(x), up(x)))`. Rows
+    behind the last group become zero.
 
     Reference: Shazeer 2020, "GLU Variants Improve Transformer", eq. 5-6.
 
@@ -92,7 +105,7 @@ def grouped_ffn(
             or none is.
         group_sizes: int32 `(E,)`. The number of rows per group; their sum is
             at most P.
-        activation: Elementwise function.
+        activation: Elementwise function, or a `GatedUnit`.
         dropout: Function of the hidden rows `(P, F)`. With a function, separate
             grouped matmuls run instead of the single pass. `None` (the
             default) applies no dropout.
@@ -126,8 +139,9 @@ def grouped_ffn(
     )
     chosen = implementation(x, weights.up_kernel)
     if dropout is not None:
+        light = light_activation(activation)
         return reference.composition(
-            x, weights, group_sizes, activation, chosen.grouped_matmul, dropout
+            x, weights, group_sizes, light, chosen.grouped_matmul, dropout
         )
     return chosen.grouped_ffn(x, weights, group_sizes, keyed(activation), remat)
 
@@ -162,6 +176,29 @@ def _as_tensor(weight: Any, x: Tensor) -> Any:
     return None if weight is None else light_ops.convert_to_tensor(weight)
 
 
+def ffn(
+    x: Tensor,
+    weights: FFNWeights,
+    activation: Activation,
+    dropout: Activation | None = None,
+) -> Tensor:
+    """Run one feed-forward network on all rows, see `grouped_ffn`.
+
+    Args:
+        x: float `(..., D)`.
+        weights: `FFNWeights` of one expert, without the axis E, in the dtype of
+            `x`.
+        activation: Elementwise function, or a `GatedUnit`.
+        dropout: Function of the hidden units. `None` (the default) applies no
+            dropout.
+
+    Returns:
+        `(..., D)`, in the dtype of `x`.
+    """
+    light = light_activation(activation)
+    return reference.ffn(x, weights, light, dropout=dropout)
+
+
 def stacked_ffn(
     x: Tensor,
     weights: FFNWeights,
@@ -176,7 +213,7 @@ def stacked_ffn(
     Args:
         x: float `(E, R, D)`, or `(1, R, D)` if all networks get the same rows.
         weights: `FFNWeights`. Stacked kernels and biases, in the dtype of `x`.
-        activation: Elementwise function.
+        activation: Elementwise function, or a `GatedUnit`.
         dropout: Function of the hidden rows `(E, R, F)`. `None` (the default)
             applies no dropout.
 
@@ -190,7 +227,8 @@ def stacked_ffn(
         y = ops.matmul(x, ops.convert_to_tensor(kernel))
         return y if bias is None else ops.add(y, ops.expand_dims(bias, 1))
 
-    return ffn(x, weights, activation, linear, dropout)
+    light = light_activation(activation)
+    return reference.ffn(x, weights, light, linear, dropout)
 
 
 def _quantized_stack(

@@ -13,7 +13,7 @@ from keras import ops
 
 from keras_moe.kernels import quantized
 from keras_moe.kernels.quantized import QuantizedKernel
-from keras_moe.types import Activation, Tensor
+from keras_moe.types import Activation, GatedUnit, Tensor
 
 
 class FFNWeights(NamedTuple):
@@ -108,7 +108,7 @@ def composition(
         x: `(P, D)`.
         weights: `FFNWeights`. Stacked kernels and biases.
         group_sizes: int32 `(E,)`. The number of rows per group.
-        activation: Elementwise function.
+        activation: Elementwise function, or a `GatedUnit`.
         matmul: A formulation's `grouped_matmul`.
         dropout: Function of the hidden rows, or None.
     """
@@ -135,14 +135,15 @@ def ffn(
 ) -> Tensor:
     """Run one feed-forward network, which is an expert.
 
-    It is `down(activation(gate(x)) * up(x))` with a gate, otherwise
-    `down(activation(up(x)))`.
+    It is `down(activation(gate(x)) * up(x))` with a gate, or
+    `down(activation(gate(x), up(x)))` if the activation is a `GatedUnit`,
+    otherwise `down(activation(up(x)))`.
 
     Args:
         x: `(..., D)`.
         weights: `FFNWeights` of one expert, without the axis E, or stacked
             ones if `linear` is made for these.
-        activation: Elementwise function.
+        activation: Elementwise function, or a `GatedUnit`.
         linear: Function of rows, kernel, and bias (or None). Defaults to one
             matrix product and a sum.
         dropout: Function of the hidden units, or None.
@@ -168,4 +169,8 @@ def hidden_units(
     activation: Activation, up: Tensor, gate: Tensor | None = None
 ) -> Tensor:
     """Return the hidden units, which the down kernel multiplies: see `ffn`."""
-    return activation(up) if gate is None else activation(gate) * up
+    if gate is None:
+        return activation(up)
+    if isinstance(activation, GatedUnit):
+        return activation(gate, up)
+    return activation(gate) * up

@@ -1,5 +1,6 @@
 """Layers, floor 2 of the package: they own weights and call floor 1."""
 
+from keras_moe.kernels import ClippedSwiGLU
 from keras_moe.layers import routers
 from keras_moe.layers.expert import Expert
 from keras_moe.layers.expert_layers import ExpertLayers
@@ -22,12 +23,15 @@ from keras_moe.layers.transformer import (
     TransformerDecoderBlock,
     TransformerEncoderBlock,
 )
+from keras_moe.types import GatedUnit
 
 __all__ = [
     "BaseRouter",
     "CGC",
+    "ClippedSwiGLU",
     "Expert",
     "ExpertLayers",
+    "GatedUnit",
     "HierarchicalMoE",
     "LearnedRouter",
     "MixtureOfModels",

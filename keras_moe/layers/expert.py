@@ -33,15 +33,17 @@ class Expert(NamedArguments, MoELayer):
 
     Without a gate, `down(activation(up(x)))` (Vaswani et al. 2017, eq. 2). With
     a gate, `down(activation(gate(x)) * up(x))` (Shazeer 2020, eq. 5-6; SwiGLU
-    with `activation="silu"`). With `num_experts=1`, it is a dense feed-forward
-    network for inputs of any rank.
+    with `activation="silu"`), or `down(activation(gate(x), up(x)))` if the
+    activation is a `GatedUnit` such as `ClippedSwiGLU`. With `num_experts=1`,
+    it is a dense feed-forward network for inputs of any rank.
 
     Args:
         intermediate_dim: Int, F. Inner width. 4 * D in a dense transformer;
             divide by `top_k` for the cost of a dense layer.
         num_experts: Int, E. 1 by default.
         hidden_dim: Int, D. `None` (the default) takes it from the inputs.
-        activation: Name or function. `"relu"` by default.
+        activation: Name, function, or `GatedUnit`. `"relu"` by default.
+            `ClippedSwiGLU()` is the activation of GPT-OSS.
         gated: Bool. Whether there is a gate matrix. False by default.
         use_bias: Bool. Whether each matrix has a bias. True by default.
         dropout: Float, 0 or above and below 1. Rate on the hidden units, only
@@ -88,9 +90,10 @@ class Expert(NamedArguments, MoELayer):
         Tensor like `x`, of width H, in the compute dtype.
 
     Raises:
-        ValueError: If an argument is out of its range, if `x` has integers, a
-            rank below 2, or another width, or if `group_sizes` are missing and
-            E is above 1.
+        ValueError: If an argument is out of its range, if the activation is a
+            `GatedUnit` and `gated` is False, if `x` has integers, a rank below
+            2, or another width, or if `group_sizes` are missing and E is above
+            1.
 
     Example:
 

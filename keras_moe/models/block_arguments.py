@@ -6,6 +6,7 @@ from typing import Any
 import keras
 
 from keras_moe import checks
+from keras_moe.checks import expert_checks
 from keras_moe.layers import BaseRouter
 
 
@@ -18,7 +19,7 @@ def checked(given: dict[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: If an argument has a wrong type or is out of its range.
     """
-    checks.check_activation(given["activation"])
+    activation = checks.check_activation(given["activation"])
     checks.check_is_a(
         "router",
         given["router"],
@@ -33,6 +34,7 @@ def checked(given: dict[str, Any]) -> dict[str, Any]:
     plain: dict[str, Any] = {"load_balancing_weight": weight}
     for check, names in _CHECKS.items():
         plain |= {name: check(name, given[name]) for name in names}
+    expert_checks.check_gated(activation, plain["gated"])
     plain["seed"] = checks.check_seed(given["seed"])
     return {**given, **plain}
 

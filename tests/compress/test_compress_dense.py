@@ -14,7 +14,13 @@ from compress_cases import (
 )
 from model_zoo import MODELS, batch_of
 
-from keras_moe import Expert, MoEBlock, Router, TransformerEncoderBlock
+from keras_moe import (
+    ClippedSwiGLU,
+    Expert,
+    MoEBlock,
+    Router,
+    TransformerEncoderBlock,
+)
 from keras_moe.compress import prune_weights, to_dense
 from keras_moe.compress.magnitude import largest_units, units_left
 
@@ -34,7 +40,13 @@ def make_equal(block):
 def test_equal_experts_and_a_shared_one_are_one_network(by, rng):
     """The dense network, in a transformer block, has F + S = 6 + 5 units."""
     inputs = keras.Input((3, WIDTH))
-    moe = MoEBlock(4, 6, shared_expert_dim=5, activation="gelu", gated=True)
+    moe = MoEBlock(
+        4,
+        6,
+        shared_expert_dim=5,
+        activation=ClippedSwiGLU(1.5),
+        gated=True,
+    )
     model = keras.Model(inputs, TransformerEncoderBlock(2, moe)(inputs))
     randomize(moe, rng)
     make_equal(moe)
@@ -114,7 +126,9 @@ def test_pruning_dead_hidden_units_changes_nothing(rng):
 
     The experts have different dead units.
     """
-    block = MoEBlock(3, 6, shared_expert_dim=4, gated=True, activation="silu")
+    block = MoEBlock(
+        3, 6, shared_expert_dim=4, gated=True, activation=ClippedSwiGLU()
+    )
     model = block_model(block)
     randomize(block, rng)
     for bank, dead in (

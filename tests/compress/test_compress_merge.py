@@ -16,7 +16,7 @@ from compress_cases import (
 from model_zoo import MODELS, batch_of
 
 import keras_moe
-from keras_moe import MoEBlock, Router
+from keras_moe import ClippedSwiGLU, MoEBlock, Router
 from keras_moe.compress import MergedRouter, averaging, merge_experts
 
 # `make test` runs these tests on one backend, except for `every_backend` ones.
@@ -44,7 +44,9 @@ def test_equal_experts_merge_exactly_with_every_router(name, rng):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_models_that_build_their_blocks(name, rng, tmp_path):
-    model = MODELS[name](num_layers=2, moe_every=2, gated=True)
+    model = MODELS[name](
+        num_layers=2, moe_every=2, activation=ClippedSwiGLU(), gated=True
+    )
     for block in model.moe_blocks:
         copy_expert(block.experts, 0, 2, [5, 4, 3, 2, 1, 0])
     x, _ = batch_of(name, rng, samples=4)

@@ -27,8 +27,9 @@ def two_inputs():
     """Return a model of tokens and ids; its second block drops tokens."""
     tokens = keras.Input((None, D), name="tokens")
     ids = keras.Input((None,), dtype="int32", name="ids")
+    unit = keras_moe.ClippedSwiGLU(0.5)
     x = tokens + keras.layers.Embedding(5, D, name="embedding")(ids)
-    x = keras_moe.MoEBlock(E, 12, gated=True, activation="gelu")(x)
+    x = keras_moe.MoEBlock(E, 12, gated=True, activation=unit)(x)
     limited = keras_moe.MoEBlock(
         E, 12, eval_capacity_factor=0.5, priority="score"
     )

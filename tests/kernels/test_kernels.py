@@ -15,13 +15,14 @@ from kernel_cases import (
     D,
     E,
     F,
+    UnitOfAUser,
     assert_equals_reference,
     ffn_function,
     ffn_weights,
     grouped_matmul,
 )
 
-from keras_moe import kernels
+from keras_moe import ClippedSwiGLU, kernels
 
 GROUPS = [
     [3, 1, 5, 2],
@@ -57,7 +58,8 @@ def test_grouped_ffn_equals_reference(rng, gated, use_bias, compiled):
 def test_values_without_gradients(rng, gated, use_bias, compiled):
     """Some formulations use other products if no gradient is needed."""
     weights = ffn_weights(rng, gated, use_bias)
-    function = ffn_function(weights)
+    activation = ClippedSwiGLU(1.5) if gated else keras.activations.gelu
+    function = ffn_function(weights, activation)
     run, plain = predicted(function, compiled), predicted(function)
     for sizes in GROUPS:
         arrays = [draw(rng, 13, D), np.int32(sizes), *weights.values()]
@@ -127,6 +129,7 @@ ACTIVATIONS = {
     "elementwise": keras.activations.relu,
     "along rows": keras.activations.softmax,
     "a user's own": lambda x: x - ops.mean(x, axis=-1, keepdims=True),
+    "a user's unit": UnitOfAUser(),
 }
 FEW, MANY = [3, 0, 5, 3], [97, 0, 130, 3]  # rows per expert
 
@@ -137,12 +140,14 @@ FEW, MANY = [3, 0, 5, 3], [97, 0, 130, 3]  # rows per expert
     [
         ("elementwise", False, FEW),
         ("along rows", True, FEW),
-        ("a user's own", True, MANY),
+        ("a user's unit", True, MANY),
         *(
             pytest.param(*values, marks=pytest.mark.slow)
             for values in (
                 ("elementwise", True, MANY),
                 ("along rows", False, MANY),
+                ("a user's own", True, MANY),
+                ("a user's unit", True, FEW),
                 ("a user's own", False, FEW),
             )
         ),
@@ -189,11 +194,12 @@ def test_a_gradient_penalty(rng):
 
 @pytest.mark.parametrize("remat", [False, True])
 def test_outputs_of_another_width(rng, remat, compiled):
+    """The activation needs gate and up, and clips both."""
     weights = ffn_weights(rng, gated=True, use_bias=True)
     weights["down_kernel"] = draw(rng, E, F, D + 3)
     weights["down_bias"] = draw(rng, E, D + 3)
     arrays = [draw(rng, 12, D), np.int32([3, 0, 5, 2]), *weights.values()]
-    function = ffn_function(weights, remat=remat)
+    function = ffn_function(weights, ClippedSwiGLU(1.5), remat=remat)
     assert_equals_reference(function, compiled, arrays)
 
 
@@ -290,7 +296,9 @@ def test_every_size_of_block_and_groups_of_many_blocks(rng, compiled):
     sizes = np.array([20, 26, 40, 46, 53, 59, 66, 90], "int32")
     weights = ffn_weights(rng, True, False, num_experts=8)
     arrays = [draw(rng, 400, D), sizes, *weights.values()]
-    assert_equals_reference(ffn_function(weights), compiled, arrays, atol=1e-3)
+    unit = ClippedSwiGLU(2.0, alpha=1.0, up_offset=0.0)
+    function = ffn_function(weights, unit)
+    assert_equals_reference(function, compiled, arrays, atol=1e-3)
 
 
 @pytest.mark.fast

@@ -10,7 +10,7 @@ from backend import BACKEND, draw, to_numpy, value_and_gradients
 from keras import ops
 from kernel_cases import D, E, F
 
-from keras_moe import kernels
+from keras_moe import ClippedSwiGLU, kernels
 from keras_moe.kernels import QuantizedKernel, Rounding
 
 COMPILED = {
@@ -120,19 +120,23 @@ def assert_equals_reference(rng, kind, round_rows, gated, compiled, sizes):
         "up_kernel": draw_kernel(rng, D, F, kind, round_rows)[0],
         "down_kernel": draw_kernel(rng, F, D, kind, round_rows)[0],
     }
+    activation = keras.activations.silu
     if gated:
         weights["gate_kernel"] = draw_kernel(rng, D, F, kind, round_rows)[0]
+        activation = ClippedSwiGLU(1.5)
 
-    def function(x, up_bias, down_bias):
-        biases = {"up_bias": up_bias, "down_bias": down_bias}
+    def function(x, *biases):
+        names = ("up_bias", "down_bias", "gate_bias")
+        biases = dict(zip(names, biases, strict=False))
         return kernels.grouped_ffn(
             x,
             kernels.FFNWeights(**weights, **biases),
             ops.convert_to_tensor(sizes),
-            keras.activations.silu,
+            activation,
         )
 
     arrays = [draw(rng, sizes.sum() + 2, D), draw(rng, E, F), draw(rng, E, D)]
+    arrays += [draw(rng, E, F)] * gated
     got = value_and_gradients(function, *arrays, compiled=compiled)
     with kernels.use("reference"):
         want = value_and_gradients(function, *arrays)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from elsewhere import run_on
 
-from keras_moe import Expert, MoEBlock, Router
+from keras_moe import ClippedSwiGLU, Expert, MoEBlock, Router
 
 ROUTERS = {  # arguments of Router(8, ...)
     "mixtral": {"top_k": 2},
@@ -22,6 +22,13 @@ ROUTERS = {  # arguments of Router(8, ...)
         "expert_bias": True,
         "routed_scaling_factor": 2.5,
     },
+    "gpt_oss": {"top_k": 2, "scoring": "topk_softmax", "use_bias": True},
+    "deepseek_v4": {"top_k": 2},
+}
+ACTIVATIONS = {  # the limit is that of huggingface_oracle.py
+    "switch": "relu",
+    "gpt_oss": ClippedSwiGLU(1.0),
+    "deepseek_v4": ClippedSwiGLU(1.0, alpha=1.0, up_offset=0.0),
 }
 OPTIONS = {  # arguments of MoEBlock
     "switch": {"expert_capacity": 2},
@@ -47,9 +54,10 @@ def oracle(tmp_path_factory):
         "llama4",
         "switch",
         "deepseek_v3",
+        "gpt_oss",
         *(
             pytest.param(name, marks=pytest.mark.one_backend)
-            for name in ("qwen3_normalized", "qwen3")
+            for name in ("qwen3_normalized", "qwen3", "deepseek_v4")
         ),
     ],
 )
@@ -61,9 +69,9 @@ def test_outputs_and_gradients(oracle, name, monkeypatch):
         experts=Expert(
             24,
             8,
-            activation="relu" if name == "switch" else "silu",
+            activation=ACTIVATIONS.get(name, "silu"),
             gated=name != "switch",
-            use_bias=False,
+            use_bias=name == "gpt_oss",
             name="experts",
         ),
         **OPTIONS.get(name, {}),

@@ -15,14 +15,13 @@ import jax.numpy as jnp
 import keras
 import numpy as np
 from jax import export
-from keras import activations
 from kernel_cases import E, ffn_weights
 from own_layers import EVERY_LAYER, Residual, expert_choice
 from router_zoo import ROUTERS, D, router_inputs_of
 from zoo import WIDTH
 
 import keras_moe
-from keras_moe import kernels, losses, routing
+from keras_moe import ClippedSwiGLU, kernels, losses, routing
 
 SIZES = [(2, 5), (3, 33)]
 
@@ -123,7 +122,7 @@ def test_formulations(formulation, rng):
 
     def run(x, sizes):
         return kernels.grouped_ffn(
-            x.reshape(-1, width), weights, sizes[:, 0], activations.silu
+            x.reshape(-1, width), weights, sizes[:, 0], ClippedSwiGLU()
         )
 
     sizes = np.array([0, 3, 290, 5], "int32")[:, None]

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from backend import draw, to_numpy
 
-from keras_moe import Expert, HierarchicalMoE, MoEBlock
+from keras_moe import ClippedSwiGLU, Expert, HierarchicalMoE, MoEBlock
 
 WIDTH, INNER = 6, 10
 
@@ -45,15 +45,23 @@ def test_without_noise_the_block_is_the_dense_network(rng, gated, use_bias):
 
 
 def test_an_expert_of_one_is_a_source_too(rng):
+    unit = ClippedSwiGLU(0.5)
     source = Expert(
-        INNER, gated=True, bias_initializer="random_normal", trainable=False
+        INNER,
+        activation=unit,
+        gated=True,
+        bias_initializer="random_normal",
+        trainable=False,
     )
     x = draw(rng, 7, WIDTH)
     wanted = to_numpy(source(x))
-    block = MoEBlock(4, INNER, gated=True)
+    block = MoEBlock(4, INNER, activation=unit, gated=True)
     block(x)  # built already
     block.initialize_from(source)
     np.testing.assert_allclose(to_numpy(block(x)), wanted, atol=1e-6)
+    other = MoEBlock(4, INNER, activation=ClippedSwiGLU(0.6), gated=True)
+    with pytest.raises(ValueError, match="the experts' activation"):
+        other.initialize_from(source)
 
 
 def test_the_shared_expert_and_the_router_do_not_change(rng):

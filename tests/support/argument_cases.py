@@ -140,6 +140,7 @@ def plain_objects():
     """Return schedules, callbacks, and settings with accepted arguments."""
     return {
         "BalanceWarmUp": (training.BalanceWarmUp, {}),
+        "ClippedSwiGLU": (keras_moe.ClippedSwiGLU, {}),
         "CyclicCosine": (
             ensemble.CyclicCosine,
             {"initial_learning_rate": 0.1, "cycle_steps": 5},

@@ -109,7 +109,9 @@ def blocks():
     """Return blocks that exchange their rows in every way."""
     router = keras_moe.ExpertChoiceRouter(E, bidirectional=True)
     return {
-        "skewed": keras_moe.MoEBlock(E, 8, gated=True),
+        "skewed": keras_moe.MoEBlock(
+            E, 8, activation=keras_moe.ClippedSwiGLU(0.5), gated=True
+        ),
         "skewed no bias": keras_moe.MoEBlock(E, 8, use_bias=False, top_k=1),
         "any number": keras_moe.MoEBlock(E, 8, router=keras_moe.TopPRouter(E)),
         "expert choice": keras_moe.MoEBlock(E, 8, router=router),

@@ -6,10 +6,13 @@ keras_moe's names and layout), the output, and the gradients of the output's
 sum weighted by `upstream`.
 """
 
+import types
+
 import numpy as np
 import torch
 from transformers import (
     DeepseekV3Config,
+    GptOssConfig,
     Llama4TextConfig,
     MixtralConfig,
     Qwen2MoeConfig,
@@ -17,6 +20,10 @@ from transformers import (
     SwitchTransformersConfig,
 )
 from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3MoE
+from transformers.models.deepseek_v4.modeling_deepseek_v4 import (
+    DeepseekV4Experts,
+)
+from transformers.models.gpt_oss.modeling_gpt_oss import GptOssMLP
 from transformers.models.llama4.modeling_llama4 import Llama4TextMoe
 from transformers.models.mixtral.modeling_mixtral import MixtralSparseMoeBlock
 from transformers.models.qwen2_moe.modeling_qwen2_moe import (
@@ -30,10 +37,44 @@ from transformers.models.switch_transformers import (
 )
 
 D, F, E = 16, 24, 8
+LIMIT = 1.0  # about the standard deviation of gate and up
+
+
+class DeepseekV4(torch.nn.Module):
+    """DeepSeek-V4's experts behind Mixtral's router."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.gate = torch.nn.Linear(D, E, bias=False)
+        self.experts = DeepseekV4Experts(config)
+
+    def forward(self, x):
+        rows = x.reshape(-1, D)
+        logits, index = self.gate(rows).topk(2)
+        return self.experts(rows, index, logits.softmax(-1)).reshape(x.shape)
 
 
 def build(name):
     sizes = {"hidden_size": D, "hidden_act": "silu"}
+    if name == "gpt_oss":
+        config = GptOssConfig(
+            hidden_size=D,
+            intermediate_size=F,
+            num_local_experts=E,
+            num_experts_per_tok=2,
+            swiglu_limit=LIMIT,
+        )
+        config._experts_implementation = "eager"
+        return GptOssMLP(config)
+    if name == "deepseek_v4":
+        config = types.SimpleNamespace(
+            **sizes,
+            intermediate_size=F,
+            num_local_experts=E,
+            swiglu_limit=LIMIT,
+            _experts_implementation="eager",
+        )
+        return DeepseekV4(config)
     if name == "mixtral":
         config = MixtralConfig(
             **sizes,
@@ -84,61 +125,60 @@ def build(name):
     return block(config)
 
 
-def in_keras_layout(router, gate_up, down):
-    """Transpose kernels of shape (out, in), and split gate and up."""
-    gate, up = gate_up[:, :F], gate_up[:, F:]
-    return {
-        "router/kernel": router.T,
-        "experts/gate_kernel": gate.transpose(1, 2),
-        "experts/up_kernel": up.transpose(1, 2),
-        "experts/down_kernel": down.transpose(1, 2),
-    }
+def in_keras_layout(name, tensors):
+    """Return the weights of a block, or their gradients, by our names.
 
-
-def shared_in_keras_layout(gradients, parameters):
-    """Return the shared expert's kernels as a bank, and its gate, if any."""
-    found = {}
-    for key, parameter in parameters.items():
-        if not key.startswith("shared_expert"):
-            continue
-        value = (parameter.grad if gradients else parameter).T
-        name = key.split(".")[-2].removesuffix("_proj")
-        if name == "shared_expert_gate":
-            found["shared_expert_gate/kernel"] = value
-        else:
-            found[f"shared_expert/{name}_kernel"] = value[None]
-    return found
+    Gate and up are two halves, or alternate in GPT-OSS. Kernels of shape
+    `(out, in)` are transposed, and the shared expert becomes a bank of one.
+    """
+    router = "router" if name in ("llama4", "gpt_oss") else "gate"
+    arrays = {"router/kernel": tensors[f"{router}.weight"].T}
+    gate_up, down = (
+        tensors[f"experts.{part}_proj"] for part in ("gate_up", "down")
+    )
+    if router == "gate":
+        gate_up, down = gate_up.transpose(1, 2), down.transpose(1, 2)
+    halves = [slice(0, F), slice(F, None)]
+    if name == "gpt_oss":
+        halves = [slice(0, None, 2), slice(1, None, 2)]
+        arrays["router/bias"] = tensors["router.bias"]
+        arrays["experts/down_bias"] = tensors["experts.down_proj_bias"]
+        bias = tensors["experts.gate_up_proj_bias"]
+        for part, half in zip(("gate", "up"), halves, strict=True):
+            arrays[f"experts/{part}_bias"] = bias[:, half]
+    for part, half in zip(("gate", "up"), halves, strict=True):
+        arrays[f"experts/{part}_kernel"] = gate_up[..., half]
+    arrays["experts/down_kernel"] = down
+    for key, value in tensors.items():
+        if key == "shared_expert_gate.weight":
+            arrays["shared_expert_gate/kernel"] = value.T
+        elif key.startswith("shared_expert"):
+            part = key.split(".")[-2].removesuffix("_proj")
+            arrays[f"shared_expert/{part}_kernel"] = value.T[None]
+    return arrays
 
 
 def run(name, out):
     torch.manual_seed(0)
     block = build(name)
-    parameters = dict(block.named_parameters())
-    for parameter in parameters.values():
-        torch.nn.init.normal_(parameter, std=0.3)
-    gate = "router" if name == "llama4" else "gate"
-    bias = torch.zeros(E)
-    bias = getattr(getattr(block, gate), "e_score_correction_bias", bias)
+    weights = dict(block.named_parameters())
+    for weight in weights.values():
+        torch.nn.init.normal_(weight, std=0.3)
+    bias = dict(block.named_buffers()).get("gate.e_score_correction_bias")
+    bias = torch.zeros(E) if bias is None else bias
     bias.copy_(torch.linspace(-0.2, 0.2, E))
-    order = (f"{gate}.weight", "experts.gate_up_proj", "experts.down_proj")
-    weights = [parameters[n] for n in order]
     x = torch.randn(3, 11, D, requires_grad=True)
     upstream = torch.randn(3, 11, D)
     y = block(x)
-    if name == "llama4":  # flat outputs, and the logits
+    if isinstance(y, tuple):  # of Llama 4, flat, and the router's results
         y = y[0].reshape(x.shape)
     (y * upstream).sum().backward()
-    arrays = {"x": x, "upstream": upstream, "y": y, "gradient:inputs": x.grad}
-    gradients = [w.grad for w in weights]
-    if name == "llama4":  # the kernels of its experts are (in, out)
-        weights[1:] = [w.transpose(1, 2) for w in weights[1:]]
-        gradients[1:] = [w.transpose(1, 2) for w in gradients[1:]]
-    arrays |= in_keras_layout(*weights)
-    gradients = in_keras_layout(*gradients)
-    arrays |= {"expert_bias": bias} | shared_in_keras_layout(False, parameters)
-    gradients |= shared_in_keras_layout(True, parameters)
-    arrays |= {f"gradient:{name}": g for name, g in gradients.items()}
-    np.savez(out, **{n: a.detach().numpy() for n, a in arrays.items()})
+    arrays = {"x": x, "upstream": upstream, "y": y, "expert_bias": bias}
+    arrays |= in_keras_layout(name, weights)
+    gradients = {key: weight.grad for key, weight in weights.items()}
+    gradients = in_keras_layout(name, gradients) | {"inputs": x.grad}
+    arrays |= {f"gradient:{key}": g for key, g in gradients.items()}
+    np.savez(out, **{key: a.detach().numpy() for key, a in arrays.items()})
 
 
 def run_switch(out):

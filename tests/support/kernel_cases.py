@@ -4,7 +4,7 @@ import numpy as np
 from backend import BACKEND, differentiated, draw
 from keras import activations, ops
 
-from keras_moe import kernels
+from keras_moe import GatedUnit, kernels
 
 E, D, F = 4, 6, 10
 RUNS = {  # a formulation, and the argument `compiled` of value_and_gradients
@@ -19,6 +19,18 @@ RUNS = {  # a formulation, and the argument `compiled` of value_and_gradients
     ],
     "torch": [(name, False) for name in kernels.formulations()],
 }[BACKEND]
+
+
+class UnitOfAUser(GatedUnit):
+    """Clips after SiLU, as Step-3.7 does, and centers the units of a row."""
+
+    def __init__(self, limit=0.5):
+        self.limit = limit
+
+    def __call__(self, gate, up):
+        gate = ops.minimum(activations.silu(gate), self.limit)
+        up = up - ops.mean(up, axis=-1, keepdims=True)
+        return gate * ops.clip(up, -self.limit, self.limit)
 
 
 def ffn_weights(rng, gated, use_bias, num_experts=E):

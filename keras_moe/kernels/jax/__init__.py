@@ -14,6 +14,7 @@ from keras_moe.kernels.generic import (
     inverse_permutation,
     is_recomputing,
     keep_losses_apart,
+    light_activation,
     light_ops,
     map_entries,
     may_be_repeated,

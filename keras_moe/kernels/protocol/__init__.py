@@ -83,3 +83,10 @@ class Backend(RowOps, Tracing, LayerHooks, Exchange, Protocol):
 
         `kernels.use` can force formulations that have no such module.
         """
+
+    def light_activation(self, activation: Activation) -> Activation:
+        """Return an activation with the same values and gradients.
+
+        It may take less time than the given one, and keep fewer tensors for
+        its gradient.
+        """

@@ -42,6 +42,7 @@ from keras_moe.kernels.tensorflow import (
     xla_blocks,
     xla_few_rows,
 )
+from keras_moe.kernels.tensorflow.gated_units import light_activation
 from keras_moe.kernels.tensorflow.layer_hooks import (
     is_traced_here,
     keep_losses_apart,

@@ -19,13 +19,15 @@ import keras
 import tensorflow as tf
 
 from keras_moe.kernels import reference
+from keras_moe.kernels.gated_units import ClippedSwiGLU
 from keras_moe.kernels.reference import FFNWeights
+from keras_moe.kernels.tensorflow import gated_units
 from keras_moe.kernels.tensorflow.gradients import (
     Outputs,
     gradients_of,
     with_gradient,
 )
-from keras_moe.types import Activation, Tensor
+from keras_moe.types import Activation, GatedUnit, Tensor
 
 FEW = 96  # rows, up to which the product is transposed and not its operands
 ALONG_ROWS = ("glu", "log_softmax", "softmax", "sparsemax")
@@ -123,7 +125,7 @@ def gradients(
         dy: `(P, D)`. The gradient of its outputs.
         before: The result of `before_activation`.
         w: The expert's weights.
-        activation: Elementwise function.
+        activation: Elementwise function, or a `GatedUnit`.
         sum_dtype: The dtype in which the gradients of the weights are summed
             and returned.
 
@@ -185,15 +187,21 @@ def _units(x: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def _hidden(activation: Activation, *before: Tensor) -> Tensor:
+    """Return the hidden units `(F, P)`.
+
+    Only activations of Keras and of this package are known to be elementwise.
+    Others are applied to the transposed units.
+    """
+    if type(activation) is ClippedSwiGLU:
+        return gated_units.hidden_units(activation, *before)
+    if isinstance(activation, GatedUnit):
+        before = tuple(tf.transpose(units) for units in before)
+        return tf.transpose(reference.hidden_units(activation, *before))
     return reference.hidden_units(partial(_activated, activation), *before)
 
 
 def _activated(activation: Activation, units: Tensor) -> Tensor:
-    """Apply an activation to units `(F, P)`.
-
-    Only Keras's own activations are known to be elementwise. Others are
-    applied to the transposed units.
-    """
+    """Apply an activation to units `(F, P)`; see `_hidden`."""
     name = getattr(activation, "__name__", "")
     own = getattr(keras.activations, name, None) is activation
     if own and name not in ALONG_ROWS:
@@ -207,6 +215,8 @@ def _hidden_gradients(
     """Return the hidden units and the gradients before the activation."""
     if activation is keras.activations.silu and len(before) == 2:
         return _swiglu_gradients(d_hidden, *before)
+    if type(activation) is ClippedSwiGLU:
+        return gated_units.gradients(activation, d_hidden, *before)
     with tf.GradientTape() as tape:
         tape.watch(before)
         hidden = _hidden(activation, *before)

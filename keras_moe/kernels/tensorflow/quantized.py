@@ -23,6 +23,7 @@ import tensorflow as tf
 from keras_moe.kernels import quantized
 from keras_moe.kernels.quantized import QuantizedKernel
 from keras_moe.kernels.reference import FFNWeights, ffn
+from keras_moe.kernels.tensorflow.gated_units import light_activation
 from keras_moe.types import Activation, Tensor
 
 _Place: TypeAlias = tuple[int, Tensor]
@@ -48,6 +49,7 @@ def grouped_ffn(
     """Run the whole network of one expert before that of the next one."""
     num_groups, _, width = weights.down_kernel.values.shape
     weights = FFNWeights(*(_read(weight) for weight in weights))
+    activation = light_activation(activation)
 
     def expert(rows: Tensor, place: _Place) -> Tensor:
         def linear(

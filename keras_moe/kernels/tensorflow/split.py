@@ -18,6 +18,7 @@ import tensorflow as tf
 from keras_moe._tensorflow import is_recorded
 from keras_moe.kernels.reference import FFNWeights, ffn
 from keras_moe.kernels.tensorflow import one_expert as one
+from keras_moe.kernels.tensorflow.gated_units import light_activation
 from keras_moe.types import Activation, Tensor
 
 
@@ -38,7 +39,7 @@ def grouped_ffn(
 
     def predicted(rows: Tensor, *slices: Tensor) -> Tensor:
         own = FFNWeights(**dict(zip(banks, slices, strict=True)))
-        return ffn(rows, own, activation)
+        return ffn(rows, own, light_activation(activation))
 
     expert = predicted
     if is_recorded():

@@ -26,6 +26,7 @@ from keras_moe.kernels.torch import (
     split,
     unrolled,
 )
+from keras_moe.kernels.torch.activation import light_activation
 from keras_moe.kernels.torch.exchange import mix_across
 from keras_moe.kernels.torch.layer_hooks import adam_step, needs_a_full_call
 from keras_moe.kernels.torch.memory import settle

@@ -10,7 +10,10 @@ from collections.abc import Callable, Sequence
 import keras
 import torch
 
-from keras_moe.types import Activation, Tensor
+from keras_moe.kernels.gated_units import ClippedSwiGLU
+from keras_moe.kernels.reference import hidden_units
+from keras_moe.kernels.torch import gated_units
+from keras_moe.types import Activation, GatedUnit, Tensor
 
 _ATEN = torch.ops.aten
 
@@ -34,8 +37,10 @@ KNOWN: dict[int, tuple[Activation, Callable[[Tensor, Tensor], Tensor]]] = {
 }
 
 
-def plain(activation: Activation) -> Activation:
+def light_activation(activation: Activation) -> Activation:
     """Return PyTorch's function for Keras's activation, if it is known."""
+    if type(activation) is ClippedSwiGLU:
+        return gated_units.LightClippedSwiGLU(activation)
     known = KNOWN.get(id(activation))
     return activation if known is None else known[0]
 
@@ -48,13 +53,17 @@ def activated(
     The memory of `up` may be reused.
 
     Args:
-        activation: Elementwise function.
+        activation: Elementwise function, or a `GatedUnit`.
         up, gate: `(n, F)`, before the activation. `gate` is None for experts
             without a gate.
     """
-    function = plain(activation)
+    function = light_activation(activation)
     if gate is None:
         return function(up)
+    if type(activation) is ClippedSwiGLU:
+        return gated_units.hidden_units(activation, gate, up)
+    if isinstance(activation, GatedUnit):
+        return activation(gate, up)
     hidden = function(gate)
     if hidden.data_ptr() == gate.data_ptr():  # the activation is the identity
         return hidden * up
@@ -67,17 +76,20 @@ def activated_and_vjp(
     """Return the hidden rows and their vjp, which may be called once.
 
     Args:
-        activation: Elementwise function.
+        activation: Elementwise function, or a `GatedUnit`.
         before: `[up]` or `[up, gate]`, `(n, F)`.
 
     Returns:
         The hidden rows `(n, F)`, and a function of their gradient that returns
         the gradients of `before` and may overwrite its argument.
     """
+    up, *gates = before
+    if type(activation) is ClippedSwiGLU:
+        (gate,) = gates
+        return gated_units.hidden_units_and_vjp(activation, gate, up)
     if id(activation) not in KNOWN:
         return _by_autograd(activation, before)
     function, gradient = KNOWN[id(activation)]
-    up, *gates = before
     if not gates:
         return function(up), lambda d_hidden: [gradient(d_hidden, up)]
     (gate,) = gates
@@ -94,8 +106,8 @@ def _by_autograd(
     activation: Activation, before: Sequence[Tensor]
 ) -> tuple[Tensor, Callable[[Tensor], Sequence[Tensor]]]:
     with torch.enable_grad():
-        up, *gate = leaves = [b.detach().requires_grad_() for b in before]
-        hidden = activation(gate[0]) * up if gate else activation(up)
+        leaves = [b.detach().requires_grad_() for b in before]
+        hidden = hidden_units(activation, *leaves)
 
     def vjp(d_hidden: Tensor) -> Sequence[Tensor]:
         return torch.autograd.grad(hidden, leaves, d_hidden)

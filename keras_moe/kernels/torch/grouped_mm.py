@@ -50,7 +50,7 @@ def grouped_ffn(
                 return y
             return reference.add_grouped_bias(y, bias, group_sizes)
 
-        function = activations.plain(activation)
+        function = activations.light_activation(activation)
         return reference.ffn(x, weights, function, linear)
 
     if remat:

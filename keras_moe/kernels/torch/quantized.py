@@ -17,6 +17,7 @@ from keras_moe import _torch
 from keras_moe.kernels import quantized
 from keras_moe.kernels.quantized import QuantizedKernel, Rounding
 from keras_moe.kernels.reference import FFNWeights, ffn
+from keras_moe.kernels.torch.activation import light_activation
 from keras_moe.kernels.torch.tracing import is_differentiated_again
 from keras_moe.types import Activation, Tensor
 
@@ -46,6 +47,7 @@ def grouped_ffn(
     biases = (w for w in weights if isinstance(w, torch.Tensor))
     scratch = _Scratch(_learns(x, *biases))
     banks = [_by_group(bank) for bank in weights]
+    function = light_activation(activation)
 
     def linear(
         rows: Tensor, kernel: QuantizedKernel, bias: Tensor | None
@@ -57,7 +59,7 @@ def grouped_ffn(
 
     def expert(rows: Tensor, e: int) -> Tensor:
         own = FFNWeights(*(None if b is None else b(e) for b in banks))
-        return ffn(rows, own, activation, linear)
+        return ffn(rows, own, function, linear)
 
     return _each_group(x, group_sizes, width, expert, scratch)
 

@@ -21,7 +21,7 @@ from keras_moe._torch import assume
 from keras_moe.kernels import quantized, reference
 from keras_moe.kernels.quantized import QuantizedKernel
 from keras_moe.kernels.reference import FFNWeights, ffn
-from keras_moe.kernels.torch.activation import plain
+from keras_moe.kernels.torch.activation import light_activation
 from keras_moe.kernels.torch.quantized import round_rows
 from keras_moe.kernels.torch.tracing import is_transformed, known_sizes
 from keras_moe.types import Activation, Tensor
@@ -79,7 +79,7 @@ def ffn_of_sizes(
     remat: bool = False,
 ) -> Tensor:
     """Run `grouped_ffn` with such sizes; the weights are in order."""
-    function = plain(activation)
+    function = light_activation(activation)
 
     def expert(rows: Tensor, own: Sequence[Any]) -> Tensor:
         arguments = rows, FFNWeights(*own), function, _linear
