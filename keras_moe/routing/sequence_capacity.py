@@ -16,7 +16,7 @@ from keras_moe.checks import (
     is_static,
     routing_checks,
 )
-from keras_moe.kernels import light_ops
+from keras_moe.kernels import light_ops, take_columns
 from keras_moe.routing.capacity import PRIORITIES, only_pairs
 from keras_moe.routing.pair_weights import pair_scores
 from keras_moe.types import Assignment, Tensor
@@ -73,11 +73,9 @@ def apply_sequence_capacity(
         score = ops.stop_gradient(ops.reshape(pair_scores(assignment), shape))
         score = ops.where(ops.isnan(score), ops.zeros_like(score), score)
         best = light_ops.argsort(-score)
-        rank = _rank_in_sequences(
-            ops.take_along_axis(index, best, axis=1), num_experts
-        )
+        rank = _rank_in_sequences(take_columns(index, best), num_experts)
         place = light_ops.argsort(best)
-        rank = ops.take_along_axis(rank, place, axis=1)
+        rank = take_columns(rank, place)
     return only_pairs(assignment, ops.reshape(rank, (-1,)) < capacity)
 
 
