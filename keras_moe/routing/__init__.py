@@ -35,6 +35,7 @@ from keras_moe.routing.soft import (
     soft_weights,
 )
 from keras_moe.routing.top_k import (
+    GROUP_SCORES,
     SCORINGS,
     balanced_bias,
     keep_best_groups,
@@ -46,6 +47,7 @@ from keras_moe.types import Assignment
 __all__ = [
     "Assignment",
     "Conditions",
+    "GROUP_SCORES",
     "PRIORITIES",
     "SCORINGS",
     "SECOND_EXPERTS",

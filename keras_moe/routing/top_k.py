@@ -25,6 +25,7 @@ from keras_moe.routing.assignment import (
 from keras_moe.types import UNAVAILABLE, Assignment, Tensor
 
 SCORINGS = ("softmax", "topk_softmax", "sigmoid")
+GROUP_SCORES = ("auto", "best", "two_best")
 
 
 def top_k_assignment(
@@ -38,6 +39,7 @@ def top_k_assignment(
     top_k_groups: int = 1,
     routed_scaling_factor: float = 1.0,
     num_null_experts: int = 0,
+    group_score: str = "auto",
 ) -> Assignment:
     """Send each token to its K best experts (token choice).
 
@@ -68,13 +70,16 @@ def top_k_assignment(
         num_groups: int. Number of groups of consecutive experts, a divisor of
             E. Defaults to 1.
         top_k_groups: int. Number of its best groups from which a token
-            chooses. Defaults to 1. The score of a group is that of its best
-            expert (DeepSeek-V2, section 2.1.2), or with `"sigmoid"` the sum of
-            its two best (DeepSeek-V3, section 2.1.2). If fewer than K experts
-            in these groups are on, the token has fewer experts.
+            chooses. Defaults to 1. If fewer than K experts in these groups are
+            on, the token has fewer experts.
         routed_scaling_factor: float. Factor of the final weights. Defaults to
             1.
         num_null_experts: int. N. Defaults to 0.
+        group_score: str. The score of a group: that of its best expert
+            (`"best"`; DeepSeek-V2, section 2.1.2), or the sum of its two best
+            (`"two_best"`; DeepSeek-V3, section 2.1.2, and Mistral 4).
+            `"auto"` (the default) is `"best"` for the scorings with a softmax,
+            and `"two_best"` for `"sigmoid"`.
 
     Returns:
         An `Assignment`. The pairs of token t are at `t * K ... t * K + K-1`,
@@ -92,6 +97,7 @@ def top_k_assignment(
         routing_checks.num_columns(router_logits), num_null_experts
     )
     check_choice("scoring", scoring, SCORINGS)
+    check_choice("group_score", group_score, GROUP_SCORES)
     routing_checks.check_token_choice(
         top_k, num_experts, normalize_weights, conditions
     )
@@ -111,7 +117,9 @@ def top_k_assignment(
         biased = scores if expert_bias is None else scores + expert_bias
         ranked = available_logits(biased, conditions)
     if num_groups > 1:
-        best = 2 if scoring == "sigmoid" else 1
+        if group_score == "auto":
+            group_score = "two_best" if scoring == "sigmoid" else "best"
+        best = 2 if group_score == "two_best" else 1
         ranked = keep_best_groups(ranked, num_groups, top_k_groups, best)
     choice = choose(ranked, top_k, conditions)
     if num_groups > 1 and conditions.replay is None:

@@ -40,6 +40,7 @@ CHOICES = {
     "by": ("load", "weight", "saliency", "average"),
     "cluster": ("slurm", "kubernetes", "gke-tpu", "ray"),
     "granularity": ("unstructured", "structured"),
+    "group_score": routing.GROUP_SCORES,
     "kind": losses.LOAD_BALANCING,
     "level": ("token", "example"),
     "load_balancing": losses.LOAD_BALANCING,

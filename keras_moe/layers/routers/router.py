@@ -42,17 +42,22 @@ class Router(LearnedRouter):
         num_groups: Int. Number of groups of consecutive experts, a divisor of
             E. 1 (the default) means no groups.
         top_k_groups: Int. Number of best groups from which a token chooses
-            (DeepSeek-V2, section 2.1.2; DeepSeek-V3 with `"sigmoid"`). 1 by
-            default.
+            (DeepSeek-V2, section 2.1.2). 1 by default.
+        group_score: `"best"`: the score of a group is that of its best expert
+            (DeepSeek-V2); `"two_best"`: the sum of its two best (DeepSeek-V3,
+            Mistral 4). `"auto"` (the default) is `"two_best"` for the scoring
+            `"sigmoid"`, and `"best"` otherwise.
         expert_bias: Bool. Whether to add a per-expert bias to the routing
             scores, but not to the combine weights, which balances the load
             without a loss (Wang et al. 2024; DeepSeek-V3, eq. 16). The bias is
             updated in each training step by the load of all replicas. A block
             then adds no load-balancing loss unless it gets a weight for it.
             False by default.
-        expert_bias_step: Float above 0. Size of each update of the bias. 0.001
-            (the default) is the paper's; 0.01 or more suits runs of a few
-            hundred steps.
+        expert_bias_step: Float, 0 or above. Size of each update of the bias.
+            0.001 (the default) is the paper's; 0.01 or more suits runs of a few
+            hundred steps. 0 keeps the bias fixed, as when a pretrained
+            DeepSeek-V3, GLM-4, or ERNIE 4.5 is fine-tuned; the load is then
+            balanced only if the block gets a `load_balancing_weight`.
         num_null_experts: Int, N. Experts that cost nothing (MoE++, Jin et al.
             2024): the first returns zero, the second the token, and each
             further one a mixture of the token and a learned vector. 0 by
@@ -94,6 +99,7 @@ class Router(LearnedRouter):
         "expert_bias",
         "expert_bias_step",
         "num_null_experts",
+        "group_score",
     )
 
     causal = True
@@ -113,6 +119,7 @@ class Router(LearnedRouter):
         expert_bias: bool = False,
         expert_bias_step: float = 0.001,
         num_null_experts: int = 0,
+        group_score: str = "auto",
         **kwargs: Any,
     ):
         super().__init__(
@@ -132,12 +139,15 @@ class Router(LearnedRouter):
         self.num_groups, self.top_k_groups = routing_checks.check_groups(
             num_experts, top_k, num_groups, top_k_groups
         )
+        self.group_score = checks.check_choice(
+            "group_score", group_score, routing.GROUP_SCORES
+        )
         routing_checks.check_null_experts(num_null_experts, num_groups)
         self.expert_bias = checks.check_bool("expert_bias", expert_bias)
         if self.expert_bias:
             self.load_balancing_weight = 0.0
-        self.expert_bias_step = checks.check_above(
-            "expert_bias_step", expert_bias_step, 0, float("inf")
+        self.expert_bias_step = checks.check_weight(
+            "expert_bias_step", expert_bias_step
         )
 
     def build(self, input_shape: Shape) -> None:
@@ -152,7 +162,8 @@ class Router(LearnedRouter):
     def route(self, batch: TokenBatch) -> Assignment:
         """Choose the K best experts; in training, update the bias."""
         assignment = self.choose(self.logits(batch), batch)
-        if batch.training and self.expert_bias_weight is not None:
+        moves = self.expert_bias and self.expert_bias_step > 0
+        if batch.training and moves:
             self.write(
                 self.expert_bias_weight,
                 routing.balanced_bias(
@@ -180,6 +191,7 @@ class Router(LearnedRouter):
             self.top_k_groups,
             self.routed_scaling_factor,
             self.num_null_experts,
+            self.group_score,
         )
 
     def _column_bias(self) -> Tensor | None:

@@ -31,6 +31,23 @@ def test_groups_limit_the_choice():
     np.testing.assert_array_equal(a.expert_index, [2, 3])
 
 
+@pytest.mark.parametrize("scoring", ["softmax", "topk_softmax", "sigmoid"])
+@pytest.mark.parametrize("group_score", ["best", "two_best"])
+def test_the_score_of_a_group_does_not_depend_on_the_scoring(
+    scoring, group_score
+):
+    """The first group has the best expert, the second the two best together.
+
+    The softmax is in the proportions 13 : 0 : 7 : 7 : 1 : 1, and the sigmoids
+    are 0.93, 0, 0.88, 0.88, 0.5, and 0.5.
+    """
+    router = Router(6, 2, scoring, num_groups=3, group_score=group_score)
+    logits = np.log([[13.0, 1e-5, 7, 7, 1, 1]]).astype("float32")
+    a = arrays(logit_router(router, 6)(logits))
+    wanted = [0, 1] if group_score == "best" else [2, 3]
+    np.testing.assert_array_equal(a.expert_index, wanted)
+
+
 def test_expert_bias_changes_the_choice_and_not_the_weight():
     """A bias of 0.6 ranks a probability of 1/8 above 5/8 and 2/8."""
     router = logit_router(
@@ -51,6 +68,15 @@ def test_expert_bias_moves_against_the_load_in_training():
     router(x, training=True)
     moved = router.expert_bias_weight.numpy()
     np.testing.assert_allclose(moved, [-0.5, 0.5, 0.5])
+
+
+def test_an_expert_bias_without_a_step_does_not_move():
+    router = logit_router(Router(3, 1, expert_bias=True, expert_bias_step=0))
+    bias = np.array([0.5, -0.25, 0.125], "float32")
+    router.expert_bias_weight.assign(bias)
+    x = np.array([[9, 0, 0], [9, 0, 0], [0, 0, 9]], "float32")
+    router(x, training=True)
+    np.testing.assert_array_equal(router.expert_bias_weight.numpy(), bias)
 
 
 def test_a_scaling_factor_comes_last():

@@ -1,0 +1,74 @@
+"""Compare routers with those of Hugging Face transformers.
+
+`tests/support/router_oracle.py` runs transformers' routers. Compared are the
+combine weights as a table `(T, E + N)`, zero for experts that are not chosen,
+and the gradients of its weighted sum.
+"""
+
+import backend
+import keras
+import numpy as np
+import pytest
+from cases import cases
+from elsewhere import run_on
+
+from keras_moe import Router, routing
+
+E, K = 12, 3
+GROUPS = {"num_groups": 4, "top_k_groups": 2, "routed_scaling_factor": 2.5}
+ROUTERS = {
+    "deepseek_v2": lambda: Router(E, K, normalize_weights=False, **GROUPS),
+    "mistral4": lambda: Router(E, K, group_score="two_best", **GROUPS),
+}
+
+
+class Weights(keras.layers.Layer):
+    """Returns the combine weights of a router as a table."""
+
+    def __init__(self, router):
+        super().__init__()
+        self.router = router
+
+    def build(self, input_shape):
+        if not self.router.built:
+            self.router.build(input_shape)
+
+    def call(self, x, training=None):
+        found = self.router(x, training=training)
+        columns = [*range(E)]
+        columns += [E + 1 + n for n in range(self.router.num_null_experts)]
+        return routing.dense_weights(
+            found, self.router.top_k, np.array(columns, "int32")
+        )
+
+
+@pytest.fixture(scope="module")
+def oracle(tmp_path_factory):
+    """Return the folder of the tables and gradients of each router."""
+    out = tmp_path_factory.mktemp("oracle")
+    run_on("torch", "router_oracle", out, *ROUTERS)
+    return out
+
+
+@pytest.mark.parametrize("name", cases(ROUTERS, everywhere=["mistral4"]))
+def test_weights_and_gradients(oracle, name, monkeypatch):
+    arrays = dict(np.load(oracle / f"{name}.npz"))
+    router = ROUTERS[name]()
+    router.build((None, 16))
+    for key, value in arrays.items():
+        part, _, weight = key.partition(":")
+        if part == "weight":
+            getattr(router, weight).assign(value)
+    monkeypatch.setattr(backend, "upstream", lambda _: arrays["upstream"])
+    y, gradients = backend.layer_gradients(Weights(router), arrays["x"])
+    np.testing.assert_allclose(y, arrays["y"], atol=1e-6)
+    got = {n.split("/")[-1]: g for n, g in gradients.items()}
+    wanted = {
+        key.removeprefix("gradient:"): value
+        for key, value in arrays.items()
+        if key.startswith("gradient:")
+    }
+    assert got.keys() == wanted.keys()
+    for weight, gradient in wanted.items():
+        assert np.abs(gradient).max() > 0.01
+        np.testing.assert_allclose(got[weight], gradient, atol=1e-5)
