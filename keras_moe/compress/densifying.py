@@ -22,6 +22,7 @@ from keras_moe.model_surgery.rebuild import (
     Config,
     rebuild,
     replacement,
+    to_array,
 )
 
 CHOICES = ("average", "load")
@@ -42,8 +43,9 @@ def to_dense(
       (`top_k=1`, whose weight is a probability; sigmoid scores; a
       `routed_scaling_factor`), the last matrix and bias are multiplied by the
       mean over the tokens of `data` of their sum of weights; without `data`,
-      they are multiplied by the `routed_scaling_factor`, which is right if the
-      weights sum to one before it.
+      they are multiplied by the `routed_scaling_factor`, and those of each
+      expert by its `expert_scale`, which is right if the weights sum to one
+      before that.
     - **Shared expert.** Its hidden units are added to the others, F + S in
       all: this network is exactly the sum of both.
     - **Models with arguments** (`keras_moe.models`) become their dense twin
@@ -132,6 +134,10 @@ def _network(block: Mixture, by: str, records: dict[int, Record]) -> Weights:
     """Return the weights of the dense network for a block."""
     record = records.get(id(block))
     experts = read_experts(block.experts)
+    expert_scale = getattr(block.router, "expert_scale_weight", None)
+    if expert_scale is not None and record is None:
+        for expert, factor in zip(experts, to_array(expert_scale), strict=True):
+            scale_outputs(expert, factor)
     if by == "load":
         load = load_of_training(block) if record is None else record.pairs
         network = experts[int(np.argmax(load))]
@@ -143,12 +149,17 @@ def _network(block: Mixture, by: str, records: dict[int, Record]) -> Weights:
     scale = getattr(block.router, "routed_scaling_factor", 1.0)
     if record is not None:
         scale = record.weights.sum() / max(record.units, 1)
-    for name in ("down_kernel", "down_bias"):
-        if name in network:
-            network[name] = network[name] * np.float32(scale)
+    scale_outputs(network, scale)
     if block.shared_expert is None:
         return network
     return side_by_side(network, read_experts(block.shared_expert)[0])
+
+
+def scale_outputs(network: Weights, scale: float) -> None:
+    """Multiply the outputs of a network by a factor, in place."""
+    for name in ("down_kernel", "down_bias"):
+        if name in network:
+            network[name] = network[name] * np.float32(scale)
 
 
 def side_by_side(one: Weights, other: Weights) -> Weights:

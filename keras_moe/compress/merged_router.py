@@ -204,6 +204,7 @@ class MergedRouter(BaseRouter):
 _OF_ROUTER = (
     "top_k",
     "num_null_experts",
+    "null_outputs",
     "load_balancing_weight",
     "balances_first_choice",
     "has_loss",

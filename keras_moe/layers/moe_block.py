@@ -263,6 +263,7 @@ class MoEBlock(Mixture):
         if self.router.num_null_experts:
             self.null_experts = NullExperts(
                 self.router.num_null_experts,
+                self.router.null_outputs,
                 name="null_experts",
                 dtype=self.dtype_policy,
             )

@@ -20,7 +20,12 @@ from keras_moe.routing.fixed import (
 )
 from keras_moe.routing.hierarchical import hierarchical_assignment
 from keras_moe.routing.modality import modality_assignment
-from keras_moe.routing.pair_weights import dense_weights, pair_scores
+from keras_moe.routing.pair_weights import (
+    dense_weights,
+    null_weight,
+    pair_scores,
+    scale_weights,
+)
 from keras_moe.routing.relu import next_l1_coefficient, relu_assignment
 from keras_moe.routing.second_expert import (
     SECOND_EXPERTS,
@@ -67,9 +72,11 @@ __all__ = [
     "mix_experts",
     "modality_assignment",
     "next_l1_coefficient",
+    "null_weight",
     "pair_scores",
     "relu_assignment",
     "rule_scores",
+    "scale_weights",
     "sinkhorn",
     "sinkhorn_assignment",
     "soft_slot_logits",

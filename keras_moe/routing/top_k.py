@@ -24,7 +24,9 @@ from keras_moe.routing.assignment import (
 )
 from keras_moe.types import UNAVAILABLE, Assignment, Tensor
 
-SCORINGS = ("softmax", "topk_softmax", "sigmoid")
+SCORINGS = ("softmax", "topk_softmax", "sigmoid", "sqrt_softplus")
+LEAST_LOGIT = -80.0  # of a square root of softplus that is not 0
+OF_EACH_EXPERT = ("sigmoid", "sqrt_softplus")  # scores without a softmax
 GROUP_SCORES = ("auto", "best", "two_best")
 
 
@@ -45,20 +47,21 @@ def top_k_assignment(
 
     `"softmax"` computes a softmax over all experts and keeps the K largest.
     `"topk_softmax"` computes the softmax over the K chosen logits alone.
-    `"sigmoid"` scores each expert independently. Of equal scores the expert
-    with the lower index is chosen, on every backend.
+    `"sigmoid"` and `"sqrt_softplus"`, the square root of `log(1 + exp(logit))`,
+    score each expert independently. Of equal scores the expert with the lower
+    index is chosen, on every backend.
 
     Reference: Shazeer et al. 2017 without noise, and Fedus et al. 2021, eq. 1
     (`"softmax"`); Jiang et al. 2024, "Mixtral of Experts", section 2.1
     (`"topk_softmax"`); DeepSeek-AI 2024, "DeepSeek-V3 Technical Report",
-    eq. 15-16 (`"sigmoid"`, `expert_bias`).
+    eq. 15-16 (`"sigmoid"`, `expert_bias`); DeepSeek-V4 (`"sqrt_softplus"`).
 
     Args:
         router_logits: float32 `(T, E + N)`. The null experts come last.
         top_k: int. K, 1 to E. Typically 1 or 2 for few experts, 8 for many
             small ones.
-        scoring: str. `"softmax"` (the default), `"topk_softmax"`, or
-            `"sigmoid"`.
+        scoring: str. `"softmax"` (the default), `"topk_softmax"`,
+            `"sigmoid"`, or `"sqrt_softplus"`.
         normalize_weights: bool. Whether a token's K weights are divided by
             their sum. Defaults to `True`. Pass `False` with `top_k=1`:
             otherwise the weight would be the constant 1, and only the losses
@@ -79,7 +82,7 @@ def top_k_assignment(
             (`"best"`; DeepSeek-V2, section 2.1.2), or the sum of its two best
             (`"two_best"`; DeepSeek-V3, section 2.1.2, and Mistral 4).
             `"auto"` (the default) is `"best"` for the scorings with a softmax,
-            and `"two_best"` for `"sigmoid"`.
+            and `"two_best"` for those of each expert alone.
 
     Returns:
         An `Assignment`. The pairs of token t are at `t * K ... t * K + K-1`,
@@ -107,8 +110,8 @@ def top_k_assignment(
         "routed_scaling_factor", routed_scaling_factor
     )
     masked = available_logits(router_logits, conditions)
-    if scoring == "sigmoid":
-        scores = ops.sigmoid(masked)
+    if scoring in OF_EACH_EXPERT:
+        scores = _scores_of_each(scoring, masked)
         router_probs = as_probabilities(scores, conditions)
     else:
         scores = router_probs = softmax(masked)
@@ -118,7 +121,8 @@ def top_k_assignment(
         ranked = available_logits(biased, conditions)
     if num_groups > 1:
         if group_score == "auto":
-            group_score = "two_best" if scoring == "sigmoid" else "best"
+            each = scoring in OF_EACH_EXPERT
+            group_score = "two_best" if each else "best"
         best = 2 if group_score == "two_best" else 1
         ranked = keep_best_groups(ranked, num_groups, top_k_groups, best)
     choice = choose(ranked, top_k, conditions)
@@ -128,10 +132,10 @@ def top_k_assignment(
         choice = choice.only(ops.logical_not(outside))
     if scoring == "topk_softmax":
         weights = softmax(choice.values(masked, UNAVAILABLE))
-    elif scoring == "sigmoid" and normalize_weights:
+    elif normalize_weights and scoring in OF_EACH_EXPERT:
         # Not `normalized(scores)`: all of a token's scores may be 0 in float32.
         chosen = choice.values(masked, UNAVAILABLE)
-        weights = softmax(ops.log_sigmoid(chosen))
+        weights = softmax(_log_scores_of_each(scoring, chosen))
     else:
         weights = choice.values(scores)
         weights = normalized(weights) if normalize_weights else weights
@@ -145,6 +149,26 @@ def top_k_assignment(
         conditions,
         num_null_experts,
     )
+
+
+def _scores_of_each(scoring: str, logits: Tensor) -> Tensor:
+    """Return the scores `(T, E + N)` of a scoring without a softmax."""
+    if scoring == "sigmoid":
+        return ops.sigmoid(logits)
+    # The gradient of the root is infinite where float32 rounds softplus to 0.
+    floor = ops.maximum(logits, LEAST_LOGIT)
+    scores = ops.sqrt(ops.softplus(floor))
+    return ops.where(logits < LEAST_LOGIT, ops.zeros_like(scores), scores)
+
+
+def _log_scores_of_each(scoring: str, logits: Tensor) -> Tensor:
+    """Return the logarithms of the scores, finite for all logits."""
+    if scoring == "sigmoid":
+        return ops.log_sigmoid(logits)
+    # Far below zero, the logarithm of softplus is the logit itself.
+    floor = ops.maximum(logits, LEAST_LOGIT)
+    inner = ops.log(ops.softplus(floor))
+    return 0.5 * ops.where(logits < LEAST_LOGIT, logits, inner)
 
 
 def keep_best_groups(

@@ -88,6 +88,26 @@ def test_a_routers_scaling_factor_is_used_without_data(rng):
     )
 
 
+def test_a_scale_of_each_expert_is_used_without_data(rng):
+    """The experts differ, but are equal once they are scaled."""
+    router = Router(4, 2, expert_scale=True)
+    model = block_model(MoEBlock(4, 6, router=router, name="block"))
+    block = model.get_layer("block")
+    make_equal(block)
+    scale = np.array([2, 1, 0.5, 2], "float32")
+    router.expert_scale_weight.assign(scale)
+    kernel, bias = block.experts.down_kernel, block.experts.down_bias
+    kernel.assign(to_numpy(kernel) / scale[:, None, None])
+    bias.assign(to_numpy(bias) / scale[:, None])
+    x = draw(rng, 4, 3, WIDTH)
+    np.testing.assert_allclose(
+        outputs_of(to_dense(model), x),
+        outputs_of(model, x),
+        rtol=1e-5,
+        atol=1e-6,
+    )
+
+
 def test_the_average_and_the_most_loaded(rng):
     model = block_model()
     block = model.layers[-1]

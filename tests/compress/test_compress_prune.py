@@ -72,7 +72,8 @@ def test_every_router_that_learns(name, rng):
     block = model.get_layer("block")
     randomize(block, rng)
     if getattr(router, "expert_bias", False):
-        router.expert_bias_weight.assign(0.1 * draw(rng, router_zoo.E))
+        bias = router.expert_bias_weight
+        bias.assign(0.1 * draw(rng, *bias.shape))
     x = [draw(rng, 6, 5, router_zoo.D)]
     ids = router_zoo.router_inputs_of(router, (6, 5))
     x += [] if ids is None else [ids]

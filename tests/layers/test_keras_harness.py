@@ -66,7 +66,10 @@ OF_LAYER = {
 # without `ENABLED`. Routers that are not listed have only a kernel.
 KERNEL_ALONE = (1, 0)
 OF_ROUTER = {
+    "Router of square roots": (2, 0),  # bias
+    "Router with a norm": (2, 0),  # input_scale
     "Router of groups": (1, 1),  # expert_bias
+    "Router with identities": (1, 1),  # expert_bias
     "ModalityRouter": (2, 0),  # modality_bias
     "NoisyTopKRouter": (2, 0),  # noise_kernel
     "CosineRouter": (3, 0),  # projection, log_temperature

@@ -24,6 +24,15 @@ ROUTERS = {  # arguments of Router(8, ...)
     },
     "gpt_oss": {"top_k": 2, "scoring": "topk_softmax", "use_bias": True},
     "deepseek_v4": {"top_k": 2},
+    "longcat_flash": {
+        "top_k": 4,
+        "normalize_weights": False,
+        "expert_bias": True,
+        "expert_bias_step": 0,
+        "num_null_experts": 3,
+        "null_outputs": "identity",
+        "routed_scaling_factor": 1.5,
+    },
 }
 ACTIVATIONS = {  # the limit is that of huggingface_oracle.py
     "switch": "relu",
@@ -55,6 +64,7 @@ def oracle(tmp_path_factory):
         "switch",
         "deepseek_v3",
         "gpt_oss",
+        "longcat_flash",
         *(
             pytest.param(name, marks=pytest.mark.one_backend)
             for name in ("qwen3_normalized", "qwen3", "deepseek_v4")

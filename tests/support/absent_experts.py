@@ -37,6 +37,9 @@ CASES = {
             **kw,
         )
     ),
+    "Router with a scale of each expert": lambda **kw: keras_moe.Router(
+        E, 2, expert_scale=True, num_null_experts=2, **kw
+    ),
     "HashRouter modulo": lambda **kw: keras_moe.HashRouter(
         E, 2, "modulo", **kw
     ),

@@ -329,6 +329,14 @@ def functions():
             routing.keep_best_groups,
             {"scores": logits, "num_groups": 2, "top_k_groups": 1, "best": 1},
         ),
+        "null_weight": (
+            routing.null_weight,
+            {"assignment": found, "pairs_per_token": 2},
+        ),
+        "scale_weights": (
+            routing.scale_weights,
+            {"assignment": found, "expert_scale": np.ones(E, "float32")},
+        ),
         "balanced_bias": (
             routing.balanced_bias,
             {

@@ -20,6 +20,7 @@ from keras_moe import (
     losses,
     routing,
 )
+from keras_moe.layers.null_experts import NULL_OUTPUTS
 
 LearningRateSchedule = keras.optimizers.schedules.LearningRateSchedule
 
@@ -45,6 +46,7 @@ CHOICES = {
     "level": ("token", "example"),
     "load_balancing": losses.LOAD_BALANCING,
     "method": ("hash", "modulo", "round_robin", *ensemble.METHODS),
+    "null_outputs": NULL_OUTPUTS,
     "positions": ("rotary", "learned"),
     "priority": routing.PRIORITIES,
     "scoring": routing.SCORINGS,

@@ -25,6 +25,9 @@ from transformers.models.deepseek_v4.modeling_deepseek_v4 import (
 )
 from transformers.models.gpt_oss.modeling_gpt_oss import GptOssMLP
 from transformers.models.llama4.modeling_llama4 import Llama4TextMoe
+from transformers.models.longcat_flash.modeling_longcat_flash import (
+    LongcatFlashMoE,
+)
 from transformers.models.mixtral.modeling_mixtral import MixtralSparseMoeBlock
 from transformers.models.qwen2_moe.modeling_qwen2_moe import (
     Qwen2MoeSparseMoeBlock,
@@ -36,7 +39,7 @@ from transformers.models.switch_transformers import (
     modeling_switch_transformers as switch_transformers,
 )
 
-D, F, E = 16, 24, 8
+D, F, E, N = 16, 24, 8, 3
 LIMIT = 1.0  # about the standard deviation of gate and up
 
 
@@ -95,6 +98,17 @@ def build(name):
             routed_scaling_factor=2.5,
         )
         block = DeepseekV3MoE
+    elif name == "longcat_flash":
+        config = types.SimpleNamespace(
+            **sizes,
+            expert_ffn_hidden_size=F,
+            n_routed_experts=E,
+            zero_expert_num=N,
+            num_local_experts=E,
+            num_experts_per_tok=4,
+            routed_scaling_factor=1.5,
+        )
+        block = LongcatFlashMoE
     elif name == "llama4":
         config = Llama4TextConfig(
             **sizes,
@@ -131,6 +145,12 @@ def in_keras_layout(name, tensors):
     Gate and up are two halves, or alternate in GPT-OSS. Kernels of shape
     `(out, in)` are transposed, and the shared expert becomes a bank of one.
     """
+    if name == "longcat_flash":  # which has unused kernels of null experts
+        tensors = {
+            "gate.weight": tensors["router.classifier.weight"],
+            "experts.gate_up_proj": tensors["experts.gate_up_proj"][:E],
+            "experts.down_proj": tensors["experts.down_proj"],
+        }
     router = "router" if name in ("llama4", "gpt_oss") else "gate"
     arrays = {"router/kernel": tensors[f"{router}.weight"].T}
     gate_up, down = (
@@ -164,9 +184,10 @@ def run(name, out):
     weights = dict(block.named_parameters())
     for weight in weights.values():
         torch.nn.init.normal_(weight, std=0.3)
-    bias = dict(block.named_buffers()).get("gate.e_score_correction_bias")
+    router = "router" if name == "longcat_flash" else "gate"
+    bias = dict(block.named_buffers()).get(f"{router}.e_score_correction_bias")
     bias = torch.zeros(E) if bias is None else bias
-    bias.copy_(torch.linspace(-0.2, 0.2, E))
+    bias.copy_(torch.linspace(-0.2, 0.2, len(bias)))
     x = torch.randn(3, 11, D, requires_grad=True)
     upstream = torch.randn(3, 11, D)
     y = block(x)

@@ -11,6 +11,10 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 from transformers.models.deepseek_v2 import modeling_deepseek_v2
+from transformers.models.deepseek_v4 import modeling_deepseek_v4
+from transformers.models.gemma4 import modeling_gemma4
+from transformers.models.gpt_oss import modeling_gpt_oss
+from transformers.models.laguna import modeling_laguna
 from transformers.models.mistral4 import modeling_mistral4
 
 T, D, E, K = 40, 16, 12, 3
@@ -22,22 +26,38 @@ CONFIG = {
     "num_experts_per_tok": K,
     "norm_topk_prob": True,
     "routed_scaling_factor": 2.5,
+    "scoring_func": "sqrtsoftplus",
+    "moe_router_logit_softcapping": 1.5,
+    "rms_norm_eps": 1e-3,
+    "top_k_experts": K,
     **GROUPS,
 }
 ROUTERS = {
     "deepseek_v2": modeling_deepseek_v2.DeepseekV2TopkRouter,
+    "deepseek_v4": modeling_deepseek_v4.DeepseekV4TopKRouter,
+    "gemma4": modeling_gemma4.Gemma4TextRouter,
+    "gpt_oss": modeling_gpt_oss.GptOssTopKRouter,
+    "laguna": modeling_laguna.LagunaTopKRouter,
     "mistral4": modeling_mistral4.Mistral4TopkRouter,
 }
 # The names of keras_moe's weights, and whether the layout is transposed.
-NAMES = {"weight": ("kernel", True)}
+NAMES = {
+    "weight": ("kernel", True),
+    "bias": ("bias", False),
+    "e_score_correction_bias": ("expert_bias_weight", False),
+    "proj.weight": ("kernel", True),
+    "scale": ("input_scale", False),
+    "per_expert_scale": ("expert_scale_weight", False),
+}
 
 
-def renamed(parameters):
-    """Return arrays by keras_moe's names, in its layout."""
+def renamed(arrays):
+    """Return arrays by keras_moe's names, in its layout; not those of None."""
     found = {}
-    for name, value in parameters.items():
-        new, transposed = NAMES[name]
-        found[new] = value.T if transposed else value
+    for name, value in arrays.items():
+        if value is not None:
+            new, transposed = NAMES[name]
+            found[new] = value.T if transposed else value
     return found
 
 
@@ -50,17 +70,18 @@ def table(weights, index, columns):
 def run(name, out):
     torch.manual_seed(0)
     router = ROUTERS[name](SimpleNamespace(**CONFIG))
-    for parameter in router.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)
+    parameters = dict(router.named_parameters())
+    weights_of = parameters | dict(router.named_buffers())
+    for weight in weights_of.values():
+        torch.nn.init.normal_(weight, std=0.3)
     x = torch.randn(T, D, requires_grad=True)
     _, weights, index = router(x)
     y = table(weights, index, E)
     upstream = torch.randn(y.shape)
     (y * upstream).sum().backward()
-    parameters = dict(router.named_parameters())
     gradients = {n: p.grad for n, p in parameters.items()}
     arrays = {"x": x, "y": y, "upstream": upstream, "gradient:inputs": x.grad}
-    arrays |= {f"weight:{n}": p for n, p in renamed(parameters).items()}
+    arrays |= {f"weight:{n}": w for n, w in renamed(weights_of).items()}
     arrays |= {f"gradient:{n}": g for n, g in renamed(gradients).items()}
     np.savez(out, **{n: a.detach().numpy() for n, a in arrays.items()})
 

@@ -12,11 +12,26 @@ E, D = 6, 8
 ROUTERS = {
     "Router": lambda **kw: keras_moe.Router(E, **kw),
     "Router sigmoid": lambda **kw: keras_moe.Router(E, 3, "sigmoid", **kw),
+    "Router of square roots": lambda **kw: keras_moe.Router(
+        E, 2, "sqrt_softplus", logit_softcap=4.0, use_bias=True, **kw
+    ),
+    "Router with a norm": lambda **kw: keras_moe.Router(
+        E, 2, normalize_inputs=True, **kw
+    ),
     "Router of groups": lambda **kw: keras_moe.Router(
         E, 2, num_groups=3, top_k_groups=2, expert_bias=True, **kw
     ),
     "Router with null experts": lambda **kw: keras_moe.Router(
         E, 2, "topk_softmax", num_null_experts=4, **kw
+    ),
+    "Router with identities": lambda **kw: keras_moe.Router(
+        E,
+        2,
+        num_null_experts=3,
+        null_outputs="identity",
+        expert_bias=True,
+        normalize_weights=False,
+        **kw,
     ),
     "SwitchRouter": lambda **kw: keras_moe.SwitchRouter(E, **kw),
     "GShardRouter": lambda **kw: keras_moe.GShardRouter(E, **kw),
@@ -54,6 +69,8 @@ ROUTERS = {
 NORMALIZED = {  # the weights of each computed token sum to one
     "Router",
     "Router sigmoid",
+    "Router of square roots",
+    "Router with a norm",
     "Router of groups",
     "Router with null experts",
     "NoisyTopKRouter",

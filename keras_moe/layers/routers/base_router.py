@@ -140,6 +140,7 @@ class BaseRouter(
     router_inputs_kind = "ids"  # or "logits", or "states"
     router_inputs_dim: int | None = None  # D', the width of "states"
     num_null_experts = 0
+    null_outputs = "mixed"  # or "identity"; see `NullExperts`
     # Experts per token; if that varies, the mean or the maximum.
     top_k: int = 1
     load_balancing_weight = 0.0  # of a block whose own argument is None

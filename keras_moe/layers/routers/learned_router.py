@@ -21,7 +21,9 @@ class LearnedRouter(BaseRouter):
 
     Args:
         num_experts: Int, E.
-        use_bias: Bool. Whether the logits have a bias. False by default.
+        use_bias: Bool. Whether the logits have a bias, which the choice and
+            the weights both follow (GPT-OSS, with `scoring="topk_softmax"`).
+            False by default.
         jitter: Float, 0 or above and below 1. In training, the inputs are
             multiplied by noise drawn uniformly from `1 - jitter ... 1 + jitter`
             (Fedus et al. 2021, section 2.2). 0 (the default) adds none; 0.01
@@ -29,6 +31,11 @@ class LearnedRouter(BaseRouter):
         noise_std: Float, 0 or above. In training, normal noise with this
             standard deviation is added to the logits. 0 (the default) adds
             none; V-MoE uses `1 / E`.
+        logit_softcap: Float, 0 or above. The logits become `cap * tanh(logits
+            / cap)` before noise is added, so that they stay below the cap in
+            size (Gemma Team 2024, "Gemma 2", section 2, for other logits;
+            Laguna for those of the router). 0 (the default) leaves them
+            unchanged; 30 is a typical value.
         kernel_initializer, bias_initializer: Keras initializers, or names.
         kernel_regularizer: Keras regularizer, its name, or None (the default).
         router_inputs_dim: Int, D'. Width of the hidden states that the router
@@ -59,6 +66,7 @@ class LearnedRouter(BaseRouter):
         "use_bias",
         "jitter",
         "noise_std",
+        "logit_softcap",
         "kernel_initializer",
         "bias_initializer",
         "kernel_regularizer",
@@ -73,6 +81,7 @@ class LearnedRouter(BaseRouter):
         use_bias: bool = False,
         jitter: float = 0.0,
         noise_std: float = 0.0,
+        logit_softcap: float = 0.0,
         kernel_initializer: str | keras.initializers.Initializer = (
             "glorot_uniform"
         ),
@@ -91,6 +100,7 @@ class LearnedRouter(BaseRouter):
         self.use_bias = checks.check_bool("use_bias", use_bias)
         self.jitter = checks.check_rate("jitter", jitter)
         self.noise_std = checks.check_weight("noise_std", noise_std)
+        self.logit_softcap = checks.check_weight("logit_softcap", logit_softcap)
         self.kernel_initializer = checks.check_initializer(
             "kernel_initializer", kernel_initializer
         )
@@ -145,7 +155,7 @@ class LearnedRouter(BaseRouter):
         return tokens @ ops.convert_to_tensor(self.kernel)
 
     def logits(self, batch: TokenBatch) -> Tensor:
-        """Return the logits `(T, E + N)` with jitter, bias, and noise."""
+        """Return the logits with jitter, bias, soft-cap, and noise."""
         tokens = batch.tokens
         if batch.training and self.jitter:
             tokens = tokens * keras.random.uniform(
@@ -158,6 +168,9 @@ class LearnedRouter(BaseRouter):
         logits = self.scores(tokens, batch)
         if self.bias is not None:
             logits = ops.add(logits, self.bias)
+        if self.logit_softcap:
+            cap = self.logit_softcap
+            logits = cap * ops.tanh(logits / cap)
         if batch.training and self.noise_std:
             logits = logits + self.noise_std * self.normal_like(logits)
         return logits

@@ -17,6 +17,7 @@ from keras_moe.compress.merged_router import MergedRouter
 
 MADE = {
     **ROUTERS,
+    "Router with a scale": lambda: Router(E, expert_scale=True),
     "GShardRouter threshold": lambda: GShardRouter(E, "threshold"),
     "TopPRouter normalized": lambda: ROUTERS["TopPRouter"](
         normalize_weights=True

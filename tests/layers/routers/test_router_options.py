@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-from backend import to_numpy
+from backend import to_numpy, value_and_gradients
 from router_zoo import arrays, logit_router
 
-from keras_moe import MoEBlock, Router
+from keras_moe import GShardRouter, MoEBlock, Router, routing
 
 
 def test_noise_std_adds_normal_noise_in_training():
@@ -14,6 +14,47 @@ def test_noise_std_adds_normal_noise_in_training():
     drawn = to_numpy(router(x, training=True).router_logits)
     assert drawn.std() == pytest.approx(0.5, rel=0.05)
     np.testing.assert_array_equal(to_numpy(router(x).router_logits), x)
+
+
+def test_square_root_of_softplus_by_hand():
+    """Softplus of `log(e^s - 1)` is s, so that the scores are 3, 2, and 1."""
+    router = logit_router(Router(3, 2, "sqrt_softplus"))
+    logits = np.log(np.exp([[9.0, 1.0, 4.0]]) - 1).astype("float32")
+    a = arrays(router(logits))
+    np.testing.assert_array_equal(a.expert_index, [0, 2])
+    np.testing.assert_allclose(a.combine_weights, [3 / 5, 2 / 5], rtol=1e-5)
+    np.testing.assert_allclose(a.router_probs, [[3 / 6, 1 / 6, 2 / 6]], 1e-5)
+
+
+@pytest.mark.parametrize(
+    "scoring, power", [("sigmoid", 1.0), ("sqrt_softplus", 0.5)]
+)
+@pytest.mark.parametrize("normalize_weights", [True, False])
+def test_scores_far_below_zero(scoring, power, normalize_weights):
+    """These scores are `exp(power * logit)`, which float32 rounds to zero."""
+
+    def weights(logits):
+        found = routing.top_k_assignment(
+            logits, 2, scoring, normalize_weights, conditions
+        )
+        return found.combine_weights
+
+    conditions = routing.Conditions(available=np.array([True, True, False]))
+    logits = np.array([[-250.0, -251, 9], [-1e4, -1e3, 9]], "float32")
+    y, (gradient,) = value_and_gradients(weights, logits)
+    assert np.isfinite(gradient).all()
+    second = 1 / (1 + np.exp(power))
+    wanted = np.array([1 - second, second, 1, 0]) * normalize_weights
+    np.testing.assert_allclose(y, wanted, rtol=1e-5)
+
+
+def test_a_soft_cap_by_hand():
+    """`tanh(log(3) / 2)` is 1/2; the cap comes behind the bias."""
+    router = Router(3, logit_softcap=2.0, use_bias=True)
+    logit_router(router).bias.assign([0, 0, 1])
+    x = np.array([[np.log(3), -1e3, -1]], "float32")
+    a = arrays(router(x))
+    np.testing.assert_allclose(a.router_logits, [[1, -2, 0]], atol=1e-6)
 
 
 def test_groups_limit_the_choice():
@@ -86,6 +127,36 @@ def test_a_scaling_factor_comes_last():
     np.testing.assert_allclose(a.combine_weights, wanted, rtol=1e-5)
 
 
+def test_normalized_inputs_by_hand():
+    """The root mean square of (3, 4, 0, 0) is 5/2, and `sqrt(D)` is 2."""
+    router = Router(4, normalize_inputs=True)
+    logit_router(router, 4).input_scale.assign([1, 2, 3, 4])
+    a = arrays(router(np.array([[3, 4, 0, 0], [0, 0, 0, 0]], "float32")))
+    wanted = [[0.6, 1.6, 0, 0], [0, 0, 0, 0]]
+    np.testing.assert_allclose(a.router_logits, wanted, atol=1e-6)
+
+
+def test_a_scale_of_each_expert_by_hand():
+    """It multiplies normalized weights, not those of null experts."""
+    router = Router(2, 2, expert_scale=True, num_null_experts=1)
+    logit_router(router).expert_scale_weight.assign([10, -2])
+    x = np.log([[1.0, 2, 1e-9], [3.0, 1e-9, 1]]).astype("float32")
+    a = arrays(router(x))
+    np.testing.assert_array_equal(a.expert_index, [1, 0, 0, 3])
+    wanted = [-4 / 3, 10 / 3, 7.5, 0.25]
+    np.testing.assert_allclose(a.combine_weights, wanted, rtol=1e-5)
+    np.testing.assert_allclose(a.router_probs[0], [1 / 3, 2 / 3], rtol=1e-5)
+
+
+def test_gshard_compares_weights_without_the_scale():
+    """The second weight, 1/3, is above the threshold; 0.1 * 1/3 is below."""
+    router = GShardRouter(3, "threshold", threshold=0.2, expert_scale=True)
+    logit_router(router).expert_scale_weight.assign([0.1, 0.1, 0.1])
+    a = arrays(router(np.log([[2.0, 1.0, 1e-9]]).astype("float32")))
+    np.testing.assert_array_equal(a.expert_index, [0, 1])
+    np.testing.assert_allclose(a.combine_weights, [2 / 30, 1 / 30], rtol=1e-5)
+
+
 def test_null_experts_by_hand():
     """The token's two best are expert 1 (weight 3/5) and identity (2/5).
 
@@ -123,6 +194,46 @@ def test_a_constant_null_expert_by_hand():
     block.null_experts.vectors.assign([[8.0, 4, 0, 0]])
     y = to_numpy(block(x))
     np.testing.assert_allclose(y, [[6, 3, 0, 0.25]], rtol=1e-4)
+
+
+def test_identity_null_experts_by_hand():
+    """Both null experts are chosen, with the softmax's 5/10 and 3/10."""
+    router = Router(
+        2,
+        2,
+        normalize_weights=False,
+        num_null_experts=2,
+        null_outputs="identity",
+    )
+    block = MoEBlock(2, 4, router=router)
+    block.build((None, 4))
+    router.kernel.assign(np.eye(4))
+    x = np.log([[1.0, 1, 5, 3]]).astype("float32")
+    y, a = block(x, return_assignment=True)
+    np.testing.assert_array_equal(to_numpy(a.expert_index), [3, 4])
+    np.testing.assert_allclose(to_numpy(y), 0.8 * x, rtol=1e-5)
+    assert not block.null_experts.weights
+
+
+def test_the_bias_of_identity_null_experts():
+    """It changes the choice; training moves the bias of experts only."""
+    router = Router(
+        2,
+        1,
+        expert_bias=True,
+        expert_bias_step=0.5,
+        num_null_experts=2,
+        null_outputs="identity",
+    )
+    logit_router(router, 4).expert_bias_weight.assign([0, 0, 2, 1])
+    x = np.array([[9, 0, 0, 0]] * 3, "float32")
+    a = arrays(router(x, training=True))
+    np.testing.assert_array_equal(a.expert_index, [3, 3, 3])
+    bias = router.expert_bias_weight
+    np.testing.assert_array_equal(bias.numpy(), [0, 0, 2, 1])
+    bias.assign([0, 0, 0, 1 / 4])
+    router(x, training=True)  # loads of 3 and 0
+    np.testing.assert_array_equal(bias.numpy(), [-0.5, 0.5, 0, 1 / 4])
 
 
 def test_zero_experts_cost_and_give_nothing():

@@ -18,6 +18,21 @@ E, K = 12, 3
 GROUPS = {"num_groups": 4, "top_k_groups": 2, "routed_scaling_factor": 2.5}
 ROUTERS = {
     "deepseek_v2": lambda: Router(E, K, normalize_weights=False, **GROUPS),
+    "deepseek_v4": lambda: Router(
+        E,
+        K,
+        "sqrt_softplus",
+        expert_bias=True,
+        expert_bias_step=0,
+        routed_scaling_factor=2.5,
+    ),
+    "gemma4": lambda: Router(
+        E, K, normalize_inputs=True, norm_epsilon=1e-3, expert_scale=True
+    ),
+    "gpt_oss": lambda: Router(E, K, "topk_softmax", use_bias=True),
+    "laguna": lambda: Router(
+        E, K, "sigmoid", logit_softcap=1.5, expert_bias=True
+    ),
     "mistral4": lambda: Router(E, K, group_score="two_best", **GROUPS),
 }
 
@@ -50,7 +65,9 @@ def oracle(tmp_path_factory):
     return out
 
 
-@pytest.mark.parametrize("name", cases(ROUTERS, everywhere=["mistral4"]))
+@pytest.mark.parametrize(
+    "name", cases(ROUTERS, everywhere=["deepseek_v4", "gemma4"])
+)
 def test_weights_and_gradients(oracle, name, monkeypatch):
     arrays = dict(np.load(oracle / f"{name}.npz"))
     router = ROUTERS[name]()
@@ -63,6 +80,8 @@ def test_weights_and_gradients(oracle, name, monkeypatch):
     y, gradients = backend.layer_gradients(Weights(router), arrays["x"])
     np.testing.assert_allclose(y, arrays["y"], atol=1e-6)
     got = {n.split("/")[-1]: g for n, g in gradients.items()}
+    if "expert_scale" in got:
+        got["expert_scale_weight"] = got.pop("expert_scale")
     wanted = {
         key.removeprefix("gradient:"): value
         for key, value in arrays.items()
