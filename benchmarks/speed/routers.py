@@ -57,6 +57,7 @@ def routers(shape):
         "PathwayRouter": keras_moe.PathwayRouter(E, K),
         "RuleRouter": keras_moe.RuleRouter(E),
         "ReLURouter": keras_moe.ReLURouter(E, K, max_experts=K),
+        "SparseMixerRouter": keras_moe.SparseMixerRouter(E),
         "TopPRouter": keras_moe.TopPRouter(E, top_k=K),
     }
 

@@ -39,6 +39,7 @@ from keras_moe.routing.soft import (
     soft_slot_logits,
     soft_weights,
 )
+from keras_moe.routing.sparse_mixer import sparse_mixer_assignment
 from keras_moe.routing.top_k import (
     GROUP_SCORES,
     SCORINGS,
@@ -81,6 +82,7 @@ __all__ = [
     "sinkhorn_assignment",
     "soft_slot_logits",
     "soft_weights",
+    "sparse_mixer_assignment",
     "token_choice",
     "top_k_assignment",
     "top_p_assignment",

@@ -329,6 +329,10 @@ def functions():
             routing.keep_best_groups,
             {"scores": logits, "num_groups": 2, "top_k_groups": 1, "best": 1},
         ),
+        "sparse_mixer_assignment": (
+            routing.sparse_mixer_assignment,
+            {"router_logits": logits, "noise": rows(), "draw": rows(2)},
+        ),
         "null_weight": (
             routing.null_weight,
             {"assignment": found, "pairs_per_token": 2},

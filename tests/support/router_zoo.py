@@ -64,6 +64,9 @@ ROUTERS = {
     "PathwayRouter": lambda **kw: keras_moe.PathwayRouter(E, **kw),
     "RuleRouter": lambda **kw: keras_moe.RuleRouter(E, **kw),
     "ReLURouter": lambda **kw: keras_moe.ReLURouter(E, **kw),
+    "SparseMixerRouter": lambda **kw: keras_moe.SparseMixerRouter(
+        E, margin=0.2, **kw
+    ),
     "TopPRouter": lambda **kw: keras_moe.TopPRouter(E, **kw),
 }
 NORMALIZED = {  # the weights of each computed token sum to one

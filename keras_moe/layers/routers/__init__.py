@@ -17,6 +17,7 @@ from keras_moe.layers.routers.pathway_router import PathwayRouter
 from keras_moe.layers.routers.relu_router import ReLURouter
 from keras_moe.layers.routers.router import Router
 from keras_moe.layers.routers.sinkhorn_router import SinkhornRouter
+from keras_moe.layers.routers.sparse_mixer_router import SparseMixerRouter
 from keras_moe.layers.routers.switch_router import SwitchRouter
 from keras_moe.layers.routers.top_p_router import TopPRouter
 
@@ -34,6 +35,7 @@ __all__ = [
     "Router",
     "RuleRouter",
     "SinkhornRouter",
+    "SparseMixerRouter",
     "SwitchRouter",
     "TopPRouter",
 ]

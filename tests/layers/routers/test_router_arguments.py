@@ -125,6 +125,8 @@ BAD = [
     (lambda: keras_moe.ReLURouter(6, max_experts=1), "max_experts"),
     (lambda: keras_moe.ReLURouter(6, l1_growth=1), "l1_growth"),
     (lambda: keras_moe.ReLURouter(6, l1_start=0), "l1_start"),
+    (lambda: keras_moe.SparseMixerRouter(1), "top_k"),
+    (lambda: keras_moe.SparseMixerRouter(6, margin=-1), "margin"),
     (lambda: keras_moe.TopPRouter(6, top_p=0), "top_p"),
     (lambda: keras_moe.TopPRouter(6, top_k=7), "top_k"),
     (lambda: keras_moe.TopPRouter(6, entropy_weight=-1), "entropy_weight"),

@@ -12,7 +12,7 @@ import pytest
 from cases import cases
 from elsewhere import run_on
 
-from keras_moe import Router, routing
+from keras_moe import Router, SparseMixerRouter, routing
 
 E, K = 12, 3
 GROUPS = {"num_groups": 4, "top_k_groups": 2, "routed_scaling_factor": 2.5}
@@ -34,7 +34,11 @@ ROUTERS = {
         E, K, "sigmoid", logit_softcap=1.5, expert_bias=True
     ),
     "mistral4": lambda: Router(E, K, group_score="two_best", **GROUPS),
+    "phimoe": lambda: SparseMixerRouter(E, margin=0.3),
 }
+
+
+EVERYWHERE = ("deepseek_v4", "gemma4", "phimoe")
 
 
 class Weights(keras.layers.Layer):
@@ -61,13 +65,11 @@ class Weights(keras.layers.Layer):
 def oracle(tmp_path_factory):
     """Return the folder of the tables and gradients of each router."""
     out = tmp_path_factory.mktemp("oracle")
-    run_on("torch", "router_oracle", out, *ROUTERS)
+    run_on("torch", "router_oracle", out, *ROUTERS, "phimoe_training")
     return out
 
 
-@pytest.mark.parametrize(
-    "name", cases(ROUTERS, everywhere=["deepseek_v4", "gemma4"])
-)
+@pytest.mark.parametrize("name", cases(ROUTERS, everywhere=EVERYWHERE))
 def test_weights_and_gradients(oracle, name, monkeypatch):
     arrays = dict(np.load(oracle / f"{name}.npz"))
     router = ROUTERS[name]()
@@ -91,3 +93,29 @@ def test_weights_and_gradients(oracle, name, monkeypatch):
     for weight, gradient in wanted.items():
         assert np.abs(gradient).max() > 0.01
         np.testing.assert_allclose(got[weight], gradient, atol=1e-5)
+
+
+def test_a_sparse_mixer_in_training(oracle, monkeypatch):
+    """The same random numbers give the same experts, weights, and gradients.
+
+    Transformers shortens a weight to 0.3333 of it, and here to a third.
+    """
+    arrays = dict(np.load(oracle / "phimoe_training.npz"))
+    columns = np.arange(E, dtype="int32")
+
+    def weights(x, kernel):
+        found = routing.sparse_mixer_assignment(
+            x @ kernel, 0.3, noise=arrays["noise"], draw=arrays["draw"]
+        )
+        return routing.dense_weights(found, 2, columns)
+
+    monkeypatch.setattr(backend, "upstream", lambda _: arrays["upstream"])
+    y, gradients = backend.value_and_gradients(
+        weights, arrays["x"], arrays["weight:kernel"]
+    )
+    np.testing.assert_allclose(y, arrays["y"], atol=5e-5)
+    assert (y > 0).sum() == 80 and (y.max(1) < 0.9).any()
+    wanted = [arrays[f"gradient:{name}"] for name in ("inputs", "kernel")]
+    for gradient, value in zip(gradients, wanted, strict=True):
+        assert np.abs(value).max() > 0.01
+        np.testing.assert_allclose(gradient, value, atol=1e-5)

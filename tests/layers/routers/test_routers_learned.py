@@ -14,6 +14,7 @@ from keras_moe import (
     MoEBlock,
     NoisyTopKRouter,
     SinkhornRouter,
+    SparseMixerRouter,
     SwitchRouter,
     losses,
     routing,
@@ -95,6 +96,38 @@ def test_noisy_top_k_is_plain_outside_training(rng):
     np.testing.assert_allclose(
         one.combine_weights, softmax(best).ravel(), rtol=1e-5
     )
+
+
+def test_sparse_mixer_by_hand():
+    """A logit z is near the best m if `m - z <= max(|z|, m) / 2`.
+
+    First token: 3 is near 4, 1 is near neither 4 nor 3. Second token: -1.5 is
+    near -1, and -3 is near -1.5.
+    """
+    router = logit_router(SparseMixerRouter(3, margin=0.25))
+    a = arrays(router(np.array([[1, 4, 3], [-1, -3, -1.5]], "float32")))
+    np.testing.assert_array_equal(a.expert_index, [1, 2, 0, 2])
+    e = np.exp
+    wanted = [1 / (1 + e(-1)), 1, 1 / (1 + e(-0.5)), 1 / (1 + e(-1.5))]
+    np.testing.assert_allclose(a.combine_weights, wanted, rtol=1e-5)
+
+
+def test_sparse_mixer_draws_by_the_softmax_in_training():
+    """A drawn expert that is not the best has a third or all of its weight."""
+    router = logit_router(SparseMixerRouter(3, margin=1.0, seed=1))
+    logits = np.array([1.0, 0.5, 0.25], "float32")
+    a = arrays(router(np.tile(logits, (4000, 1)), training=True))
+    first = a.expert_index[::2]
+    probs = softmax(logits)
+    share = np.bincount(first, minlength=3) / 4000
+    np.testing.assert_allclose(share, probs, atol=0.03)
+    ratio = a.combine_weights[::2] / probs[first]
+    np.testing.assert_allclose(ratio[first == 0], 1, rtol=1e-5)
+    is_whole = np.abs(ratio[first != 0] - 1) < 1e-5
+    assert is_whole.mean() == pytest.approx(0.25, abs=0.04)
+    shortened = ratio[first != 0][~is_whole]
+    np.testing.assert_allclose(shortened, 1 / 3, rtol=1e-4)
+    assert (a.expert_index[::2] != a.expert_index[1::2]).all()
 
 
 def test_load_loss_as_vmoe_derives_it():
