@@ -19,7 +19,7 @@ from keras_moe._tensorflow import is_recorded
 from keras_moe.kernels.reference import FFNWeights, ffn
 from keras_moe.kernels.tensorflow import one_expert as one
 from keras_moe.kernels.tensorflow.gated_units import light_activation
-from keras_moe.types import Activation, Tensor
+from keras_moe.types import Activation, GatedUnit, Tensor
 
 
 def grouped_matmul(x: Tensor, kernel: Tensor, group_sizes: Tensor) -> Tensor:
@@ -39,7 +39,9 @@ def grouped_ffn(
 
     def predicted(rows: Tensor, *slices: Tensor) -> Tensor:
         own = FFNWeights(**dict(zip(banks, slices, strict=True)))
-        return ffn(rows, own, light_activation(activation))
+        is_unit = isinstance(activation, GatedUnit)
+        unit = light_activation(activation) if is_unit else activation
+        return ffn(rows, own, unit)
 
     expert = predicted
     if is_recorded():
