@@ -9,10 +9,6 @@ import keras_moe
 from keras_moe import MoEBlock, Router
 
 D = 6
-only_torch = pytest.mark.skipif(
-    BACKEND != "torch",
-    reason="JAX and TensorFlow return no state from a function they repeat",
-)
 SCHEDULE = keras.optimizers.schedules.PolynomialDecay(0.5, 10)
 
 

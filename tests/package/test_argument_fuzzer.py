@@ -8,7 +8,7 @@ or TypeError that names an argument and the received value.
 import json
 import warnings
 
-import argument_cases as cases
+import argument_cases
 import argument_fuzzing as fuzzing
 import numpy as np
 import pytest
@@ -16,10 +16,10 @@ import pytest
 import keras_moe
 from keras_moe import callbacks, compress, distribution, export, training
 
-LAYERS = cases.layers()
-OBJECTS = cases.plain_objects()
-FUNCTIONS = cases.functions()
-MODELS = cases.whole_models()
+LAYERS = argument_cases.layers()
+OBJECTS = argument_cases.plain_objects()
+FUNCTIONS = argument_cases.functions()
+MODELS = argument_cases.whole_models()
 ALL = {**LAYERS, **OBJECTS, **FUNCTIONS, **MODELS}
 
 
@@ -242,13 +242,15 @@ TOOLS = {
     "find_blocks": (lambda: callbacks.find_blocks("x"), "model"),
     "save_model": (lambda: distribution.save_model("x", "a.keras"), "model"),
     "save_model path": (
-        lambda: distribution.save_model(cases.classifier(), 3),
+        lambda: distribution.save_model(argument_cases.classifier(), 3),
         "path",
     ),
     "load_backup": (lambda: distribution.load_backup("x", "saves"), "model"),
     "data_parallel": (lambda: distribution.data_parallel("x"), "model"),
     "fully_sharded": (
-        lambda: distribution.data_parallel(cases.classifier(), "False"),
+        lambda: distribution.data_parallel(
+            argument_cases.classifier(), "False"
+        ),
         "fully_sharded",
     ),
     "shard_experts": (lambda: distribution.shard_experts("x"), "model"),
@@ -275,7 +277,9 @@ TOOLS = {
     "space": (lambda: training.hypermodel(len, num_expert=(2,)), "num_expert"),
     "merge_experts": (lambda: compress.merge_experts(3, 2), "model"),
     "by": (
-        lambda: compress.merge_experts(cases.classifier(), 2, by="outptu"),
+        lambda: compress.merge_experts(
+            argument_cases.classifier(), 2, by="outptu"
+        ),
         "by",
     ),
     "lent_banks": (
@@ -284,11 +288,15 @@ TOOLS = {
     ),
     "export": (lambda: export.export(3, "new_folder"), "model"),
     "format": (
-        lambda: export.export(cases.classifier(), "new_folder", "tflite"),
+        lambda: export.export(
+            argument_cases.classifier(), "new_folder", "tflite"
+        ),
         "format",
     ),
     "verify": (
-        lambda: export.export(cases.classifier(), "new", verify="False"),
+        lambda: export.export(
+            argument_cases.classifier(), "new", verify="False"
+        ),
         "verify",
     ),
     "load": (lambda: export.load(3), "path"),
@@ -298,8 +306,8 @@ TOOLS = {
         "layout_map",
     ),
     "bootstrap": (
-        lambda: keras_moe.Ensemble([cases.built_model()]).fit_members(
-            np.zeros((2, cases.D)), bootstrap="False"
+        lambda: keras_moe.Ensemble([argument_cases.built_model()]).fit_members(
+            np.zeros((2, argument_cases.D)), bootstrap="False"
         ),
         "bootstrap",
     ),

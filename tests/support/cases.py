@@ -2,6 +2,8 @@
 
 import pytest
 
+on_one = pytest.mark.one_backend
+
 
 def cases(names, everywhere):
     """Return names as parameters of a test.
@@ -14,6 +16,3 @@ def cases(names, everywhere):
         pytest.param(name, marks=() if name in everywhere else on_one)
         for name in names
     ]
-
-
-on_one = pytest.mark.one_backend

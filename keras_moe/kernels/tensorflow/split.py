@@ -36,12 +36,12 @@ def grouped_ffn(
 ) -> Tensor:
     """Run the whole network of one expert before that of the next one."""
     banks = {n: w for n, w in weights._asdict().items() if w is not None}
+    is_unit = isinstance(activation, GatedUnit)
+    light = light_activation(activation) if is_unit else activation
 
     def predicted(rows: Tensor, *slices: Tensor) -> Tensor:
         own = FFNWeights(**dict(zip(banks, slices, strict=True)))
-        is_unit = isinstance(activation, GatedUnit)
-        unit = light_activation(activation) if is_unit else activation
-        return ffn(rows, own, unit)
+        return ffn(rows, own, light)
 
     expert = predicted
     if is_recorded():

@@ -57,13 +57,13 @@ def activated(
         up, gate: `(n, F)`, before the activation. `gate` is None for experts
             without a gate.
     """
-    function = light_activation(activation)
-    if gate is None:
-        return function(up)
     if type(activation) is ClippedSwiGLU:
         return gated_units.hidden_units(activation, gate, up)
     if isinstance(activation, GatedUnit):
         return activation(gate, up)
+    function = light_activation(activation)
+    if gate is None:
+        return function(up)
     hidden = function(gate)
     if hidden.data_ptr() == gate.data_ptr():  # the activation is the identity
         return hidden * up
